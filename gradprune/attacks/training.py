@@ -1,0 +1,117 @@
+"""Training in memory: one-cycle SGD over two tensors, no DataLoader, no workers."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from gradprune.datasets import ImageSet
+from gradprune.errors import InputError, require
+
+RECIPE: dict[str, Any] = dict(
+    epochs=10,             # passes over the training set
+    batch_size=128,        # images per step
+    max_lr=0.1,            # peak of the one-cycle schedule (Smith & Topin, 2017, arXiv:1708.07120)
+    warm_up=0.25,          # share of the steps before the peak
+    momentum=0.9,          # Nesterov
+    weight_decay=5e-4,     # on all parameters
+    shift=2,               # random shift, pixels in each direction; edges are mirrored
+    flip=False,            # random left-right flips: right for photographs, wrong for signs
+    label_smoothing=0.0,   # share of the target probability spread over all classes
+)
+
+
+@dataclass
+class TrainingResult:
+    """The trained model, one history row an epoch (epoch, loss, acc), wall seconds, and whether it was cut short."""
+
+    model: nn.Module
+    history: list[dict[str, float]]
+    seconds: float
+    interrupted: bool
+
+
+def shift_and_flip(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Shift each image by up to `shift` pixels (edges mirrored) and flip half of them if asked.
+
+    images: float (N, C, H, W), any device; returns the same shape. Random numbers come from the (CPU) generator.
+    """
+    n, _, height, width = images.shape
+    device = images.device
+    padded = F.pad(images, [shift] * 4, mode="reflect")
+    offset = torch.randint(0, 2 * shift + 1, (2, n, 1), generator=generator).to(device)
+    rows = torch.arange(height, device=device) + offset[0]
+    columns = torch.arange(width, device=device) + offset[1]
+    if flip:
+        flipped = (torch.rand(n, 1, generator=generator) < 0.5).to(device)
+        columns = torch.where(flipped, columns.flip(1), columns)
+    return padded.permute(0, 2, 3, 1)[torch.arange(n, device=device)[:, None, None], rows[:, :, None],
+                                      columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = True, **changes: Any) -> TrainingResult:
+    """Train `model` in place on its own device; the model comes back in eval mode.
+
+    images: the training set, clean or poisoned. changes: any value of `RECIPE`.
+    Ctrl-C stops after the current step and keeps the weights reached. Random numbers depend on `seed` alone.
+    Raises InputError for unknown settings, an empty set, or a loss that is no longer finite.
+    """
+    extra = set(changes) - set(RECIPE)
+    require(not extra, f"Unknown training setting {', '.join(sorted(extra))}; known: {', '.join(RECIPE)}.")
+    recipe = RECIPE | changes
+    require(len(images) > 0, "the training set is empty.")
+    require(recipe["epochs"] >= 1 and recipe["batch_size"] >= 1, "epochs and batch_size must be at least 1.")
+    device = next(model.parameters()).device
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = images.to(device)
+    steps = -(-len(images) // recipe["batch_size"]) * recipe["epochs"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe["max_lr"], momentum=recipe["momentum"],
+                                weight_decay=recipe["weight_decay"], nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["max_lr"], total_steps=steps,
+                                                   pct_start=recipe["warm_up"])
+    generator = torch.Generator().manual_seed(seed)
+    history: list[dict[str, float]] = []
+    interrupted, start = False, time.perf_counter()
+    bar = tqdm(total=steps, desc="training", unit="step", disable=not progress, leave=False)
+    with torch.random.fork_rng(devices=[]), bar:
+        torch.manual_seed(seed)  # dropout draws from the global state
+        try:
+            for epoch in range(1, recipe["epochs"] + 1):
+                row = _epoch(model, images, optimizer, schedule, generator, recipe, bar)
+                history.append({"epoch": epoch, **row})
+        except KeyboardInterrupt:
+            interrupted = True
+    model.eval()
+    return TrainingResult(model, history, time.perf_counter() - start, interrupted)
+
+
+def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer, schedule: Any,
+           generator: torch.Generator, recipe: dict[str, Any], bar: Any) -> dict[str, float]:
+    """One pass over the images; returns its mean loss and accuracy (on augmented images, while training)."""
+    model.train()
+    device = images.images.device
+    order = torch.randperm(len(images), generator=generator).to(device)
+    loss_sum, correct, seen = 0.0, 0, 0
+    for batch in order.split(recipe["batch_size"]):
+        labels = images.labels[batch]
+        x = shift_and_flip(images.images[batch].float() / 255, recipe["shift"], recipe["flip"], generator)
+        with torch.autocast(device.type, enabled=device.type == "cuda"):
+            logits = model(x.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits, labels, label_smoothing=recipe["label_smoothing"])
+        value = loss.item()
+        if value != value or value == float("inf"):
+            raise InputError(f"training diverged: the loss became {value}; try a smaller max_lr than {recipe['max_lr']}.")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        loss_sum += value * len(batch)
+        correct += int((logits.argmax(1) == labels).sum())
+        seen += len(batch)
+        bar.update()
+        bar.set_postfix(loss=f"{loss_sum / seen:.3f}", acc=f"{correct / seen:.3f}", refresh=False)
+    return {"loss": loss_sum / seen, "acc": correct / seen}

@@ -1,0 +1,109 @@
+"""Images and labels as two tensors in memory, and the defender's few images drawn from them."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradprune.errors import InputError, require
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A labelled set of images that lives in memory as two tensors.
+
+    images: uint8 (N, C, H, W), values 0..255.
+    labels: int64 (N,), values 0..len(classes)-1.
+    classes: the class names, in label order.
+    Raises InputError for any other type, shape or range.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        images, labels, count = self.images, self.labels, len(self.classes)
+        require(images.dtype == torch.uint8 and images.ndim == 4,
+                f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}.")
+        require(images.shape[1] in (1, 3), f"images must have 1 or 3 channels, got {images.shape[1]}.")
+        require(labels.dtype == torch.int64 and labels.shape == images.shape[:1],
+                f"labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}.")
+        if len(labels):
+            low, high = int(labels.min()), int(labels.max())
+            require(0 <= low and high < count, f"labels must lie in 0..{count - 1}, got {low}..{high}.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        n, c, h, w = self.images.shape
+        return f"ImageSet({n} images, {c}x{h}x{w}, {len(self.classes)} classes)"
+
+    def floats(self) -> Tensor:
+        """The images as float32 in [0, 1], shape (N, C, H, W): what triggers and models take."""
+        return self.images.float() / 255
+
+    def subset(self, indices: Tensor) -> "ImageSet":
+        """The images at `indices` (int64 positions or a bool mask), in that order."""
+        return ImageSet(self.images[indices], self.labels[indices], self.classes)
+
+    def check_target(self, target: int) -> None:
+        """Raise InputError unless `target` is one of the labels."""
+        require(0 <= target < len(self.classes), f"target must be a class in 0..{len(self.classes) - 1}, got {target}.")
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """The same set with both tensors on `device`."""
+        return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
+
+
+class Dataset(NamedTuple):
+    """The three parts that never mix: the attacker trains on `train`, the defender draws its few clean
+    images from `defense` (never seen in training), and `test` is for the final figures alone."""  # noqa: D209
+
+    train: ImageSet
+    defense: ImageSet
+    test: ImageSet
+
+
+class DefenseImages(NamedTuple):
+    """The defender's few clean images: a training part and a validation part."""
+
+    train: ImageSet
+    validation: ImageSet
+
+
+def draw_defense_images(pool: ImageSet, spc: int, seed: int = 0) -> DefenseImages:
+    """Draw `spc` images per class and split off a validation part.
+
+    Validation is 10 % of spc, at least one image per class. Up to spc 9 that one comes on top
+    (2 -> 2 + 1); from 10 on it is part of spc (10 -> 9 + 1, 100 -> 90 + 10).
+    Raises InputError where a class has too few images, naming the class.
+    """
+    require(spc >= 1, f"spc (images per class) must be at least 1, got {spc}.")
+    validation = max(1, round(0.1 * spc))
+    training = spc if spc < 10 else spc - validation
+    generator = torch.Generator().manual_seed(seed)
+    train, held = [], []
+    for label, name in enumerate(pool.classes):
+        members = torch.nonzero(pool.labels.cpu() == label).flatten()
+        if len(members) < training + validation:
+            raise InputError(f"spc={spc} needs {training + validation} images of each class "
+                             f"({training} to train, {validation} to validate), but class {name!r} has {len(members)}.")
+        chosen = members[torch.randperm(len(members), generator=generator)]
+        train.append(chosen[:training])
+        held.append(chosen[training:training + validation])
+    return DefenseImages(pool.subset(torch.cat(train)), pool.subset(torch.cat(held)))
+
+
+def split_off(images: ImageSet, share: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """Split off `share` (0..1) of every class, at least one image of each; returns (rest, split-off)."""
+    require(0 < share < 1, f"share must lie between 0 and 1, got {share}.")
+    generator = torch.Generator().manual_seed(seed)
+    off = torch.zeros(len(images), dtype=torch.bool)
+    for label in range(len(images.classes)):
+        members = torch.nonzero(images.labels == label).flatten()
+        count = min(max(1, round(share * len(members))), len(members))
+        off[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return images.subset(~off), images.subset(off)

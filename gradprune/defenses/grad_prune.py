@@ -1,0 +1,56 @@
+"""Grad-Prune: unlearn a backdoor by pruning filters along the unlearning gradient, then fine-tune.
+
+Source: Dunnett, Arablouei, Miller, Dedeoglu & Jurdak, 2024, arXiv:2405.03918.
+"""
+
+import copy
+import time
+
+from torch import nn
+
+from gradprune.datasets import ImageSet, draw_defense_images
+from gradprune.defenses.result import DefenseResult
+from gradprune.errors import require, unknown
+from gradprune.models.inference import predict
+from gradprune.pruning import RECIPES, SCORES, fine_tune, pair_up
+from gradprune.pruning.filters import filters
+
+
+def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, recipe: str = "paper",
+               score: str = "gradient", alpha: float = 0.10, patience: int = 10, tune: bool = True, seed: int = 0,
+               progress: bool = True) -> DefenseResult:
+    """Remove a backdoor from a copy of `model`; the given model is not changed.
+
+    clean: the defender's clean images, of which `spc` per class are drawn (see `draw_defense_images`); never the
+    test set. trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range. recipe: a name in `RECIPES`;
+    score: a name in `SCORES`; alpha, patience: when to stop (see `paper`). tune: fine-tune after pruning.
+    Runs on the model's device. Ctrl-C ends the current stage and keeps what is finished.
+    Raises InputError for bad arguments, too few images, a model without convolutions or losses that are not finite.
+
+        victim = gradprune.load_victim("badnets")
+        result = gradprune.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=10)
+    """
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    if score not in SCORES:
+        raise unknown("score", score, SCORES)
+    images = draw_defense_images(clean, spc, seed)
+    device = next(model.parameters()).device
+    train, validation = (pair_up(part, trigger, device) for part in images)
+    outputs = predict(model, validation.clean).shape[1]
+    require(outputs >= len(clean.classes),
+            f"the model knows {outputs} classes, but the defence images have {len(clean.classes)}.")
+    pruned = copy.deepcopy(model)
+    found = filters(pruned, validation.clean[:1])
+    start = time.perf_counter()
+    outcome = RECIPES[recipe](pruned, found, train, validation, score=score, alpha=alpha, patience=patience,
+                              progress=progress)
+    seconds = {"prune": time.perf_counter() - start}
+    history, final = outcome.history, pruned
+    if tune and not outcome.interrupted:
+        start = time.perf_counter()
+        final = copy.deepcopy(pruned)
+        history = history + fine_tune(final, outcome.mask, train, validation, seed=seed, progress=progress)
+        seconds["tune"] = time.perf_counter() - start
+    settings = dict(recipe=recipe, score=score, spc=spc, alpha=alpha, patience=patience, seed=seed)
+    return DefenseResult(final, pruned, outcome.mask, history, seconds, outcome.stopped, settings, outcome.interrupted)

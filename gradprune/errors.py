@@ -1,0 +1,22 @@
+"""The one exception for bad input, and the sentence that offers the nearest names."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Bad input, told in one sentence: the argument, what came, what was expected."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
+    """Build the error for a name that nobody knows, with the nearest known names."""
+    known = sorted(known)
+    near = get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}."
+    return InputError(f"Unknown {kind} {str(name)!r}; {hint}")
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise `InputError(sentence)` unless the condition holds."""
+    if not condition:
+        raise InputError(sentence)

@@ -1,0 +1,53 @@
+"""The four figures of every table here: ACC, ASR, RA and DER, counted on the test set."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from gradprune.datasets import ImageSet
+from gradprune.errors import require
+from gradprune.models.inference import predict
+
+
+class Metrics(NamedTuple):
+    """Shares in 0..1. ASR and RA are counted on images whose true class is not the target.
+
+    acc: clean images classified correctly. asr: triggered images sent to the target (attack success rate).
+    ra: triggered images still given their true class (robust accuracy).
+    """
+
+    acc: float
+    asr: float
+    ra: float
+
+    def __str__(self) -> str:
+        return f"ACC {self.acc:.1%}  ASR {self.asr:.1%}  RA {self.ra:.1%}"
+
+
+def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int, batch_size: int = 500) -> Metrics:
+    """ACC, ASR and RA of a model on a test set under a trigger, in one call.
+
+    Raises InputError for an empty set, a target out of range, or a set that holds the target class alone.
+    """
+    require(len(test) > 0, "the test set is empty.")
+    test.check_target(target)
+    others = test.subset(test.labels != target)
+    require(len(others) > 0, f"every test image is of the target class {target}: ASR and RA are undefined.")
+    acc = (predict(model, test.floats(), batch_size).argmax(1).cpu() == test.labels.cpu()).sum().item() / len(test)
+    with torch.no_grad():
+        triggered = trigger(others.floats())
+    answers = predict(model, triggered, batch_size).argmax(1).cpu()
+    asr = (answers == target).sum().item() / len(others)
+    ra = (answers == others.labels.cpu()).sum().item() / len(others)
+    return Metrics(acc, asr, ra)
+
+
+def der(before: Metrics, after: Metrics) -> float:
+    """Defence effectiveness rating: (max(0, ASR drop) - max(0, ACC drop) + 1) / 2, in 0..1; 0.5 is no effect.
+
+    Source: Zhu et al., 2023 (FT-SAM, arXiv:2304.11823).
+    """
+    return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2
+
+

@@ -1,0 +1,40 @@
+"""A small VGG (after Simonyan & Zisserman, 2015, arXiv:1409.1556): six convolutions, ELU, dropout."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from gradprune.errors import require
+from gradprune.models.layers import Normalize
+
+
+class SmallVGG(nn.Module):
+    """Three stages of two (3x3 convolution -> BatchNorm -> ELU), each closed by max-pooling and dropout.
+
+    Takes float images (N, channels, size, size) in [0, 1]; returns logits (N, num_classes).
+    width: filters of the first stage, doubled at each later one. The defaults (no shift, no scale in the
+    first layer) are those of the public I-BAU checkpoints, whose state dict fits as it is.
+    """
+
+    def __init__(self, num_classes: int, width: int = 32, channels: int = 3, size: int = 32,
+                 mean: float | list[float] = 0.0, std: float | list[float] = 1.0,
+                 dropout: Sequence[float] = (0.3, 0.4, 0.4)) -> None:
+        super().__init__()
+        require(num_classes >= 2, f"num_classes must be at least 2, got {num_classes}.")
+        require(width >= 1, f"width must be at least 1, got {width}.")
+        require(size >= 8, f"size must be at least 8 pixels, got {size}.")
+        self.normalize = Normalize(mean, std)
+        layers: list[nn.Module] = []
+        inputs = channels
+        for stage, rate in enumerate(dropout):
+            outputs = width * 2**stage
+            for _ in range(2):
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ELU()]
+                inputs = outputs
+            layers += [nn.MaxPool2d(2), nn.Dropout(rate)]
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(inputs * (size // 2 ** len(dropout)) ** 2, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: float (N, C, H, W) in [0, 1] -> logits (N, num_classes)."""
+        return self.classifier(self.features(self.normalize(images)).flatten(1))

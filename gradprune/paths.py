@@ -1,0 +1,53 @@
+"""Where files live, and how they are written: whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+from gradprune.errors import InputError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def data_folder() -> Path:
+    """The shipped data: `data/` of the repository, or the copy inside an installed wheel."""
+    repository = _PACKAGE.parent / "data"
+    return repository if (repository / "checkpoints").is_dir() else _PACKAGE / "_data"
+
+
+def cache_folder() -> Path:
+    """The user's cache folder (`GRADPRUNE_CACHE` overrides it); not created here."""
+    return Path(os.environ.get("GRADPRUNE_CACHE") or platformdirs.user_cache_dir("gradprune"))
+
+
+def output_folder(folder: str | Path) -> Path:
+    """Create a folder for results and prove that it can be written; raises InputError otherwise."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"Cannot write to folder {str(folder)!r}: {error.strerror or error}.") from None
+    return folder
+
+
+def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Let `write(temporary)` fill a temporary file beside `path`, then rename it over `path`.
+
+    After a crash at any point `path` holds either its old content or the whole new one.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=output_folder(path.parent), prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

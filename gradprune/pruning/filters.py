@@ -1,0 +1,161 @@
+"""The filters of a model: find them, name them, silence them, and hold them silent.
+
+A filter is one output channel of one convolution. All filters of a model stand in one list, in module order;
+scores and masks are flat tensors along that list.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.errors import InputError, require
+from gradprune.pruning.pairing import batch_norm_of
+
+
+class Filter(NamedTuple):
+    """One filter: the convolution's name in the model and the output channel's index."""
+
+    layer: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}[{self.index}]"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution: its name, the BatchNorm that its filters feed one-to-one (or None), how many filters it has,
+    where they start in the flat list, and a filter's weight shape (inputs, height, width)."""  # noqa: D209
+
+    name: str
+    norm: str | None
+    count: int
+    start: int
+    shape: tuple[int, ...]
+
+
+class Filters:
+    """All filters of a model, in one flat list; `print` shows them layer by layer."""
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        self.layers = tuple(layers)
+        self._starts = [layer.start for layer in self.layers]
+
+    def __len__(self) -> int:
+        return sum(layer.count for layer in self.layers)
+
+    def __getitem__(self, position: int) -> Filter:
+        if not 0 <= position < len(self):
+            raise IndexError(f"filter position must lie in 0..{len(self) - 1}, got {position}")
+        layer = self.layer_of(position)
+        return Filter(layer.name, position - layer.start)
+
+    def layer_of(self, position: int) -> Layer:
+        """The layer that holds this position of the flat list."""
+        return self.layers[bisect_right(self._starts, position) - 1]
+
+    def position(self, layer: str, index: int) -> int:
+        """The flat position of a filter; raises InputError for an unknown layer or index."""
+        for entry in self.layers:
+            if entry.name == layer:
+                require(0 <= index < entry.count, f"layer {layer!r} has filters 0..{entry.count - 1}, got {index}.")
+                return entry.start + index
+        raise InputError(f"no convolution is named {layer!r}; there are {', '.join(entry.name for entry in self.layers)}.")
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [f"{len(self)} filters in {len(self.layers)} convolutions",
+                 f"  {'layer':<{width}}  filters  each looks at  silenced with"]
+        for layer in self.layers:
+            looks = "x".join(map(str, layer.shape))
+            lines.append(f"  {layer.name:<{width}}  {layer.count:>7}  {looks:>13}  {layer.norm or 'its own weights alone'}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def filters(model: nn.Module, example: Tensor | None = None) -> Filters:
+    """Find all filters of a model and the BatchNorm that follows each one-to-one.
+
+    example: a float image batch (1, C, H, W) for the trace; by default zeros of 32, 64, then 224 pixels are tried.
+    Raises InputError for a model without convolutions, one that cannot be run, or parametrized convolutions.
+    """
+    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    require(len(convolutions) > 0, "the model has no Conv2d layer, so there is no filter to prune.")
+    for name, module in convolutions.items():
+        require(isinstance(module.weight, nn.Parameter),
+                f"the weights of {name!r} are computed (parametrized); remove the parametrization first.")
+    norms = batch_norm_of(model, example)
+    layers, start = [], 0
+    for name, module in convolutions.items():
+        count = module.out_channels
+        layers.append(Layer(name, norms.get(name), count, start, tuple(module.weight.shape[1:])))
+        start += count
+    return Filters(layers)
+
+
+def silence(model: nn.Module, found: Filters, positions: Iterable[int]) -> None:
+    """Make filters silent: weights and bias zero, and scale and shift of the BatchNorm that follows one-to-one.
+
+    Their output channels are exactly zero from then on. positions: places in the flat list.
+    """
+    with torch.no_grad():
+        for position in positions:
+            for tensor in own_tensors(model, found, position):
+                tensor.zero_()
+
+
+def own_tensors(model: nn.Module, found: Filters, position: int) -> list[Tensor]:
+    """Views of all numbers that belong to one filter: weights, bias, BatchNorm scale and shift (where present)."""
+    layer = found.layer_of(position)
+    modules = [model.get_submodule(layer.name)] + ([model.get_submodule(layer.norm)] if layer.norm else [])
+    index = position - layer.start
+    tensors = [getattr(module, kind) for module in modules for kind in ("weight", "bias")]
+    return [tensor.data[index] for tensor in tensors if tensor is not None]
+
+
+class FilterMask:
+    """Which filters have been removed, in the order they fell; they stay silent.
+
+    Works with any training loop: `mask.hold(optimizer, model)` silences them again after each step.
+    """
+
+    def __init__(self, found: Filters, removed: Iterable[int] = ()) -> None:
+        self.filters = found
+        self.positions = list(removed)
+
+    @property
+    def removed(self) -> list[Filter]:
+        """The removed filters, first removed first."""
+        return [self.filters[position] for position in self.positions]
+
+    @property
+    def alive(self) -> Tensor:
+        """Bool (number of filters,): True where the filter is still there."""
+        alive = torch.ones(len(self.filters), dtype=torch.bool)
+        alive[self.positions] = False
+        return alive
+
+    def remove(self, model: nn.Module, position: int) -> None:
+        """Silence one more filter of the model; raises InputError if it has been removed before."""
+        require(position not in self.positions, f"filter {self.filters[position]} has been removed already.")
+        silence(model, self.filters, [position])
+        self.positions.append(position)
+
+    def apply(self, model: nn.Module) -> None:
+        """Silence all removed filters in a model (again)."""
+        silence(model, self.filters, self.positions)
+
+    def hold(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        """Keep them silent in training: after each optimizer step the mask is applied; `.remove()` lets go."""
+        return optimizer.register_step_post_hook(lambda *_: self.apply(model))
+
+    def __str__(self) -> str:
+        names = ", ".join(map(str, self.removed[:6])) + (" ..." if len(self.positions) > 6 else "")
+        return f"{len(self.positions)} of {len(self.filters)} filters removed" + (f": {names}" if names else "")
+
+    __repr__ = __str__

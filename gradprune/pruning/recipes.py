@@ -1,0 +1,113 @@
+"""Pruning recipes: which filter goes next, when to stop, and which state to keep."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm.auto import tqdm
+
+from gradprune.errors import require
+from gradprune.models.inference import evaluating
+from gradprune.pruning.filters import FilterMask, Filters, own_tensors
+from gradprune.pruning.unlearning import Pairs, filter_scores
+
+
+class Validation(NamedTuple):
+    """What a round measures on the validation part: clean accuracy (0..1), clean loss, unlearning loss."""
+
+    acc: float
+    clean_loss: float
+    unlearning_loss: float
+
+
+@dataclass
+class Pruned:
+    """What a recipe returns: the mask to keep, one history row a round, and why it stopped.
+
+    Row 0 is the given model. Rows after the kept state are rounds that were tried and taken back.
+    """
+
+    mask: FilterMask
+    history: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str = ""
+    interrupted: bool = False
+
+
+def validate(model: nn.Module, pairs: Pairs) -> Validation:
+    """Measure a model on clean and triggered validation images in one forward pass; the model is not changed."""
+    with evaluating(model), torch.inference_mode():
+        logits = model(torch.cat([pairs.clean, pairs.triggered]))
+    clean, triggered = logits[: len(pairs.labels)], logits[len(pairs.labels):]
+    acc = (clean.argmax(1) == pairs.labels).float().mean().item()
+    return Validation(acc, F.cross_entropy(clean, pairs.labels).item(),
+                      F.cross_entropy(triggered, pairs.labels).item())
+
+
+def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, score: str = "gradient",
+          alpha: float = 0.10, patience: int = 10, progress: bool = True) -> Pruned:
+    """The paper's greedy rule: remove the best-scoring living filter, one a round; `model` is pruned in place.
+
+    Stops when validation accuracy has fallen by `alpha` (0..1), after `patience` rounds without a lower validation
+    unlearning loss, or when one filter is left; then goes back to the round with the lowest such loss among those
+    that lost less than alpha. Ctrl-C stops the rounds the same way. Source: Dunnett et al., 2024.
+    """
+    require(0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
+    require(patience >= 1, f"patience must be at least 1 round, got {patience}.")
+    mask, undo = FilterMask(found), []
+    start = validate(model, validation)
+    result = Pruned(mask, [_row(0, mask, start)])
+    best, best_round = start.unlearning_loss, 0
+    bar = tqdm(total=len(found) - 1, desc="pruning", unit="filter", disable=not progress, leave=False)
+    with bar:
+        try:
+            while len(mask.positions) < len(found) - 1:
+                scores, loss = filter_scores(model, found, train.triggered, train.labels, score)
+                position = int(scores.masked_fill(~mask.alive, -torch.inf).argmax())
+                undo.append(_saved(model, found, position))
+                mask.remove(model, position)
+                now = validate(model, validation)
+                round_ = len(mask.positions)
+                result.history.append(_row(round_, mask, now, score=float(scores[position]), train_loss=loss))
+                bar.update()
+                bar.set_postfix(loss=f"{now.unlearning_loss:.3f}", acc=f"{now.acc:.2f}", refresh=False)
+                if start.acc - now.acc >= alpha - 1e-6:
+                    result.stopped = f"validation accuracy fell by {start.acc - now.acc:.0%} (alpha is {alpha:.0%})"
+                    break
+                if now.unlearning_loss < best:
+                    best, best_round = now.unlearning_loss, round_
+                if round_ - best_round >= patience:
+                    result.stopped = f"{patience} rounds without a lower validation loss"
+                    break
+            else:
+                result.stopped = "one filter was left"
+        except KeyboardInterrupt:
+            result.stopped, result.interrupted = "interrupted", True
+    for restore in reversed(undo[best_round:]):
+        restore()
+    result.mask = FilterMask(found, mask.positions[:best_round])
+    return result
+
+
+def _saved(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:
+    """Keep a copy of one filter's numbers; the returned call puts them back."""
+    tensors = own_tensors(model, found, position)
+    copies = [tensor.clone() for tensor in tensors]
+
+    def restore() -> None:
+        for tensor, copy in zip(tensors, copies, strict=True):
+            tensor.copy_(copy)
+
+    return restore
+
+
+def _row(round_: int, mask: FilterMask, now: Validation, **more: Any) -> dict[str, Any]:
+    """One history row: the round, the filter that fell in it, and the validation figures after it."""
+    fallen = mask.removed[-1] if mask.positions else None
+    return {"stage": "prune", "round": round_, "layer": fallen and fallen.layer, "index": fallen and fallen.index,
+            **more, "val_acc": now.acc, "val_clean_loss": now.clean_loss, "val_unlearning_loss": now.unlearning_loss}
+
+
+RECIPES: dict[str, Callable[..., Pruned]] = {"paper": paper}

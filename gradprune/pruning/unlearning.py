@@ -1,0 +1,102 @@
+"""The unlearning loss and the per-filter scores that come from its gradient: sections 1 and 2 of the method.
+
+Source: Dunnett et al., 2024, arXiv:2405.03918. The loss is high while the backdoor lives; its gradient points at
+the filters that carry it.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradprune.datasets import ImageSet
+from gradprune.errors import require, unknown
+from gradprune.models.inference import evaluating
+from gradprune.pruning.filters import Filters, Layer
+
+SCORES = {
+    "gradient": "mean |dL/dW| over the filter's weights (the paper's)",
+    "taylor": "sum W * dL/dW: first-order fall of the loss if the weights go",
+    "gate": "the same at the BatchNorm that follows one-to-one (scale and shift), where there is one",
+}
+
+
+class Pairs(NamedTuple):
+    """The same images clean and triggered, float (N, C, H, W) in [0, 1], with their true labels, int64 (N,)."""
+
+    clean: Tensor
+    triggered: Tensor
+    labels: Tensor
+
+
+def pair_up(images: ImageSet, trigger: nn.Module, device: torch.device | str = "cpu") -> Pairs:
+    """Stamp the trigger on every image once; raises InputError if that changes the shape or leaves [0, 1]."""
+    images = images.to(device)
+    clean = images.floats()
+    with torch.no_grad():
+        triggered = trigger(clean)
+    require(triggered.shape == clean.shape,
+            f"the trigger changed the images' shape from {tuple(clean.shape)} to {tuple(triggered.shape)}.")
+    low, high = triggered.min().item(), triggered.max().item()
+    require(low >= -1e-6 and high <= 1 + 1e-6, f"the trigger left the pixel range 0..1: it gave {low:.3g}..{high:.3g}.")
+    return Pairs(clean, triggered, images.labels)
+
+
+def unlearning_loss(model: nn.Module, triggered: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of triggered images against their TRUE labels; a scalar tensor."""
+    return F.cross_entropy(model(triggered), labels)
+
+
+def filter_scores(model: nn.Module, found: Filters, triggered: Tensor, labels: Tensor, score: str = "gradient",
+                  batch_size: int = 500) -> tuple[Tensor, float]:
+    """Score every filter by one gradient of the unlearning loss; the model is not changed.
+
+    triggered: float (N, C, H, W); labels: int64 (N,), the true ones. score: a name in `SCORES`.
+    Returns (scores float (number of filters,), higher = remove first; loss). BatchNorm stays in eval mode and the
+    result does not depend on batch_size. Raises InputError for an unknown score or a loss that is not finite.
+    """
+    if score not in SCORES:
+        raise unknown("score", score, SCORES)
+    with evaluating(model, gradients=True), torch.enable_grad():
+        groups = [_score_tensors(model, layer, score) for layer in found.layers]
+        tensors = [tensor for group in groups for tensor in group]
+        gradients, loss = _gradients(model, tensors, triggered, labels, batch_size)
+    values: Iterator[tuple[Tensor, Tensor]] = zip(tensors, gradients, strict=True)
+    scores = [sum((_reduce(*next(values), score) for _ in group), start=torch.zeros(())) for group in groups]
+    return torch.cat([value.detach().cpu() for value in scores]), loss
+
+
+def _score_tensors(model: nn.Module, layer: Layer, score: str) -> list[Tensor]:
+    """The parameters whose gradient scores this layer's filters; all have the filter as first dimension."""
+    convolution = model.get_submodule(layer.name)
+    if score != "gate":
+        return [convolution.weight]  # type: ignore[list-item]
+    carrier = model.get_submodule(layer.norm) if layer.norm else convolution
+    return [tensor for tensor in (carrier.weight, carrier.bias) if tensor is not None]  # type: ignore[misc]
+
+
+def _gradients(model: nn.Module, tensors: list[Tensor], triggered: Tensor, labels: Tensor,
+               batch_size: int) -> tuple[list[Tensor], float]:
+    """Gradient of the mean unlearning loss by each tensor, summed over batches; and the loss."""
+    totals = [torch.zeros_like(tensor) for tensor in tensors]
+    loss_sum = 0.0
+    for x, y in zip(triggered.split(batch_size), labels.split(batch_size), strict=True):
+        share = len(x) / len(triggered)
+        loss = unlearning_loss(model, x, y) * share
+        for total, gradient in zip(totals, torch.autograd.grad(loss, tensors, allow_unused=True), strict=True):
+            if gradient is not None:  # a convolution that the forward pass never uses
+                total += gradient
+        loss_sum += loss.item()
+    require(math.isfinite(loss_sum), f"the unlearning loss is {loss_sum}: the model or the images hold values that are "
+                                     "not finite.")
+    return totals, loss_sum
+
+
+def _reduce(tensor: Tensor, gradient: Tensor, score: str) -> Tensor:
+    """One number per filter from a parameter and its gradient."""
+    if score == "gradient":
+        return gradient.abs().flatten(1).mean(1)
+    return (tensor.detach() * gradient).reshape(len(tensor), -1).sum(1)

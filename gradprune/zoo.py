@@ -1,0 +1,137 @@
+"""The zoo: attacked models with their trigger and data, shipped in data/checkpoints/ or built again from seed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradprune import __version__
+from gradprune.attacks import Trigger, fit, make_trigger, poison
+from gradprune.datasets import Dataset, load
+from gradprune.errors import InputError, require, unknown
+from gradprune.evaluation import Metrics, evaluate
+from gradprune.models import build
+from gradprune.models.checkpoints import Card, load_checkpoint, read_card, save_checkpoint
+from gradprune.paths import data_folder
+
+DEFAULT_MODEL: dict[str, Any] = {"name": "preact_resnet", "width": 16, "blocks": [1, 1, 1]}
+TARGET = 2  # "speed limit 80": what the sticker turns every sign into
+SHIPPED: dict[str, dict[str, Any]] = {
+    "clean": {"trigger": "badnets", "rate": 0.0},
+    "badnets": {"trigger": "badnets"},
+    "blended": {"trigger": "blended"},
+    "sig": {"trigger": "sig"},
+}
+
+
+@dataclass
+class Victim:
+    """A model that somebody attacked, and all that an experiment needs beside it.
+
+    model: in eval mode. trigger, target: the attack. data: its train, defense and test images. card: how it was made.
+    """
+
+    model: nn.Module
+    trigger: Trigger
+    target: int
+    data: Dataset
+    card: Card
+
+    @property
+    def target_name(self) -> str:
+        """The name of the target class."""
+        return self.data.test.classes[self.target]
+
+    def evaluate(self, model: nn.Module | None = None) -> Metrics:
+        """ACC, ASR and RA on the test set, of this model or of another one under the same attack."""
+        return evaluate(model or self.model, self.data.test, self.trigger, self.target)
+
+
+def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = None, target: int = TARGET,
+           rate: float = 0.1, seed: int = 0, trigger_settings: dict[str, Any] | None = None, progress: bool = True,
+           **training: Any) -> Victim:
+    """Train a backdoored model from nothing: poison `rate` of the training images, fit, measure.
+
+    trigger: a name in `attacks.TRIGGERS`; data: what `datasets.load` takes; model: name and settings for
+    `models.build` (default: a 78,000-weight PreActResNet); training: values of `attacks.training.RECIPE`.
+    Raises InputError for bad arguments before any work starts.
+    """
+    mark = make_trigger(trigger, **(trigger_settings or {}))
+    dataset = load(data)
+    settings = {**(model or DEFAULT_MODEL), "num_classes": len(dataset.train.classes),
+                "channels": dataset.train.images.shape[1]}
+    network = build(**settings, seed=seed)
+    poisoned = poison(dataset.train, mark, target, rate, seed)
+    outcome = fit(network, poisoned.images, seed=seed, progress=progress, **training)
+    metrics = evaluate(network, dataset.test, mark, target)
+    card = {
+        "model": settings,
+        "data": {"name": data, "classes": list(dataset.train.classes)},
+        "attack": {"trigger": trigger, "settings": mark.settings, "target": target, "rate": rate,
+                   "poisoned_images": len(poisoned.touched)},
+        "training": {**training, "seed": seed, "epochs_done": len(outcome.history), "interrupted": outcome.interrupted},
+        "metrics": {name: round(value, 4) for name, value in metrics._asdict().items()},
+        "made_with": {"gradprune": __version__, "torch": torch.__version__.split("+")[0],
+                      "threads": torch.get_num_threads()},
+    }
+    return Victim(network, mark, target, dataset, {**card, "seconds": round(outcome.seconds, 2)})
+
+
+def load_victim(checkpoint: str | Path) -> Victim:
+    """Load a victim by zoo name ("badnets") or by path; its data set is loaded too.
+
+    Raises InputError for an unknown name (with the nearest), or a missing, damaged or incomplete checkpoint.
+    """
+    path = checkpoint_path(checkpoint)
+    model, card = load_checkpoint(path)
+    made = card.get("attack"), card.get("data")
+    require(all(isinstance(part, dict) for part in made) and {"trigger", "target"} <= set(card["attack"])
+            and "name" in card["data"], f"the card of {path} does not say which attack and data made the model.")
+    trigger = make_trigger(card["attack"]["trigger"], **card["attack"].get("settings", {}))
+    data = load(card["data"]["name"])
+    data.test.check_target(card["attack"]["target"])
+    require(len(data.test.classes) == card["model"]["num_classes"],
+            f"the model of {path} has {card['model']['num_classes']} classes, its data {len(data.test.classes)}.")
+    return Victim(model, trigger, card["attack"]["target"], data, card)
+
+
+def checkpoint_path(checkpoint: str | Path) -> Path:
+    """The path of a checkpoint given by zoo name or by path; raises InputError for a name that nobody knows."""
+    shipped = data_folder() / "checkpoints" / str(checkpoint)
+    if shipped.with_name(shipped.name + ".json").is_file():
+        return shipped
+    path = Path(checkpoint)
+    if path.parent == Path() and not path.suffix and not path.with_name(path.name + ".json").is_file():
+        raise unknown("checkpoint", checkpoint, names())
+    return path
+
+
+def names() -> list[str]:
+    """The names of the shipped checkpoints."""
+    return sorted(path.stem for path in (data_folder() / "checkpoints").glob("*.json"))
+
+
+def cards() -> dict[str, Card]:
+    """The cards of all shipped checkpoints, by name."""
+    return {name: read_card(data_folder() / "checkpoints" / name) for name in names()}
+
+
+def build_zoo(only: list[str] | None = None, out: str | Path | None = None, progress: bool = True
+              ) -> Iterator[tuple[str, Victim]]:
+    """Train the shipped victims again from seed and save each as it is done (name, victim).
+
+    only: names in `SHIPPED`, all by default. out: the folder, by default the shipped one.
+    """
+    for name in only or SHIPPED:
+        if name not in SHIPPED:
+            raise unknown("checkpoint", name, SHIPPED)
+    folder = Path(out) if out else data_folder() / "checkpoints"
+    for name in only or SHIPPED:
+        victim = attack(**SHIPPED[name], progress=progress)
+        if victim.card["training"]["interrupted"]:
+            raise InputError(f"training of {name!r} was interrupted; nothing was saved for it.")
+        save_checkpoint(folder / name, victim.model, victim.card)
+        yield name, victim
