@@ -11,9 +11,9 @@ from torch import nn
 from gradprune import __version__
 from gradprune.attacks import Trigger, fit, make_trigger, poison
 from gradprune.datasets import Dataset, load
-from gradprune.errors import InputError, require, unknown
+from gradprune.errors import require, unknown
 from gradprune.evaluation import Metrics, evaluate
-from gradprune.models import build
+from gradprune.models import build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, read_card, save_checkpoint
 from gradprune.paths import data_folder
 
@@ -63,7 +63,10 @@ def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = 
     dataset = load(data)
     settings = {**(model or DEFAULT_MODEL), "num_classes": len(dataset.train.classes),
                 "channels": dataset.train.images.shape[1]}
+    if settings["name"] == "small_vgg":
+        settings.setdefault("size", dataset.train.images.shape[-1])
     network = build(**settings, seed=seed)
+    predict(network, dataset.train.floats()[:1])  # a size that the model cannot take fails here, before the work
     poisoned = poison(dataset.train, mark, target, rate, seed)
     outcome = fit(network, poisoned.images, seed=seed, progress=progress, **training)
     metrics = evaluate(network, dataset.test, mark, target)
@@ -88,8 +91,10 @@ def load_victim(checkpoint: str | Path) -> Victim:
     path = checkpoint_path(checkpoint)
     model, card = load_checkpoint(path)
     made = card.get("attack"), card.get("data")
-    require(all(isinstance(part, dict) for part in made) and {"trigger", "target"} <= set(card["attack"])
-            and "name" in card["data"], f"the card of {path} does not say which attack and data made the model.")
+    require(all(isinstance(part, dict) for part in made) and isinstance(card["attack"].get("trigger"), str)
+            and isinstance(card["attack"].get("target"), int) and isinstance(card["data"].get("name"), str)
+            and isinstance(card["attack"].get("settings", {}), dict),
+            f"the card of {path} does not say which attack and data made the model.")
     trigger = make_trigger(card["attack"]["trigger"], **card["attack"].get("settings", {}))
     data = load(card["data"]["name"])
     data.test.check_target(card["attack"]["target"])
@@ -124,6 +129,7 @@ def build_zoo(only: list[str] | None = None, out: str | Path | None = None, prog
     """Train the shipped victims again from seed and save each as it is done (name, victim).
 
     only: names in `SHIPPED`, all by default. out: the folder, by default the shipped one.
+    Raises InputError for an unknown name, before any work; KeyboardInterrupt where a training was cut short.
     """
     for name in only or SHIPPED:
         if name not in SHIPPED:
@@ -132,6 +138,6 @@ def build_zoo(only: list[str] | None = None, out: str | Path | None = None, prog
     for name in only or SHIPPED:
         victim = attack(**SHIPPED[name], progress=progress)
         if victim.card["training"]["interrupted"]:
-            raise InputError(f"training of {name!r} was interrupted; nothing was saved for it.")
+            raise KeyboardInterrupt(f"training of {name!r} was cut short; nothing was saved for it")
         save_checkpoint(folder / name, victim.model, victim.card)
         yield name, victim

@@ -21,7 +21,7 @@ def poison(clean: ImageSet, trigger: nn.Module, target: int, rate: float = 0.1, 
 
     The images are drawn among those of the other classes (an image of the target class would teach nothing),
     so at most their share can be touched. rate: 0..1. The given set is not changed.
-    Raises InputError for a rate or target out of range. Source: Gu et al., 2017.
+    Raises InputError for a rate or target out of range, or a trigger that changes the images' shape or range. Source: Gu et al., 2017.
     """
     require(0 <= rate <= 1, f"poison rate must lie in 0..1, got {rate}.")
     clean.check_target(target)
@@ -31,8 +31,7 @@ def poison(clean: ImageSet, trigger: nn.Module, target: int, rate: float = 0.1, 
     touched = others[order[:count].to(others.device)].sort().values
     images, labels = clean.images.clone(), clean.labels.clone()
     if count:
-        with torch.no_grad():
-            stamped = trigger(clean.subset(touched).floats())
+        stamped = clean.subset(touched).triggered(trigger)
         images[touched] = (stamped * 255).round().to(torch.uint8)
         labels[touched] = target
     return Poisoned(ImageSet(images, labels, clean.classes), touched)

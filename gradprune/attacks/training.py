@@ -53,6 +53,11 @@ def shift_and_flip(images: Tensor, shift: int, flip: bool, generator: torch.Gene
                                       columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def one_cycle(step: int, steps: int, warm_up: float) -> float:
+    """Share (0..1) of the peak learning rate at a step: up in a straight line, then down to zero in another."""
+    return min((step + 1) / max(1.0, warm_up * steps), (steps - step) / max(1.0, (1 - warm_up) * steps), 1.0)
+
+
 def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = True, **changes: Any) -> TrainingResult:
     """Train `model` in place on its own device; the model comes back in eval mode.
 
@@ -71,8 +76,7 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     steps = -(-len(images) // recipe["batch_size"]) * recipe["epochs"]
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe["max_lr"], momentum=recipe["momentum"],
                                 weight_decay=recipe["weight_decay"], nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["max_lr"], total_steps=steps,
-                                                   pct_start=recipe["warm_up"])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe["warm_up"]))
     generator = torch.Generator().manual_seed(seed)
     history: list[dict[str, float]] = []
     interrupted, start = False, time.perf_counter()

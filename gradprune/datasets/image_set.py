@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradprune.errors import InputError, require
 
@@ -44,6 +44,19 @@ class ImageSet:
     def floats(self) -> Tensor:
         """The images as float32 in [0, 1], shape (N, C, H, W): what triggers and models take."""
         return self.images.float() / 255
+
+    def triggered(self, trigger: nn.Module) -> Tensor:
+        """The images with a trigger on, like `floats`; raises InputError if it changes their shape or range."""
+        clean = self.floats()
+        with torch.no_grad():
+            stamped = trigger(clean)
+        require(stamped.shape == clean.shape,
+                f"the trigger changed the images' shape from {tuple(clean.shape)} to {tuple(stamped.shape)}.")
+        if len(stamped):
+            low, high = stamped.min().item(), stamped.max().item()
+            require(low >= -1e-6 and high <= 1 + 1e-6,
+                    f"the trigger left the pixel range 0..1: it gave {low:.3g}..{high:.3g}.")
+        return stamped
 
     def subset(self, indices: Tensor) -> "ImageSet":
         """The images at `indices` (int64 positions or a bool mask), in that order."""

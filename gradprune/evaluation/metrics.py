@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from gradprune.datasets import ImageSet
@@ -28,16 +27,15 @@ class Metrics(NamedTuple):
 def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int, batch_size: int = 500) -> Metrics:
     """ACC, ASR and RA of a model on a test set under a trigger, in one call.
 
-    Raises InputError for an empty set, a target out of range, or a set that holds the target class alone.
+    Raises InputError for an empty set, a target out of range, a set that holds the target class alone, or a trigger
+    that changes the images' shape or range.
     """
     require(len(test) > 0, "the test set is empty.")
     test.check_target(target)
     others = test.subset(test.labels != target)
     require(len(others) > 0, f"every test image is of the target class {target}: ASR and RA are undefined.")
     acc = (predict(model, test.floats(), batch_size).argmax(1).cpu() == test.labels.cpu()).sum().item() / len(test)
-    with torch.no_grad():
-        triggered = trigger(others.floats())
-    answers = predict(model, triggered, batch_size).argmax(1).cpu()
+    answers = predict(model, others.triggered(trigger), batch_size).argmax(1).cpu()
     asr = (answers == target).sum().item() / len(others)
     ra = (answers == others.labels.cpu()).sum().item() / len(others)
     return Metrics(acc, asr, ra)

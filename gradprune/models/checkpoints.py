@@ -63,7 +63,8 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
     try:
         model.load_state_dict(load(weights))
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"the weights {weights_path} do not fit the model on their card: {error}") from None
+        reason = str(error).strip().splitlines()[-1].strip()  # torch lists every tensor; one tells enough
+        raise InputError(f"the weights {weights_path} do not fit the model on their card: {reason}") from None
     return model.eval(), card
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import InputError
+from gradprune.errors import InputError, require
 
 
 @contextmanager
@@ -32,13 +32,17 @@ def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
 def predict(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
     """The model's logits for float images (N, C, H, W) in [0, 1], in eval mode; returns (N, classes).
 
-    The mode that each module of the model was in is restored. Raises InputError for images the model cannot take.
+    The mode that each module of the model was in is restored. Raises InputError for images the model cannot take,
+    or where its answers are not numbers: NaN would pass for a class.
     """
     device = next(model.parameters()).device
     try:
         with evaluating(model), torch.inference_mode():
-            return torch.cat([model(batch.to(device)) for batch in images.split(batch_size)])
+            logits = torch.cat([model(batch.to(device)) for batch in images.split(batch_size)])
     except RuntimeError as error:
         if "memory" in str(error):
             raise
         raise InputError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {error}") from None
+    require(not bool(logits.isnan().any()), "the model answers NaN: its weights or the images hold values that are not "
+                                            "finite.")
+    return logits

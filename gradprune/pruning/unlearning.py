@@ -35,14 +35,7 @@ class Pairs(NamedTuple):
 def pair_up(images: ImageSet, trigger: nn.Module, device: torch.device | str = "cpu") -> Pairs:
     """Stamp the trigger on every image once; raises InputError if that changes the shape or leaves [0, 1]."""
     images = images.to(device)
-    clean = images.floats()
-    with torch.no_grad():
-        triggered = trigger(clean)
-    require(triggered.shape == clean.shape,
-            f"the trigger changed the images' shape from {tuple(clean.shape)} to {tuple(triggered.shape)}.")
-    low, high = triggered.min().item(), triggered.max().item()
-    require(low >= -1e-6 and high <= 1 + 1e-6, f"the trigger left the pixel range 0..1: it gave {low:.3g}..{high:.3g}.")
-    return Pairs(clean, triggered, images.labels)
+    return Pairs(images.floats(), images.triggered(trigger), images.labels)
 
 
 def unlearning_loss(model: nn.Module, triggered: Tensor, labels: Tensor) -> Tensor:

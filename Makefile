@@ -1,0 +1,35 @@
+# Two commands: `make demo` and `make test`. Each installs what it needs into .venv on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lab lint bench notebooks zoo clean
+
+demo: $(STAMP)
+	$(BIN)/gradprune demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench_core.py --train
+
+zoo: $(STAMP)
+	$(BIN)/gradprune zoo build
+
+# The stamp is newer than pyproject.toml only when the last install went through.
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gradprune needs Python 3.11 or newer; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -e ".[notebooks,dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv out build dist

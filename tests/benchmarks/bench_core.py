@@ -1,0 +1,93 @@
+"""Speed and memory of the main job: `make bench`. Ratios come from alternating runs in this one process.
+
+Seconds differ from machine to machine and from minute to minute; the ratios and the table of results should not.
+"""
+
+import copy
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from statistics import median
+
+import torch
+
+import gradprune as gp
+from gradprune.datasets import draw_defense_images
+from gradprune.models import evaluating
+from gradprune.pruning import pair_up, paper, unlearning_loss
+
+
+def seconds(work):
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def round_ratio(victim, spc, repeats=7):
+    """Cost of a pruning round over one forward+backward on the training part + one forward on the validation part."""
+    train, validation = (pair_up(part, victim.trigger) for part in draw_defense_images(victim.data.defense, spc))
+    found = gp.filters(victim.model, train.clean[:1])
+    model = copy.deepcopy(victim.model)
+    parameters = [parameter.requires_grad_(True) for parameter in model.parameters()]
+
+    def baseline():
+        with evaluating(model):
+            torch.autograd.grad(unlearning_loss(model, train.triggered, train.labels), parameters)
+            with torch.no_grad():
+                model(validation.clean)
+
+    ratios = []
+    for _ in range(repeats):
+        rounds = []
+        whole = seconds(lambda: rounds.extend(paper(copy.deepcopy(victim.model), found, train, validation, alpha=1.0,
+                                                    progress=False).history))  # noqa: B023
+        floor = seconds(lambda: [baseline() for _ in range(len(rounds) - 1)])  # noqa: B023
+        ratios.append(whole / floor)
+    return median(ratios), min(ratios), max(ratios)
+
+
+def import_seconds(repeats=5):
+    """Median seconds of `import torch`, and of `import gradprune` on top of it."""
+    code = ("import time; a = time.perf_counter(); import torch; b = time.perf_counter(); import gradprune; "
+            "c = time.perf_counter(); print(b - a, c - b)")
+    pairs = [tuple(map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                             check=True).stdout.split())) for _ in range(repeats)]
+    return median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
+
+
+def demo(*options):
+    """Wall seconds, peak memory in GB and JSON of one `gradprune demo` in its own process."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "gradprune", "demo", *options, "--json", "--out", folder]
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        wall = time.perf_counter() - start
+    scale = 1e9 if sys.platform == "darwin" else 1e6  # bytes on macOS, kilobytes elsewhere
+    return wall, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+          f"torch {torch.__version__}")
+    torch_seconds, own_seconds = import_seconds()
+    print(f"import: torch {torch_seconds:.2f} s, gradprune on top of it {own_seconds:.2f} s (target <= 0.3)")
+    wall, memory, result = demo()
+    print(f"gradprune demo: {wall:.1f} s (target <= 30), peak memory {memory:.2f} GB (target <= 1.5), "
+          f"pruning alone {result['seconds']['prune']:.2f} s (target <= 3)")
+    for stage in ("before", "pruned", "tuned"):
+        print(f"  {stage:>6}: " + "  ".join(f"{name.upper()} {value:.3f}" for name, value in result[stage].items()))
+    if "--train" in sys.argv:
+        wall, memory, _ = demo("--train")
+        print(f"gradprune demo --train: {wall:.1f} s (target <= 120), peak memory {memory:.2f} GB (target <= 1.5)")
+    victim = gp.load_victim("badnets")
+    for spc in (2, 10, 50):
+        middle, low, high = round_ratio(victim, spc)
+        print(f"a pruning round at spc {spc}: {middle:.2f} x the floor, range {low:.2f}..{high:.2f} (target <= 1.25)")
+
+
+if __name__ == "__main__":
+    main()

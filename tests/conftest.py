@@ -1,0 +1,39 @@
+"""Small data and models that the tests share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradprune.attacks import fit, make_trigger, poison
+from gradprune.datasets import Dataset, ImageSet
+from gradprune.models import build
+from gradprune.zoo import Victim
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+def squares(count: int, seed: int, size: int = 16) -> ImageSet:
+    """Four classes that differ in the place of a bright square, on a noisy ground."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 4
+    images = torch.randint(0, 110, (count, 3, size, size), generator=generator)
+    half = size // 2
+    for i, label in enumerate(labels.tolist()):
+        row, column = (label // 2) * half + 1, (label % 2) * half + 1
+        images[i, :, row:row + half - 3, column:column + half - 3] += 120
+    return ImageSet(images.to(torch.uint8), labels.long(), ("north west", "north east", "south west", "south east"))
+
+
+@pytest.fixture(scope="session")
+def data() -> Dataset:
+    return Dataset(squares(400, 1), squares(120, 2), squares(200, 3))
+
+
+@pytest.fixture(scope="session")
+def victim(data: Dataset) -> Victim:
+    """A small ResNet with a working BadNets backdoor, trained in about two seconds; one filter carries most of it."""
+    trigger = make_trigger("badnets", size=3, margin=0)
+    model = build("preact_resnet", 4, width=16, blocks=(1,), seed=0)
+    fit(model, poison(data.train, trigger, target=1, rate=0.15).images, epochs=8, batch_size=32, shift=1, progress=False)
+    return Victim(model, trigger, 1, data, {})

@@ -1,0 +1,117 @@
+"""Checkpoints are whole, checked and rebuilt from their card; the shipped zoo is what its cards say."""
+
+import json
+
+import pytest
+import torch
+
+from gradprune import zoo
+from gradprune.errors import InputError
+from gradprune.models import build
+from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
+
+MODEL = {"name": "small_vgg", "num_classes": 3, "width": 4}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = build(**MODEL, seed=4)
+    save_checkpoint(tmp_path / "model", model, {"model": MODEL, "note": "ü"})
+    return tmp_path / "model", model
+
+
+def test_round_trip_is_the_identity(saved):
+    path, model = saved
+    for given in (path, f"{path}.safetensors", f"{path}.json"):
+        loaded, card = load_checkpoint(given)
+        assert card["model"] == MODEL and card["note"] == "ü"
+        assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+        assert not loaded.training
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_same_model_same_bytes(saved, tmp_path):
+    path, model = saved
+    again = save_checkpoint(tmp_path / "again" / "model", model, {"model": MODEL, "note": "ü"})
+    assert again.read_bytes() == path.with_suffix(".safetensors").read_bytes()
+    assert again.with_suffix(".json").read_bytes() == path.with_suffix(".json").read_bytes()
+
+
+def test_an_interrupted_write_leaves_the_old_file(saved, monkeypatch):
+    path, model = saved
+    old = path.with_suffix(".safetensors").read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with torch.no_grad():
+        model.classifier.weight += 1
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, model, {"model": MODEL})
+    assert path.with_suffix(".safetensors").read_bytes() == old
+    assert len(list(path.parent.iterdir())) == 2, "a temporary file was left behind"
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda path: path.with_suffix(".json").unlink(), "there is no checkpoint card at"),
+    (lambda path: path.with_suffix(".safetensors").unlink(), "there are no checkpoint weights at"),
+    (lambda path: path.with_suffix(".json").write_text("{"), "cannot be read"),
+    (lambda path: path.with_suffix(".json").write_bytes(b"\xff\xfe"), "cannot be read"),
+    (lambda path: path.with_suffix(".json").write_text("[1]"), "lacks 'sha256'"),
+    (lambda path: path.with_suffix(".safetensors").write_bytes(path.with_suffix(".safetensors").read_bytes()[:-9]),
+     "truncated, tampered with"),
+    (lambda path: path.with_suffix(".safetensors").write_bytes(b"x" + path.with_suffix(".safetensors").read_bytes()[1:]),
+     "truncated, tampered with"),
+])
+def test_damage_is_told_in_one_sentence(saved, damage, words):
+    path, _ = saved
+    damage(path)
+    with pytest.raises(InputError, match=words):
+        load_checkpoint(path)
+
+
+def test_weights_of_another_shape_do_not_pass(saved):
+    path, _ = saved
+    card = json.loads(path.with_suffix(".json").read_text())
+    card["model"]["width"] = 5
+    path.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(InputError, match="do not fit the model on their card"):
+        load_checkpoint(path)
+
+
+# --- the shipped zoo ---
+
+
+def test_shipped_checkpoints_are_small_and_complete():
+    assert set(zoo.SHIPPED) <= set(zoo.names())
+    for name in zoo.names():
+        path = zoo.checkpoint_path(name)
+        assert path.with_name(path.name + ".safetensors").stat().st_size <= 3_000_000
+
+
+@pytest.mark.parametrize("name", sorted(zoo.SHIPPED))
+def test_cards_say_what_the_model_does(name):
+    """Measured again on the whole test set; platforms differ by a few images."""
+    victim = zoo.load_victim(name)
+    measured = victim.evaluate()
+    for metric, value in victim.card["metrics"].items():
+        assert getattr(measured, metric) == pytest.approx(value, abs=0.005), metric
+    assert measured.acc >= 0.97
+    if name == "clean":
+        assert measured.asr <= 0.02
+    else:
+        assert measured.asr >= 0.90
+
+
+def test_names_that_nobody_knows():
+    with pytest.raises(InputError, match="Unknown checkpoint 'badnet'; did you mean badnets"):
+        zoo.load_victim("badnet")
+    with pytest.raises(InputError, match="there is no checkpoint card at"):
+        zoo.load_victim("nowhere/model.safetensors")
+
+
+def test_build_saves_each_victim_with_its_card(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(zoo, "load", lambda _: data)
+    monkeypatch.setattr(zoo, "SHIPPED", {"one": {"trigger": "badnets", "target": 1, "epochs": 2}})
+    [(name, victim)] = zoo.build_zoo(out=tmp_path, progress=False)
+    card = read_card(tmp_path / name)
+    assert card["attack"]["trigger"] == "badnets" and card["metrics"].keys() == {"acc", "asr", "ra"}
+    loaded = zoo.load_victim(tmp_path / name)
+    assert loaded.evaluate() == victim.evaluate()

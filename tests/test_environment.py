@@ -1,0 +1,45 @@
+"""environment.yml and pyproject.toml say the same; the package imports quickly and from the bottom up."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright": "playwright-python"}
+
+
+def requirement(text):
+    name, bound = re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", text).groups()
+    return name.lower(), bound
+
+
+def test_environment_yml_agrees_with_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = {CONDA_NAMES.get(name, name): bound for name, bound in
+              map(requirement, project["dependencies"] + extras["notebooks"] + extras["dev"])}
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    given = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    listed = dict(map(requirement, given))
+    assert listed.pop("python") == project["requires-python"]
+    listed.pop("pip")
+    assert listed == wanted
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    assert environment["dependencies"][-1] == {"pip": ["-e ."]}
+    assert not [entry for entry in given if "==" in entry or re.search(r"[^><=]=[^=]", entry)], "ranges, not pins"
+
+
+def test_import_pulls_in_no_plotting():
+    """Importing matplotlib, pandas or torchvision would cost more than the 0.3 s that are allowed."""
+    code = "import gradprune, sys; print([m for m in ('matplotlib', 'pandas', 'torchvision', 'seaborn', 'IPython', " \
+           "'ipywidgets', 'typer') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert "make test" in (ROOT / "README.md").read_text()
+    assert "make test" in (ROOT / ".ci/run").read_text()

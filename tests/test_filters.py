@@ -1,0 +1,193 @@
+"""Finding filters, pairing them with BatchNorm by tracing, and silencing them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torchvision.models import mobilenet_v3_small, resnet18
+
+from gradprune.errors import InputError
+from gradprune.models import build
+from gradprune.pruning import FilterMask, silence
+from gradprune.pruning.filters import filters
+
+
+class Branching(nn.Module):
+    """Convolutions in every position a BatchNorm can or cannot be read off the order of parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_of_b = nn.BatchNorm2d(4)      # stands before its convolution
+        self.a = nn.Conv2d(3, 4, 3, padding=1)  # feeds two branches: no partner
+        self.norm_after_a = nn.BatchNorm2d(4)   # sees a, but a is used elsewhere too
+        self.b = nn.Conv2d(4, 4, 3, padding=1)
+        self.c = nn.Conv2d(4, 4, 1)             # its output is added: no partner
+        self.norm_of_sum = nn.BatchNorm2d(4)
+        self.shared = nn.Conv2d(4, 4, 1)        # called twice: no partner
+        self.norm_shared = nn.BatchNorm2d(4)
+        self.unused = nn.Conv2d(4, 4, 1)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        a = self.a(x)
+        b = torch.relu(self.norm_of_b(self.b(torch.relu(self.norm_after_a(a)))))
+        total = self.norm_of_sum(self.c(b) + a)
+        total = self.norm_shared(self.shared(total)) + self.shared(total)
+        if total.sum() > 1e9:  # control flow that depends on the data: symbolic tracing would fail
+            total = total * 2
+        return self.out(total.mean(dim=(2, 3)))
+
+
+def test_pairs_come_from_the_trace_not_from_the_order():
+    pairs = {layer.name: layer.norm for layer in filters(Branching()).layers}
+    assert pairs == {"a": None, "b": "norm_of_b", "c": None, "shared": None, "unused": None}
+
+
+def test_preact_resnet_pairs():
+    pairs = {layer.name: layer.norm for layer in filters(build("preact_resnet", 5, width=4, blocks=(1, 1))).layers}
+    assert pairs == {
+        "conv1": None,                                     # also the first block's shortcut
+        "stages.0.0.conv1": "stages.0.0.bn2", "stages.0.0.conv2": None,
+        "stages.1.0.conv1": "stages.1.0.bn2", "stages.1.0.conv2": None, "stages.1.0.shortcut": None,
+    }
+
+
+@pytest.mark.parametrize("build_model", [resnet18, mobilenet_v3_small])
+def test_torchvision_models_pair_every_convolution(build_model):
+    model = build_model(num_classes=3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    layers = filters(model).layers
+    unpaired = [layer.name for layer in layers if layer.norm is None and "fc" not in layer.name]
+    assert unpaired == [], "in these networks each convolution (but squeeze-excitation's) has its BatchNorm"
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training
+
+
+def test_the_list_and_its_positions_agree():
+    found = filters(build("small_vgg", 3, width=4))
+    assert len(found) == 4 + 4 + 8 + 8 + 16 + 16
+    for position in range(len(found)):
+        assert found.position(*found[position]) == position
+    with pytest.raises(IndexError):
+        found[len(found)]
+    with pytest.raises(InputError, match=r"filters 0\.\.3, got 4"):
+        found.position("features.0", 4)
+    with pytest.raises(InputError, match="no convolution is named 'head'"):
+        found.position("head", 0)
+
+
+def test_print_teaches():
+    text = str(filters(build("small_vgg", 3, width=4)))
+    assert "56 filters in 6 convolutions" in text
+    assert "features.0         4          3x3x3  features.1" in text.replace("  " * 0, "")
+
+
+@pytest.mark.parametrize("name", ["preact_resnet", "small_vgg"])
+def test_silenced_filters_give_exactly_zero(name):
+    model = build(name, 3, width=4).eval()
+    for module in model.modules():  # statistics that would leak through a BatchNorm
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1)
+            nn.init.uniform_(module.bias)
+    found = filters(model)
+    positions = [found.layers[0].start + 1, found.layers[1].start + 2, found.layers[-1].start]
+    silence(model, found, positions)
+    seen = {}
+    for position in positions:
+        layer = found.layer_of(position)
+        module = model.get_submodule(layer.norm or layer.name)
+        module.register_forward_hook(lambda _, __, out, key=position: seen.__setitem__(key, out))
+    model(torch.rand(2, 3, 32, 32))
+    for position in positions:
+        assert (seen[position][:, found[position].index] == 0).all()
+        assert (seen[position] != 0).any()
+
+
+def test_silencing_touches_its_own_numbers_alone():
+    """Fault 1 of the released code: it zeroed the next tensor in parameters(), whatever that was."""
+    model = build("preact_resnet", 2, width=4, blocks=(1, 1))
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.0)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    found = filters(model)
+    last = found.layers[-2]  # conv2 of the last block, followed in parameters() by a shortcut
+    silence(model, found, [last.start + 5, found.position("stages.0.0.conv1", 1)])  # 5 >= number of classes
+    zeroed = {name: torch.nonzero(tensor.flatten(1).abs().sum(1) == 0 if tensor.ndim > 1 else tensor == 0).flatten().tolist()
+              for name, tensor in model.named_parameters()}
+    expected = {f"{last.name}.weight": [5], "stages.0.0.conv1.weight": [1],
+                "stages.0.0.bn2.weight": [1], "stages.0.0.bn2.bias": [1]}
+    assert {name: rows for name, rows in zeroed.items() if rows} == expected
+    for name, tensor in model.named_parameters():
+        keep = [row for row in range(len(tensor)) if row not in expected.get(name, [])]
+        assert torch.equal(tensor[keep], before[name][keep])
+
+
+def test_bias_is_silenced_too():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.zeros(1, 3, 32, 32))
+    silence(model, filters(model), [2])
+    assert model[0].bias[2] == 0 and (model[0].bias[[0, 1, 3]] != 0).all()
+    assert (model[0](torch.rand(1, 3, 8, 8))[:, 2] == 0).all()
+
+
+def test_grouped_and_depthwise_convolutions():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=4),
+                          nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
+    found = filters(model)
+    assert [(layer.name, layer.norm, layer.shape) for layer in found.layers] == \
+        [("0", "1", (3, 1, 1)), ("3", "4", (1, 3, 3))]
+    silence(model, found, [found.position("3", 7)])
+    assert (model[:5](torch.rand(2, 3, 9, 9))[:, 7] == 0).all()
+
+
+def test_masks_grow_and_refuse_a_second_removal():
+    model = build("small_vgg", 3, width=4)
+    mask = FilterMask(filters(model))
+    mask.remove(model, 9)
+    assert mask.alive.sum() == 55 and not mask.alive[9]
+    assert str(mask) == "1 of 56 filters removed: features.8[1]"
+    with pytest.raises(InputError, match=r"features.8\[1\] has been removed already"):
+        mask.remove(model, 9)
+
+
+def test_a_held_mask_survives_anybodys_training_loop():
+    """Fault 2 of the released code: without a mask, removed filters grew again in fine-tuning."""
+    model = build("small_vgg", 3, width=4)
+    mask = FilterMask(filters(model))
+    for position in (0, 13, 40):
+        mask.remove(model, position)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    handle = mask.hold(optimizer, model)
+    images, labels = torch.rand(8, 3, 32, 32), torch.randint(0, 3, (8,))
+
+    def train():
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+    model.train()
+    train()
+    conv, norm = model.features[0], model.features[1]
+    assert (conv.weight[0] == 0).all() and norm.weight[0] == 0 and norm.bias[0] == 0
+    assert (conv.weight[1] != 0).all()
+    handle.remove()
+    train()
+    assert (conv.weight[0] != 0).any() or norm.bias[0] != 0, "let go, the filter must be able to grow: else this test proves nothing"
+
+
+def test_models_that_cannot_be_pruned_say_why():
+    with pytest.raises(InputError, match="no Conv2d layer"):
+        filters(nn.Linear(3, 2))
+    with pytest.raises(InputError, match="pass one image batch as `example`"):
+        filters(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 2)))
+    model = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(InputError, match="parametrized"):
+        filters(model)
+
+
+def test_frozen_weights_and_inference_flags_come_back():
+    model = build("small_vgg", 3, width=4).requires_grad_(False)
+    model.features[0].weight.requires_grad_(True)
+    assert filters(model).layers[1].norm == "features.4"
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["features.0.weight"]

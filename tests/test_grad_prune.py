@@ -1,0 +1,146 @@
+"""Fine-tuning and the whole defence."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from gradprune.datasets import ImageSet, draw_defense_images
+from gradprune.defenses import grad_prune
+from gradprune.errors import InputError
+from gradprune.pruning import FilterMask, Validation, fine_tune, fine_tuning, pair_up
+from gradprune.pruning.filters import filters
+
+
+@pytest.fixture(scope="module")
+def result(victim):
+    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=10, score="gate", progress=False)
+
+
+def test_the_main_job(victim, result):
+    before, after = victim.evaluate(), victim.evaluate(result.model)
+    assert before.asr >= 0.95 and after.asr <= 0.1
+    assert after.acc >= before.acc - 0.1
+
+
+def test_the_given_model_is_unchanged(victim):
+    given = copy.deepcopy(victim.model).train()
+    before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
+    grad_prune(given, victim.data.defense, victim.trigger, spc=2, progress=False)
+    assert all(torch.equal(before[name], tensor) for name, tensor in given.state_dict().items())
+    assert given.training
+
+
+def test_removed_filters_stay_dead_through_fine_tuning(result):
+    """Fault 2 of the released code: they regrew."""
+    assert len(result.mask.positions) > 0
+    for model in (result.pruned, result.model):
+        for layer, index in result.mask.removed:
+            assert (model.get_submodule(layer).weight[index] == 0).all()
+    moved = [name for name, tensor in result.pruned.named_parameters()
+             if not torch.equal(tensor, result.model.get_parameter(name))]
+    assert moved, "fine-tuning moved nothing, so this test would prove nothing"
+
+
+def test_same_seed_same_result(victim, result):
+    again = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=10, score="gate", progress=False)
+    assert again.history == result.history and again.mask.positions == result.mask.positions
+    assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_print_teaches(result):
+    text = str(result)
+    assert f"{len(result.mask.positions)} of {len(result.mask.filters)} filters removed" in text
+    for words in ("pruning stopped:", "given model", "pruned", "fine-tuned", "unlearning loss", "time:"):
+        assert words in text
+
+
+def test_the_defence_never_sees_a_test_set():
+    names = set(inspect.signature(grad_prune).parameters) | set(inspect.signature(fine_tune).parameters)
+    assert not {name for name in names if "test" in name or "target" in name or "asr" in name}
+
+
+# --- fine-tuning ---
+
+
+def parts(victim, spc=5):
+    return tuple(pair_up(part, victim.trigger) for part in draw_defense_images(victim.data.defense, spc))
+
+
+def test_early_stopping_watches_both_losses(victim, monkeypatch):
+    """Fault 4 of the released code: it watched the clean loss, and threw away the epochs in which the backdoor dies."""
+    figures = iter([(1.0, 0.10, 5.0), (1.0, 0.20, 1.0), (1.0, 0.25, 0.5), (1.0, 0.9, 0.5), (1.0, 0.8, 0.8)])
+    monkeypatch.setattr(fine_tuning, "validate", lambda *_: Validation(*next(figures)))
+    states = []
+    original = fine_tuning._epoch
+    monkeypatch.setattr(fine_tuning, "_epoch", lambda model, *rest: (original(model, *rest), states.append(
+        model.linear.weight.detach().clone())))
+    model = copy.deepcopy(victim.model)
+    history = fine_tune(model, FilterMask(filters(model)), *parts(victim), patience=2, progress=False)
+    assert len(history) == 5, "epoch 2 was the best, two more without a better one end it"
+    assert torch.equal(model.linear.weight, states[1]), "the best epoch by the sum is kept, though its clean loss is higher"
+
+
+def test_fine_tuning_never_returns_worse_than_it_began(victim, monkeypatch):
+    figures = iter([(1.0, 0.1, 0.1)] + [(1.0, 1.0, 1.0)] * 10)
+    monkeypatch.setattr(fine_tuning, "validate", lambda *_: Validation(*next(figures)))
+    model = copy.deepcopy(victim.model)
+    fine_tune(model, FilterMask(filters(model)), *parts(victim), patience=4, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), victim.model.parameters(), strict=True))
+
+
+def test_fine_tuning_lowers_both_losses_and_keeps_the_mode(victim):
+    model = copy.deepcopy(victim.model).train()
+    history = fine_tune(model, FilterMask(filters(model)), *parts(victim), max_epochs=20, progress=False)
+    best = min(history, key=lambda row: row["val_loss"])
+    assert best["val_unlearning_loss"] < history[0]["val_unlearning_loss"] / 2
+    assert model.training
+
+
+def test_interruption_keeps_the_best_epoch(victim, monkeypatch):
+    original, calls = fine_tuning._epoch, []
+
+    def stop_at_the_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(fine_tuning, "_epoch", stop_at_the_third)
+    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, progress=False)
+    assert result.interrupted
+    assert len(result.rows("tune")) >= 3
+
+
+def test_divergence_is_told(victim):
+    with pytest.raises(InputError, match="fine-tuning diverged"):
+        model = copy.deepcopy(victim.model)
+        fine_tune(model, FilterMask(filters(model)), *parts(victim), lr=1e30, progress=False)
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"recipe": "papr"}, "Unknown recipe 'papr'; did you mean paper"),
+    ({"score": "grad"}, "Unknown score 'grad'"),
+    ({"spc": 0}, "spc .* must be at least 1"),
+    ({"spc": 40}, "class 'north west' has 30"),
+    ({"alpha": 2.0}, "alpha must lie in"),
+])
+def test_bad_settings(victim, settings, words):
+    with pytest.raises(InputError, match=words):
+        grad_prune(victim.model, victim.data.defense, victim.trigger, progress=False, **settings)
+
+
+def test_models_that_do_not_fit(victim, data):
+    with pytest.raises(InputError, match="no Conv2d layer"):
+        grad_prune(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), data.defense, victim.trigger, progress=False)
+    with pytest.raises(InputError, match="the model knows 2 classes, but the defence images have 4"):
+        model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        grad_prune(model, data.defense, victim.trigger, progress=False)
+    with pytest.raises(InputError, match=r"cannot take images of shape \(1, 16, 16\)"):
+        grey = ImageSet(data.defense.images[:, :1], data.defense.labels, data.defense.classes)
+        grad_prune(victim.model, grey, victim.trigger, progress=False)

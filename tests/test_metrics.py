@@ -1,0 +1,99 @@
+"""ACC, ASR, RA and DER against toy sets counted by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from gradprune.datasets import ImageSet
+from gradprune.errors import InputError
+from gradprune.evaluation import Metrics, der, evaluate, replay
+from gradprune.evaluation import replay as replay_function
+from gradprune.models import predict
+
+
+class ReadsTheCorner(nn.Module):
+    """Answers with the class that the first pixel's value names (value * 255 = class)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        return nn.functional.one_hot((images[:, 0, 0, 0] * 255).round().long(), 3).float() + self.anchor
+
+
+class AddOne(nn.Module):
+    """A trigger that raises every pixel by one class."""
+
+    def forward(self, images):
+        return images + 1 / 255
+
+
+def toy(answers, labels):
+    images = torch.zeros(len(answers), 3, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor(answers, dtype=torch.uint8)
+    return ImageSet(images, torch.tensor(labels), ("a", "b", "c"))
+
+
+def test_counts_by_hand():
+    # clean answers:  0 1 0 1 1 ; labels 0 1 1 1 2  -> 3 of 5 right
+    # triggered:      1 2 1 2 2 ; target 2, so image 5 (label 2) does not count
+    # of the first four: answers 1 2 1 2 -> 2 go to the target; labels 0 1 1 1 -> 1 right
+    test = toy([0, 1, 0, 1, 1], [0, 1, 1, 1, 2])
+    assert evaluate(ReadsTheCorner(), test, AddOne(), target=2) == Metrics(acc=3 / 5, asr=2 / 4, ra=1 / 4)
+
+
+def test_the_target_class_never_counts_in_asr():
+    alone = toy([1, 1], [2, 2])
+    with pytest.raises(InputError, match="every test image is of the target class"):
+        evaluate(ReadsTheCorner(), alone, AddOne(), target=2)
+    mixed = toy([1, 1, 0], [2, 2, 0])
+    assert evaluate(ReadsTheCorner(), mixed, AddOne(), target=2).asr == 0
+
+
+def test_batch_size_does_not_matter(victim):
+    whole = evaluate(victim.model, victim.data.test, victim.trigger, victim.target)
+    assert evaluate(victim.model, victim.data.test, victim.trigger, victim.target, batch_size=7) == whole
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [
+    (Metrics(0.9, 1.0, 0.0), Metrics(0.9, 0.0, 0.9), 1.0),
+    (Metrics(0.9, 1.0, 0.0), Metrics(0.8, 0.0, 0.8), 0.95),   # an ACC drop lowers it (one toolbox adds it)
+    (Metrics(0.9, 0.5, 0.0), Metrics(0.95, 0.5, 0.0), 0.5),   # a gain in ACC is not counted
+    (Metrics(0.9, 0.5, 0.0), Metrics(0.4, 0.9, 0.0), 0.25),   # a rise of ASR is not counted
+])
+def test_der_is_the_formula(before, after, expected):
+    assert der(before, after) == pytest.approx(expected)
+
+
+def test_prediction_restores_each_modules_mode():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(8, 2))
+    model.train()
+    model[1].eval()  # as after freezing BatchNorm by hand
+    statistics = model[1].running_mean.clone()
+    predict(model, torch.rand(4, 3, 2, 2))
+    assert [module.training for module in model] == [True, False, True, True, True]
+    assert torch.equal(model[1].running_mean, statistics)
+
+
+def test_bad_input():
+    test = toy([0], [0])
+    with pytest.raises(InputError, match="target must be a class"):
+        evaluate(ReadsTheCorner(), test, AddOne(), target=3)
+    with pytest.raises(InputError, match="the test set is empty"):
+        evaluate(ReadsTheCorner(), test.subset(torch.tensor([], dtype=torch.long)), AddOne(), target=0)
+    with pytest.raises(InputError, match=r"cannot take images of shape \(1, 2, 2\)"):
+        predict(nn.Conv2d(3, 1, 1), torch.rand(1, 1, 2, 2))
+
+
+def test_replay_ends_where_the_pruned_model_is(victim):
+    from gradprune.defenses import grad_prune
+
+    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, tune=False, progress=False)
+    rows = replay_function(victim.model, result.history, victim.data.test, victim.trigger, victim.target)
+    kept = rows[len(result.mask.positions)]
+    measured = victim.evaluate(result.pruned)
+    assert (kept["acc"], kept["asr"], kept["ra"]) == tuple(measured)
+    assert [row["round"] for row in rows] == list(range(len(result.rows("prune"))))
+    assert Metrics(*(rows[0][key] for key in ("acc", "asr", "ra"))) == victim.evaluate()
+    assert replay is replay_function
