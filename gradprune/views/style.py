@@ -1,0 +1,156 @@
+"""One look for every figure: what each colour, marker and line style means, and the blank figure to draw on.
+
+Colours are Okabe & Ito's, safe for the colour-blind (red and green a little darker, for text), and one purple
+of Paul Tol's; each comes with a marker and a line style, so that no figure depends on colour alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import FuncNorm
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import PercentFormatter
+
+
+class Mark(NamedTuple):
+    """How one quantity looks everywhere, and what it is called."""
+
+    color: str
+    marker: str
+    line: str | tuple[int, tuple[int, ...]]
+    name: str
+    meaning: str
+
+
+METRICS = {
+    "acc": Mark("#0072B2", "o", "-", "ACC", "clean images recognised"),
+    "asr": Mark("#C45500", "^", "--", "ASR", "triggered images sent to the target"),
+    "ra": Mark("#007F5C", "s", "-.", "RA", "triggered images recognised"),
+}
+CLEAN = Mark("#4A5560", "o", "-", "clean", "images as they are")
+TRIGGERED = Mark("#AA3377", "D", (0, (3, 1)), "triggered", "images with the trigger on")
+TRAINING = Mark("#1F2328", "o", "-", "training", "images of the training set")
+
+
+class Verdict(NamedTuple):
+    """How a prediction is marked: by colour and by symbol."""
+
+    color: str
+    symbol: str
+
+
+RIGHT = Verdict(METRICS["ra"].color, "\N{CHECK MARK}")
+ATTACKED = Verdict(METRICS["asr"].color, "\N{BLACK FLAG}")
+WRONG = Verdict("#4A5560", "\N{BALLOT X}")
+
+INK, FAINT, PAPER, EMPTY = "#1F2328", "#667078", "#FFFFFF", "#EDEFF1"
+REMOVED: dict[str, Any] = {"marker": "X", "c": "black", "edgecolors": "white", "linewidths": 0.8, "zorder": 4}
+SELECTED: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 1.8, "zorder": 3,
+                            "path_effects": [withStroke(linewidth=4, foreground="white")]}
+SMALL, NORMAL, LARGE = 9, 10, 11.5  # points; shown at 100 pixels an inch, so that 9 points are 12.5 pixels
+_DPI = 150  # 1.5 pixels for each one shown: sharp on fine screens, quick enough for sliders
+
+_RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans", "font.size": NORMAL, "text.color": INK, "text.usetex": False,
+    "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER, "savefig.bbox": None,
+    "savefig.transparent": False, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "axes.labelsize": SMALL,
+    "axes.titlesize": LARGE, "axes.titlecolor": INK, "axes.titlelocation": "left", "axes.titleweight": "bold",
+    "axes.titlepad": 8.0, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False,
+    "axes.axisbelow": True, "axes.linewidth": 0.8, "grid.color": "#DDE1E5", "grid.linewidth": 0.8,
+    "grid.linestyle": "-", "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "lines.linewidth": 2.0,
+    "lines.markersize": 5.0, "lines.markeredgewidth": 0.0, "image.interpolation": "nearest",
+}
+
+
+def in_style() -> Any:
+    """A context in which artists are made and drawn in our look, whatever style the user has set."""
+    return matplotlib.rc_context(_RC)  # type: ignore[arg-type]
+
+
+def new_figure(width: float = 8.4, height: float = 3.6) -> Figure:
+    """A blank figure, size in inches of 100 pixels; pyplot does not know it, so that nothing piles up."""
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    return Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor=PAPER)
+
+
+def plain(text: object, limit: int = 24) -> str:
+    """A foreign name as literal text on one line: no mathematics, at most `limit` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    line = line if len(line) <= limit else line[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return line.replace("$", r"\$")
+
+
+def score_colors(values: np.ndarray) -> tuple[ScalarMappable, str]:
+    """Colours for scores, and a note on the scale: a root where one huge score would flatten all others.
+
+    Scores with negative values get a map centred at 0, others one from light to dark.
+    """
+    sizes = np.abs(values)
+    peak = sizes.max() or 1.0
+    middle = np.median(sizes[sizes > 0]) / peak if sizes.any() else 1.0
+    root = next((root for root in (1, 2, 3) if middle ** (1 / root) >= 0.1), 4)
+    signed = bool(values.min() < 0)
+    scale = (lambda v: np.sign(v) * np.abs(v) ** (1 / root)), (lambda v: np.sign(v) * np.abs(v) ** root)
+    norm = FuncNorm(scale, -peak if signed else 0.0, peak)
+    colors = seaborn.color_palette("vlag" if signed else "rocket_r", as_cmap=True)
+    name = {1: "", 2: "square", 3: "cube", 4: "fourth"}
+    return ScalarMappable(norm, colors), f"; {name[root]}-root colour scale" if root > 1 else ""
+
+
+def draw_lines(ax: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence[float], Mark]],
+               shares: bool = False) -> None:
+    """Lines with their names at the right ends ("" for none); `shares` fixes the axis to 0..100 %."""
+    for values, mark in series.values():
+        ax.plot(x, values, color=mark.color, marker=mark.marker, linestyle=mark.line, clip_on=False, zorder=3,
+                markevery=max(1, len(x) // 25))
+    ax.grid(axis="y")
+    ax.margins(x=0.012)
+    if shares:
+        ax.set(ylim=(0, 1), yticks=[0, 0.5, 1])
+        ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    else:
+        ax.set_ylim(bottom=0)
+    ends = [values[-1] for values, _ in series.values()]
+    for height, (name, (_, mark)) in zip(spread(ends, *ax.get_ylim()), series.items(), strict=True):
+        ax.annotate(name, (x[-1], height), (10, 0), textcoords="offset points", va="center", color=mark.color,
+                    fontsize=SMALL, fontweight="bold", annotation_clip=False)
+
+
+def spread(places: Sequence[float], low: float, high: float, gap: float = 0.12) -> list[float]:
+    """Move label heights as little as possible until they lie `gap` of the axis apart, inside low..high."""
+    step, order = gap * (high - low), np.argsort(places, kind="stable")
+    blocks: list[list[float]] = []  # labels that touch form a block around their common middle
+    for rank, i in enumerate(order):
+        blocks.append([places[i] - rank * step])
+        while len(blocks) > 1 and np.mean(blocks[-2]) >= np.mean(blocks[-1]):
+            joined = blocks.pop()
+            blocks[-1] += joined
+    heights = [float(np.mean(block)) for block in blocks for _ in block]
+    moved = [0.0] * len(places)
+    for rank, i in enumerate(order):
+        lowest, highest = low + rank * step, high - (len(places) - 1 - rank) * step
+        moved[i] = min(max(heights[rank] + rank * step, lowest), highest)
+    return moved
+
+
+def mark_kept(panels: Sequence[Axes], kept: float, text: str) -> None:
+    """A vertical line through all panels at the state that was kept, its label over the first one."""
+    for ax in panels:
+        ax.axvline(kept, color=INK, linewidth=1.2, zorder=2)
+    side = "right" if kept > sum(panels[0].get_xlim()) / 2 else "left"
+    panels[0].annotate(text, (kept, 1), (0, 5), xycoords=("data", "axes fraction"), ha=side,
+                       textcoords="offset points", fontsize=SMALL, fontweight="bold")
+
+
+def write(ax: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
+    """Small text at a place of the axes (0..1), moved by an offset in points; it may lie outside the axes."""
+    ax.annotate(text, place, offset, xycoords="axes fraction", textcoords="offset points",
+                **{"fontsize": SMALL, "linespacing": 1.4, "annotation_clip": False, **look})
