@@ -1,0 +1,151 @@
+"""The demo, and what `attack` and `defend` of the command line do: work, save, return plain values."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from gradprune.defenses import DefenseResult, grad_prune
+from gradprune.evaluation import Metrics, der
+from gradprune.models.checkpoints import save_checkpoint
+from gradprune.paths import output_folder
+from gradprune.zoo import Victim, attack, load_victim
+
+PRESENT = 0.10  # ASR from which a model counts as backdoored: a clean one errs toward the target less often
+GONE = 0.05     # ASR up to which a defence counts as successful
+
+
+def run_demo(train: bool = False, spc: int = 10, seed: int = 0, out: str | Path = "out/demo",
+             progress: bool = True) -> dict[str, Any]:
+    """Defend the badnets victim and write `out`/report.html with its pictures; returns the summary.
+
+    train: train the victim from nothing instead of loading the shipped one. spc: clean images per class for
+    the defence. seed: of the training (with `train`) and of the defence's draw. Returns what `summary` does,
+    with `checkpoint` (None with `train`) and `report`, the path of the report.
+    Raises InputError for a folder that cannot be written (before any work) or an spc larger than a class has;
+    KeyboardInterrupt where the training was cut short.
+    """
+    with results_in(out):
+        from gradprune.views.report import write_report  # late: plots take a second to import
+
+        victim = attack("badnets", seed=seed, progress=progress) if train else load_victim("badnets")
+        if train and victim.card["training"]["interrupted"]:
+            raise KeyboardInterrupt("training was cut short, so nothing was written")
+        result, stages = defend_and_measure(victim, spc=spc, seed=seed, progress=progress)
+        report = write_report(Path(out), victim, result, stages)
+    told = summary(victim, result, stages, train_seconds=victim.card["seconds"] if train else None)
+    return {**told, "checkpoint": None if train else "badnets", "report": report.as_posix()}
+
+
+def attack_and_save(path: Path, trigger: str, **settings: Any) -> dict[str, Any]:
+    """Train a victim (see `zoo.attack`) and save it as the checkpoint `path`, in it if that is a folder.
+
+    Returns its card with `out` (the path of the weights), `interrupted`, `train_images` and `target_name`.
+    Training that is cut short is saved as far as it came; in the first epoch KeyboardInterrupt is raised.
+    """
+    path = path / trigger if path.is_dir() else path
+    with results_in(path.parent):
+        victim = attack(trigger, **settings)
+        training = victim.card["training"]
+        if not training["epochs_done"]:
+            raise KeyboardInterrupt("no epoch was finished, so nothing was written")
+        weights = save_checkpoint(path, victim.model, victim.card)
+    return {**victim.card, "interrupted": training["interrupted"], "train_images": len(victim.data.train),
+            "target_name": victim.target_name, "out": weights.as_posix()}
+
+
+def defend_and_save(checkpoint: str, path: Path | None, **settings: Any) -> dict[str, Any]:
+    """Defend a checkpoint with these settings of `grad_prune`; save the cleaned model as `path` (or in it).
+
+    Returns what `summary` does, with `checkpoint` and `out`, the path of the weights or None. The new card is
+    the given one with the new weights' `metrics`, `removed_filters`, and `defense`: settings and stages.
+    """
+    if path and path.is_dir():
+        path = path / f"{Path(checkpoint).stem}-cleaned"
+    with results_in(path.parent if path else None):
+        victim = load_victim(checkpoint)
+        result, stages = defend_and_measure(victim, **settings)
+        told = summary(victim, result, stages)
+        weights = None
+        if path:
+            defense = (*result.settings, "stopped", "interrupted", "seconds", *stages)
+            card = {**victim.card, "metrics": told["tuned"], "removed_filters": told["filters_removed"],
+                    "defense": {key: told[key] for key in defense}}
+            weights = save_checkpoint(path, result.model, card).as_posix()
+    return {**told, "checkpoint": checkpoint, "out": weights}
+
+
+def defend_and_measure(victim: Victim, **settings: Any) -> tuple[DefenseResult, dict[str, Metrics]]:
+    """Run `grad_prune` with these settings; returns its result and the test figures before, pruned and tuned.
+
+    The figures are taken when the defence is over: they explain it and choose nothing. Where fine-tuning did
+    not take place, "tuned" repeats "pruned". Raises what `grad_prune` raises.
+    """
+    result = grad_prune(victim.model, victim.data.defense, victim.trigger, **settings)
+    stages = {"before": victim.model, "pruned": result.pruned, "tuned": result.model}
+    return result, {stage: victim.evaluate(model) for stage, model in stages.items()}
+
+
+def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
+            train_seconds: float | None = None) -> dict[str, Any]:
+    """A defence in plain JSON values.
+
+    Per stage `acc`, `asr`, `ra` (0..1); `filters_removed` as [layer, index], first removed first, and their
+    total, `filters`; `seconds` of train, prune, tune, None for what was not done; the settings; a `sentence`.
+    """
+    seconds = {"train": train_seconds, "prune": result.seconds["prune"], "tune": result.seconds.get("tune")}
+    return {
+        **{stage: {name: round(value, 4) for name, value in figures._asdict().items()}
+           for stage, figures in stages.items()},
+        "der": round(der(stages["before"], stages["tuned"]), 4),
+        "filters_removed": [[removed.layer, removed.index] for removed in result.mask.removed],
+        "filters": len(result.mask.filters),
+        "seconds": {stage: None if value is None else round(value, 3) for stage, value in seconds.items()},
+        **result.settings,
+        "stopped": result.stopped,
+        "interrupted": result.interrupted,
+        "trigger": victim.card["attack"]["trigger"],
+        "target": victim.target,
+        "target_name": victim.target_name,
+        "sentence": sentence(stages, result, victim.target_name),
+    }
+
+
+def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str) -> str:
+    """What happened, in one sentence read off the test figures, good or bad."""
+    before, after = stages["before"], stages["tuned"]
+    if before.asr < PRESENT:
+        verdict = "There was no backdoor to remove"
+    elif after.asr <= GONE:
+        verdict = "The backdoor no longer works"
+    elif after.asr <= before.asr / 2:
+        verdict = "The backdoor is weaker but still there"
+    else:
+        verdict = "The defence failed"
+    removed = len(result.mask.positions)
+    done = f"{removed} filter{'' if removed == 1 else 's'} removed"
+    done += " and the rest fine-tuned" if result.rows("tune") else ""
+    return (f"{verdict}: the trigger sent {before.asr:.1%} of the other classes' images to {target_name!r}; "
+            f"with {done} it sends {after.asr:.1%}, {after.ra:.1%} of the triggered images get their true "
+            f"class, and clean accuracy went from {before.acc:.1%} to {after.acc:.1%}.")
+
+
+@contextmanager
+def results_in(folder: str | Path | None) -> Iterator[None]:
+    """Prove that a folder can be written before any work; if that fails, take back the empty folders made.
+
+    Raises InputError for a folder that cannot be written; None asks for nothing.
+    """
+    if folder is None:
+        yield
+        return
+    made = [parent for parent in (Path(folder), *Path(folder).parents) if not os.path.exists(parent)]
+    try:
+        output_folder(folder)
+        yield
+    except BaseException:
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
