@@ -1,0 +1,12 @@
+"""What the notebooks lean on: checks of exercises, predictions, restart points, and progress that is kept.
+
+    from gradprune.lessons import begin, check, checkpoint, mode, predict, reveal
+    begin("02")
+"""
+
+from gradprune.lessons.exercises import CheckFailed, check
+from gradprune.lessons.predictions import predict, reveal
+from gradprune.lessons.restart import checkpoint
+from gradprune.lessons.session import begin, mode
+
+__all__ = ["CheckFailed", "begin", "check", "checkpoint", "mode", "predict", "reveal"]

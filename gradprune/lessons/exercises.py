@@ -1,0 +1,72 @@
+"""`check.<exercise>(attempt)`: tells what is right or wrong and hands back a function that works, so Run All goes on."""
+
+import html
+import os
+from collections.abc import Callable
+from typing import Any
+
+from gradprune.errors import unknown
+from gradprune.lessons import progress
+from gradprune.lessons.attack_exercises import ATTACK_EXERCISES
+from gradprune.lessons.judging import Exercise, Verdict
+from gradprune.lessons.pruning_exercises import PRUNING_EXERCISES
+from gradprune.lessons.scoring_exercises import SCORING_EXERCISES
+from gradprune.lessons.session import show
+
+EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in
+                                  (*ATTACK_EXERCISES, *SCORING_EXERCISES, *PRUNING_EXERCISES)}
+_LOOKS = {"correct": ("#007F5C", "✔", "Correct"), "wrong": ("#C45500", "✘", "Not yet right"),
+          "untouched": ("#667078", "○", "Not attempted yet")}
+
+
+class CheckFailed(AssertionError):
+    """An exercise was not solved, under `GRADPRUNE_STRICT=1`."""
+
+
+class Checks:
+    """All checks, one attribute an exercise.
+
+        score = check.score(score)
+
+    Each returns the attempt if it is correct and the reference otherwise, shows which, and never raises; only with
+    GRADPRUNE_STRICT=1 does it raise CheckFailed unless the attempt is correct.
+    """
+
+    def __getattr__(self, name: str) -> Callable[[Any], Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in EXERCISES:
+            raise AttributeError(str(unknown("exercise", name, EXERCISES)))
+        exercise = EXERCISES[name]
+        return lambda attempt=None: _check(exercise, attempt)
+
+    def __dir__(self) -> list[str]:
+        return sorted(EXERCISES)
+
+    def __repr__(self) -> str:
+        return "check: " + ", ".join(f"{exercise.name} (notebook {exercise.notebook})" for exercise in EXERCISES.values())
+
+
+check = Checks()
+
+
+def _check(exercise: Exercise, attempt: Any) -> Any:
+    verdict = exercise.judge(attempt)
+    _tell(verdict)
+    key = f"{exercise.notebook}.{exercise.name}"
+    if verdict.state == "correct" or progress.recall("exercises", key) != "correct":
+        progress.remember("exercises", key, verdict.state)  # once solved, it stays solved
+    if verdict.state == "correct":
+        return attempt
+    if os.environ.get("GRADPRUNE_STRICT") == "1":
+        raise CheckFailed(f"{exercise.name}: {verdict.state}: {verdict.message}")
+    return exercise.reference
+
+
+def _tell(verdict: Verdict) -> None:
+    """Colour, symbol and words: none of the three carries the meaning alone."""
+    color, symbol, title = _LOOKS[verdict.state]
+    on = "" if verdict.state == "correct" else " The notebook goes on with a working version."
+    show(f'<div role="status" style="border-left:5px solid {color};padding:0.4em 0.9em;margin:0.4em 0">'
+         f'<b style="color:{color}">{symbol} {title}:</b> {html.escape(verdict.message)}{on}</div>',
+         f"{symbol} {title}: {verdict.message}{on}")

@@ -1,0 +1,213 @@
+"""How an attempt is judged: it runs on hidden inputs, and what it does is compared with what the reference does.
+
+If it behaves like one of the wrong implementations instead, the learner is told the misconception behind that one.
+"""
+
+import contextlib
+import copy
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Function = Callable[..., Any]
+Seen = list[Tensor]  # what a function did, as float64 tensors
+
+
+class Misconception(NamedTuple):
+    """What to tell a learner whose function does the same as this wrong one."""
+
+    message: str
+    wrong: Function
+
+
+class Verdict(NamedTuple):
+    """The state, "untouched", "correct" or "wrong", and what to tell."""
+
+    state: str
+    message: str
+
+
+class Complaint(Exception):
+    """A fault that can be told without comparing: wrong type, changed input, nothing returned."""
+
+
+class Untouched(Complaint):
+    """The stub as it was handed out."""
+
+
+def result(function: Function, case: Sequence[Any]) -> Seen:
+    """What a function returns, as one tensor: the usual thing to look at."""
+    return [as_tensor(function(*case))]
+
+
+def close(seen: Seen, other: Seen) -> bool:
+    """Same shapes and, to rounding, the same finite numbers."""
+    return len(seen) == len(other) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(seen, other, strict=True))
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise, told by examples: a right function and some instructive wrong ones.
+
+    signature: how the function is called. cases: makes the hidden inputs anew for each run. observe: what to look
+    at when the function runs on one of them. same: whether two functions did the same over all cases. stub: what
+    counts as not attempted beside returning None or `...`. pure: the function must leave its inputs as they were.
+    """
+
+    notebook: str
+    name: str
+    signature: str
+    praise: str
+    reference: Function
+    cases: Callable[[], list[tuple[Any, ...]]]
+    misconceptions: tuple[Misconception, ...]
+    observe: Callable[[Function, Sequence[Any]], Seen] = result
+    same: Callable[[Seen, Seen], bool] = close
+    stub: Function | None = None
+    pure: bool = True
+
+    def judge(self, attempt: Any) -> Verdict:
+        """Say what an attempt is; raises nothing, whatever the attempt does (Ctrl-C excepted)."""
+        try:
+            seen = self.run(attempt)
+        except Untouched:
+            return Verdict("untouched", f"write the body of {self.signature}, then run this cell again.")
+        except Complaint as complaint:
+            return Verdict("wrong", str(complaint))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit among them: exit() in an attempt must not end the notebook
+            return Verdict("wrong", _told(error))
+        expected = self.run(self.reference)
+        if self.same(seen, expected):
+            return Verdict("correct", self.praise)
+        if self.stub is not None and self.same(seen, self.run(self.stub)):
+            return Verdict("untouched", f"complete the body of {self.signature}, then run this cell again.")
+        for message, wrong in self.misconceptions:
+            if self._behaves_like(wrong, seen):
+                return Verdict("wrong", message)
+        return Verdict("wrong", _difference(seen, expected))
+
+    def run(self, function: Any) -> Seen:
+        """What a function does on all hidden inputs; raises Complaint, or whatever the function raises."""
+        if function is None or function is ...:
+            raise Untouched
+        if isinstance(function, type):
+            raise Complaint(f"{function.__name__} is a class: hand over an object of it, {function.__name__}().")
+        if not callable(function):
+            raise Complaint(f"a function {self.signature} is expected, but this is {_kind(function)}.")
+        seen: Seen = []
+        for case, untouched in zip(self.cases(), self.cases(), strict=True):
+            with _quiet():
+                seen += self.observe(function, case)
+            if self.pure and not all(map(_unchanged, case, untouched)):
+                raise Complaint("your function changes its input in place. Whoever calls it needs that again: work on "
+                                "a copy (`x = x.clone()`), or use operations without a trailing underscore.")
+        return seen
+
+    def _behaves_like(self, wrong: Function, seen: Seen) -> bool:
+        try:
+            return self.same(seen, self.run(wrong))
+        except Exception:
+            return False
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A returned number, array or tensor as float64; raises Complaint (or Untouched) for anything else."""
+    if value is None or value is ...:
+        raise Untouched
+    if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) and part.ndim == 0 for part in value):
+        value = torch.stack(list(value))
+    if isinstance(value, bool | int | float | np.ndarray | np.generic | list) and not isinstance(value, str):
+        with contextlib.suppress(ValueError, TypeError, RuntimeError):
+            value = torch.as_tensor(np.asarray(value))
+    if not isinstance(value, Tensor):
+        raise Complaint(f"your function returns {_kind(value)}; a number or a tensor is expected.")
+    return value.detach().cpu().double()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Run learners' code without its prints and warnings, and without traces in torch's global state."""
+    grad = torch.is_grad_enabled()
+    with (torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings()):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        torch.set_grad_enabled(True)
+        try:
+            yield
+        finally:
+            torch.set_grad_enabled(grad)
+
+
+def _unchanged(given: Any, fresh: Any) -> bool:
+    """Whether an input still equals a fresh copy of itself."""
+    if isinstance(given, nn.Module):
+        return _unchanged(dict(given.state_dict()), dict(fresh.state_dict()))
+    if isinstance(given, Tensor):
+        return given.shape == fresh.shape and bool(torch.equal(given.detach(), fresh.detach()))
+    if isinstance(given, dict):
+        return given.keys() == fresh.keys() and all(_unchanged(given[key], fresh[key]) for key in given)
+    if isinstance(given, list | tuple):
+        return len(given) == len(fresh) and all(map(_unchanged, given, fresh))
+    if hasattr(given, "images") and hasattr(given, "labels"):
+        return _unchanged((given.images, given.labels), (fresh.images, fresh.labels))
+    return not isinstance(given, int | float | str) or given == fresh
+
+
+def _told(error: BaseException) -> str:
+    """An exception in one sentence, with the line of the learner's function where it happened."""
+    trace = error.__traceback__
+    line = None
+    while trace is not None:
+        if "gradprune" not in trace.tb_frame.f_code.co_filename and "torch" not in trace.tb_frame.f_code.co_filename:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    try:
+        words = " ".join(str(error).split())[:300]
+    except Exception:
+        words = "(it cannot say what)"
+    where = f" (line {line} of its cell)" if line else ""
+    if isinstance(error, NotImplementedError) and not words:
+        return f"your function raises NotImplementedError{where}: its body is still to be written."
+    return f"your function raises {type(error).__name__}{': ' + words if words else ''}{where}."
+
+
+def _difference(seen: Seen, expected: Seen) -> str:
+    """Where the attempt parts from the reference, for faults that nobody foresaw."""
+    for mine, right in zip(seen, expected, strict=False):
+        if mine.shape != right.shape:
+            return f"on a hidden example the result should have shape {tuple(right.shape)}, yours has {tuple(mine.shape)}."
+        if not bool(torch.isfinite(mine).all()):
+            return "on a hidden example your result holds values that are not finite (nan or inf): look for a division by 0."
+        if not close([mine], [right]):
+            apart = (mine - right).abs().flatten()
+            place = int(apart.argmax()) if apart.numel() else 0
+            at = f" at place {place}" if right.numel() > 1 else ""
+            return (f"on a hidden example the result should be {_number(right, place)}{at}, yours is "
+                    f"{_number(mine, place)}. Try your function on a small input that you can work out by hand.")
+    return "on a hidden example your function does something else than it should."
+
+
+def _number(values: Tensor, place: int) -> str:
+    value = values.flatten()[place].item()
+    return f"{value:.4g}" if math.isfinite(value) else str(value)
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in words."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def fresh(value: Any) -> Any:
+    """A deep copy, for cases that are built once and handed out many times."""
+    return copy.deepcopy(value)

@@ -1,0 +1,86 @@
+"""Restart points: exactly the objects that the cells below one need, however the notebook was entered."""
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from gradprune.defenses import DefenseResult, grad_prune
+from gradprune.datasets import Dataset, draw_defense_images, load
+from gradprune.errors import unknown
+from gradprune.lessons.session import mode
+from gradprune.pruning import Pairs, pair_up
+from gradprune.zoo import SHIPPED, Victim, attack, load_victim
+
+POINTS: dict[str, Callable[[], Any]] = {}
+SPC = 10  # clean images per class that the defender of the lessons has
+
+
+def checkpoint(name: str) -> Any:
+    """The objects of a restart point, as a tuple where there are several.
+
+    The victim is loaded (mode "full": trained) once per kernel; each call hands out copies of its own, so whatever
+    the cells did to theirs is undone. Raises InputError for an unknown name, with the nearest.
+
+        victim, pairs = checkpoint("02_scores")
+    """
+    if name not in POINTS:
+        raise unknown("restart point", name, POINTS)
+    value = POINTS[name]()
+    shared = {id(part.data): part.data for part in (value if isinstance(value, tuple) else (value,))
+              if isinstance(part, Victim)}
+    return copy.deepcopy(value, shared)  # the images are shared: nobody writes to them
+
+
+def point(*names: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Register a function as what `checkpoint` returns for these names."""
+
+    def register(make: Callable[[], Any]) -> Callable[[], Any]:
+        POINTS.update(dict.fromkeys(names, make))
+        return make
+
+    return register
+
+
+@cache
+def _victim(name: str, now: str) -> Victim:
+    """A victim by zoo name: shipped, or trained here in mode "full"."""
+    return attack(**SHIPPED[name]) if now == "full" else load_victim(name)
+
+
+@cache
+def _pairs(now: str) -> Pairs:
+    """The defender's training images of the badnets victim, clean and triggered."""
+    victim = _victim("badnets", now)
+    return pair_up(draw_defense_images(victim.data.defense, SPC).train, victim.trigger)
+
+
+@cache
+def _pruned(now: str) -> DefenseResult:
+    """The badnets victim pruned by the paper's recipe, not yet fine-tuned."""
+    victim = _victim("badnets", now)
+    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, tune=False, progress=False)
+
+
+@point("01_start")
+def signs() -> Dataset:
+    """`data`: the rendered signs, parts train, defense and test."""
+    return load("signs")
+
+
+@point("00_start", "01_measure", "02_start", "03_start", "07_start")
+def victim() -> Victim:
+    """`victim`: the badnets victim: model, trigger, target, data, card."""
+    return _victim("badnets", mode())
+
+
+@point("02_scores", "02_look")
+def victim_and_pairs() -> tuple[Victim, Pairs]:
+    """`victim, pairs`: and the defender's training images (spc 10), clean and triggered, with true labels."""
+    return _victim("badnets", mode()), _pairs(mode())
+
+
+@point("03_tune")
+def victim_and_result() -> tuple[Victim, DefenseResult]:
+    """`victim, result`: and what pruning by the paper's recipe (spc 10) made of it, before fine-tuning."""
+    return _victim("badnets", mode()), _pruned(mode())
