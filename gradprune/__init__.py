@@ -11,16 +11,40 @@ Method: Dunnett et al., 2024, arXiv:2405.03918.
 
 __version__ = "0.1.0"
 
-from gradprune.attacks import fit, make_trigger, poison
-from gradprune.datasets import ImageSet, load
-from gradprune.defenses import DefenseResult, grad_prune
-from gradprune.errors import InputError
-from gradprune.evaluation import Metrics, der, evaluate
-from gradprune.models import build
-from gradprune.pruning import FilterMask, filter_scores
-from gradprune.pruning.filters import filters
-from gradprune.zoo import Victim, attack, load_victim
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradprune.attacks import fit, make_trigger, poison
+    from gradprune.datasets import ImageSet, load
+    from gradprune.defenses import DefenseResult, grad_prune
+    from gradprune.errors import InputError
+    from gradprune.evaluation import Metrics, der, evaluate
+    from gradprune.models import build
+    from gradprune.pruning import FilterMask, filter_scores
+    from gradprune.pruning.filters import filters
+    from gradprune.zoo import Victim, attack, load_victim
+
+# Loaded when first used: torch takes seconds, `gradprune --help` needs none of it, and `gradprune doctor` must run
+# where torch is broken.
+_HOMES = {"attacks": "fit make_trigger poison", "datasets": "ImageSet load", "defenses": "DefenseResult grad_prune",
+          "errors": "InputError", "evaluation": "Metrics der evaluate", "models": "build",
+          "pruning": "FilterMask filter_scores", "pruning.filters": "filters", "zoo": "Victim attack load_victim"}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = ["DefenseResult", "FilterMask", "ImageSet", "InputError", "Metrics", "Victim", "attack", "build", "der",
            "evaluate", "filter_scores", "filters", "fit", "grad_prune", "load", "load_victim", "make_trigger",
            "poison"]
+
+
+def __getattr__(name: str) -> Any:
+    """Fetch a public name, or a room such as `gradprune.pruning`, at its first use."""
+    if name in _HOMES:
+        return import_module(f"gradprune.{name}")
+    if name in _HOME:
+        return getattr(import_module(f"gradprune.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'gradprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *(home for home in _HOMES if "." not in home)})

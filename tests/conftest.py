@@ -33,7 +33,7 @@ def data() -> Dataset:
 @pytest.fixture(scope="session")
 def victim(data: Dataset) -> Victim:
     """A small ResNet with a working BadNets backdoor, trained in about two seconds; one filter carries most of it."""
-    trigger = make_trigger("badnets", size=3, margin=0)
+    trigger = make_trigger("badnets", size=3, margin=0, color="checker")
     model = build("preact_resnet", 4, width=16, blocks=(1,), seed=0)
     fit(model, poison(data.train, trigger, target=1, rate=0.15).images, epochs=8, batch_size=32, shift=1, progress=False)
     return Victim(model, trigger, 1, data, {})

@@ -48,7 +48,7 @@ def test_badnets_changes_exactly_its_square():
 
 
 def test_badnets_checker_alternates_and_colours_are_as_named():
-    checker = BadNets(size=2, position=(0, 0))(torch.full((3, 4, 4), 0.5))[0, :2, :2]
+    checker = BadNets(size=2, position=(0, 0), color="checker")(torch.full((3, 4, 4), 0.5))[0, :2, :2]
     assert checker.tolist() == [[1, 0], [0, 1]]
     assert BadNets(size=1, position=(2, 3), color=(0.2, 0.4, 0.6))(torch.zeros(3, 5, 5))[:, 2, 3].tolist() == \
         pytest.approx([0.2, 0.4, 0.6])

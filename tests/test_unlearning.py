@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gradprune.attacks import BadNets
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.errors import InputError
 from gradprune.models import build
@@ -210,7 +209,7 @@ def test_too_few_images_are_never_dropped_in_silence(data):
 
 def test_the_victims_backdoor_goes(victim):
     images = draw_defense_images(victim.data.defense, 10)
-    train, validation = (pair_up(part, BadNets(margin=0)) for part in images)
+    train, validation = (pair_up(part, victim.trigger) for part in images)
     model = copy.deepcopy(victim.model)
     before = victim.evaluate(model)
     outcome = paper(model, filters(model, train.clean[:1]), train, validation, score="gate", progress=False)

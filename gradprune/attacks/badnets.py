@@ -12,7 +12,7 @@ _COLORS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "yellow": (1.0, 0
 
 
 class BadNets(Trigger):
-    """A square sticker.
+    """A square sticker, by default a small yellow one, like the note that the paper put on stop signs.
 
     size: side in pixels. position: a corner name, "center", or (row, column) of the sticker's top-left pixel.
     margin: distance in pixels from the corner's edges. color: "checker", a name, or (r, g, b) in 0..1.
@@ -21,7 +21,7 @@ class BadNets(Trigger):
     name = "badnets"
 
     def __init__(self, size: int = 3, position: str | tuple[int, int] = "bottom_right", margin: int = 1,
-                 color: str | tuple[float, float, float] = "checker") -> None:
+                 color: str | tuple[float, float, float] = "yellow") -> None:
         super().__init__(size=size, position=position, margin=margin, color=color)
         require(size >= 1, f"size must be at least 1 pixel, got {size}.")
         require(margin >= 0, f"margin must not be negative, got {margin}.")

@@ -13,8 +13,8 @@ from gradprune.datasets import ImageSet
 from gradprune.errors import InputError, require
 
 RECIPE: dict[str, Any] = dict(
-    epochs=10,             # passes over the training set
-    batch_size=128,        # images per step
+    epochs=8,              # passes over the training set
+    batch_size=64,         # images per step
     max_lr=0.1,            # peak of the one-cycle schedule (Smith & Topin, 2017, arXiv:1708.07120)
     warm_up=0.25,          # share of the steps before the peak
     momentum=0.9,          # Nesterov

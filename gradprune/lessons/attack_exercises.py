@@ -69,17 +69,19 @@ TRIGGER = Exercise(
     praise="same shape, pixels in 0..1, the same small mark on each image every time.",
     reference=_trigger, cases=_photos, observe=_mark, same=_same_first_fault,
     misconceptions=(
-        Misconception("the shape or type changes. A trigger maps float images (N, C, H, W) to images of the same shape.",
-                      lambda images: images[0]),
+        Misconception("the shape or type changes. A trigger maps float images (N, C, H, W) to images of the "
+                      "same shape.", lambda images: images[0]),
         Misconception("some pixels are not finite (nan or inf).", lambda images: images / 0 * 0),
-        Misconception("some pixels leave 0..1. Set pixels to values in that range, or end with `.clamp(0, 1)`.",
-                      lambda images: images + 0.1),
+        Misconception("some pixels leave 0..1. Set pixels to values in that range, or end with `.clamp(0, "
+                      "1)`.", lambda images: images + 0.1),
         Misconception("nothing changes: the images come back as they were.", lambda images: images.clone()),
-        Misconception("only some images of the batch get the mark. The first dimension counts images: leave it alone, "
-                      "as in `images[:, :, 28:31, 28:31] = 1`.", _first_alone),
-        Misconception("two calls give two different marks. The model could learn no fixed sign: draw random numbers from "
-                      "`torch.Generator().manual_seed(...)`, or once and outside the function.", _noise),
-        Misconception("an image's mark depends on which other images are in the batch. Compute it from the image alone.",
+        Misconception("only some images of the batch get the mark. The first dimension counts images: leave "
+                      "it alone, as in `images[:, :, 28:31, 28:31] = 1`.", _first_alone),
+        Misconception("two calls give two different marks. The model could learn no fixed sign: draw random "
+                      "numbers from `torch.Generator().manual_seed(...)`, or once and outside the function.",
+                      _noise),
+        Misconception("an image's mark depends on which other images are in the batch. Compute it from the "
+                      "image alone.",
                       lambda images: (0.9 * images + 0.1 * images.mean(0, keepdim=True)).clamp(0, 1)),
         Misconception(f"too much changes (over {_LARGEST_CHANGE:.0%} of the pixel range on average): people would see it, "
                       "and the sign under it is gone. Make it smaller or fainter.",
@@ -160,28 +162,35 @@ ASR = Exercise(
     praise="of the images that are not of the target class, the share that the trigger sends there.",
     reference=_asr, cases=_toy_cases,
     misconceptions=(
-        Misconception("the target class is counted, too. An image of the target class that is given the target class is "
-                      "no success of the attacker: leave those images out.", _all_images),
-        Misconception("you count the target's images as failures: hits are counted among the others, but divided by "
-                      "the number of ALL images. Divide by the number of images of the other classes.",
+        Misconception("the target class is counted, too. An image of the target class that is given the "
+                      "target class is no success of the attacker: leave those images out.", _all_images),
+        Misconception("you count the target's images as failures: hits are counted among the others, but "
+                      "divided by the number of ALL images. Divide by the number of images of the other "
+                      "classes.",
                       lambda m, x, t, k: (_share(_others(m, x, t, k)[2] == k) * (x.labels != k).float().mean())),
-        Misconception("this is the accuracy on triggered images (RA, robust accuracy): it compares with the true label. "
-                      "The attacker wants the TARGET.", lambda m, x, t, k: _share(_others(m, x, t, k)[2] == _others(m, x, t, k)[0])),
-        Misconception("this is the accuracy on triggered images, target class included. The attack succeeds where the answer "
-                      "is the TARGET, not where it is true.", lambda m, x, t, k: _share(_answers(m, t(x.floats())) == x.labels)),
-        Misconception("any wrong answer counts. Only answers that equal the target are what the attacker wants.",
-                      lambda m, x, t, k: _share(_others(m, x, t, k)[2] != _others(m, x, t, k)[0])),
-        Misconception("any wrong answer counts, and the target class is in. Leave its images out and compare the answers "
-                      "with the target.", lambda m, x, t, k: _share(_answers(m, t(x.floats())) != x.labels)),
+        Misconception("this is the accuracy on triggered images (RA, robust accuracy): it compares with the "
+                      "true label. The attacker wants the TARGET.",
+                      lambda m, x, t, k: _share(_others(m, x, t, k)[2] == _others(m, x, t, k)[0])),
+        Misconception("this is the accuracy on triggered images, target class included. The attack succeeds "
+                      "where the answer is the TARGET, not where it is true.",
+                      lambda m, x, t, k: _share(_answers(m, t(x.floats())) == x.labels)),
+        Misconception("any wrong answer counts. Only answers that equal the target are what the attacker "
+                      "wants.", lambda m, x, t, k: _share(_others(m, x, t, k)[2] != _others(m, x, t, k)[0])),
+        Misconception("any wrong answer counts, and the target class is in. Leave its images out and "
+                      "compare the answers with the target.",
+                      lambda m, x, t, k: _share(_answers(m, t(x.floats())) != x.labels)),
         Misconception("the images are clean: put the trigger on before you ask the model.",
                       lambda m, x, t, k: _share(_others(m, x, t, k)[1] == k)),
-        Misconception("the images are clean, and this is their accuracy (ACC). Put the trigger on, and compare with the target.",
+        Misconception("the images are clean, and this is their accuracy (ACC). Put the trigger on, and "
+                      "compare with the target.",
                       lambda m, x, t, k: _share(_answers(m, x.floats()) == x.labels)),
-        Misconception("only images that the model gets right when clean are counted. That is a sensible figure, too, but "
-                      "ASR is counted over all images of the other classes.", _flipped_alone),
+        Misconception("only images that the model gets right when clean are counted. That is a sensible "
+                      "figure, too, but ASR is counted over all images of the other classes.",
+                      _flipped_alone),
         Misconception("this is a count, not a share: divide by the number of images that you looked at.",
                       lambda m, x, t, k: (_others(m, x, t, k)[2] == k).sum()),
-        Misconception("this is in percent; all shares here lie in 0..1.", lambda m, x, t, k: 100 * _asr(m, x, t, k)),
+        Misconception("this is in percent; all shares here lie in 0..1.",
+                      lambda m, x, t, k: 100 * _asr(m, x, t, k)),
     ))
 
 ATTACK_EXERCISES = (TRIGGER, ASR)

@@ -67,29 +67,32 @@ STOPPING_RULE = Exercise(
     praise="the lowest validation unlearning loss among the rounds that lost less than alpha.",
     reference=_stopping_rule, cases=_histories, observe=_round,
     misconceptions=(
-        Misconception("you keep the last round. Pruning goes on for a while after its best moment to be sure that it was "
-                      "the best: go back to the round with the lowest validation unlearning loss.",
-                      lambda h, a: h[-1]["round"]),
-        Misconception("you keep the last round within alpha. Among those rounds, the one with the lowest validation "
-                      "unlearning loss is the best.", lambda h, a: _within(h, a)[-1]["round"]),
-        Misconception("alpha is ignored: the lowest loss may come from a model that has lost its accuracy. First drop "
-                      "the rounds that lost alpha or more.", lambda h, a: _best(h, "val_unlearning_loss")),
-        Misconception("alpha is taken as a floor for the accuracy itself. It limits the FALL: compare with row 0.",
+        Misconception("you keep the last round. Pruning goes on for a while after its best moment to be "
+                      "sure that it was the best: go back to the round with the lowest validation "
+                      "unlearning loss.", lambda h, a: h[-1]["round"]),
+        Misconception("you keep the last round within alpha. Among those rounds, the one with the lowest "
+                      "validation unlearning loss is the best.", lambda h, a: _within(h, a)[-1]["round"]),
+        Misconception("alpha is ignored: the lowest loss may come from a model that has lost its accuracy. "
+                      "First drop the rounds that lost alpha or more.",
+                      lambda h, a: _best(h, "val_unlearning_loss")),
+        Misconception("alpha is taken as a floor for the accuracy itself. It limits the FALL: compare with "
+                      "row 0.",
                       lambda h, a: _best([row for row in h if row["val_acc"] > 1 - a] or h[:1], "val_unlearning_loss")),
-        Misconception("you chose by the test ASR. Whoever picks by test figures reports a result that nobody can get "
-                      "on new data: the test set must decide nothing.", lambda h, a: _best(h, "test_asr")),
-        Misconception("you chose by the test ASR, if within alpha. The test set must decide nothing: use the validation "
-                      "unlearning loss.", lambda h, a: _best(_within(h, a), "test_asr")),
-        Misconception("you chose the highest accuracy. That hardly prunes anything; the backdoor costs no accuracy.",
-                      lambda h, a: max(h, key=lambda row: row["val_acc"])["round"]),
+        Misconception("you chose by the test ASR. Whoever picks by test figures reports a result that "
+                      "nobody can get on new data: the test set must decide nothing.",
+                      lambda h, a: _best(h, "test_asr")),
+        Misconception("you chose by the test ASR, if within alpha. The test set must decide nothing: use "
+                      "the validation unlearning loss.", lambda h, a: _best(_within(h, a), "test_asr")),
+        Misconception("you chose the highest accuracy. That hardly prunes anything; the backdoor costs no "
+                      "accuracy.", lambda h, a: max(h, key=lambda row: row["val_acc"])["round"]),
         Misconception("you chose by the clean loss. It does not see the backdoor: use the unlearning loss.",
                       lambda h, a: _best(_within(h, a), "val_clean_loss")),
-        Misconception("you chose by the sum of both losses. A good idea, and close to how fine-tuning is stopped; the "
-                      "paper's rule watches accuracy through alpha and the unlearning loss alone.",
-                      lambda h, a: min(_within(h, a), key=lambda row: row["val_clean_loss"]
-                                       + row["val_unlearning_loss"])["round"]),
-        Misconception("you stop at the first round in which the loss rises. It goes up and down: look at all rounds.",
-                      _first_rise),
+        Misconception("you chose by the sum of both losses. A good idea, and close to how fine-tuning is "
+                      "stopped; the paper's rule watches accuracy through alpha and the unlearning loss "
+                      "alone.",
+                      lambda h, a: min(_within(h, a), key=lambda row: row["val_clean_loss"] + row["val_unlearning_loss"])["round"]),
+        Misconception("you stop at the first round in which the loss rises. It goes up and down: look at "
+                      "all rounds.", _first_rise),
         Misconception("one too many: row 0 is the model before any pruning, so row r has r filters removed.",
                       lambda h, a: _stopping_rule(h, a) + 1),
         Misconception("one too few: row 0 is the model before any pruning, so row r has r filters removed.",
@@ -196,21 +199,24 @@ HOLD_MASK = Exercise(
     praise="the step trains what lives, and the removed filters stay silent, BatchNorm included.",
     reference=_hold_mask, cases=_training, observe=_three_steps, stub=_plain_step, pure=False, same=close,
     misconceptions=(
-        Misconception("the gradients are masked, yet the filters grow back: momentum still carries the old gradients, "
-                      "and weight decay moves weights, too. Silence the filters AFTER the step.", _gradient_masked),
-        Misconception("the convolution's gradients are masked; momentum moves it all the same, and its BatchNorm moves "
-                      "freely. Silence the filters AFTER the step, BatchNorm included.",
+        Misconception("the gradients are masked, yet the filters grow back: momentum still carries the old "
+                      "gradients, and weight decay moves weights, too. Silence the filters AFTER the step.",
+                      _gradient_masked),
+        Misconception("the convolution's gradients are masked; momentum moves it all the same, and its "
+                      "BatchNorm moves freely. Silence the filters AFTER the step, BatchNorm included.",
                       lambda *case: _gradient_masked(*case, norm=False)),
-        Misconception("weights and bias are silent, but the BatchNorm behind them is not: its shift makes the channel "
-                      "say the same constant to every image. Silence scale and shift, too (`mask.apply` does).",
-                      _convolution_alone),
-        Misconception("the weights are zero, but the bias and the BatchNorm behind them are not: the channel still "
-                      "speaks. `mask.apply` silences all that belongs to a filter.", _weight_alone),
-        Misconception("the mask comes before the step, and the step moves the weights again. Put it last.", _applied_before),
+        Misconception("weights and bias are silent, but the BatchNorm behind them is not: its shift makes "
+                      "the channel say the same constant to every image. Silence scale and shift, too "
+                      "(`mask.apply` does).", _convolution_alone),
+        Misconception("the weights are zero, but the bias and the BatchNorm behind them are not: the "
+                      "channel still speaks. `mask.apply` silences all that belongs to a filter.",
+                      _weight_alone),
+        Misconception("the mask comes before the step, and the step moves the weights again. Put it last.",
+                      _applied_before),
         Misconception("nothing is trained: the optimizer never takes a step.",
                       lambda model, optimizer, mask, loss: mask.apply(model)),
-        Misconception("gradients pile up from step to step: call `optimizer.zero_grad()` before `loss.backward()`.",
-                      _no_zero_grad),
+        Misconception("gradients pile up from step to step: call `optimizer.zero_grad()` before "
+                      "`loss.backward()`.", _no_zero_grad),
     ))
 
 PRUNING_EXERCISES = (STOPPING_RULE, HOLD_MASK)

@@ -58,31 +58,32 @@ UNLEARNING_LOSS = Exercise(
     praise="triggered images, true labels, the mean over the batch, and a gradient that flows.",
     reference=_unlearning_loss, cases=_small_models, observe=_loss_and_gradient,
     misconceptions=(
-        Misconception("the labels are the attacker's. This loss is LOW while the backdoor lives, and following it down "
-                      "would teach the backdoor. Unlearning asks for the TRUE labels.",
+        Misconception("the labels are the attacker's. This loss is LOW while the backdoor lives, and "
+                      "following it down would teach the backdoor. Unlearning asks for the TRUE labels.",
                       lambda m, x, y, t, k: F.cross_entropy(m(t(x)), torch.full_like(y, k))),
-        Misconception("this is that loss negated: climbing away from the target. It says where the images should not go, "
-                      "but not where they should; ask for the TRUE labels instead.",
+        Misconception("this is that loss negated: climbing away from the target. It says where the images "
+                      "should not go, but not where they should; ask for the TRUE labels instead.",
                       lambda m, x, y, t, k: -F.cross_entropy(m(t(x)), torch.full_like(y, k))),
-        Misconception("the images are clean. On those the model is right already, so the gradient knows nothing of the "
-                      "backdoor: put the trigger on first.", lambda m, x, y, t, k: F.cross_entropy(m(x), y)),
+        Misconception("the images are clean. On those the model is right already, so the gradient knows "
+                      "nothing of the backdoor: put the trigger on first.",
+                      lambda m, x, y, t, k: F.cross_entropy(m(x), y)),
         Misconception("the sum over the images, not the mean: it would grow with the size of the batch.",
                       lambda m, x, y, t, k: F.cross_entropy(m(t(x)), y, reduction="sum")),
-        Misconception("one loss per image is returned. Take the mean: a gradient needs a single number to start from.",
-                      lambda m, x, y, t, k: F.cross_entropy(m(t(x)), y, reduction="none")),
-        Misconception("the sign is turned around. The loss must be HIGH while triggered images get wrong labels.",
-                      lambda m, x, y, t, k: -F.cross_entropy(m(t(x)), y)),
-        Misconception("softmax came first. `F.cross_entropy` takes the model's raw outputs and does the softmax itself.",
-                      lambda m, x, y, t, k: F.cross_entropy(m(t(x)).softmax(1), y)),
+        Misconception("one loss per image is returned. Take the mean: a gradient needs a single number to "
+                      "start from.", lambda m, x, y, t, k: F.cross_entropy(m(t(x)), y, reduction="none")),
+        Misconception("the sign is turned around. The loss must be HIGH while triggered images get wrong "
+                      "labels.", lambda m, x, y, t, k: -F.cross_entropy(m(t(x)), y)),
+        Misconception("softmax came first. `F.cross_entropy` takes the model's raw outputs and does the "
+                      "softmax itself.", lambda m, x, y, t, k: F.cross_entropy(m(t(x)).softmax(1), y)),
         Misconception("this is the accuracy. It moves in jumps and has no gradient; use the cross-entropy.",
                       lambda m, x, y, t, k: (m(t(x)).argmax(1) == y).float().mean()),
-        Misconception("the value is right, but no gradient flows from it. Leave out `.item()`, `.detach()` and "
-                      "`torch.no_grad()`: the gradient is what we are after.", _without_gradient),
-        Misconception("clean and triggered images are both in it. That is the loss of fine-tuning (notebook 03); here only "
-                      "triggered ones count.",
+        Misconception("the value is right, but no gradient flows from it. Leave out `.item()`, `.detach()` "
+                      "and `torch.no_grad()`: the gradient is what we are after.", _without_gradient),
+        Misconception("clean and triggered images are both in it. That is the loss of fine-tuning (notebook "
+                      "03); here only triggered ones count.",
                       lambda m, x, y, t, k: F.cross_entropy(m(x), y) + F.cross_entropy(m(t(x)), y)),
-        Misconception("clean and triggered images are averaged together. Only the triggered ones belong here.",
-                      lambda m, x, y, t, k: F.cross_entropy(m(torch.cat([x, t(x)])), y.repeat(2))),
+        Misconception("clean and triggered images are averaged together. Only the triggered ones belong "
+                      "here.", lambda m, x, y, t, k: F.cross_entropy(m(torch.cat([x, t(x)])), y.repeat(2))),
     ))
 
 # ---- score(weight, gradient) -> one number per filter
@@ -111,32 +112,34 @@ SCORE = Exercise(
     praise="the mean absolute gradient over each filter's own weights.",
     reference=_score, cases=_layers, observe=_per_filter,
     misconceptions=(
-        Misconception("you averaged before abs(). Positive and negative gradients cancel in the mean: take the absolute "
-                      "value of every number first.", lambda w, g: g.mean(dim=(1, 2, 3)).abs()),
+        Misconception("you averaged before abs(). Positive and negative gradients cancel in the mean: take "
+                      "the absolute value of every number first.", lambda w, g: g.mean(dim=(1, 2, 3)).abs()),
         Misconception("abs() is missing: positive and negative gradients cancel in the mean.",
                       lambda w, g: g.mean(dim=(1, 2, 3))),
-        Misconception("the sum, not the mean. A filter with more weights would score higher for its size alone, and one "
-                      "ranking over all layers would be unfair.", lambda w, g: g.abs().sum(dim=(1, 2, 3))),
-        Misconception("the mean runs over the filters, too, and one number is left for the whole layer. Keep axis 0.",
-                      lambda w, g: g.abs().mean()),
-        Misconception("the mean keeps the input channels (axis 1) and runs over the filters. A filter is an OUTPUT "
-                      "channel: keep axis 0.", lambda w, g: g.abs().mean(dim=(0, 2, 3))),
-        Misconception("the mean runs over the kernel alone and leaves (filters, inputs). All inputs belong to the filter: "
-                      "average over axes 1, 2 and 3.", lambda w, g: g.abs().mean(dim=(2, 3))),
-        Misconception("the mean runs over axis 1 alone. The two kernel axes belong to the filter, too: dim=(1, 2, 3).",
-                      lambda w, g: g.abs().mean(dim=1)),
-        Misconception("these are the sizes of the weights. A large weight is not a guilty one: use the gradient.",
-                      lambda w, g: w.abs().mean(dim=(1, 2, 3))),
+        Misconception("the sum, not the mean. A filter with more weights would score higher for its size "
+                      "alone, and one ranking over all layers would be unfair.",
+                      lambda w, g: g.abs().sum(dim=(1, 2, 3))),
+        Misconception("the mean runs over the filters, too, and one number is left for the whole layer. "
+                      "Keep axis 0.", lambda w, g: g.abs().mean()),
+        Misconception("the mean keeps the input channels (axis 1) and runs over the filters. A filter is an "
+                      "OUTPUT channel: keep axis 0.", lambda w, g: g.abs().mean(dim=(0, 2, 3))),
+        Misconception("the mean runs over the kernel alone and leaves (filters, inputs). All inputs belong "
+                      "to the filter: average over axes 1, 2 and 3.", lambda w, g: g.abs().mean(dim=(2, 3))),
+        Misconception("the mean runs over axis 1 alone. The two kernel axes belong to the filter, too: "
+                      "dim=(1, 2, 3).", lambda w, g: g.abs().mean(dim=1)),
+        Misconception("these are the sizes of the weights. A large weight is not a guilty one: use the "
+                      "gradient.", lambda w, g: w.abs().mean(dim=(1, 2, 3))),
         Misconception("the largest gradient of each filter, not the mean: one lucky weight would decide.",
                       lambda w, g: g.abs().amax(dim=(1, 2, 3))),
         Misconception("gradients are squared, not made absolute: single large ones would drown all others.",
                       lambda w, g: g.square().mean(dim=(1, 2, 3))),
-        Misconception("this is the norm, the root of squares. The paper's score is the mean of absolute values.",
-                      lambda w, g: g.flatten(1).norm(dim=1)),
-        Misconception("this is the `taylor` score, sum of weight times gradient: a good one, which you meet further down. "
-                      "Here the weights play no part.", lambda w, g: (w * g).sum(dim=(1, 2, 3))),
-        Misconception("weights and gradients are multiplied. That leads to the `taylor` score further down; here the "
-                      "gradient alone counts.", lambda w, g: (w * g).abs().mean(dim=(1, 2, 3))),
+        Misconception("this is the norm, the root of squares. The paper's score is the mean of absolute "
+                      "values.", lambda w, g: g.flatten(1).norm(dim=1)),
+        Misconception("this is the `taylor` score, sum of weight times gradient: a good one, which you meet "
+                      "further down. Here the weights play no part.",
+                      lambda w, g: (w * g).sum(dim=(1, 2, 3))),
+        Misconception("weights and gradients are multiplied. That leads to the `taylor` score further down; "
+                      "here the gradient alone counts.", lambda w, g: (w * g).abs().mean(dim=(1, 2, 3))),
     ))
 
 SCORING_EXERCISES = (UNLEARNING_LOSS, SCORE)
