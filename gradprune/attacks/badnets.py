@@ -26,7 +26,8 @@ class BadNets(Trigger):
         require(size >= 1, f"size must be at least 1 pixel, got {size}.")
         require(margin >= 0, f"margin must not be negative, got {margin}.")
         if isinstance(position, str):
-            require(position in _CORNERS, f"position must be one of {', '.join(_CORNERS)} or (row, column), got {position!r}.")
+            require(position in _CORNERS,
+                    f"position must be one of {', '.join(_CORNERS)} or (row, column), got {position!r}.")
         self.size, self.position, self.margin = size, position, margin
         self.register_buffer("patch", _patch(size, color), persistent=False)
         self.patch: Tensor

@@ -21,7 +21,8 @@ def poison(clean: ImageSet, trigger: nn.Module, target: int, rate: float = 0.1, 
 
     The images are drawn among those of the other classes (an image of the target class would teach nothing),
     so at most their share can be touched. rate: 0..1. The given set is not changed.
-    Raises InputError for a rate or target out of range, or a trigger that changes the images' shape or range. Source: Gu et al., 2017.
+    Raises InputError for a rate or target out of range, or a trigger that changes the images' shape or
+    range. Source: Gu et al., 2017.
     """
     require(0 <= rate <= 1, f"poison rate must lie in 0..1, got {rate}.")
     clean.check_target(target)

@@ -12,17 +12,17 @@ from tqdm.auto import tqdm
 from gradprune.datasets import ImageSet
 from gradprune.errors import InputError, require
 
-RECIPE: dict[str, Any] = dict(
-    epochs=8,              # passes over the training set
-    batch_size=64,         # images per step
-    max_lr=0.1,            # peak of the one-cycle schedule (Smith & Topin, 2017, arXiv:1708.07120)
-    warm_up=0.25,          # share of the steps before the peak
-    momentum=0.9,          # Nesterov
-    weight_decay=5e-4,     # on all parameters
-    shift=2,               # random shift, pixels in each direction; edges are mirrored
-    flip=False,            # random left-right flips: right for photographs, wrong for signs
-    label_smoothing=0.0,   # share of the target probability spread over all classes
-)
+RECIPE: dict[str, Any] = {
+    "epochs": 8,              # passes over the training set
+    "batch_size": 64,         # images per step
+    "max_lr": 0.1,            # peak of the one-cycle schedule (Smith & Topin, 2017, arXiv:1708.07120)
+    "warm_up": 0.25,          # share of the steps before the peak
+    "momentum": 0.9,          # Nesterov
+    "weight_decay": 5e-4,     # on all parameters
+    "shift": 2,               # random shift, pixels in each direction; edges are mirrored
+    "flip": False,            # random left-right flips: right for photographs, wrong for signs
+    "label_smoothing": 0.0,   # share of the target probability spread over all classes
+}
 
 
 @dataclass
@@ -108,7 +108,8 @@ def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer,
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe["label_smoothing"])
         value = loss.item()
         if value != value or value == float("inf"):
-            raise InputError(f"training diverged: the loss became {value}; try a smaller max_lr than {recipe['max_lr']}.")
+            raise InputError(f"training diverged: the loss became {value}; "
+                             f"try a smaller max_lr than {recipe['max_lr']}.")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

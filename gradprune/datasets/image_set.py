@@ -32,7 +32,7 @@ class ImageSet:
                 f"labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}.")
         if len(labels):
             low, high = int(labels.min()), int(labels.max())
-            require(0 <= low and high < count, f"labels must lie in 0..{count - 1}, got {low}..{high}.")
+            require(low >= 0 and high < count, f"labels must lie in 0..{count - 1}, got {low}..{high}.")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -53,6 +53,6 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
         final = copy.deepcopy(pruned)
         history = history + fine_tune(final, outcome.mask, train, validation, seed=seed, progress=progress)
         seconds["tune"] = time.perf_counter() - start
-    settings = dict(recipe=recipe, score=score, spc=spc, alpha=alpha, patience=patience, seed=seed)
+    settings = {"recipe": recipe, "score": score, "spc": spc, "alpha": alpha, "patience": patience, "seed": seed}
     interrupted = outcome.interrupted or "interrupted" in history[-1]  # while pruning, or while fine-tuning
     return DefenseResult(final, pruned, outcome.mask, history, seconds, outcome.stopped, settings, interrupted)

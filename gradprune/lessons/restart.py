@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.datasets import Dataset, draw_defense_images, load
+from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import unknown
 from gradprune.lessons.session import mode
 from gradprune.pruning import Pairs, pair_up

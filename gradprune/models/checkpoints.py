@@ -58,7 +58,8 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
     require(weights_path.is_file(), f"there are no checkpoint weights at {weights_path}.")
     weights = weights_path.read_bytes()
     require(hashlib.sha256(weights).hexdigest() == card["sha256"],
-            f"the weights {weights_path} do not match their card: the file is truncated, tampered with or of another run.")
+            f"the weights {weights_path} do not match their card: the file is truncated, tampered with or of another "
+            "run.")
     settings = dict(card["model"])
     model = build(settings.pop("name"), settings.pop("num_classes"), **settings)
     try:

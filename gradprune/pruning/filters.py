@@ -64,7 +64,8 @@ class Filters:
             if entry.name == layer:
                 require(0 <= index < entry.count, f"layer {layer!r} has filters 0..{entry.count - 1}, got {index}.")
                 return entry.start + index
-        raise InputError(f"no convolution is named {layer!r}; there are {', '.join(entry.name for entry in self.layers)}.")
+        names = ", ".join(entry.name for entry in self.layers)
+        raise InputError(f"no convolution is named {layer!r}; there are {names}.")
 
     def __str__(self) -> str:
         width = max(len(layer.name) for layer in self.layers)
@@ -72,7 +73,8 @@ class Filters:
                  f"  {'layer':<{width}}  filters  each looks at  silenced with"]
         for layer in self.layers:
             looks = "x".join(map(str, layer.shape))
-            lines.append(f"  {layer.name:<{width}}  {layer.count:>7}  {looks:>13}  {layer.norm or 'its own weights alone'}")
+            norm = layer.norm or "its own weights alone"
+            lines.append(f"  {layer.name:<{width}}  {layer.count:>7}  {looks:>13}  {norm}")
         return "\n".join(lines)
 
     __repr__ = __str__

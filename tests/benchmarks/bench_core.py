@@ -44,8 +44,8 @@ def round_ratio(victim, spc, repeats=7):
     for _ in range(repeats):
         rounds = []
         whole = seconds(lambda: rounds.extend(paper(copy.deepcopy(victim.model), found, train, validation, alpha=1.0,
-                                                    progress=False).history))  # noqa: B023
-        floor = seconds(lambda: [baseline() for _ in range(len(rounds) - 1)])  # noqa: B023
+                                                    progress=False).history))
+        floor = seconds(lambda: [baseline() for _ in range(len(rounds) - 1)])
         ratios.append(whole / floor)
     return median(ratios), min(ratios), max(ratios)
 
