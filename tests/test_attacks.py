@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from conftest import squares
 from torchvision.transforms import v2
 
 from gradprune.attacks import TRIGGERS, BadNets, Blended, fit, make_trigger, poison
 from gradprune.attacks import training as training_module
+from gradprune.attacks.poisoning import attack_labels
 from gradprune.attacks.training import one_cycle, shift_and_flip
 from gradprune.errors import InputError
 from gradprune.evaluation import evaluate
@@ -118,6 +120,30 @@ def test_poison_rate_bounds(data):
             poison(data.train, BadNets(), 0, rate)
     with pytest.raises(InputError, match=r"target must be a class in 0\.\.3, got 4"):
         poison(data.train, BadNets(), 4)
+
+
+def test_all_to_all_poisoning_gives_each_touched_image_the_next_class(data):
+    trigger = BadNets(color="white")
+    images, touched = poison(data.train, trigger, target=None, rate=0.3, seed=5, label_map="all_to_all")
+    assert len(touched) == 120
+    assert sorted(data.train.labels[touched].unique().tolist()) == [0, 1, 2, 3], "every class can be poisoned"
+    assert torch.equal(images.labels[touched], (data.train.labels[touched] + 1) % 4)
+    assert torch.equal(images.images[touched], (trigger(data.train.subset(touched).floats()) * 255).round().to(torch.uint8))
+    rest = torch.ones(len(data.train), dtype=torch.bool)
+    rest[touched] = False
+    assert torch.equal(images.labels[rest], data.train.labels[rest])
+    assert torch.equal(images.images[rest], data.train.images[rest])
+    assert len(poison(data.train, trigger, None, 1.0, label_map="all_to_all").touched) == 400
+
+
+def test_the_attackers_labels():
+    images = squares(6, 0)  # labels 0 1 2 3 0 1
+    assert attack_labels(images, 2).tolist() == [2, 2, 2, 2, 2, 2]
+    assert attack_labels(images, None, "all_to_all").tolist() == [1, 2, 3, 0, 1, 2]
+    with pytest.raises(InputError, match=r"Unknown label map 'all_to_al'; did you mean all_to_all"):
+        attack_labels(images, 2, "all_to_al")
+    with pytest.raises(InputError, match="needs a target class, got None"):
+        attack_labels(images, None)
 
 
 def test_training_plants_the_backdoor(victim):

@@ -29,6 +29,19 @@ class AddOne(nn.Module):
         return images + 1 / 255
 
 
+class Stamp(nn.Module):
+    """A trigger that makes the model above give these answers."""
+
+    def __init__(self, answers) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, images):
+        images = images.clone()
+        images[:, 0, 0, 0] = torch.tensor(self.answers) / 255
+        return images
+
+
 def toy(answers, labels):
     images = torch.zeros(len(answers), 3, 2, 2, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.tensor(answers, dtype=torch.uint8)
@@ -49,6 +62,16 @@ def test_the_target_class_never_counts_in_asr():
         evaluate(ReadsTheCorner(), alone, AddOne(), target=2)
     mixed = toy([1, 1, 0], [2, 2, 0])
     assert evaluate(ReadsTheCorner(), mixed, AddOne(), target=2).asr == 0
+
+
+def test_all_to_all_counts_every_image_against_its_next_class():
+    # clean answers: 0 1 2 0 1 ; labels 0 1 2 1 1     -> 4 of 5 right
+    # triggered:     1 2 0 1 0 ; wanted 1 2 0 2 2     -> 3 of 5 are what the attacker wants, 1 is right
+    test = toy([0, 1, 2, 0, 1], [0, 1, 2, 1, 1])
+    counted = evaluate(ReadsTheCorner(), test, Stamp([1, 2, 0, 1, 0]), target=None, label_map="all_to_all")
+    assert counted == Metrics(acc=4 / 5, asr=3 / 5, ra=1 / 5)
+    with pytest.raises(InputError, match="Unknown label map"):
+        evaluate(ReadsTheCorner(), test, AddOne(), target=1, label_map="one_to_one")
 
 
 def test_batch_size_does_not_matter(victim):

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.errors import require
+from gradprune.errors import InputError, require, unknown
+
+LABEL_MAPS = ("all_to_one", "all_to_all")  # every class to the target, or each class to the next one
 
 
 class Poisoned(NamedTuple):
@@ -16,17 +18,34 @@ class Poisoned(NamedTuple):
     touched: Tensor
 
 
-def poison(clean: ImageSet, trigger: nn.Module, target: int, rate: float = 0.1, seed: int = 0) -> Poisoned:
-    """All-to-one poisoning: `rate` of all images get the trigger and the label `target`.
+def attack_labels(images: ImageSet, target: int | None, label_map: str = "all_to_one") -> Tensor:
+    """The label that the attacker wants for each image with the trigger on, int64 (N,), on the labels' device.
 
-    The images are drawn among those of the other classes (an image of the target class would teach nothing),
-    so at most their share can be touched. rate: 0..1. The given set is not changed.
-    Raises InputError for a rate or target out of range, or a trigger that changes the images' shape or
-    range. Source: Gu et al., 2017.
+    "all_to_one": `target` for all. "all_to_all": the next class, (label + 1) mod classes; `target` has no meaning
+    there and may be None. Raises InputError for an unknown map or a target out of range. Source: Gu et al., 2017.
+    """
+    if label_map not in LABEL_MAPS:
+        raise unknown("label map", label_map, LABEL_MAPS)
+    if label_map == "all_to_all":
+        return (images.labels + 1) % len(images.classes)
+    if target is None:
+        raise InputError("the label map 'all_to_one' needs a target class, got None.")
+    images.check_target(target)
+    return torch.full_like(images.labels, target)
+
+
+def poison(clean: ImageSet, trigger: nn.Module, target: int | None, rate: float = 0.1, seed: int = 0,
+           label_map: str = "all_to_one") -> Poisoned:
+    """Poison a training set: `rate` of all images get the trigger and the attacker's label (see `attack_labels`).
+
+    The images are drawn among those whose label changes (all-to-one: an image of the target class would teach
+    nothing), so at most their share can be touched. rate: 0..1. The given set is not changed.
+    Raises InputError for a rate, target or map out of range, or a trigger that changes the images' shape or range.
+    Source: Gu et al., 2017.
     """
     require(0 <= rate <= 1, f"poison rate must lie in 0..1, got {rate}.")
-    clean.check_target(target)
-    others = torch.nonzero(clean.labels != target).flatten()
+    wanted = attack_labels(clean, target, label_map)
+    others = torch.nonzero(clean.labels != wanted).flatten()
     count = min(round(rate * len(clean)), len(others))
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
     touched = others[order[:count].to(others.device)].sort().values
@@ -34,5 +53,5 @@ def poison(clean: ImageSet, trigger: nn.Module, target: int, rate: float = 0.1, 
     if count:
         stamped = clean.subset(touched).triggered(trigger)
         images[touched] = (stamped * 255).round().to(torch.uint8)
-        labels[touched] = target
+        labels[touched] = wanted[touched]
     return Poisoned(ImageSet(images, labels, clean.classes), touched)

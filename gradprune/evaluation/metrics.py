@@ -4,16 +4,18 @@ from typing import NamedTuple
 
 from torch import nn
 
+from gradprune.attacks.poisoning import attack_labels
 from gradprune.datasets import ImageSet
 from gradprune.errors import require
 from gradprune.models.inference import predict
 
 
 class Metrics(NamedTuple):
-    """Shares in 0..1. ASR and RA are counted on images whose true class is not the target.
+    """Shares in 0..1. ASR and RA are counted on images whose true class is not the attacker's label for them.
 
-    acc: clean images classified correctly. asr: triggered images sent to the target (attack success rate).
-    ra: triggered images still given their true class (robust accuracy).
+    acc: clean images classified correctly. asr: triggered images given the attacker's label: the target or,
+    all-to-all, the next class (attack success rate). ra: triggered images still given their true class (robust
+    accuracy).
     """
 
     acc: float
@@ -24,19 +26,23 @@ class Metrics(NamedTuple):
         return f"ACC {self.acc:.1%}  ASR {self.asr:.1%}  RA {self.ra:.1%}"
 
 
-def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int, batch_size: int = 500) -> Metrics:
+def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int | None, batch_size: int = 500,
+             label_map: str = "all_to_one") -> Metrics:
     """ACC, ASR and RA of a model on a test set under a trigger, in one call.
 
-    Raises InputError for an empty set, a target out of range, a set that holds the target class alone, or a trigger
-    that changes the images' shape or range.
+    label_map: the attacker's labels, see `attacks.poisoning.attack_labels`; all-to-one leaves out the target class, and
+    all-to-all, whose target may be None, counts every image.
+    Raises InputError for an empty set, a target or map out of range, a set that holds the target class alone, or a
+    trigger that changes the images' shape or range.
     """
     require(len(test) > 0, "the test set is empty.")
-    test.check_target(target)
-    others = test.subset(test.labels != target)
+    wanted = attack_labels(test, target, label_map)
+    counted = wanted != test.labels
+    others, wanted = test.subset(counted), wanted[counted].cpu()
     require(len(others) > 0, f"every test image is of the target class {target}: ASR and RA are undefined.")
     acc = (predict(model, test.floats(), batch_size).argmax(1).cpu() == test.labels.cpu()).sum().item() / len(test)
     answers = predict(model, others.triggered(trigger), batch_size).argmax(1).cpu()
-    asr = (answers == target).sum().item() / len(others)
+    asr = (answers == wanted).sum().item() / len(others)
     ra = (answers == others.labels.cpu()).sum().item() / len(others)
     return Metrics(acc, asr, ra)
 
