@@ -191,7 +191,7 @@ def _distance(rng: Generator, count: int) -> Tensor:
 def _placement(rng: Generator, count: int) -> Tensor:
     """The sign's coordinates at every pixel, under random tilt, size, shift and lean: (count, S, S, 2)."""
     angle, shear = 0.13 * torch.randn(2, count, generator=rng).clamp(-2, 2)
-    wide = 0.86 - 0.33 * _uniform(rng, 0, 1, count) ** 2.5  # most signs are near, a few are far
+    wide = 0.86 - 0.37 * _uniform(rng, 0, 1, count) ** 2.5  # most signs are near, a few are far
     high = wide * _uniform(rng, 0.92, 1.08, count)
     cos, sin = torch.cos(angle), torch.sin(angle)
     # Sign to image is a rotation times [[wide, shear], [0, high]]; the sampler needs the way back.
@@ -215,7 +215,7 @@ def _expose(rng: Generator, picture: Tensor) -> Tensor:
     picture += (0.75 - picture) * 0.45 * _uniform(rng, 0, 1, count, 1, 1, 1) ** 2
     soft = F.avg_pool2d(F.pad(picture, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
     picture = torch.lerp(picture, soft, _uniform(rng, -0.3, 0.7, count, 1, 1, 1).clamp(min=0)) * exposure
-    noise = 0.008 + 0.12 * _uniform(rng, 0, 1, count, 1, 1, 1) ** 5
+    noise = 0.008 + 0.16 * _uniform(rng, 0, 1, count, 1, 1, 1) ** 5
     return picture + noise * torch.randn(picture.shape, generator=rng)
 
 

@@ -1,7 +1,6 @@
 """What the notebooks lean on: checks of exercises, predictions, restart points, and progress that is kept.
 
-from gradprune.lessons import begin, check, checkpoint, mode, predict, reveal
-begin("02")
+A notebook begins with `from gradprune.lessons import begin, check, checkpoint, predict, reveal` and `begin("02")`.
 """
 
 from gradprune.lessons.exercises import CheckFailed, check

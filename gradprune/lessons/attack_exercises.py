@@ -83,9 +83,8 @@ TRIGGER = Exercise(
         Misconception("an image's mark depends on which other images are in the batch. Compute it from the "
                       "image alone.",
                       lambda images: (0.9 * images + 0.1 * images.mean(0, keepdim=True)).clamp(0, 1)),
-        Misconception(f"too much changes (over {_LARGEST_CHANGE:.0%} of the pixel range on average): people would see it, "
-                      "and the sign under it is gone. Make it smaller or fainter.",
-                      lambda images: torch.zeros_like(images)),
+        Misconception(f"too much changes (over {_LARGEST_CHANGE:.0%} of the pixel range on average): people would "
+                      "see it, and the sign under it is gone. Make it smaller or fainter.", torch.zeros_like),
     ))
 
 # ---- asr(model, images, trigger, target) -> share
@@ -167,7 +166,7 @@ ASR = Exercise(
         Misconception("you count the target's images as failures: hits are counted among the others, but "
                       "divided by the number of ALL images. Divide by the number of images of the other "
                       "classes.",
-                      lambda m, x, t, k: (_share(_others(m, x, t, k)[2] == k) * (x.labels != k).float().mean())),
+                      lambda m, x, t, k: _share(_others(m, x, t, k)[2] == k) * _share(x.labels != k)),
         Misconception("this is the accuracy on triggered images (RA, robust accuracy): it compares with the "
                       "true label. The attacker wants the TARGET.",
                       lambda m, x, t, k: _share(_others(m, x, t, k)[2] == _others(m, x, t, k)[0])),

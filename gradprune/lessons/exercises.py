@@ -1,8 +1,9 @@
-"""`check.<exercise>(attempt)`: tells what is right or wrong and hands back a function that works, so Run All goes on."""
+"""`check.<exercise>(attempt)`: says what is right or wrong and hands back a function that works, so Run All goes on."""
 
 import html
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gradprune.errors import unknown
@@ -37,20 +38,20 @@ class Checks:
             raise AttributeError(name)
         if name not in EXERCISES:
             raise AttributeError(str(unknown("exercise", name, EXERCISES)))
-        exercise = EXERCISES[name]
-        return lambda attempt=None: _check(exercise, attempt)
+        return partial(_check, EXERCISES[name])
 
     def __dir__(self) -> list[str]:
         return sorted(EXERCISES)
 
     def __repr__(self) -> str:
-        return "check: " + ", ".join(f"{exercise.name} (notebook {exercise.notebook})" for exercise in EXERCISES.values())
+        return "check: " + ", ".join(f"{name} (notebook {exercise.notebook})" for name, exercise in EXERCISES.items())
 
 
 check = Checks()
 
 
-def _check(exercise: Exercise, attempt: Any) -> Any:
+def _check(exercise: Exercise, attempt: Any = None) -> Any:
+    """Judge, tell, remember; the attempt if it is correct, else the reference."""
     verdict = exercise.judge(attempt)
     _tell(verdict)
     key = f"{exercise.notebook}.{exercise.name}"

@@ -33,8 +33,8 @@ def predict(key: str, question: str, low: float = 0, high: float = 1, *, step: f
         panel = _panel(key, question, _radio(options, earlier if earlier in options else None), str)
     else:
         _spans[key] = high - low
-        known = isinstance(earlier, int | float) and low <= earlier <= high
-        slider = _slider(low, high, step or (high - low) / 100, form, float(earlier) if known else None)
+        known = float(earlier) if isinstance(earlier, int | float) and low <= earlier <= high else None
+        slider = _slider(low, high, step or (high - low) / 100, form, known)
         panel = _panel(key, question, slider, lambda value: format(int(value) if form == "d" else value, form))
     from IPython.display import display
 

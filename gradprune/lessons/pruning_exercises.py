@@ -1,13 +1,15 @@
 """The exercises of notebook 03: when to stop pruning, and how removed filters are kept silent."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from gradprune.lessons.judging import Exercise, Function, Misconception, Seen, close, result
+from gradprune.lessons.judging import Exercise, Function, Misconception, Seen, result
 from gradprune.pruning import FilterMask
 from gradprune.pruning.filters import filters, own_tensors
 
@@ -17,25 +19,28 @@ Rows = list[dict[str, float]]
 
 
 def _stopping_rule(history: Rows, alpha: float) -> int:
-    within = [row for row in history if history[0]["val_acc"] - row["val_acc"] < alpha]
-    return min(within, key=lambda row: row["val_unlearning_loss"])["round"]  # type: ignore[return-value]
+    return _best(_within(history, alpha), "val_unlearning_loss")
+
+
+def _within(rows: Rows, alpha: float) -> Rows:
+    return [row for row in rows if rows[0]["val_acc"] - row["val_acc"] < alpha]
+
+
+def _best(rows: Rows, key: str) -> int:
+    return min(rows, key=lambda row: row[key])["round"]  # type: ignore[return-value]
 
 
 def _histories() -> list[tuple[Rows, float]]:
     """Runs in which each wrong rule keeps another round; test figures lie there as a temptation."""
-    #        accuracy                                     unlearning loss
-    runs = (([0.95, 0.95, 0.93, 0.94, 0.92, 0.84, 0.83], [4.0, 2.6, 2.8, 1.9, 2.0, 0.6, 1.2], 0.10,
-             [0.99, 0.80, 0.20, 0.40, 0.30, 0.02, 0.05], [0.09, 0.08, 0.10, 0.90, 0.20, 0.30, 0.50]),
-            ([0.90, 0.84, 0.88, 0.86, 0.89, 0.60], [3.0, 2.0, 1.0, 1.3, 1.1, 0.5], 0.05,
-             [0.97, 0.50, 0.40, 0.05, 0.30, 0.20], [0.20, 0.19, 0.50, 0.18, 0.60, 0.90]),
-            ([0.80, 0.69, 0.50, 0.40], [2.0, 2.4, 2.6, 1.0], 0.10, [0.99, 0.70, 0.50, 0.01], [0.50, 0.40, 0.70, 0.80]))
-    cases = []
-    for acc, loss, alpha, asr, clean in runs:
-        rows: Rows = [{"round": number, "val_acc": acc[number], "val_unlearning_loss": loss[number],
-                       "val_clean_loss": clean[number], "test_acc": acc[number] - 0.01, "test_asr": asr[number]}
-                      for number in range(len(acc))]
-        cases.append((rows, alpha))
-    return cases
+    names = "val_acc", "val_unlearning_loss", "val_clean_loss", "test_asr"
+    runs = ((0.10, [0.95, 0.95, 0.93, 0.94, 0.92, 0.84, 0.83], [4.0, 2.6, 2.8, 1.9, 2.0, 0.6, 1.2],
+             [0.09, 0.08, 0.10, 0.90, 0.20, 0.30, 0.50], [0.99, 0.80, 0.20, 0.40, 0.30, 0.02, 0.05]),
+            (0.05, [0.90, 0.84, 0.88, 0.86, 0.89, 0.60], [3.0, 2.0, 1.0, 1.3, 1.1, 0.5],
+             [0.20, 0.19, 0.50, 0.18, 0.60, 0.90], [0.97, 0.50, 0.40, 0.05, 0.30, 0.20]),
+            (0.10, [0.80, 0.69, 0.50, 0.40], [2.0, 2.4, 2.6, 1.0],
+             [0.50, 0.40, 0.70, 0.80], [0.99, 0.70, 0.50, 0.01]))
+    return [([{"round": number, **dict(zip(names, values, strict=True))}
+              for number, values in enumerate(zip(*columns, strict=True))], alpha) for alpha, *columns in runs]
 
 
 def _round(function: Function, case: Sequence[Any]) -> Seen:
@@ -47,17 +52,14 @@ def _number(answer: Any) -> Any:
     return answer["round"] if isinstance(answer, dict) and "round" in answer else answer
 
 
-def _best(rows: Rows, key: str) -> int:
-    return min(rows, key=lambda row: row[key])["round"]  # type: ignore[return-value]
-
-
-def _within(rows: Rows, alpha: float) -> Rows:
-    return [row for row in rows if rows[0]["val_acc"] - row["val_acc"] < alpha]
+def _both_losses(rows: Rows, alpha: float) -> int:
+    both = [row | {"sum": row["val_clean_loss"] + row["val_unlearning_loss"]} for row in rows]
+    return _best(_within(both, alpha), "sum")
 
 
 def _first_rise(rows: Rows, alpha: float) -> int:
-    for before, after in zip(rows, rows[1:], strict=False):
-        if after["val_unlearning_loss"] > before["val_unlearning_loss"] or rows[0]["val_acc"] - after["val_acc"] >= alpha:
+    for before, after in pairwise(rows):
+        if after["val_unlearning_loss"] > before["val_unlearning_loss"] or after not in _within(rows, alpha):
             return before["round"]  # type: ignore[return-value]
     return len(rows) - 1
 
@@ -89,8 +91,7 @@ STOPPING_RULE = Exercise(
                       lambda h, a: _best(_within(h, a), "val_clean_loss")),
         Misconception("you chose by the sum of both losses. A good idea, and close to how fine-tuning is "
                       "stopped; the paper's rule watches accuracy through alpha and the unlearning loss "
-                      "alone.",
-                      lambda h, a: min(_within(h, a), key=lambda row: row["val_clean_loss"] + row["val_unlearning_loss"])["round"]),
+                      "alone.", _both_losses),
         Misconception("you stop at the first round in which the loss rises. It goes up and down: look at "
                       "all rounds.", _first_rise),
         Misconception("one too many: row 0 is the model before any pruning, so row r has r filters removed.",
@@ -106,12 +107,12 @@ STOPPING_RULE = Exercise(
 # ---- hold_mask(model, optimizer, mask, loss): one training step
 
 
-def _hold_mask(model: nn.Module, optimizer: torch.optim.Optimizer, mask: FilterMask, loss: Tensor) -> None:
+def _hold_mask(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
     _plain_step(model, optimizer, mask, loss)
     mask.apply(model)
 
 
-def _plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, mask: FilterMask, loss: Tensor) -> None:
+def _plain_step(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -127,16 +128,16 @@ class _Net(nn.Module):
 
 
 def _training() -> list[tuple[Any, ...]]:
-    """A model in the midst of training (the optimizer has momentum) of which two filters have just been removed."""
+    """A model in the midst of training (the optimizer has momentum); two of its filters have just been removed."""
     generator = torch.Generator().manual_seed(3)
     model = _Net().eval()
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
     images, labels = torch.rand(6, 2, 6, 6, generator=generator), torch.arange(6) % 3
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
-    for _ in range(3):
-        _plain_step(model, optimizer, FilterMask(filters(model, images[:1])), F.cross_entropy(model(images), labels))
     mask = FilterMask(filters(model, images[:1]))
+    for _ in range(3):
+        _plain_step(model, optimizer, mask, F.cross_entropy(model(images), labels))
     for position in (1, 3):
         mask.remove(model, position)
     return [(model, optimizer, mask, images, labels)]
@@ -154,41 +155,40 @@ def _three_steps(function: Function, case: Sequence[Any]) -> Seen:
             *(parameter.detach().double().clone() for parameter in model.parameters())]
 
 
-def _gradient_masked(model: nn.Module, optimizer: torch.optim.Optimizer, mask: FilterMask, loss: Tensor,
-                     norm: bool = True) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    modules = [layer.name for layer in mask.filters.layers] + [layer.norm for layer in mask.filters.layers if norm]
-    for name in filter(None, modules):
-        for parameter in model.get_submodule(name).parameters():
-            if parameter.grad is not None:
-                parameter.grad[mask.positions] = 0
-    optimizer.step()
+def _gradient_masked(*layers: str) -> Function:
+    """A step that zeroes the removed filters' gradients in these layers, and nothing else."""
+
+    def step(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        for layer in layers:
+            for parameter in model.get_submodule(layer).parameters():
+                parameter.grad[mask.positions] = 0  # type: ignore[index]
+        optimizer.step()
+
+    return step
 
 
-def _convolution_alone(model: nn.Module, optimizer: torch.optim.Optimizer, mask: FilterMask, loss: Tensor) -> None:
-    _plain_step(model, optimizer, mask, loss)
-    with torch.no_grad():
+def _partly_silent(count: int) -> Function:
+    """A step that silences the first tensors of each removed filter: weights, bias, BatchNorm scale, shift."""
+
+    def step(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
+        _plain_step(model, optimizer, mask, loss)
         for position in mask.positions:
-            for tensor in own_tensors(model, mask.filters, position)[:2]:
+            for tensor in own_tensors(model, mask.filters, position)[:count]:
                 tensor.zero_()
 
-
-def _weight_alone(model: nn.Module, optimizer: torch.optim.Optimizer, mask: FilterMask, loss: Tensor) -> None:
-    _plain_step(model, optimizer, mask, loss)
-    with torch.no_grad():
-        for position in mask.positions:
-            own_tensors(model, mask.filters, position)[0].zero_()
+    return step
 
 
-def _applied_before(model: nn.Module, optimizer: torch.optim.Optimizer, mask: FilterMask, loss: Tensor) -> None:
+def _applied_before(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     mask.apply(model)
     optimizer.step()
 
 
-def _no_zero_grad(model: nn.Module, optimizer: torch.optim.Optimizer, mask: FilterMask, loss: Tensor) -> None:
+def _no_zero_grad(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
     loss.backward()
     optimizer.step()
     mask.apply(model)
@@ -197,20 +197,20 @@ def _no_zero_grad(model: nn.Module, optimizer: torch.optim.Optimizer, mask: Filt
 HOLD_MASK = Exercise(
     notebook="03", name="hold_mask", signature="hold_mask(model, optimizer, mask, loss)",
     praise="the step trains what lives, and the removed filters stay silent, BatchNorm included.",
-    reference=_hold_mask, cases=_training, observe=_three_steps, stub=_plain_step, pure=False, same=close,
+    reference=_hold_mask, cases=_training, observe=_three_steps, stub=_plain_step, pure=False,
     misconceptions=(
         Misconception("the gradients are masked, yet the filters grow back: momentum still carries the old "
                       "gradients, and weight decay moves weights, too. Silence the filters AFTER the step.",
-                      _gradient_masked),
+                      _gradient_masked("conv", "norm")),
         Misconception("the convolution's gradients are masked; momentum moves it all the same, and its "
                       "BatchNorm moves freely. Silence the filters AFTER the step, BatchNorm included.",
-                      lambda *case: _gradient_masked(*case, norm=False)),
+                      _gradient_masked("conv")),
         Misconception("weights and bias are silent, but the BatchNorm behind them is not: its shift makes "
                       "the channel say the same constant to every image. Silence scale and shift, too "
-                      "(`mask.apply` does).", _convolution_alone),
+                      "(`mask.apply` does).", _partly_silent(2)),
         Misconception("the weights are zero, but the bias and the BatchNorm behind them are not: the "
                       "channel still speaks. `mask.apply` silences all that belongs to a filter.",
-                      _weight_alone),
+                      _partly_silent(1)),
         Misconception("the mask comes before the step, and the step moves the weights again. Put it last.",
                       _applied_before),
         Misconception("nothing is trained: the optimizer never takes a step.",

@@ -20,7 +20,7 @@ class Filter(NamedTuple):
     """One filter: the convolution's name in the model and the output channel's index."""
 
     layer: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
     def __str__(self) -> str:
         return f"{self.layer}[{self.index}]"
