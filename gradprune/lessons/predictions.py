@@ -94,7 +94,7 @@ def _panel(key: str, question: str, control: Any, write: Callable[[Any], str]) -
             progress.remember("answers", key, change["new"])
             line.value = _kept(write(change["new"]))
         except Exception:
-            line.value = f'<pre style="color:#B00020">{html.escape(traceback.format_exc())}</pre>'
+            line.value = f'<pre class="gradprune-error" style="color:#B00020">{html.escape(traceback.format_exc())}</pre>'
             if os.environ.get("GRADPRUNE_STRICT") == "1":
                 raise
 

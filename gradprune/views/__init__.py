@@ -1,11 +1,37 @@
-"""Figures and the report page: plain data in, a `Picture` with a one-sentence summary out.
+"""Figures, the report page and the panels: plain data in, a `Picture` with a one-sentence summary out.
 
-Not imported by `import gradprune`: whoever draws pays for matplotlib, nobody else.
+Not imported by `import gradprune`: whoever draws pays for matplotlib, nobody else; and the four panels need ipywidgets
+(the extra `notebooks`), which is loaded with the first of them.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gradprune.errors import InputError
 from gradprune.views.picture import Picture
 from gradprune.views.plots import before_after, examples, loss_curves, pruning_trajectory, score_heatmap
 from gradprune.views.report import write_report
 
-__all__ = ["Picture", "before_after", "examples", "loss_curves", "pruning_trajectory", "score_heatmap",
-           "write_report"]
+if TYPE_CHECKING:
+    from gradprune.views.beat_grad_prune import BeatGradPrune
+    from gradprune.views.filter_explorer import FilterExplorer
+    from gradprune.views.pruning_player import PruningPlayer
+    from gradprune.views.trigger_studio import TriggerStudio
+
+__all__ = ["BeatGradPrune", "FilterExplorer", "Picture", "PruningPlayer", "TriggerStudio", "before_after", "examples",
+           "loss_curves", "pruning_trajectory", "score_heatmap", "write_report"]
+
+_PANELS = {"BeatGradPrune": "beat_grad_prune", "FilterExplorer": "filter_explorer", "PruningPlayer": "pruning_player",
+           "TriggerStudio": "trigger_studio"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a panel when it is asked for."""
+    if name not in _PANELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_PANELS[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "ipywidgets":
+            raise
+        raise InputError(f"{name} needs ipywidgets; install it with: pip install 'gradprune[notebooks]'") from None
