@@ -1,0 +1,213 @@
+"""Every notebook: its format, its stubs and solutions, and a run from each place where one can enter it."""
+
+import ast
+import re
+from pathlib import Path
+
+import harness
+import nbformat
+import pytest
+from harness import FOLDER, NOTEBOOKS, tagged, tags
+
+import gradprune
+from gradprune.lessons import CheckFailed
+from gradprune.lessons.exercises import EXERCISES
+from gradprune.lessons.restart import POINTS
+
+PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune")
+TAGS = {"setup", "exercise", "restart", "widget"}
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+
+@pytest.fixture(autouse=True)
+def own_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADPRUNE_PROGRESS", str(tmp_path / "progress.json"))
+    monkeypatch.delenv("GRADPRUNE_STRICT", raising=False)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def python(source):
+    """A cell as plain Python: lines that are magics become `pass`."""
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.M)
+
+
+def calls(notebook, name):
+    """All calls of a function with the constants among their arguments."""
+    found = []
+    for cell in code(notebook):
+        for node in ast.walk(ast.parse(python(cell.source))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
+                found.append([arg.value for arg in node.args if isinstance(arg, ast.Constant)])
+    return found
+
+
+# ---- format
+
+
+@each_notebook
+def test_the_file_is_clean(path):
+    notebook = harness.read(path)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    identities = [cell.get("id") for cell in notebook.cells]
+    assert all(identities) and len(set(identities)) == len(identities)
+    stored = [cell.id for cell in code(notebook) if cell.outputs or cell.execution_count is not None]
+    assert not stored, f"stored outputs in {stored}: they spoil the predictions"
+    assert "widgets" not in notebook.metadata
+    text = path.read_text(encoding="utf-8")
+    found = re.findall(r"(?:/home/|/Users/|/work/|/tmp/|[A-Z]:\\\\)\w*", text)
+    assert not found, f"machine paths: {found}"
+
+
+@each_notebook
+def test_sizes(path):
+    notebook = harness.read(path)
+    cells, most = code(notebook), 12 if path.stem.startswith("00") else 20
+    assert (1 if most == 12 else 12) <= len(cells) <= most, f"{len(cells)} code cells"
+    assert harness.words(notebook) <= 1200, f"{harness.words(notebook)} words of Markdown"
+    for cell in cells:
+        lines = cell.source.splitlines()
+        hidden = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        assert hidden or len(lines) <= 15, f"{len(lines)} lines:\n{cell.source}"
+        assert all(len(line) <= 100 for line in lines), f"a line over 100 characters:\n{cell.source}"
+        panel = "widget" in tags(cell) or any(f"{name}(" in cell.source for name in PANELS)
+        assert not panel or len(lines) <= 3, f"a widget's cell of more than 3 lines:\n{cell.source}"
+        assert set(tags(cell)) <= TAGS, f"unknown tags {tags(cell)}"
+
+
+@each_notebook
+def test_the_opening_says_what_is_needed(path):
+    opening = harness.read(path).cells[0]
+    assert opening.cell_type == "markdown"
+    assert re.match(rf"# {path.stem[:2]}\b", opening.source), "the title begins with the number"
+    for word in ("You will be able to", "Needs", "Time", "Previous", "Next", "Glossary"):
+        assert word in opening.source, f"the opening lacks {word!r}"
+    assert re.search(r"\d+ minutes", opening.source)
+
+
+@each_notebook
+def test_links_lead_somewhere(path):
+    for cell in harness.read(path).cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\(([^)\s]+)\)", cell.source):
+                if re.match(r"https?://", target):
+                    continue
+                file, _, anchor = target.partition("#")
+                linked = FOLDER / file if file else path
+                assert linked.exists(), f"{target} is not there"
+                if anchor and linked.suffix == ".md":
+                    text = linked.read_text(encoding="utf-8")
+                    slugs = [re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-")
+                             for title in re.findall(r"^#+ (.+)$", text, re.M)]
+                    assert anchor in slugs + re.findall(r'id="([^"]+)"', text), f"{target}: no such heading"
+
+
+@each_notebook
+def test_the_setup_comes_first(path):
+    notebook = harness.read(path)
+    setup = tagged(notebook, "setup")
+    assert setup, "no cell is tagged `setup`"
+    assert notebook.cells[setup[-1]].source.rstrip().endswith(f'begin("{path.stem[:2]}")')
+    assert all("setup" in tags(cell) for cell in code(notebook)[: len(setup)])
+
+
+@each_notebook
+def test_no_algorithm_is_written_anew(path):
+    notebook = harness.read(path)
+    public = set(gradprune.__all__) | {name for room in ("attacks", "pruning", "evaluation", "models", "datasets")
+                                       for name in __import__(f"gradprune.{room}", fromlist=["x"]).__all__}
+    for cell in code(notebook):
+        if "exercise" not in tags(cell):
+            written = [node.name for node in ast.walk(ast.parse(python(cell.source)))
+                       if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+            assert not set(written) & public, f"{written} are to be imported from gradprune"
+
+
+@each_notebook
+def test_each_prediction_is_revealed_once_and_later(path):
+    notebook, number = harness.read(path), path.stem[:2]
+    asked = [call[0] for call in calls(notebook, "predict")]
+    revealed = [call[0] for call in calls(notebook, "reveal")]
+    assert asked == revealed, f"asked {asked}, revealed {revealed}"
+    assert len(set(asked)) == len(asked)
+    assert all(key.startswith(f"{number}.") for key in asked)
+    assert all(sum(name in cell.source for name in ("predict(", "reveal(")) < 2 for cell in code(notebook)), \
+        "a prediction stands in a cell of its own"
+
+
+@each_notebook
+def test_restart_points_are_known(path):
+    notebook, number = harness.read(path), path.stem[:2]
+    for place in tagged(notebook, "restart"):
+        names = re.findall(r'checkpoint\("([^"]+)"\)', notebook.cells[place].source)
+        assert names, "a restart cell calls checkpoint"
+        assert all(name in POINTS and name.startswith(f"{number}_") for name in names)
+    outside = [cell.source for cell in code(notebook) if "checkpoint(" in cell.source and "restart" not in tags(cell)
+               and "load_checkpoint(" not in cell.source]
+    assert not outside, f"not tagged `restart`: {outside}"
+
+
+# ---- exercises
+
+
+@each_notebook
+def test_exercises_have_stub_check_and_three_folds(path):
+    notebook, number = harness.read(path), path.stem[:2]
+    places = tagged(notebook, "exercise")
+    names = []
+    for place in places:
+        cell = notebook.cells[place]
+        line = harness.check_line(cell.source)
+        assert line is not None, f"an exercise ends in `name = check.name(name)`:\n{cell.source}"
+        names.append(re.match(r"\w+ = check\.(\w+)", cell.source.splitlines()[line])[1])
+        assert harness.solution(notebook, place), "the cell after an exercise holds its solution"
+        assert {"hint", "bigger hint", "solution"} <= set(harness.folds(notebook.cells[place + 1]))
+    assert sorted(names) == sorted(name for name, exercise in EXERCISES.items() if exercise.notebook == number)
+    used = [cell.id for cell in code(notebook) if re.search(r"\bcheck\.\w", cell.source) and "exercise" not in tags(cell)]
+    assert not used, f"not tagged `exercise`: {used}"
+
+
+@each_notebook
+def test_untouched_stubs_fail_strict_mode(path, monkeypatch):
+    notebook = harness.read(path)
+    monkeypatch.setenv("GRADPRUNE_STRICT", "1")
+    for place in tagged(notebook, "exercise"):
+        names: dict = {}
+        for index in tagged(notebook, "setup"):
+            exec(python(notebook.cells[index].source), names)
+        with pytest.raises(CheckFailed, match="untouched"):
+            exec(notebook.cells[place].source, names)
+
+
+# ---- runs
+
+
+@each_notebook
+def test_solutions_pass_strict_mode_within_the_budget(path, tmp_path, monkeypatch, capsys):
+    """The whole notebook as a learner leaves it. Times are told, not judged: a busy machine is no fault."""
+    monkeypatch.setenv("GRADPRUNE_STRICT", "1")
+    monkeypatch.setenv("GRADPRUNE_MODE", "quick")
+    outcome = harness.run(harness.with_solutions(harness.read(path)), tmp_path)
+    with capsys.disabled():
+        print("\n" + harness.times(path.stem, "quick", outcome))
+    assert not outcome.faults, "\n".join(outcome.faults)
+
+
+@each_notebook
+def test_runs_untouched_and_from_each_restart_point(path: Path, tmp_path, monkeypatch, capsys):
+    """Run All with nothing attempted; then, all names forgotten, from each restart cell to the end."""
+    monkeypatch.setenv("GRADPRUNE_MODE", "ci")
+    outcome = harness.run(harness.with_restarts(harness.read(path)), tmp_path)
+    with capsys.disabled():
+        print("\n" + harness.times(path.stem, "ci, with restarts", outcome))
+    assert not outcome.faults, "\n".join(outcome.faults)
+    assert (tmp_path / "notebook.ipynb").is_file()
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS, "notebooks/ holds no NN_name.ipynb"

@@ -1,0 +1,403 @@
+"""The lessons' tools: checks that diagnose, predictions that are kept, restart points, and progress that survives."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from gradprune.errors import InputError
+from gradprune.lessons import CheckFailed, begin, check, checkpoint, mode, predict, predictions, progress, restart, reveal
+from gradprune.lessons.exercises import EXERCISES
+from gradprune.lessons.judging import close
+from gradprune.zoo import Victim
+
+
+@pytest.fixture(autouse=True)
+def own_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADPRUNE_PROGRESS", str(tmp_path / "progress.json"))
+    for name in ("GRADPRUNE_STRICT", "GRADPRUNE_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(progress, "_memory", {"answers": {}, "exercises": {}})
+    monkeypatch.setattr(progress, "_said", set())
+    return tmp_path / "progress.json"
+
+
+# ---- exercises
+
+ALL = list(EXERCISES.values())
+each_exercise = pytest.mark.parametrize("exercise", ALL, ids=[exercise.name for exercise in ALL])
+BANK = [(exercise, message, wrong) for exercise in ALL for message, wrong in exercise.misconceptions]
+
+
+@each_exercise
+def test_the_reference_is_correct_and_nothing_is_untouched(exercise):
+    assert exercise.judge(exercise.reference).state == "correct"
+    assert exercise.judge(None).state == exercise.judge(...).state == "untouched"
+    assert exercise.judge(exercise.stub or (lambda *_: None)).state == "untouched"
+    assert len({message for message, _ in exercise.misconceptions}) == len(exercise.misconceptions) >= 6
+
+
+@pytest.mark.parametrize(("exercise", "message", "wrong"), BANK, ids=[f"{e.name}: {m[:40]}" for e, m, _ in BANK])
+def test_each_wrong_answer_gets_its_own_message(exercise, message, wrong, capsys):
+    assert exercise.judge(wrong) == ("wrong", message)
+    assert getattr(check, exercise.name)(wrong) is exercise.reference
+    told = capsys.readouterr().out
+    assert "✘ Not yet right" in told
+    assert message in told
+
+
+def hang_up(*_):
+    raise SystemExit
+
+
+def unspeakable(*_):
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError
+
+    raise Mute
+
+
+def recurse(*_):
+    return recurse()
+
+
+HOSTILE = {"a number": 3, "a string": "score", "a class": torch.nn.Linear, "no arguments": lambda: 1, "raises": lambda *_: 1 / 0,
+           "exits": hang_up, "cannot be printed": unspeakable, "recurses": recurse, "a string back": lambda *_: "0.5",
+           "a list of strings": lambda *_: ["a"], "nan": lambda *_: float("nan"), "infinite": lambda *_: torch.tensor(torch.inf),
+           "empty": lambda *_: torch.zeros(0), "a huge shape": lambda *_: torch.zeros(1, 1).expand(9, 9), "itself": lambda *a: a,
+           "a set": lambda *_: {1}, "not implemented": lambda *_: (_ for _ in ()).throw(NotImplementedError())}
+
+
+@each_exercise
+@pytest.mark.parametrize("attempt", HOSTILE.values(), ids=HOSTILE)
+def test_whatever_an_attempt_does_the_notebook_goes_on(exercise, attempt, capsys):
+    back = getattr(check, exercise.name)(attempt)
+    assert back is exercise.reference
+    assert exercise.judge(back).state == "correct"
+    assert "✘" in capsys.readouterr().out
+
+
+def test_an_exception_is_told_with_its_line(capsys):
+    check.score(lambda weight, gradient: gradient.mean(dim=9))
+    told = capsys.readouterr().out
+    assert "IndexError" in told
+    assert "(line " in told
+
+
+def test_changed_inputs_are_told(capsys):
+    def in_place(weight, gradient):
+        return gradient.abs_().mean(dim=(1, 2, 3))
+
+    check.score(in_place)
+    assert "in place" in capsys.readouterr().out
+
+
+def test_an_attempt_leaves_torch_as_it_was(capsys):
+    def careless(weight, gradient):
+        print("debugging")
+        torch.manual_seed(7)
+        torch.set_grad_enabled(False)
+        return gradient.abs().mean(dim=(1, 2, 3))
+
+    torch.manual_seed(1)
+    first = torch.rand(1)
+    torch.manual_seed(1)
+    assert check.score(careless) is careless
+    assert torch.equal(torch.rand(1), first)
+    assert torch.is_grad_enabled()
+    assert "debugging" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("right", [
+    lambda w, g: g.abs().mean((1, 2, 3)), lambda w, g: g.abs().flatten(1).mean(1),
+    lambda w, g: torch.stack([f.abs().mean() for f in g]), lambda w, g: [f.abs().mean() for f in g],
+    lambda w, g: np.abs(g.numpy()).mean(axis=(1, 2, 3)), lambda w, g: [float(f.abs().mean()) for f in g]])
+def test_other_right_ways_are_right(right):
+    assert check.score(right) is right
+
+
+def test_other_right_ways_of_the_other_exercises():
+    def by_hand(model, images, trigger, target):
+        hits = total = 0
+        for image, label in zip(trigger(images.floats()), images.labels.tolist(), strict=True):
+            if label != target:
+                total += 1
+                hits += int(model(image[None]).argmax()) == target
+        return hits / total
+
+    def negative_log(model, images, labels, trigger, target):
+        return -model(trigger(images)).log_softmax(1)[range(len(labels)), labels].mean()
+
+    def hooked(model, optimizer, mask, loss):
+        mask.hold(optimizer, model)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    class Stripe(torch.nn.Module):
+        def forward(self, images):
+            mark = torch.zeros_like(images)
+            mark[..., 15:17, :] = 0.5
+            return (images + mark).clamp(0, 1)
+
+    stripe = Stripe()
+    assert check.asr(by_hand) is by_hand
+    assert check.unlearning_loss(negative_log) is negative_log
+    assert check.hold_mask(hooked) is hooked
+    assert check.trigger(stripe) is stripe
+    assert check.stopping_rule(lambda history, alpha: EXERCISES["stopping_rule"].reference(history, alpha))
+
+
+def test_strict_mode_raises_unless_correct(monkeypatch):
+    monkeypatch.setenv("GRADPRUNE_STRICT", "1")
+    for attempt in (None, lambda w, g: g.abs().sum(dim=(1, 2, 3)), 7):
+        with pytest.raises(CheckFailed, match="score"):
+            check.score(attempt)
+    assert check.score(EXERCISES["score"].reference) is EXERCISES["score"].reference
+
+
+def test_unknown_exercise_offers_the_nearest():
+    with pytest.raises(AttributeError, match="did you mean score"):
+        check.scores  # noqa: B018
+    assert set(dir(check)) == set(EXERCISES)
+    assert "score (notebook 02)" in repr(check)
+
+
+def test_close_looks_at_shape_and_finiteness():
+    one = torch.ones(2)
+    assert close([one], [one + 1e-9])
+    assert not close([one], [one[:, None]])
+    assert not close([one * torch.nan], [one * torch.nan])
+    assert not close([one], [one, one])
+
+
+# ---- predictions
+
+
+def shown(monkeypatch):
+    panels = []
+    monkeypatch.setattr("IPython.display.display", panels.append)
+    return panels
+
+
+def test_a_slider_keeps_its_answer_and_shows_it_again(own_progress, monkeypatch, capsys):
+    panels = shown(monkeypatch)
+    predict("02.asr", "How high is the <ASR>?", form=".0%")
+    question, slider, line = panels[0].children
+    assert "&lt;ASR&gt;" in question.value
+    assert "No guess yet" in line.value
+    slider.set_state({"value": 0.3})  # as the browser does
+    assert "30%" in line.value
+    assert json.loads(own_progress.read_text())["answers"] == {"02.asr": 0.3}
+    predict("02.asr", "again?", form=".0%")
+    assert panels[1].children[1].value == 0.3
+    assert "30%" in panels[1].children[2].value
+    assert reveal("02.asr", torch.tensor(0.98), form=".0%") == 0.3
+    assert "Higher than you thought: you guessed 30%, the answer is 98%" in capsys.readouterr().out
+    assert reveal("02.asr", 0.32) == 0.3
+    assert "Close" in capsys.readouterr().out
+
+
+def test_radio_buttons_start_without_an_answer(monkeypatch, capsys):
+    panels = shown(monkeypatch)
+    predict("02.many", "How many?", options=["one", "a few"])
+    radio = panels[0].children[1]
+    assert radio.value is None
+    radio.set_state({"index": 1})
+    assert reveal("02.many", "one") == "a few"
+    assert "Not what you expected: you guessed “a few”, the answer is “one”" in capsys.readouterr().out
+    assert reveal("02.many", "a few") == "a few"
+    assert "Right" in capsys.readouterr().out
+
+
+def test_reveal_works_when_skipped_or_when_the_question_has_changed(capsys):
+    assert reveal("02.skipped", 0.5) is None
+    assert "made no guess" in capsys.readouterr().out
+    progress.remember("answers", "02.changed", "a few")
+    assert reveal("02.changed", 0.5) is None
+    progress.remember("answers", "02.numbers", 3)
+    assert reveal("02.numbers", "one") is None
+    assert reveal("02.numbers", 4, form="d") == 3
+
+
+def test_an_earlier_answer_out_of_range_is_passed_over(monkeypatch):
+    panels = shown(monkeypatch)
+    progress.remember("answers", "02.wide", 90.0)
+    predict("02.wide", "now from 0 to 1?")
+    assert "No guess yet" in panels[0].children[2].value
+    progress.remember("answers", "02.option", "gone")
+    predict("02.option", "which?", options=["a", "b"])
+    assert panels[1].children[1].value is None
+
+
+def test_bad_questions_are_told():
+    with pytest.raises(InputError, match="low must be below high"):
+        predict("k", "?", 1, 1)
+    with pytest.raises(InputError, match="options"):
+        predict("k", "?", options=["only"])
+
+
+def test_an_error_while_keeping_an_answer_is_shown_in_red_and_raised_in_strict_mode(monkeypatch):
+    panels = shown(monkeypatch)
+    monkeypatch.setattr(predictions.progress, "remember", lambda *_: 1 / 0)
+    predict("02.broken", "?")
+    _, slider, line = panels[0].children
+    slider.set_state({"value": 0.2})
+    assert "ZeroDivisionError" in line.value
+    assert "gradprune-error" in line.value
+    monkeypatch.setenv("GRADPRUNE_STRICT", "1")
+    with pytest.raises(ZeroDivisionError):
+        slider.value = 0.4
+
+
+# ---- progress
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"answers": []}', '{"answers": {"a": [1]}}', "[" * 100_000, "\x00\xff",
+                                     " " * 600_000])
+def test_a_damaged_file_is_set_aside_and_told(own_progress, content, capsys):
+    own_progress.write_text(content, encoding="utf-8")
+    progress.remember("answers", "02.a", 1)
+    assert "was damaged; it was renamed to progress.json.damaged" in capsys.readouterr().out
+    assert own_progress.with_name("progress.json.damaged").read_text(encoding="utf-8") == content
+    assert progress.recall("answers", "02.a") == 1
+    own_progress.write_text("again {")
+    assert progress.recall("answers", "02.a") == 1, "this kernel still knows"
+    assert own_progress.with_name("progress.json.damaged2").read_text() == "again {"
+
+
+def test_bytes_that_are_no_text_are_damage_too(own_progress):
+    own_progress.write_bytes(b"\xff\xfe\x00\x81")
+    assert progress.recall("answers", "x") is None
+    assert own_progress.with_name("progress.json.damaged").exists()
+
+
+def test_two_notebooks_at_once_lose_nothing(own_progress):
+    writers = [threading.Thread(target=lambda n=n: [progress.remember("answers", f"0{n}.{i}", i) for i in range(12)])
+               for n in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(json.loads(own_progress.read_text())["answers"]) == 48
+    assert not own_progress.with_name("progress.json.lock").exists()
+
+
+def test_the_file_stays_small(own_progress):
+    for i in range(510):
+        progress._memory["answers"][str(i)] = i
+    own_progress.write_text(json.dumps({"answers": {f"old{i}": i for i in range(500)}, "exercises": {}}))
+    progress.remember("answers", "long", "x" * 10_000)
+    kept = json.loads(own_progress.read_text())["answers"]
+    assert len(kept) == 500
+    assert "old0" not in kept
+    assert kept["long"] == "x" * 200
+
+
+def test_a_forgotten_lock_is_taken_over(own_progress, monkeypatch):
+    monkeypatch.setattr(progress, "_LOCK_STALE", 0.05)
+    own_progress.with_name("progress.json.lock").touch()
+    time.sleep(0.1)
+    start = time.monotonic()
+    progress.remember("answers", "k", 1)
+    assert time.monotonic() - start < 1
+    assert json.loads(own_progress.read_text())["answers"] == {"k": 1}
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_a_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GRADPRUNE_PROGRESS", str(tmp_path / "file" / "progress.json"))
+    progress.remember("answers", "k", 1)
+    progress.remember("answers", "l", 2)
+    assert capsys.readouterr().out.count("Progress cannot be kept") == 1
+    assert progress.recall("answers", "k") == 1
+
+
+def test_once_solved_stays_solved(own_progress):
+    check.score(EXERCISES["score"].reference)
+    check.score(None)
+    assert json.loads(own_progress.read_text())["exercises"] == {"02.score": "correct"}
+
+
+def test_the_learners_own_folder_is_the_default(monkeypatch):
+    monkeypatch.delenv("GRADPRUNE_PROGRESS")
+    assert progress.path().name == "progress.json"
+    assert "gradprune" in str(progress.path())
+
+
+# ---- mode, begin
+
+
+def test_mode(monkeypatch):
+    assert mode() == "quick"
+    monkeypatch.setenv("GRADPRUNE_MODE", "ci")
+    assert mode() == "ci"
+    monkeypatch.setenv("GRADPRUNE_MODE", "fast")
+    with pytest.raises(InputError, match=r"^GRADPRUNE_MODE must be one of quick, full, ci, got 'fast'\.$"):
+        mode()
+
+
+def test_begin_says_mode_and_progress_in_a_line_each(capsys):
+    state = torch.get_rng_state()
+    begin("02")
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    progress.remember("answers", "02.a", 0.5)
+    progress.remember("exercises", "02.score", "correct")
+    progress.remember("exercises", "03.hold_mask", "correct")
+    begin("02")
+    assert "Welcome back: 1 exercise solved and 1 prediction made here so far." in capsys.readouterr().out
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_captions_name_the_mode():
+    code = ("from IPython.core.interactiveshell import InteractiveShell; shell = InteractiveShell.instance()\n"
+            "from gradprune.lessons import begin; begin('02')\n"
+            "from matplotlib.figure import Figure; from gradprune.views import Picture\n"
+            "print(shell.display_formatter.format(Picture(Figure(), 'It fell.'))[0]['text/html'][-120:])")
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 'Made in mode "quick"' in told
+    assert "It fell." in told
+
+
+# ---- restart points
+
+
+def test_restart_points_hand_out_copies_over_shared_images(victim: Victim, monkeypatch):
+    restart._victim.cache_clear(), restart._pairs.cache_clear(), restart._pruned.cache_clear()
+    monkeypatch.setattr(restart, "load_victim", lambda name: victim)
+    monkeypatch.setattr(restart, "SPC", 3)
+    first, pairs = checkpoint("02_scores")
+    again, same = checkpoint("02_scores")
+    assert first.model is not victim.model
+    assert first.model is not again.model
+    assert first.data is again.data
+    first.model.conv1.weight.data.zero_()
+    pairs.triggered.zero_()
+    assert again.model.conv1.weight.any()
+    assert same.triggered.any()
+    tuned, result = checkpoint("03_tune")
+    assert torch.equal(tuned.model.conv1.weight, victim.model.conv1.weight)
+    assert not result.rows("tune")
+    assert result.mask.positions
+    restart._victim.cache_clear(), restart._pairs.cache_clear(), restart._pruned.cache_clear()
+
+
+def test_full_mode_trains(victim: Victim, monkeypatch):
+    restart._victim.cache_clear()
+    monkeypatch.setenv("GRADPRUNE_MODE", "full")
+    monkeypatch.setattr(restart, "attack", lambda **_: victim)
+    monkeypatch.setattr(restart, "load_victim", lambda _: 1 / 0)
+    assert checkpoint("02_start").target == victim.target
+    restart._victim.cache_clear()
+
+
+def test_unknown_restart_point_offers_the_nearest():
+    with pytest.raises(InputError, match="did you mean 02_scores"):
+        checkpoint("02_score")
+    assert all(make.__doc__ for make in restart.POINTS.values())
