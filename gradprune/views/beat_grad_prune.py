@@ -1,0 +1,176 @@
+"""BeatGradPrune: remove filters by hand, judged like the algorithm by validation images alone, then compare."""
+
+import copy
+from typing import Any, NamedTuple
+
+import ipywidgets as widgets
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from gradprune.datasets import draw_defense_images
+from gradprune.errors import require
+from gradprune.evaluation import Metrics, der
+from gradprune.pruning import FilterMask, Validation, filter_scores, pair_up, silence, validate
+from gradprune.pruning.filters import filters
+from gradprune.views import style
+from gradprune.views.filter_choice import FilterChoice, heat_map
+from gradprune.views.panel import Panel
+from gradprune.views.panel_parts import blank, place, table_html
+from gradprune.views.picture import Picture, change, count
+from gradprune.views.style import CLEAN, METRICS, TRIGGERED
+from gradprune.zoo import Victim
+
+_HIDDEN = "hidden until you finish:\nfigures that helped to choose\nno longer measure anything"
+BOARD: list[list[str]] = []  # the score board: it lives as long as the notebook's kernel
+
+
+class Game(NamedTuple):
+    """What the controls say: filters removed, in order; the filter chosen; the test figures once finished."""
+
+    removed: tuple[int, ...]
+    position: int
+    test: dict[str, Metrics] | None
+
+
+class Played(NamedTuple):
+    """The game, and the validation figures after each removal (the given model first)."""
+
+    game: Game
+    rows: list[Validation]
+
+
+class BeatGradPrune(Panel):
+    """Silence filters by hand and look at validation figures; "finish" shows the test figures beside the algorithm's.
+
+    victim: a copy of its model is pruned. spc: defence images per class, as in `grad_prune`; the scores and
+    the algorithm look at the training part, the player and nobody else at the validation part. The algorithm removes as
+    many filters, by its gradient score. `BOARD` keeps all results of this kernel.
+    Raises InputError as `draw_defense_images` and `filters` do.
+    """
+
+    def __init__(self, victim: Victim, spc: int = 10) -> None:
+        super().__init__(victim)
+        self.model = copy.deepcopy(victim.model)
+        parts = draw_defense_images(victim.data.defense, spc)
+        device = next(self.model.parameters()).device
+        self.train, self.validation = (pair_up(part, victim.trigger, device) for part in parts)
+        self.found = filters(self.model, self.validation.clean[:1])
+        self.scores, _ = filter_scores(self.model, self.found, self.train.triggered, self.train.labels)
+        self.mask = FilterMask(self.found)
+        self._known: dict[tuple[int, ...], Validation] = {}
+        self._rival, self._picks = copy.deepcopy(victim.model), FilterMask(self.found)
+        self._tested: dict[tuple[int, ...], Metrics] = {}
+        self.test: dict[str, Metrics] | None = None
+        self.chosen = FilterChoice(self.found, self.scores)
+        self.remove = self.button("Remove filter", self._remove)
+        self.undo = self.button("Undo", lambda: self._back(-1))
+        self.reset = self.button("Reset", lambda: self._back(0))
+        self.finish = self.button("Finish: show the test figures", self._finish, "Testing ...", 230)
+        self.board = widgets.HTML(_board())
+        self.chosen.wire(self)
+        self.show([self.chosen.top, self.chosen.layer], [self.chosen.rank, self.chosen.index],
+                  [self.remove, self.undo, self.reset, self.finish], below=[self.board])
+
+    def state(self) -> Game:
+        """The game as plain values."""
+        return Game(tuple(self.mask.positions), self.chosen.position, self.test)
+
+    def compute(self, state: Game) -> Played:
+        """The validation figures of every step; each is measured once."""
+        return Played(state, [self._validated(state.removed[:n]) for n in range(len(state.removed) + 1)])
+
+    def _validated(self, removed: tuple[int, ...]) -> Validation:
+        if removed not in self._known:
+            self._known[removed] = validate(self._without(removed), self.validation)
+        return self._known[removed]
+
+    def _without(self, removed: tuple[int, ...]) -> Any:
+        self.model.load_state_dict(self.victim.model.state_dict())
+        silence(self.model, self.found, removed)
+        return self.model
+
+    def draw(self, computed: Played) -> Picture:
+        """The map of filters above; below losses and accuracy by removal, and the test figures once finished."""
+        (removed, position, test), rows = computed
+        with style.in_style():
+            figure = blank(5.35)
+            ax = place(figure, 1.55, 0.42, 6.7, 2.25)
+            note = heat_map(ax, self.found, self.scores, position, removed)
+            ax.set_title(f"Gradient scores of the given model{note}")
+            steps = range(len(rows))
+            losses = place(figure, 0.45, 3.55, 1.9, 1.25)
+            style.draw_lines(losses, steps, {"unlearning": ([row.unlearning_loss for row in rows], TRIGGERED),
+                                             "clean": ([row.clean_loss for row in rows], CLEAN)})
+            losses.set_title("Validation losses", fontsize=style.NORMAL)
+            accuracy = place(figure, 3.85, 3.55, 1.45, 1.25)
+            style.draw_lines(accuracy, steps, {"": ([row.acc for row in rows], METRICS["acc"])}, True)
+            accuracy.set_title("Validation accuracy", fontsize=style.NORMAL)
+            for ax in (losses, accuracy):
+                ax.set_xlabel("filters removed")
+                ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+                ax.set_xlim(-0.1, max(1, len(removed)))
+            self._test(place(figure, 5.75, 3.55, 2.5, 1.25), test)
+        return Picture(figure, self._words(computed))
+
+    def _test(self, ax: Axes, test: dict[str, Metrics] | None) -> None:
+        """A table of the test figures, or why there is none yet."""
+        ax.set_axis_off()
+        ax.set_title("Test figures", fontsize=style.NORMAL)
+        if test is None:
+            style.write(ax, _HIDDEN, (0, 1), (0, -6), va="top", color=style.FAINT)
+            return
+        for row, name in enumerate(test):
+            style.write(ax, name, (0, 1), (0, -30 - 18 * row))
+        for place_, (key, mark) in zip((0.5, 0.75, 1.0), METRICS.items(), strict=True):
+            style.write(ax, mark.name, (place_, 1), (0, -12), ha="right", color=mark.color, fontweight="bold")
+            for row, metrics in enumerate(test.values()):
+                style.write(ax, f"{getattr(metrics, key):.1%}", (place_, 1), (0, -30 - 18 * row), ha="right",
+                            color=mark.color)
+
+    def _words(self, computed: Played) -> str:
+        (removed, _, test), rows = computed
+        text = f"{count(len(removed), 'filter')} removed" + (f", last {self.found[removed[-1]]}" if removed else "")
+        text += ": validation " + change("accuracy", rows[0].acc, rows[-1].acc) + ", " + change(
+            "unlearning loss", rows[0].unlearning_loss, rows[-1].unlearning_loss, ".3f")
+        if test:
+            text += "; test: " + "; ".join(f"{name} {metrics}" for name, metrics in test.items())
+        return text + "."
+
+    # ---- wiring
+
+    def _remove(self) -> None:
+        require(self.test is None, "this game is finished; press Reset for another.")
+        self.mask.remove(self.model, self.chosen.position)
+
+    def _back(self, end: int) -> None:
+        self.mask = FilterMask(self.found, self.mask.positions[:end])
+        self.test = None
+
+    def _finish(self) -> None:
+        """Measure both on the test set, and write the result on the board."""
+        removed = tuple(self.mask.positions)
+        require(len(removed) > 0, "remove at least one filter first.")
+        mine, its = self._tested_without(removed), self._tested_without(tuple(self._rivals(len(removed))))
+        given = self._tested_without(())
+        self.test = {"given": given, "you": mine, "Grad-Prune": its}
+        gain = der(given, mine) - der(given, its)
+        winner = "a draw" if abs(gain) < 5e-4 else "you" if gain > 0 else "Grad-Prune"
+        BOARD.insert(0, [str(len(BOARD) + 1), str(len(removed)), str(mine), f"{der(given, mine):.1%}", str(its),
+                         f"{der(given, its):.1%}", winner])
+        self.board.value = _board()
+
+    def _tested_without(self, removed: tuple[int, ...]) -> Metrics:
+        if removed not in self._tested:
+            self._tested[removed] = self.victim.evaluate(self._without(removed))
+        return self._tested[removed]
+
+    def _rivals(self, number: int) -> list[int]:
+        """The algorithm's first picks: the highest gradient score among the living, scored again after each."""
+        while len(self._picks.positions) < number:
+            scores, _ = filter_scores(self._rival, self.found, self.train.triggered, self.train.labels)
+            self._picks.remove(self._rival, int(scores.masked_fill(~self._picks.alive, -float("inf")).argmax()))
+        return self._picks.positions[:number]
+
+
+def _board() -> str:
+    return table_html(["game", "filters", "you", "DER", "Grad-Prune", "DER", "winner"], BOARD) if BOARD else ""

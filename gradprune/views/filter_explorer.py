@@ -1,0 +1,158 @@
+"""FilterExplorer: walk through the filters by score, and see what each does and what its removal changes."""
+
+import copy
+import math
+from typing import NamedTuple, cast
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from gradprune.datasets import draw_defense_images
+from gradprune.models import evaluating
+from gradprune.pruning import SCORES, filter_scores, pair_up, silence, unlearning_loss
+from gradprune.pruning.filters import filters, own_tensors
+from gradprune.views import style
+from gradprune.views.filter_choice import FilterChoice, heat_map
+from gradprune.views.panel import Panel, choice, number
+from gradprune.views.panel_parts import blank, place
+from gradprune.views.picture import Picture
+from gradprune.views.style import CLEAN, TRIGGERED
+from gradprune.zoo import Victim
+
+
+class Setting(NamedTuple):
+    """What the controls say: the score, the order in the heat-map, a flat filter position and a defence image."""
+
+    score: str
+    sort: bool
+    position: int
+    image: int
+
+
+class Detail(NamedTuple):
+    """One filter: kernel (inputs, h, w), its response clean and triggered (2, H, W), the unlearning loss without it."""
+
+    setting: Setting
+    image: Tensor
+    kernel: Tensor
+    maps: Tensor
+    loss: float
+
+
+class FilterExplorer(Panel):
+    """All scores as a heat-map; of the chosen filter the kernel, its responses, and its removal, predicted and real.
+
+    victim: a copy of its model is worked on. spc: defence images per class that give the scores, as in `grad_prune`.
+    top: how many filters the short list names. Raises InputError as `draw_defense_images` and `filters` do.
+    """
+
+    def __init__(self, victim: Victim, spc: int = 10, top: int = 10) -> None:
+        super().__init__(victim)
+        self.model = copy.deepcopy(victim.model)
+        train, _ = draw_defense_images(victim.data.defense, spc)
+        self.pairs = pair_up(train, victim.trigger, next(self.model.parameters()).device)
+        self.found = filters(self.model, self.pairs.clean[:1])
+        measured = {score: filter_scores(self.model, self.found, self.pairs.triggered, self.pairs.labels, score)
+                    for score in SCORES}
+        self.scores = {score: values for score, (values, _) in measured.items()}
+        self.loss = measured["gradient"][1]
+        self._losses: dict[int, float] = {}
+        self.score = choice("Score", list(SCORES), "gradient")
+        self.image = number("Image", 0, len(train) - 1, 0)
+        self.sort = widgets.Checkbox(False, description="Sort each layer by score", indent=False)
+        self.chosen = FilterChoice(self.found, self.scores["gradient"], top)
+        self.on_change([self.score], lambda: self.chosen.rescore(self.scores[self.score.value]))
+        self.on_change([self.image, self.sort])
+        self.chosen.wire(self)
+        self.show([self.score, self.chosen.top], [self.chosen.layer, self.chosen.rank],
+                  [self.chosen.index, self.image], [self.sort])
+
+    def state(self) -> Setting:
+        """The controls as plain values."""
+        return Setting(self.score.value, self.sort.value, self.chosen.position, self.image.value)
+
+    def compute(self, state: Setting) -> Detail:
+        """Run one image through the layer, and the model without the filter over all training pairs (kept)."""
+        layer, index = self.found[state.position]
+        convolution = cast(nn.Conv2d, self.model.get_submodule(layer))
+        images = torch.stack([self.pairs.clean[state.image], self.pairs.triggered[state.image]])
+        maps: list[Tensor] = []
+        handle = convolution.register_forward_hook(lambda _, __, output: maps.append(output[:, index]))
+        with evaluating(self.model), torch.no_grad():
+            try:
+                self.model(images)
+            finally:
+                handle.remove()
+            if state.position not in self._losses:
+                self._losses[state.position] = self._loss_without(state.position)
+        return Detail(state, images, convolution.weight[index].detach(), maps[0], self._losses[state.position])
+
+    def _loss_without(self, position: int) -> float:
+        """The unlearning loss with one filter silent; the copy is put back afterwards."""
+        tensors = own_tensors(self.model, self.found, position)
+        kept = [tensor.clone() for tensor in tensors]
+        try:
+            silence(self.model, self.found, [position])
+            return unlearning_loss(self.model, self.pairs.triggered, self.pairs.labels).item()
+        finally:
+            for tensor, copied in zip(tensors, kept, strict=True):
+                tensor.copy_(copied)
+
+    def draw(self, computed: Detail) -> Picture:
+        """The heat-map above; below the kernel, the responses, and the change of loss."""
+        state, found, scores = computed.setting, self.found, self.scores[computed.setting.score]
+        name, layer = found[state.position], found.layer_of(state.position)
+        rank, best = 1 + int((scores > scores[state.position]).sum()), scores.argsort(descending=True, stable=True)
+        clean, triggered = computed.maps.numpy()
+        guesses = ("taylor", "gate") if layer.norm else ("taylor",)
+        change = {score: -float(self.scores[score][state.position]) for score in guesses}
+        predicted = " and ".join(f"{value:+.3g} by {score}" for score, value in change.items())
+        change["real"] = computed.loss - self.loss
+        peak = max(abs(clean).max(), abs(triggered).max())
+        with style.in_style():
+            figure = blank(4.9)
+            ax = place(figure, 1.55, 0.42, 6.7, 2.25)
+            note = heat_map(ax, found, scores, state.position, top=best[:self.chosen.count], sort=state.sort)
+            ax.set_title(f"{state.score.capitalize()} scores, \N{WHITE CIRCLE} the {self.chosen.count} highest{note}")
+            tiles = {f"kernel {'×'.join(map(str, layer.shape))}": montage(computed.kernel.numpy()),
+                     "response: clean": clean, "triggered": triggered, "difference": triggered - clean}
+            for column, (title, values) in enumerate(tiles.items()):
+                tile = place(figure, 0.15 + 1.43 * column, 3.45, 1.3, 1.3)
+                limit = peak if 0 < column < 3 else np.nanmax(abs(values))
+                tile.imshow(values, cmap="vlag", vmin=-max(limit, 1e-9), vmax=max(limit, 1e-9))
+                tile.set_axis_off()
+                tile.set_title(title, fontsize=style.SMALL)
+            bars(place(figure, 6.1, 3.45, 2.15, 1.3), change)
+        text = (f"{name} has rank {rank} of {len(found)} by {state.score} score ({scores[state.position]:.3g}); "
+                f"removing it changes the unlearning loss from {self.loss:.3f} to {computed.loss:.3f} "
+                f"({change['real']:+.3g}; predicted {predicted}); the trigger moves its response by "
+                f"{abs(triggered - clean).max():.3g} at most, where the largest clean response is {abs(clean).max():.3g}.")
+        return Picture(figure, text)
+
+
+def bars(ax: Axes, changes: dict[str, float]) -> None:
+    """Predicted and real change of the loss as bars around zero, each with its name and value above."""
+    for row, (name, value) in enumerate(changes.items()):
+        real = name == "real"
+        ax.barh(row, value, height=0.35, color=TRIGGERED.color if real else CLEAN.color)
+        style.write(ax, f"{'real' if real else 'predicted: ' + name}  {value:+.3g}", (0, 1 - (row + 0.32) / 3), (0, 0),
+                    va="center", fontweight="bold" if real else "normal")
+    limit = max(map(abs, changes.values())) or 1
+    ax.set(xlim=(min(0, *changes.values()) - 0.01 * limit, max(0, *changes.values()) + 0.01 * limit), ylim=(2.3, -0.7))
+    ax.axvline(0, color=style.INK, linewidth=1)
+    ax.set_axis_off()
+    ax.set_title("change of loss if removed", fontsize=style.SMALL)
+
+
+def montage(kernel: np.ndarray) -> np.ndarray:
+    """The slices (inputs, h, w) of a kernel side by side in a square, gaps between them."""
+    count, height, width = kernel.shape
+    side = math.ceil(math.sqrt(count))
+    sheet = np.full((side * (height + 1) - 1, side * (width + 1) - 1), np.nan)
+    for i, piece in enumerate(kernel):
+        row, column = i // side * (height + 1), i % side * (width + 1)
+        sheet[row:row + height, column:column + width] = piece
+    return sheet

@@ -1,0 +1,68 @@
+"""What a panel's page is made of: a figure with fixed places, its image, the red message, a table."""
+
+import base64
+import html
+import io
+import traceback
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gradprune.errors import InputError
+from gradprune.views import style
+from gradprune.views.picture import Picture
+
+ERROR_CLASS = "gradprune-error"  # what a test looks for in a page: the class of the red message
+WIDTH = 8.4  # inches of 100 pixels: every panel's figure is as wide as the other figures
+
+
+def blank(height: float) -> Figure:
+    """A blank figure of a panel's width, without automatic layout: `place` says where things are."""
+    figure = style.new_figure(WIDTH, height)
+    figure.set_layout_engine("none")
+    return figure
+
+
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches from the upper left corner."""
+    total = figure.get_figheight()
+    return figure.add_axes((left / WIDTH, 1 - (top + height) / total, width / WIDTH, height / total))
+
+
+def image_html(picture: Picture) -> str:
+    """The figure as an image that never moves the page: its size is known before it is decoded."""
+    canvas, buffer = FigureCanvasAgg(picture.figure), io.BytesIO()
+    with style.in_style():
+        canvas.draw()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1)
+    FigureCanvasBase(picture.figure)  # lets go of the pixels now, not when the garbage is collected
+    width, height = (round(100 * size) for size in picture.figure.get_size_inches())
+    return (f'<img alt="{html.escape(picture.summary)}" decoding="sync" width="{width}" height="{height}" '
+            f'style="max-width:100%;height:auto;border-radius:4px;display:block" '
+            f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
+
+
+def error_html(error: Exception) -> str:
+    """The red message: bad input in one sentence, anything else with its kind; the traceback below."""
+    text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    trace = "".join(traceback.format_exception(error))
+    return (f'<div class="{ERROR_CLASS}" role="alert" style="background:#b3261e;color:#fff;border-radius:4px;'
+            f'padding:8px 12px;line-height:1.45"><b>This did not work.</b> {html.escape(text)}<details><summary>'
+            f'Traceback</summary><pre style="color:#fff;background:none;max-height:240px;overflow:auto;margin:6px 0 0;'
+            f'font-size:12px;line-height:1.35">{html.escape(trace)}</pre></details></div>')
+
+
+def table_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A small table in the colours of the page, light or dark; the first column is text, the others figures."""
+    def cells(tag: str, texts: Sequence[str]) -> str:
+        return "".join(f'<{tag} style="padding:2px 14px 2px 0;text-align:{"right" if i else "left"};'
+                       f'border-bottom:1px solid rgba(128,128,128,.4)">{html.escape(text)}</{tag}>'
+                       for i, text in enumerate(texts))
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return (f'<table role="status" style="border-collapse:collapse;line-height:1.45;font-variant-numeric:tabular-nums">'
+            f"<thead><tr>{cells('th', head)}</tr></thead><tbody>{body}</tbody></table>")
