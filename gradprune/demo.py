@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gradprune.defenses import DefenseResult, grad_prune
-from gradprune.evaluation import Metrics, der
+from gradprune.evaluation import Metrics, der, verdict
 from gradprune.models.checkpoints import save_checkpoint
 from gradprune.paths import output_folder
 from gradprune.zoo import Victim, attack, load_victim
-
-PRESENT = 0.10  # ASR from which a model counts as backdoored: a clean one errs toward the target less often
-GONE = 0.05     # ASR up to which a defence counts as successful
 
 
 def run_demo(train: bool = False, spc: int = 10, seed: int = 0, out: str | Path = "out/demo",
@@ -115,19 +112,11 @@ def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
 def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str) -> str:
     """What happened, in one sentence read off the test figures, good or bad."""
     before, after = stages["before"], stages["tuned"]
-    if before.asr < PRESENT:
-        verdict = "There was no backdoor to remove"
-    elif after.asr <= GONE:
-        verdict = "The backdoor no longer works"
-    elif after.asr <= before.asr / 2:
-        verdict = "The backdoor is weaker but still there"
-    else:
-        verdict = "The defence failed"
     removed = len(result.mask.positions)
     done = f"{removed} filter{'' if removed == 1 else 's'} removed"
     done += " and the rest fine-tuned" if result.rows("tune") else ""
-    return (f"{verdict}: the trigger sent {before.asr:.1%} of the other classes' images to {target_name!r}; "
-            f"with {done} it sends {after.asr:.1%}, {after.ra:.1%} of the triggered images get their true "
+    return (f"{verdict(before, after)}: the trigger sent {before.asr:.1%} of the other classes' images to "
+            f"{target_name!r}; with {done} it sends {after.asr:.1%}, {after.ra:.1%} of the triggered images get their true "
             f"class, and clean accuracy went from {before.acc:.1%} to {after.acc:.1%}.")
 
 

@@ -25,6 +25,15 @@ small = functools.partial(render_signs, train_per_class=4, defense_per_class=2, 
 small_once = functools.cache(small)  # for the tests of the cache, which need not draw anew
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Many small steps: on a busy machine several threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def full() -> Dataset:
     return render_signs()
@@ -109,7 +118,7 @@ def test_signs_stay_out_of_the_bottom_right_corner():
 def test_new_pixels_come_with_a_new_render_version(full):
     """Fails when the drawing changes: raise RENDER_VERSION (old caches must not be read), then pin the new mean."""
     means = [part.images.double().mean().item() for part in full]
-    assert (signs.RENDER_VERSION, means) == (1, pytest.approx([0, 0, 0], abs=0.02))
+    assert (signs.RENDER_VERSION, means) == (1, pytest.approx([119.228, 120.714, 120.035], abs=0.02))
 
 
 def test_a_part_without_images_is_refused():
@@ -242,7 +251,7 @@ def test_the_full_set_is_drawn_and_read_quickly(tmp_path, monkeypatch, full):
     read = time.process_time()
     assert same(first, full)
     assert same(second, full)
-    assert drawn - start < 10, "seconds of processor time, two cores together"
+    assert drawn - start < 5, "seconds of processor time"
     assert read - drawn < 0.5
 
 

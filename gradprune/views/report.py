@@ -1,6 +1,6 @@
 """The report: one page that tells a defence's story to somebody who meets a backdoor for the first time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from gradprune import __version__
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import DefenseResult
 from gradprune.errors import require
-from gradprune.evaluation import Metrics, der, replay
+from gradprune.evaluation import Metrics, der, replay, verdict
 from gradprune.paths import output_folder, write_atomic
 from gradprune.pruning import filter_scores, pair_up
+from gradprune.views.page import CSS, SHELL, table
 from gradprune.views.picture import Picture, count
 from gradprune.views.plots import before_after, examples, loss_curves, pruning_trajectory, score_heatmap
 from gradprune.views.style import METRICS
@@ -99,14 +100,6 @@ def _first_of_each_class(images: ImageSet, total: int) -> ImageSet:
 # ---- what it says
 
 
-def _verdict(before: Metrics, after: Metrics) -> str:
-    if before.asr < 0.1:
-        return "There was no backdoor to remove"
-    if after.asr <= 0.05:
-        return "The backdoor no longer works"
-    return "The backdoor is weaker but still there" if after.asr <= before.asr / 2 else "The defence failed"
-
-
 def _story(victim: Victim, result: DefenseResult, before: Metrics, after: Metrics) -> str:
     """The whole run in one paragraph (HTML)."""
     removed, total = len(result.mask.positions), len(result.mask.filters)
@@ -131,7 +124,7 @@ def _removed(result: DefenseResult) -> str:
         figures = [format(row[key], form) if key in row else "" for key, form in forms.items()]
         lines.append([str(place), str(filter_), *figures])
     head = ["round", "filter", "score", "validation unlearning loss", "validation accuracy"]
-    text = _table(lines[:_LISTED], head) if lines else "<p>Nothing: what was tried was taken back.</p>"
+    text = table(lines[:_LISTED], head) if lines else "<p>Nothing: what was tried was taken back.</p>"
     if len(lines) > _LISTED:
         text += f"<p>And {count(len(lines) - _LISTED, 'filter')} more.</p>"
     if lines:
@@ -176,26 +169,16 @@ def _arguments(values: Mapping[str, object]) -> str:
 # ---- how it looks
 
 
-def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = (), caption: str = "") -> str:
-    """A table of plain texts; the first cell of each row is its heading."""
-    top = "<thead><tr>" + "".join(f'<th scope="col">{escape(text)}</th>' for text in head) + "</tr></thead>"
-    body = "".join(f'<tr><th scope="row">{escape(first)}</th>'
-                   + "".join(f"<td>{escape(text)}</td>" for text in rest) + "</tr>" for first, *rest in rows)
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{title}{top if head else ""}<tbody>{body}</tbody></table></div>'
-
-
 def _page(victim: Victim, result: DefenseResult, stages: Mapping[str, Metrics],
           figures: Mapping[str, str]) -> str:
     before, *_, after = stages.values()
-    verdict = _verdict(before, after)
     moves = {key: f"{getattr(before, key):.1%} → <b>{getattr(after, key):.1%}</b>" for key in METRICS}
     tiles = "".join(f'<div class="tile {key}"><dt>{mark.name}</dt><dd class="figures">{moves[key]}</dd>'
                     f"<dd>{mark.meaning}</dd></div>" for key, mark in METRICS.items())
     rows = [[name, *(f"{value:.1%}" for value in (*metrics, der(before, metrics)))]
             for name, metrics in stages.items()]
     rows[0][-1] = ""  # a rating of the model against itself says nothing
-    results = _table(rows, ["stage", *_DEFINITIONS],
+    results = table(rows, ["stage", *_DEFINITIONS],
                      f"Measured on {len(victim.data.test)} test images; the defence saw none of them.")
     terms = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _DEFINITIONS.items())
     sections = {
@@ -205,75 +188,10 @@ def _page(victim: Victim, result: DefenseResult, stages: Mapping[str, Metrics],
         "Pruning, round by round": figures["trajectory"],
         "Fine-tuning": figures.get("fine_tuning", ""),
         "What was removed": _removed(result),
-        "Settings": _table(_settings(victim, result)),
+        "Settings": table(_settings(victim, result)),
         "Do it again": f"<pre><code>{escape(_reproduce(victim, result))}</code></pre>",
     }
     body = "".join(f"<section><h2>{title}</h2>{text}</section>" for title, text in sections.items() if text)
-    return _SHELL.format(css=_CSS, title=escape(f"{verdict}: {victim.trigger.name}"), verdict=verdict,
-                         story=_story(victim, result, before, after), tiles=tiles, body=body)
-
-
-_SHELL = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body><main>
-<header><h1>{verdict}</h1><p class="lead">{story}</p><dl class="tiles">{tiles}</dl></header>
-{body}
-<footer>Method: Dunnett, Arablouei, Miller, Dedeoglu, Jurdak: “Unlearning Backdoor Attacks through
-Gradient-Based Model Pruning”, 2024, arXiv:2405.03918.</footer>
-</main></body>
-</html>
-"""
-
-_CSS = """
-:root { color-scheme: light dark; --ink: #1f2328; --faint: #59636b; --paper: #fff; --card: #f5f6f8;
-  --line: #d9dde1; --acc: #0072b2; --asr: #c45500; --ra: #007f5c }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --faint: #a5adb4; --paper: #16191d;
-  --card: #21262b; --line: #3a4147; --acc: #5db7ec; --asr: #ff9350; --ra: #4cc9a0 } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif }
-main { max-width: 56rem; margin: 0 auto; padding: 1.5rem 1.1rem 3rem }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: .4rem 0 .6rem }
-h2 { font-size: 1.25rem; margin: 0 0 .5rem }
-section, footer { border-top: 1px solid var(--line); margin-top: 1.8rem; padding-top: 1.3rem }
-p { margin: .5rem 0; max-width: 47rem }
-.lead { font-size: 1.1rem; max-width: none }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(15.5rem, 1fr)); gap: .7rem;
-  margin: 1.1rem 0 0 }
-.tile { background: var(--card); border-left: 5px solid var(--tone); border-radius: 6px;
-  padding: .6rem .9rem }
-.acc { --tone: var(--acc) } .asr { --tone: var(--asr) } .ra { --tone: var(--ra) }
-.tile dt { color: var(--tone); font-weight: 700 }
-.tile dd { margin: 0; color: var(--faint); font-size: .9rem }
-.tile .figures { color: var(--ink); font-size: 1.3rem }
-.figures, table { font-variant-numeric: tabular-nums }
-.wide { overflow-x: auto; margin: .6rem 0 }
-figure img { display: block; min-width: 560px; background: #fff }
-figcaption, caption, footer { color: var(--faint); font-size: .9rem }
-figcaption { margin-top: .4rem; position: sticky; left: 0; max-width: min(47rem, calc(100vw - 2.2rem)) }
-table { border-collapse: collapse }
-caption { caption-side: bottom; text-align: left; padding-top: .4rem }
-th, td { text-align: left; padding: .3rem 1.3rem .3rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top }
-thead th { color: var(--faint); font-weight: 600 }
-td { overflow-wrap: anywhere }
-.terms { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; max-width: 47rem }
-.terms dt { font-weight: 700 }
-.terms dd { margin: 0 }
-pre { background: var(--card); border-radius: 6px; padding: .8rem 1rem; margin: 0; font-size: .85rem;
-  white-space: pre-wrap; overflow-wrap: anywhere }
-@media print {
-  :root { color-scheme: light; --ink: #000; --faint: #444; --paper: #fff; --card: #f5f6f8; --line: #bbb }
-  body { font-size: 10.5pt } main { max-width: none; padding: 0 } .wide { overflow: visible }
-  figure img { min-width: 0 } section, figure, tr, .tile, pre { break-inside: avoid }
-  .tiles { grid-template-columns: repeat(3, 1fr) }
-}
-"""
+    outcome = verdict(before, after)
+    return SHELL.format(css=CSS, title=escape(f"{outcome}: {victim.trigger.name}"), verdict=outcome,
+                        story=_story(victim, result, before, after), tiles=tiles, body=body)
