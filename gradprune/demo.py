@@ -116,8 +116,8 @@ def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str
     done = f"{removed} filter{'' if removed == 1 else 's'} removed"
     done += " and the rest fine-tuned" if result.rows("tune") else ""
     return (f"{verdict(before, after)}: the trigger sent {before.asr:.1%} of the other classes' images to "
-            f"{target_name!r}; with {done} it sends {after.asr:.1%}, {after.ra:.1%} of the triggered images get their true "
-            f"class, and clean accuracy went from {before.acc:.1%} to {after.acc:.1%}.")
+            f"{target_name!r}; with {done} it sends {after.asr:.1%}, {after.ra:.1%} of the triggered images get "
+            f"their true class, and clean accuracy went from {before.acc:.1%} to {after.acc:.1%}.")
 
 
 @contextmanager
