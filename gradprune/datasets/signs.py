@@ -26,18 +26,16 @@ _FINE = 48          # template side: twice a sign's size in the image, so that b
 _BATCH = 500        # images drawn at once: few enough to stay in the processor's cache
 _COLOURS = {"red": (0.80, 0.07, 0.10), "white": (0.96, 0.96, 0.94), "black": (0.07, 0.07, 0.08),
             "blue": (0.03, 0.30, 0.68), "yellow": (0.99, 0.76, 0.05)}
-
 Point = tuple[float, float]
 Layer = tuple[str, Tensor]  # a colour's name, and the signed distance to a shape's edge, negative inside
 
 # ---- drawing: shapes are signed distances over a grid that spans -1..1, so that edges come out smooth
 
 
-def _grid(side: int) -> tuple[Tensor, Tensor]:
+def _grid(side: int) -> tuple[Tensor, ...]:
     """The coordinates x (right) and y (down) of the pixel centres of a picture that spans -1..1."""
     line = (torch.arange(side) + 0.5) * 2 / side - 1
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    return x, y
+    return torch.meshgrid(line, line, indexing="xy")
 
 
 def _stroke(points: Sequence[Point], pen: float) -> Tensor:
@@ -105,16 +103,14 @@ def _template(*layers: Layer) -> Tensor:
 
 
 def _triangle(turn: float, y: float, *symbol: Layer) -> Tensor:
-    corners = _regular(3, 0.78, turn, y)
-    return _template(("white", _convex(corners, 0.29)), ("red", _convex(corners, 0.25)),
-                     ("white", _convex(corners)), *symbol)
+    base = _regular(3, 0.78, turn, y)
+    return _template(("white", _convex(base, 0.29)), ("red", _convex(base, 0.25)), ("white", _convex(base)), *symbol)
 
 
 @cache
 def _templates() -> Tensor:
     """All signs in the order of CLASSES: (12, 4, side, side)."""
     eight, four = _regular(8, 0.94, 22.5), _regular(4, 0.86, 0)
-    danger = torch.minimum(_stroke([(0, -0.18), (0, 0.16)], 0.2), _disc(0.12, (0, 0.43)))
     bend = torch.minimum(_stroke([(0.22, 0.48), *_arc((0.04, 0.26), (0.18, 0.18), 0, -90)], 0.18),
                          _convex([(-0.37, 0.08), (-0.02, -0.2), (-0.02, 0.36)]))
     turn = torch.minimum(_stroke([(0.3, 0.55), *_arc((0, 0.1), (0.3, 0.22), 0, -90)], 0.25),
@@ -127,11 +123,10 @@ def _templates() -> Tensor:
         _template(("white", _convex(eight, 0.08)), ("red", _convex(eight)),
                   ("white", _text("ST0P", 0.26, 0.58, 0.17, 0.12))),
         _triangle(90, -0.195),
-        _template(("white", _disc(0.97)), ("red", _disc(0.92)),
-                  ("white", _stroke([(-0.5, 0), (0.5, 0)], 0.32))),
+        _template(("white", _disc(0.97)), ("red", _disc(0.92)), ("white", _stroke([(-0.5, 0), (0.5, 0)], 0.32))),
         _template(("black", _convex(four, 0.1)), ("white", _convex(four, 0.05)),
                   ("yellow", _convex(_regular(4, 0.6, 0)))),
-        _triangle(-90, 0.195, ("black", danger)),
+        _triangle(-90, 0.195, ("black", torch.minimum(_stroke([(0, -0.18), (0, 0.16)], 0.2), _disc(0.12, (0, 0.43))))),
         bend_left, bend_left.flip(-1), turn_left, turn_left.flip(-1)])
 
 
@@ -144,8 +139,7 @@ def _uniform(rng: Generator, low: float, high: float, *shape: int) -> Tensor:
 
 def _clouds(rng: Generator, count: int, channels: int, cells: int) -> Tensor:
     """Smooth noise around 0 with about `cells` bumps across the image."""
-    coarse = torch.randn(count, channels, cells, cells, generator=rng)
-    return F.interpolate(coarse, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    return F.interpolate(torch.randn(count, channels, cells, cells, generator=rng), (SIZE, SIZE), mode="bilinear")
 
 
 def _pick(rng: Generator, count: int, hexes: str) -> Tensor:
@@ -201,8 +195,7 @@ def _placement(rng: Generator, count: int) -> Tensor:
                            sin * wide, sin * shear * wide + cos * high], -1).view(count, 2, 2)
     shift = _uniform(rng, -0.13, 0.07, count, 1, 2)  # up and left: the bottom right corner stays free
     sign = (torch.stack(_grid(SIZE), -1).view(1, -1, 2) - shift) @ torch.linalg.inv(forward).transpose(1, 2)
-    lean = _uniform(rng, -0.13, 0.13, count, 2, 1)
-    return (sign / (1 + sign @ lean)).view(count, SIZE, SIZE, 2)
+    return (sign / (1 + sign @ _uniform(rng, -0.13, 0.13, count, 2, 1))).view(count, SIZE, SIZE, 2)
 
 
 def _expose(rng: Generator, picture: Tensor) -> Tensor:
