@@ -11,7 +11,18 @@ import pytest
 import torch
 
 from gradprune.errors import InputError
-from gradprune.lessons import CheckFailed, begin, check, checkpoint, mode, predict, predictions, progress, restart, reveal
+from gradprune.lessons import (
+    CheckFailed,
+    begin,
+    check,
+    checkpoint,
+    mode,
+    predict,
+    predictions,
+    progress,
+    restart,
+    reveal,
+)
 from gradprune.lessons.exercises import EXERCISES
 from gradprune.lessons.judging import close
 from gradprune.zoo import Victim

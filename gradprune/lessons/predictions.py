@@ -94,7 +94,8 @@ def _panel(key: str, question: str, control: Any, write: Callable[[Any], str]) -
             progress.remember("answers", key, change["new"])
             line.value = _kept(write(change["new"]))
         except Exception:
-            line.value = f'<pre class="gradprune-error" style="color:#B00020">{html.escape(traceback.format_exc())}</pre>'
+            trace = html.escape(traceback.format_exc())
+            line.value = f'<pre class="gradprune-error" style="color:#B00020">{trace}</pre>'
             if os.environ.get("GRADPRUNE_STRICT") == "1":
                 raise
 

@@ -1,0 +1,269 @@
+"""Figures of the notebooks: one argument each, drawn from plain numbers; like all views they return a `Picture`."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+
+from gradprune.errors import require
+from gradprune.models import evaluating
+from gradprune.pruning import Filters, Pairs
+from gradprune.views import style
+from gradprune.views.filter_choice import heat_map
+from gradprune.views.filter_explorer import montage
+from gradprune.views.panel_parts import blank, place
+from gradprune.views.picture import Picture, count
+from gradprune.views.style import CLEAN, TRIGGERED, plain
+
+_GUESS = {"color": style.INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 4}
+
+
+def losses_compared(losses: Mapping[str, float], classes: int, guess: float | None = None) -> Picture:
+    """Losses as bars, with the loss of pure guessing among `classes` as a line, and the learner's guess if any.
+
+    losses: mean cross-entropies by name, in the order to show. Raises InputError without losses.
+    """
+    require(len(losses) > 0, "there are no losses to show.")
+    chance = math.log(classes)
+    with style.in_style():
+        figure = style.new_figure(8.4, 0.5 * len(losses) + 1.15)
+        ax = figure.subplots()
+        for row, (name, value) in enumerate(losses.items()):
+            mark = CLEAN if name.startswith("clean") else TRIGGERED
+            ax.barh(row, value, height=0.16, color=mark.color)
+            ax.scatter([value], [row], s=60, color=mark.color, marker=mark.marker, zorder=3, clip_on=False)
+            ax.annotate(f"{value:.2f}", (value, row), (9, 0), textcoords="offset points", va="center",
+                        color=mark.color, fontweight="bold")
+        top = max(*losses.values(), chance, guess or 0.0)
+        _vertical(ax, chance, f"pure guessing: {chance:.1f}", 0, color=style.FAINT, linewidth=1.2, linestyle="--")
+        if guess is not None:
+            _vertical(ax, guess, f"your guess: {guess:.1f}", 14, **_GUESS)
+        ax.set(xlim=(-0.012 * top, 1.1 * top), ylim=(len(losses) - 0.4, -0.6), xlabel="mean cross-entropy")
+        ax.set_yticks(range(len(losses)), list(losses), fontsize=style.NORMAL)
+        ax.tick_params(axis="y", length=0)
+    told = "; ".join(f"{name}: {value:.2f}" for name, value in losses.items())
+    return Picture(figure, f"Mean cross-entropy: {told}. Pure guessing among {classes} classes gives {chance:.2f}.")
+
+
+def _vertical(ax: Axes, place: float, text: str, lift: float, **look: object) -> None:
+    """A vertical line with its label above the axes."""
+    ax.axvline(place, **look)  # type: ignore[arg-type]
+    ax.annotate(text, (place, 1), (0, 4 + lift), xycoords=("data", "axes fraction"), textcoords="offset points",
+                ha="center", fontsize=style.SMALL, color=look["color"], annotation_clip=False)
+
+
+def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, name: str,
+                guess: float | None = None) -> Picture:
+    """The loss while one filter is turned down from 0 to 1 (silent), and the straight line that its gradient predicts.
+
+    shares: how much of the filter is gone, 0 first. losses: the loss at each. slope: the predicted change at share 1
+    (minus the filter's taylor score). name: the filter. guess: the learner's guess of the last loss.
+    Raises InputError unless there are two shares or more and as many losses.
+    """
+    require(len(shares) == len(losses) >= 2,
+            f"shares and losses must be equally many, at least 2, got {len(shares)} and {len(losses)}.")
+    line = [losses[0] + slope * share for share in shares]
+    with style.in_style():
+        figure = style.new_figure(8.4, 3.5)
+        ax = figure.subplots()
+        ax.axhspan(min(0.0, *line), 0, color=style.EMPTY, linewidth=0, zorder=0)
+        ax.plot(shares, line, color=CLEAN.color, linestyle="--", label="predicted")
+        ax.plot(shares, losses, color=TRIGGERED.color, marker=TRIGGERED.marker, zorder=3, label="real")
+        for values, mark, word in ((line, CLEAN, "predicted"), (losses, TRIGGERED, "real")):
+            ax.annotate(f"{word}: {values[-1]:.1f}", (shares[-1], values[-1]), (8, 0), textcoords="offset points",
+                        va="center", color=mark.color, fontweight="bold", fontsize=style.SMALL, annotation_clip=False)
+        if guess is not None:
+            ax.axhline(guess, **_GUESS)  # type: ignore[arg-type]
+            ax.annotate(f"your guess: {guess:.1f}", (0, guess), (4, 3), textcoords="offset points",
+                        fontsize=style.SMALL)
+        if min(line) < 0:
+            ax.annotate("no cross-entropy is below 0", (0, 0), (4, -12), textcoords="offset points",
+                        fontsize=style.SMALL, color=style.FAINT)
+        ax.set(xlabel="share of the filter that is gone", ylabel="unlearning loss", xlim=(0, 1))
+        ax.set_title(f"Turning {plain(name, 40)} down")
+        ax.margins(y=0.06)
+    near = next((share for share, value, flat in zip(shares, losses, line, strict=True)
+                 if abs(value - flat) > 0.1 * abs(losses[0])), None)
+    until = "all the way" if near is None else f"until about {near:.0%} of it is gone"
+    return Picture(figure, f"With {name} silent the unlearning loss goes from {losses[0]:.2f} to {losses[-1]:.2f}; "
+                           f"the straight line says {line[-1]:.2f} and holds {until}.")
+
+
+def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, names: Sequence[str],
+                           label: int = 3) -> Picture:
+    """Each filter's score against the fall of the loss when it is removed for real, a panel a score.
+
+    predictions: scores by name, each float (filters,). real: float (filters,), positive where the loss fell.
+    names: the filters' names. label: how many of the highest real falls are named.
+    Raises InputError unless all have the same length.
+    """
+    require(len({len(names), len(real), *(len(values) for values in predictions.values())}) == 1,
+            "scores, real changes and names must be equally many.")
+    fall, best = real.double().numpy(), real.argsort(descending=True)[:label].tolist()
+    told = []
+    with style.in_style():
+        figure = style.new_figure(8.4, 3.6)
+        panels = figure.subplots(1, len(predictions), sharey=True, squeeze=False)[0]
+        for ax, (name, scores) in zip(panels, predictions.items(), strict=True):
+            values = scores.double().numpy()
+            likeness = _rank_correlation(values, fall)
+            told.append(f"{name} {likeness:.2f}")
+            ax.axhline(0, color=style.FAINT, linewidth=0.8)
+            if signed := bool(values.min() < 0):  # a prediction in the loss's own unit
+                ax.axvline(0, color=style.FAINT, linewidth=0.8)
+                ax.axline((0, 0), slope=1, color=style.FAINT, linewidth=1, linestyle="--", zorder=1)
+            others = [place for place in range(len(fall)) if place not in best]
+            ax.scatter(values[others], fall[others], s=18, color=CLEAN.color, alpha=0.55, linewidths=0)
+            ax.scatter(values[best], fall[best], s=34, color=TRIGGERED.color, marker=TRIGGERED.marker, linewidths=0)
+            for row, place in enumerate(best):
+                ax.annotate(str(row + 1), (values[place], fall[place]), (5, 3), textcoords="offset points",
+                            fontsize=style.SMALL, fontweight="bold", color=TRIGGERED.color)
+            ax.set_title(f"{name}: order agrees {likeness:.2f}", fontsize=style.NORMAL)
+            ax.set_xlabel("predicted fall (dashed: as predicted)" if signed else f"{name} score (not a fall)")
+            pads = [0.09 * (data.max() - data.min() or 1) for data in (values, fall)]
+            ax.set(xlim=(values.min() - pads[0], values.max() + pads[0]),
+                   ylim=(fall.min() - pads[1], fall.max() + pads[1]))
+        panels[0].set_ylabel("real fall of the loss")
+    listed = ", ".join(f"{row + 1} {names[place]} ({fall[place]:+.2f})" for row, place in enumerate(best))
+    return Picture(figure, f"Rank correlation of score and real fall over {count(len(fall), 'filter')}: "
+                           f"{', '.join(told)}. Highest real falls: {listed}.")
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's: how well two orders agree, from -1 to 1."""
+    ranks = np.stack([np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (a, b)])
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
+
+
+def score_maps(found: Filters, scores: Mapping[str, Tensor], top: int = 5) -> Picture:
+    """Several scores of the same filters, a heat-map each in one layout; the highest is framed, the `top` ringed.
+
+    scores: float (number of filters,) by name. Raises InputError for another length.
+    """
+    require(all(len(values) == len(found) for values in scores.values()), f"each score needs {len(found)} values.")
+    best = {name: values.argsort(descending=True, stable=True)[:top].tolist() for name, values in scores.items()}
+    with style.in_style():
+        figure = style.new_figure(8.4, 2.3 * len(scores) + 0.2)
+        panels = figure.subplots(len(scores), 1, squeeze=False)[:, 0]
+        for ax, (name, values) in zip(panels, scores.items(), strict=True):
+            note = heat_map(ax, found, values, best[name][0], top=best[name])
+            ax.set_title(f"{name}{note}")
+            if ax is not panels[-1]:
+                ax.set(xlabel="", xticks=[])
+    told = "; by ".join(f"{name}: {', '.join(str(found[place]) for place in places[:3])}"
+                        for name, places in best.items())
+    shared = set.intersection(*map(set, best.values()))
+    return Picture(figure, f"Highest three by {told}. {count(len(shared), 'filter')} of each score's highest {top} "
+                           f"(ringed) {'is' if len(shared) == 1 else 'are'} the same.")
+
+
+def filter_view(model: nn.Module, found: Filters, position: int, pairs: Pairs, columns: int = 4) -> Picture:
+    """What one filter sees: its kernel, and its response to some images clean, triggered, and the difference.
+
+    position: its place in the flat list. pairs: float images (N, C, H, W) in 0..1; `columns` of them, evenly spread,
+    are shown. Raises InputError for a position that does not exist, or no images.
+    """
+    require(0 <= position < len(found), f"position must lie in 0..{len(found) - 1}, got {position}.")
+    require(len(pairs.labels) > 0, "there is no image to show.")
+    layer, name = found.layer_of(position), found[position]
+    chosen = torch.linspace(0, len(pairs.labels) - 1, min(columns, len(pairs.labels))).round().long()
+    clean, triggered = pairs.clean[chosen], pairs.triggered[chosen]
+    maps = _responses(model, layer.name, name.index, torch.cat([clean, triggered])).split(len(chosen))
+    change = maps[1] - maps[0]
+    peak = float(torch.cat([*maps]).abs().max())
+    box = _changed(clean, triggered)
+    rows = [("image,\ntriggered", triggered, None), ("response,\nclean", maps[0], peak),
+            ("response,\ntriggered", maps[1], peak),
+            ("difference" + ",\nnear the sticker\n(framed)" * bool(box), change, float(change.abs().max()))]
+    near = _crop(box, clean.shape[-2:])
+    with style.in_style():
+        figure = blank(5.75)
+        weight: Tensor = model.get_submodule(layer.name).weight  # type: ignore[assignment]
+        _kernel(place(figure, 0.15, 0.5, 1.7, 1.7), weight[name.index],
+                f"kernel {'×'.join(map(str, layer.shape))}")
+        for line, (title, values, limit) in enumerate(rows):
+            for column, picture in enumerate(values):
+                ax = place(figure, 3.2 + 1.3 * column, 0.45 + 1.3 * line, 1.24, 1.24)
+                ax.set(xticks=[], yticks=[])
+                ax.spines[:].set(visible=True, color=style.EMPTY)
+                if column == 0:
+                    style.write(ax, title, (0, 0.5), (-8, 0), ha="right", va="center", fontweight="bold")
+                if limit is None:
+                    ax.imshow(picture.permute(1, 2, 0).squeeze(2).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+                    continue
+                ax.imshow(picture.numpy(), cmap="vlag", vmin=-limit or -1, vmax=limit or 1)
+                if near and box and line == 3:
+                    scale = picture.shape[-1] / clean.shape[-1]
+                    _outline(ax, box, scale)
+                    ax.set(xlim=(near[0] * scale - 0.5, near[2] * scale - 0.5),
+                           ylim=(near[3] * scale - 0.5, near[1] * scale - 0.5))
+        figure.text(0.15 / 8.4, 0.965, f"What {plain(name, 40)} sees", fontsize=style.LARGE, fontweight="bold")
+    return Picture(figure, f"{name}: the trigger changes its response by {change.abs().max():.2f} at most and "
+                           f"{change.abs().mean():.3f} on average; {_where(change, box, clean.shape[-1])}.")
+
+
+def _responses(model: nn.Module, layer: str, index: int, images: Tensor) -> Tensor:
+    """One filter's output, float (N, H, W)."""
+    kept: list[Tensor] = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda _, __, output: kept.append(output[:, index]))
+    try:
+        with evaluating(model), torch.inference_mode():
+            model(images)
+    finally:
+        handle.remove()
+    return kept[0].cpu()
+
+
+def _kernel(ax: Axes, kernel: Tensor, title: str) -> None:
+    """A kernel (inputs, h, w): in colour if its inputs are red, green and blue, else its slices side by side."""
+    kernel = kernel.detach().cpu()
+    limit = float(kernel.abs().max()) or 1.0
+    if len(kernel) == 3:
+        ax.imshow((0.5 + 0.5 * kernel.permute(1, 2, 0) / limit).numpy())
+        title += ",\nits colours"
+    else:
+        ax.imshow(montage(kernel.numpy()), cmap="vlag", vmin=-limit, vmax=limit)
+        title += f",\na tile an input ({len(kernel)})"
+    ax.set_axis_off()
+    style.write(ax, title, (0, 0), (0, -8), va="top", fontweight="bold")
+
+
+def _changed(clean: Tensor, triggered: Tensor) -> tuple[int, int, int, int] | None:
+    """Left, upper, right and lower edge of the pixels that the trigger changes; None if that is most of the image."""
+    rows, columns = ((triggered - clean).abs().amax(dim=(0, 1)) > 1e-6).nonzero(as_tuple=True)
+    if not len(rows) or len(rows) > 0.5 * clean.shape[-1] * clean.shape[-2]:
+        return None
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+def _crop(box: tuple[int, int, int, int] | None, size: Sequence[int]) -> tuple[int, int, int, int] | None:
+    """A square part of the image (left, upper, right, lower) with the trigger in it and room around."""
+    if box is None:
+        return None
+    height, width = size
+    side = min(3 * max(box[2] - box[0], box[3] - box[1]) + 3, height, width)
+    left = min(max((box[0] + box[2] - side) // 2, 0), width - side)
+    upper = min(max((box[1] + box[3] - side) // 2, 0), height - side)
+    return left, upper, left + side, upper + side
+
+
+def _outline(ax: Axes, box: tuple[int, int, int, int], scale: float) -> None:
+    """A frame around the trigger's place on a map of another size."""
+    left, upper, right, lower = (edge * scale - 0.5 for edge in box)
+    ax.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, edgecolor="black", linewidth=1.6))
+
+
+def _where(change: Tensor, box: tuple[int, int, int, int] | None, width: int) -> str:
+    """Whether the largest change lies where the trigger is."""
+    if box is None:
+        return "the trigger covers the whole image"
+    scale, hits = width / change.shape[-1], 0
+    for values in change.abs():
+        row, column = divmod(int(values.argmax()), values.shape[-1])
+        x, y = (column + 0.5) * scale, (row + 0.5) * scale
+        hits += box[0] - 2 <= x <= box[2] + 2 and box[1] - 2 <= y <= box[3] + 2
+    return f"in {hits} of {count(len(change), 'image')} the largest change lies on the sticker, framed"
