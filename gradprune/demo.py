@@ -31,7 +31,7 @@ def run_demo(train: bool = False, spc: int = 10, seed: int = 0, out: str | Path 
             raise KeyboardInterrupt("training was cut short, so nothing was written")
         result, stages = defend_and_measure(victim, spc=spc, seed=seed, progress=progress)
         report = write_report(Path(out), victim, result, stages)
-    told = summary(victim, result, stages, train_seconds=victim.card["seconds"] if train else None)
+    told = summary(victim, result, stages, train_seconds=victim.seconds)
     return {**told, "checkpoint": None if train else "badnets", "report": report.as_posix()}
 
 
@@ -48,8 +48,8 @@ def attack_and_save(path: Path, trigger: str, **settings: Any) -> dict[str, Any]
         if not training["epochs_done"]:
             raise KeyboardInterrupt("no epoch was finished, so nothing was written")
         weights = save_checkpoint(path, victim.model, victim.card)
-    return {**victim.card, "interrupted": training["interrupted"], "train_images": len(victim.data.train),
-            "target_name": victim.target_name, "out": weights.as_posix()}
+    return {**victim.card, "seconds": round(victim.seconds or 0.0, 2), "interrupted": training["interrupted"],
+            "train_images": len(victim.data.train), "target_name": victim.target_name, "out": weights.as_posix()}
 
 
 def defend_and_save(checkpoint: str, path: Path | None, **settings: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from gradprune import __version__
 from gradprune.attacks import Trigger, fit, make_trigger, poison
+from gradprune.attacks.training import RECIPE
 from gradprune.datasets import Dataset, load
 from gradprune.errors import require, unknown
 from gradprune.evaluation import Metrics, evaluate
@@ -32,6 +33,7 @@ class Victim:
     """A model that somebody attacked, and all that an experiment needs beside it.
 
     model: in eval mode. trigger, target: the attack. data: its train, defense and test images. card: how it was made.
+    seconds: wall time of the training, where it was just trained.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Victim:
     target: int
     data: Dataset
     card: Card
+    seconds: float | None = None
 
     @property
     def target_name(self) -> str:
@@ -75,12 +78,13 @@ def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = 
         "data": {"name": data, "classes": list(dataset.train.classes)},
         "attack": {"trigger": trigger, "settings": mark.settings, "target": target, "rate": rate,
                    "poisoned_images": len(poisoned.touched)},
-        "training": {**training, "seed": seed, "epochs_done": len(outcome.history), "interrupted": outcome.interrupted},
+        "training": {**RECIPE, **training, "seed": seed, "epochs_done": len(outcome.history),
+                     "interrupted": outcome.interrupted},
         "metrics": {name: round(value, 4) for name, value in metrics._asdict().items()},
         "made_with": {"gradprune": __version__, "torch": torch.__version__.split("+")[0],
                       "threads": torch.get_num_threads()},
     }
-    return Victim(network, mark, target, dataset, {**card, "seconds": round(outcome.seconds, 2)})
+    return Victim(network, mark, target, dataset, card, outcome.seconds)
 
 
 def load_victim(checkpoint: str | Path) -> Victim:

@@ -25,6 +25,15 @@ def squares(count: int, seed: int, size: int = 16) -> ImageSet:
     return ImageSet(images.to(torch.uint8), labels.long(), ("north west", "north east", "south west", "south east"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """A cache of this run's own: data left by another version of the code must not pass for this one's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GRADPRUNE_PROGRESS", str(tmp_path_factory.mktemp("progress") / "progress.json"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data() -> Dataset:
     return Dataset(squares(400, 1), squares(120, 2), squares(200, 3))
