@@ -21,6 +21,9 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_core.py --train
 
+notebooks: $(STAMP)
+	$(BIN)/python -m gradprune.lessons.build
+
 zoo: $(STAMP)
 	$(BIN)/gradprune zoo build
 
