@@ -132,16 +132,22 @@ def build_zoo(only: list[str] | None = None, out: str | Path | None = None, prog
               ) -> Iterator[tuple[str, Victim]]:
     """Train the shipped victims again from seed and save each as it is done (name, victim).
 
-    only: names in `SHIPPED`, all by default. out: the folder, by default the shipped one.
+    only: names in `SHIPPED`, all by default. out: the folder, by default the shipped one. Trains on one thread: sums
+    over several threads differ in the last bits, and the same seed should give the same weights everywhere.
     Raises InputError for an unknown name, before any work; KeyboardInterrupt where a training was cut short.
     """
     for name in only or SHIPPED:
         if name not in SHIPPED:
             raise unknown("checkpoint", name, SHIPPED)
     folder = Path(out) if out else data_folder() / "checkpoints"
-    for name in only or SHIPPED:
-        victim = attack(**SHIPPED[name], progress=progress)
-        if victim.card["training"]["interrupted"]:
-            raise KeyboardInterrupt(f"training of {name!r} was cut short; nothing was saved for it")
-        save_checkpoint(folder / name, victim.model, victim.card)
-        yield name, victim
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name in only or SHIPPED:
+            victim = attack(**SHIPPED[name], progress=progress)
+            if victim.card["training"]["interrupted"]:
+                raise KeyboardInterrupt(f"training of {name!r} was cut short; nothing was saved for it")
+            save_checkpoint(folder / name, victim.model, victim.card)
+            yield name, victim
+    finally:
+        torch.set_num_threads(threads)
