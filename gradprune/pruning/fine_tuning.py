@@ -22,8 +22,9 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
     """Minimise CE(f(x), y) + CE(f(trigger(x)), y) in place; returns one history row an epoch (row 0: as given).
 
     Early stopping watches the validation loss of BOTH terms, and the epoch with the lowest one is kept, the start
-    included, so the result is never worse than the pruned model by that criterion. Removed filters stay silent, and
-    BatchNorm keeps its statistics: a handful of images cannot estimate new ones. Ctrl-C keeps the best epoch so far.
+    included, so the result is never worse than the pruned model by that criterion. Removed filters stay silent.
+    BatchNorm learns its statistics anew, from clean and triggered images together; validation takes place in eval
+    mode. Same seed, same result. Ctrl-C keeps the best epoch so far.
     Raises InputError when the loss stops being finite. Source: Dunnett et al., 2024.
     """
     require(lr > 0 and patience >= 1 and max_epochs >= 1 and batch_size >= 1,
@@ -32,7 +33,8 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
     history = [_row(model, 0, validation)]
     best, best_state = history[0], copy.deepcopy(model.state_dict())
     bar = tqdm(total=max_epochs, desc="fine-tuning", unit="epoch", disable=not progress, leave=False)
-    with evaluating(model, gradients=True), bar:
+    with torch.random.fork_rng(devices=[]), evaluating(model, gradients=True), bar:
+        torch.manual_seed(seed)  # dropout draws from the global state
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
         mask.hold(optimizer, model)
         try:
@@ -55,6 +57,7 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
 def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, batch_size: int,
            generator: torch.Generator) -> None:
     """One pass over the clean images and their triggered copies."""
+    model.train()
     order = torch.randperm(len(train.labels), generator=generator).to(train.labels.device)
     for batch in order.split(batch_size):
         labels = train.labels[batch]
@@ -65,6 +68,7 @@ def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, bat
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+    model.eval()
 
 
 def _row(model: nn.Module, epoch: int, validation: Pairs) -> dict[str, Any]:
