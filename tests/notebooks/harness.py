@@ -70,13 +70,16 @@ def with_solutions(notebook: NotebookNode) -> NotebookNode:
 
 
 def with_restarts(notebook: NotebookNode) -> NotebookNode:
-    """The notebook, then once more from each restart cell after all names were forgotten, in the same kernel."""
-    cells = list(notebook.cells)
-    for place in tagged(notebook, "restart"):
+    """The notebook, then once more from each restart cell after all names were forgotten, in the same kernel.
+
+    From a restart cell it goes on to the next one only: what comes after is entered there, with fewer names still.
+    """
+    cells, places = list(notebook.cells), tagged(notebook, "restart")
+    for place, end in zip(places, [*places[1:], None], strict=True):
         setup = [notebook.cells[index] for index in tagged(notebook, "setup") if index < place]
-        cells += [new_code_cell("%reset -f"), *copy.deepcopy(setup), *copy.deepcopy(notebook.cells[place:])]
+        cells += [new_code_cell("%reset -f"), *setup, *notebook.cells[place:end]]
     longer = copy.deepcopy(notebook)
-    longer.cells = copy.deepcopy(cells)
+    longer.cells = [copy.deepcopy(cell) for cell in cells]
     for number, cell in enumerate(longer.cells):
         cell["id"] = f"cell-{number}"
     return longer

@@ -36,12 +36,12 @@ def python(source):
 
 
 def calls(notebook, name):
-    """All calls of a function with the constants among their arguments."""
+    """All calls of a function: the code cell's place, and the constants among the arguments."""
     found = []
-    for cell in code(notebook):
+    for place, cell in enumerate(code(notebook)):
         for node in ast.walk(ast.parse(python(cell.source))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
-                found.append([arg.value for arg in node.args if isinstance(arg, ast.Constant)])
+                found.append((place, [arg.value for arg in node.args if isinstance(arg, ast.Constant)]))
     return found
 
 
@@ -131,13 +131,10 @@ def test_no_algorithm_is_written_anew(path):
 @each_notebook
 def test_each_prediction_is_revealed_once_and_later(path):
     notebook, number = harness.read(path), path.stem[:2]
-    asked = [call[0] for call in calls(notebook, "predict")]
-    revealed = [call[0] for call in calls(notebook, "reveal")]
-    assert asked == revealed, f"asked {asked}, revealed {revealed}"
-    assert len(set(asked)) == len(asked)
-    assert all(key.startswith(f"{number}.") for key in asked)
-    assert all(sum(name in cell.source for name in ("predict(", "reveal(")) < 2 for cell in code(notebook)), \
-        "a prediction stands in a cell of its own"
+    asked, revealed = ({call[0]: place for place, call in calls(notebook, name)} for name in ("predict", "reveal"))
+    assert asked.keys() == revealed.keys(), f"asked {list(asked)}, revealed {list(revealed)}"
+    assert len(asked) == len(calls(notebook, "predict")), "a key is used twice"
+    assert all(asked[key] < revealed[key] and key.startswith(f"{number}.") for key in asked)
 
 
 @each_notebook
