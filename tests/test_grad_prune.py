@@ -62,6 +62,17 @@ def test_the_defence_never_sees_a_test_set():
     assert not {name for name in names if "test" in name or "target" in name or "asr" in name}
 
 
+def test_a_model_that_was_pruned_before_is_not_pruned_again(victim, result):
+    """Filters that are silent already are neither picked nor allowed to grow."""
+    again = grad_prune(result.model, victim.data.defense, victim.trigger, spc=10, score="gate", progress=False)
+    assert again.mask.before == tuple(sorted(result.mask.positions))
+    assert not set(again.mask.positions) & set(result.mask.positions)
+    fallen = {(row["layer"], row["index"]) for row in again.rows("prune")[1:]}
+    assert fallen and not fallen & set(result.mask.removed)
+    for layer, index in result.mask.removed:
+        assert (again.model.get_submodule(layer).weight[index] == 0).all()
+
+
 # --- fine-tuning ---
 
 

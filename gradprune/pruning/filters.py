@@ -120,15 +120,23 @@ def own_tensors(model: nn.Module, found: Filters, position: int) -> list[Tensor]
     return [tensor.data[index] for tensor in tensors if tensor is not None]
 
 
+def silent(model: nn.Module, found: Filters) -> list[int]:
+    """The positions of filters whose numbers are all zero already, as in a model that was pruned before."""
+    return [position for position in range(len(found))
+            if not any(bool(tensor.any()) for tensor in own_tensors(model, found, position))]
+
+
 class FilterMask:
     """Which filters have been removed, in the order they fell; they stay silent.
 
     Works with any training loop: `mask.hold(optimizer, model)` silences them again after each step.
+    before: positions that were silent from the start (see `silent`); they are not alive and are held, too.
     """
 
-    def __init__(self, found: Filters, removed: Iterable[int] = ()) -> None:
+    def __init__(self, found: Filters, removed: Iterable[int] = (), before: Iterable[int] = ()) -> None:
         self.filters = found
         self.positions = list(removed)
+        self.before = tuple(before)
 
     @property
     def removed(self) -> list[Filter]:
@@ -139,18 +147,18 @@ class FilterMask:
     def alive(self) -> Tensor:
         """Bool (number of filters,): True where the filter is still there."""
         alive = torch.ones(len(self.filters), dtype=torch.bool)
-        alive[self.positions] = False
+        alive[[*self.positions, *self.before]] = False
         return alive
 
     def remove(self, model: nn.Module, position: int) -> None:
         """Silence one more filter of the model; raises InputError if it has been removed before."""
-        require(position not in self.positions, f"filter {self.filters[position]} has been removed already.")
+        require(bool(self.alive[position]), f"filter {self.filters[position]} has been removed already.")
         silence(model, self.filters, [position])
         self.positions.append(position)
 
     def apply(self, model: nn.Module) -> None:
         """Silence all removed filters in a model (again)."""
-        silence(model, self.filters, self.positions)
+        silence(model, self.filters, [*self.positions, *self.before])
 
     def hold(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
         """Keep them silent in training: after each optimizer step the mask is applied; `.remove()` lets go."""

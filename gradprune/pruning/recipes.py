@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from gradprune.errors import require
 from gradprune.models.inference import evaluating
-from gradprune.pruning.filters import FilterMask, Filters, own_tensors
+from gradprune.pruning.filters import FilterMask, Filters, own_tensors, silent
 from gradprune.pruning.unlearning import Pairs, filter_scores
 
 
@@ -56,14 +56,14 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
     """
     require(0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
     require(patience >= 1, f"patience must be at least 1 round, got {patience}.")
-    mask, undo = FilterMask(found), []
+    mask, undo = FilterMask(found, before=silent(model, found)), []
     start = validate(model, validation)
     result = Pruned(mask, [_row(0, mask, start)])
     best, best_round = start.unlearning_loss, 0
     bar = tqdm(total=len(found) - 1, desc="pruning", unit="filter", disable=not progress, leave=False)
     with bar:
         try:
-            while len(mask.positions) < len(found) - 1:
+            while mask.alive.sum() > 1:
                 scores, loss = filter_scores(model, found, train.triggered, train.labels, score)
                 position = int(scores.masked_fill(~mask.alive, -torch.inf).argmax())
                 undo.append(_saved(model, found, position))
@@ -87,7 +87,7 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
             result.stopped, result.interrupted = "interrupted", True
     for restore in reversed(undo[best_round:]):
         restore()
-    result.mask = FilterMask(found, mask.positions[:best_round])
+    result.mask = FilterMask(found, mask.positions[:best_round], mask.before)
     return result
 
 
