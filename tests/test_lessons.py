@@ -25,6 +25,9 @@ from gradprune.lessons import (
 )
 from gradprune.lessons.exercises import EXERCISES
 from gradprune.lessons.judging import close
+from gradprune.pruning import SCORES, Pairs, filter_scores, pair_up
+from gradprune.pruning.filters import filters
+from gradprune.views import lesson_plots
 from gradprune.zoo import Victim
 
 
@@ -374,6 +377,46 @@ def test_captions_name_the_mode():
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert 'Made in mode "quick"' in told
     assert "It fell." in told
+
+
+# ---- figures
+
+
+def test_figures_state_what_they_show(victim: Victim):
+    found = filters(victim.model)
+    pairs = pair_up(victim.data.defense.subset(torch.arange(12)), victim.trigger)
+    scores = {name: filter_scores(victim.model, found, pairs.triggered, pairs.labels, name)[0] for name in SCORES}
+    names = [str(found[position]) for position in range(len(found))]
+    best = int(scores["taylor"].argmax())
+    pictures = [
+        lesson_plots.losses_compared({"clean, true": 0.02, "triggered, true": 8.6}, 4, guess=3.0),
+        lesson_plots.turned_down([0, 0.5, 1], [8.0, 3.9, 1.0], -8.2, names[best], guess=2.0),
+        lesson_plots.predicted_against_real(scores, scores["taylor"] / 2, names),
+        lesson_plots.score_maps(found, scores), lesson_plots.filter_view(victim.model, found, best, pairs),
+        lesson_plots.filter_view(victim.model, found, 0, pairs_without_place(pairs))]
+    told = [str(picture) for picture in pictures]
+    assert "Pure guessing among 4 classes gives 1.39" in told[0]
+    assert "goes from 8.00 to 1.00; the straight line says -0.20 and holds until about 100% of it is gone" in told[1]
+    assert "taylor 1.00" in told[2]
+    assert f"by taylor: {names[best]}" in told[3]
+    assert "images the largest change lies on the sticker" in told[4]
+    assert "covers the whole image" in told[5]
+    assert all(picture.png().startswith(b"\x89PNG") for picture in pictures)
+
+
+def pairs_without_place(pairs: Pairs) -> Pairs:
+    return pairs._replace(triggered=(pairs.clean + 0.1).clamp(0, 1))
+
+
+def test_figures_refuse_what_cannot_be_drawn(victim: Victim):
+    found = filters(victim.model)
+    pairs = pair_up(victim.data.defense.subset(torch.arange(2)), victim.trigger)
+    for draw in (lambda: lesson_plots.losses_compared({}, 4), lambda: lesson_plots.turned_down([0], [1.0], 1, "f"),
+                 lambda: lesson_plots.predicted_against_real({"taylor": torch.ones(2)}, torch.ones(3), ["a"] * 3),
+                 lambda: lesson_plots.score_maps(found, {"taylor": torch.ones(2)}),
+                 lambda: lesson_plots.filter_view(victim.model, found, len(found), pairs)):
+        with pytest.raises(InputError):
+            draw()
 
 
 # ---- restart points
