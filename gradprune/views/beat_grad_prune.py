@@ -13,6 +13,7 @@ from gradprune.evaluation import Metrics, der
 from gradprune.pruning import FilterMask, Validation, filter_scores, pair_up, silence, validate
 from gradprune.pruning.filters import filters
 from gradprune.views import style
+from gradprune.views.controls import WIDE
 from gradprune.views.filter_choice import FilterChoice, heat_map
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, place, table_html
@@ -21,6 +22,8 @@ from gradprune.views.style import CLEAN, METRICS, TRIGGERED
 from gradprune.zoo import Victim
 
 _HIDDEN = "hidden until you finish:\nfigures that helped to choose\nno longer measure anything"
+_OVER = "this game is finished; press Reset for another."
+_COLUMNS = ["game", "attack", "filters", "test set unseen", "DER: you", "DER: Grad-Prune", "winner"]
 BOARD: list[list[str]] = []  # the score board: it lives as long as the notebook's kernel
 
 
@@ -63,13 +66,13 @@ class BeatGradPrune(Panel):
         self.test: dict[str, Metrics] | None = None
         self.chosen = FilterChoice(self.found, self.scores)
         self.remove = self.button("Remove filter", self._remove)
-        self.undo = self.button("Undo", lambda: self._back(-1))
-        self.reset = self.button("Reset", lambda: self._back(0))
-        self.finish = self.button("Finish: show the test figures", self._finish, "Testing ...", 230)
+        self.undo = self.button("Undo", self._undo)
+        self.reset = self.button("Reset", self._reset)
+        self.finish = self.button("Finish: show the test figures", self._finish, "Testing ...", WIDE)
         self.board = widgets.HTML(_board())
         self.chosen.wire(self)
-        self.show([self.chosen.top, self.chosen.layer], [self.chosen.rank, self.chosen.index],
-                  [self.remove, self.undo, self.reset, self.finish], below=[self.board])
+        self.show([self.chosen.top, self.chosen.layer], [self.chosen.rank, self.chosen.index, self.remove],
+                  [self.undo, self.reset, self.finish], below=[self.board])
 
     def state(self) -> Game:
         """The game as plain values."""
@@ -128,26 +131,37 @@ class BeatGradPrune(Panel):
                             color=mark.color)
 
     def _words(self, computed: Played) -> str:
-        (removed, _, test), rows = computed
-        text = f"{count(len(removed), 'filter')} removed" + (f", last {self.found[removed[-1]]}" if removed else "")
-        text += ": validation " + change("accuracy", rows[0].acc, rows[-1].acc) + ", " + change(
-            "unlearning loss", rows[0].unlearning_loss, rows[-1].unlearning_loss, ".3f")
+        (removed, position, test), (given, *_, now) = computed.game, [*computed.rows, computed.rows[-1]]
+        text = f"{count(len(removed), 'filter')} removed"
+        if not removed:
+            text = (f"Nothing removed yet: validation accuracy {given.acc:.1%}, "
+                    f"unlearning loss {given.unlearning_loss:.3f}")
+        else:
+            text += f", last {self.found[removed[-1]]}: validation {change('accuracy', given.acc, now.acc)}, " + change(
+                "unlearning loss", given.unlearning_loss, now.unlearning_loss, ".3f")
         if test:
-            text += "; test: " + "; ".join(f"{name} {metrics}" for name, metrics in test.items())
-        return text + "."
+            return f"{text}; test: {'; '.join(f'{name} {metrics}' for name, metrics in test.items())}."
+        state = "removed already" if position in removed else f"score {self.scores[position]:.3g}"
+        return f"{text}; chosen now: {self.found[position]} ({state})."
 
     # ---- wiring
 
     def _remove(self) -> None:
-        require(self.test is None, "this game is finished; press Reset for another.")
+        """Remove the chosen filter, then point at the highest score that is left."""
+        require(self.test is None, _OVER)
         self.mask.remove(self.model, self.chosen.position)
+        self.chosen.go(int(self.scores.masked_fill(~self.mask.alive, -float("inf")).argmax()))
 
-    def _back(self, end: int) -> None:
-        self.mask = FilterMask(self.found, self.mask.positions[:end])
-        self.test = None
+    def _undo(self) -> None:
+        require(self.test is None, _OVER)
+        self.mask = FilterMask(self.found, self.mask.positions[:-1])
+
+    def _reset(self) -> None:
+        self.mask, self.test = FilterMask(self.found), None
 
     def _finish(self) -> None:
         """Measure both on the test set, and write the result on the board."""
+        require(self.test is None, _OVER)
         removed = tuple(self.mask.positions)
         require(len(removed) > 0, "remove at least one filter first.")
         mine, its = self._tested_without(removed), self._tested_without(tuple(self._rivals(len(removed))))
@@ -155,7 +169,9 @@ class BeatGradPrune(Panel):
         self.test = {"given": given, "you": mine, "Grad-Prune": its}
         gain = der(given, mine) - der(given, its)
         winner = "a draw" if abs(gain) < 5e-4 else "you" if gain > 0 else "Grad-Prune"
-        BOARD.insert(0, [str(len(BOARD) + 1), str(len(removed)), str(mine), f"{der(given, mine):.1%}", str(its),
+        name = str(getattr(self.victim.trigger, "name", "own"))
+        blind = "no" if any(row[1] == name for row in BOARD) else "yes"
+        BOARD.insert(0, [str(len(BOARD) + 1), name, str(len(removed)), blind, f"{der(given, mine):.1%}",
                          f"{der(given, its):.1%}", winner])
         self.board.value = _board()
 
@@ -173,4 +189,4 @@ class BeatGradPrune(Panel):
 
 
 def _board() -> str:
-    return table_html(["game", "filters", "you", "DER", "Grad-Prune", "DER", "winner"], BOARD) if BOARD else ""
+    return table_html(_COLUMNS, BOARD) if BOARD else ""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gradprune.pruning import Filters
 from gradprune.views import style
-from gradprune.views.panel import Panel, choice, number, slider
+from gradprune.views.controls import choice, number, slider
+from gradprune.views.panel import Panel
 from gradprune.views.style import plain
 
 

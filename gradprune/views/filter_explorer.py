@@ -4,7 +4,6 @@ import copy
 import math
 from typing import NamedTuple, cast
 
-import ipywidgets as widgets
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -15,8 +14,9 @@ from gradprune.models import evaluating
 from gradprune.pruning import SCORES, filter_scores, pair_up, silence, unlearning_loss
 from gradprune.pruning.filters import filters, own_tensors
 from gradprune.views import style
+from gradprune.views.controls import choice, number
 from gradprune.views.filter_choice import FilterChoice, heat_map
-from gradprune.views.panel import Panel, choice, number
+from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, place
 from gradprune.views.picture import Picture
 from gradprune.views.style import CLEAN, TRIGGERED
@@ -62,13 +62,13 @@ class FilterExplorer(Panel):
         self._losses: dict[int, float] = {}
         self.score = choice("Score", list(SCORES), "gradient")
         self.image = number("Image", 0, len(train) - 1, 0)
-        self.sort = widgets.Checkbox(False, description="Sort each layer by score", indent=False)
+        self.sort = choice("Order in map", [("by index", False), ("by score", True)], False)
         self.chosen = FilterChoice(self.found, self.scores["gradient"], top)
         self.on_change([self.score], lambda: self.chosen.rescore(self.scores[self.score.value]))
         self.on_change([self.image, self.sort])
         self.chosen.wire(self)
-        self.show([self.score, self.chosen.top], [self.chosen.layer, self.chosen.rank],
-                  [self.chosen.index, self.image], [self.sort])
+        self.show([self.score, self.sort], [self.chosen.top, self.chosen.layer],
+                  [self.chosen.rank, self.chosen.index, self.image])
 
     def state(self) -> Setting:
         """The controls as plain values."""
@@ -88,7 +88,8 @@ class FilterExplorer(Panel):
                 handle.remove()
             if state.position not in self._losses:
                 self._losses[state.position] = self._loss_without(state.position)
-        return Detail(state, images, convolution.weight[index].detach(), maps[0], self._losses[state.position])
+        kernel = convolution.weight[index].detach()
+        return Detail(state, images.cpu(), kernel.cpu(), maps[0].cpu(), self._losses[state.position])
 
     def _loss_without(self, position: int) -> float:
         """The unlearning loss with one filter silent; the copy is put back afterwards."""
@@ -129,7 +130,7 @@ class FilterExplorer(Panel):
         text = (f"{name} has rank {rank} of {len(found)} by {state.score} score ({scores[state.position]:.3g}); "
                 f"removing it changes the unlearning loss from {self.loss:.3f} to {computed.loss:.3f} "
                 f"({change['real']:+.3g}; predicted {predicted}); the trigger moves its response by "
-                f"{abs(triggered - clean).max():.3g} at most, where the largest clean response is {abs(clean).max():.3g}.")
+                f"{abs(triggered - clean).max():.3g} at most (the largest clean response is {abs(clean).max():.3g}).")
         return Picture(figure, text)
 
 
@@ -137,11 +138,11 @@ def bars(ax: Axes, changes: dict[str, float]) -> None:
     """Predicted and real change of the loss as bars around zero, each with its name and value above."""
     for row, (name, value) in enumerate(changes.items()):
         real = name == "real"
-        ax.barh(row, value, height=0.35, color=TRIGGERED.color if real else CLEAN.color)
-        style.write(ax, f"{'real' if real else 'predicted: ' + name}  {value:+.3g}", (0, 1 - (row + 0.32) / 3), (0, 0),
-                    va="center", fontweight="bold" if real else "normal")
+        ax.barh(row + 0.68, value, height=0.34, color=TRIGGERED.color if real else CLEAN.color)
+        text = f"{'real' if real else 'predicted: ' + name}  {value:+.3g}"
+        style.write(ax, text, (0, 1 - row / 3), (0, -2), va="top", fontweight="bold" if real else "normal")
     limit = max(map(abs, changes.values())) or 1
-    ax.set(xlim=(min(0, *changes.values()) - 0.01 * limit, max(0, *changes.values()) + 0.01 * limit), ylim=(2.3, -0.7))
+    ax.set(xlim=(min(0, *changes.values()) - 0.01 * limit, max(0, *changes.values()) + 0.01 * limit), ylim=(3, 0))
     ax.axvline(0, color=style.INK, linewidth=1)
     ax.set_axis_off()
     ax.set_title("change of loss if removed", fontsize=style.SMALL)

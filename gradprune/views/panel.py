@@ -4,38 +4,37 @@ A panel is `state()` (what its controls say), a pure `compute(state)`, a pure `d
 """
 
 import contextlib
+import gc
 import html
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ipywidgets as widgets
-from matplotlib.figure import Figure
 
 from gradprune.errors import require
+from gradprune.views.controls import HALF, WIDE, Button, nothing
 from gradprune.views.panel_parts import error_html, image_html
 from gradprune.views.picture import Picture
 from gradprune.zoo import Victim
-
-_CONTROL = 410  # pixels: two controls side by side are as wide as the figure
-
-NOTHING = Picture(Figure(), "")  # the picture of a panel that shows none
 
 
 class Panel(widgets.VBox):
     """Controls, one picture and its sentence; displays itself when a cell ends with it.
 
     victim: whose model is looked at; it is never changed. Subclasses write `state`, `compute` and `draw`, make their
-    controls and end with `self.show(...)`. `picture` is the `Picture` shown now. An error in a callback is shown in
-    red, and raised as well where the environment says GRADPRUNE_STRICT=1. `close()` leaves nothing behind.
+    controls and end with `self.show(...)`. `sentence` is the text shown now, `picture` the figure with it. An error in
+    a callback is shown in red, and raised as well where the environment says GRADPRUNE_STRICT=1. `close()` leaves
+    nothing behind.
     Raises InputError for anything but a `Victim`.
     """
 
     def __init__(self, victim: Victim) -> None:
         require(isinstance(victim, Victim), f"a panel takes a Victim (see load_victim), got {type(victim).__name__}.")
-        self.victim, self.picture, self._quiet = victim, NOTHING, False
+        self.victim, self.sentence, self._quiet = victim, "", False
         self.error, self.figure, self.summary = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        super().__init__(layout=widgets.Layout(max_width=f"{2 * _CONTROL + 40}px"))
+        super().__init__(layout=widgets.Layout(max_width=f"{2 * WIDE + 40}px"))
+        self.add_class("gradprune-panel").add_class(f"gradprune-{type(self).__name__}")
 
     # ---- each panel writes these
 
@@ -61,10 +60,18 @@ class Panel(widgets.VBox):
 
     def refresh(self) -> None:
         """Compute and draw what the controls say."""
-        self.picture = self.draw(self.compute(self.state()))
-        text = html.escape(self.picture.summary)
-        self.figure.value = image_html(self.picture)
+        with fleeting():
+            picture = self.picture
+            image, self.sentence = image_html(picture), picture.summary
+            del picture
+        text = html.escape(self.sentence)
+        self.figure.value = image
         self.summary.value = f'<div role="status" aria-live="polite" style="line-height:1.45">{text}</div>'
+
+    @property
+    def picture(self) -> Picture:
+        """The picture that is shown now, drawn anew: to save it, or to put it beside the panel."""
+        return self.draw(self.compute(self.state()))
 
     def on_change(self, controls: Sequence[widgets.Widget], work: Callable[[], object] | None = None) -> None:
         """Refresh the panel, after `work` if given, when one of the controls changes its value."""
@@ -77,9 +84,9 @@ class Panel(widgets.VBox):
         for control in controls:
             control.observe(self.guard(changed), "value")
 
-    def button(self, text: str, work: Callable[[], object], busy: str = "", width: int = 130) -> widgets.Button:
+    def button(self, text: str, work: Callable[[], object], busy: str = "", width: int = HALF) -> Button:
         """A button that does `work`, then refreshes; with a `busy` text it is disabled meanwhile and shows that."""
-        button = widgets.Button(description=text, layout=widgets.Layout(width=f"{width}px"))
+        button = Button(description=text, layout=widgets.Layout(width=f"{width}px"))
 
         def pressed() -> None:
             if busy:
@@ -91,7 +98,7 @@ class Panel(widgets.VBox):
             finally:
                 if busy:
                     button.disabled, button.description = False, text
-        button.on_click(self.guard(pressed))
+        button.press = self.guard(pressed)
         return button
 
     def guard(self, work: Callable[[], object]) -> Callable[..., None]:
@@ -117,42 +124,33 @@ class Panel(widgets.VBox):
 
     def close(self) -> None:
         """Close every control with its layout and style, forget all callbacks, the picture too."""
-        for widget in [*_family(self), self]:
-            widgets.VBox.close(widget) if widget is self else widget.close()
+        for widget in dict.fromkeys(_family([*self.children, *vars(self).values(), self.layout])):
+            widget.close()
             widget.unobserve_all()
-            if isinstance(widget, widgets.Button):
-                widget._click_handlers.callbacks.clear()
-        self.picture = NOTHING
+            if isinstance(widget, Button):
+                widget.press = nothing
+        super().close()
+        self.unobserve_all()
+        self.children = ()
 
 
-def _family(widget: widgets.Widget) -> Iterator[widgets.Widget]:
-    """All widgets below one, and the layouts and styles of all."""
-    for child in getattr(widget, "children", ()):
-        yield from _family(child)
-        yield child
-    for part in ("layout", "style"):
-        if isinstance(getattr(widget, part, None), widgets.Widget):
-            yield getattr(widget, part)
+@contextlib.contextmanager
+def fleeting() -> Iterator[None]:
+    """What is made in here is gone afterwards: figures are full of circles, which are cheap to collect while young."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(0)
+        if enabled:
+            gc.enable()
 
 
-# ---- controls
-
-
-def _look(text: str, width: int = _CONTROL) -> dict[str, Any]:
-    return {"description": text, "layout": widgets.Layout(width=f"{width}px"), "style": {"description_width": "110px"}}
-
-
-def slider(text: str, low: float, high: float, value: float, step: float = 1, form: str = "d") -> widgets.Widget:
-    """A slider that speaks when it is let go; whole numbers unless the step is not."""
-    kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
-    return kind(value, min=low, max=high, step=step, readout_format=form, continuous_update=False, **_look(text))
-
-
-def number(text: str, low: int, high: int, value: int) -> widgets.BoundedIntText:
-    """A whole number to type."""
-    return widgets.BoundedIntText(value, min=low, max=high, **_look(text))
-
-
-def choice(text: str, options: Sequence[Any], value: Any) -> widgets.Dropdown:
-    """One of several, by mouse or by arrow keys."""
-    return widgets.Dropdown(options=options, value=value, **_look(text))
+def _family(things: Iterable[Any]) -> Iterator[widgets.Widget]:
+    """The widgets among some things, with their children, layouts and styles."""
+    for widget in things:
+        if isinstance(widget, widgets.Widget):
+            yield from _family([*getattr(widget, "children", ()), widget.layout, getattr(widget, "style", None)]
+                               if isinstance(widget, widgets.DOMWidget) else [])
+            yield widget

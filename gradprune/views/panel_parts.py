@@ -12,6 +12,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from gradprune.errors import InputError
 from gradprune.views import style
@@ -32,6 +33,17 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
     """Axes at a place given in inches from the upper left corner."""
     total = figure.get_figheight()
     return figure.add_axes((left / WIDTH, 1 - (top + height) / total, width / WIDTH, height / total))
+
+
+def show_image(ax: Axes, image: Tensor) -> None:
+    """An image, float (C, H, W) in [0, 1], without ticks."""
+    ax.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
+    ax.set_axis_off()
+
+
+def judge(answer: int, truth: int, target: int) -> style.Verdict:
+    """How to mark an answer: right, the attacker's class, or wrong."""
+    return style.RIGHT if answer == truth else style.ATTACKED if answer == target else style.WRONG
 
 
 def image_html(picture: Picture) -> str:

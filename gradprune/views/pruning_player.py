@@ -11,15 +11,17 @@ from torch import Tensor
 
 from gradprune.datasets import ImageSet
 from gradprune.defenses import DefenseResult, grad_prune
+from gradprune.errors import require
 from gradprune.evaluation import replay
 from gradprune.models import predict
 from gradprune.pruning import silence
 from gradprune.pruning.filters import filters
 from gradprune.views import style
-from gradprune.views.panel import Panel, slider
-from gradprune.views.panel_parts import blank, place
+from gradprune.views.controls import slider
+from gradprune.views.panel import Panel
+from gradprune.views.panel_parts import blank, judge, place, show_image
 from gradprune.views.picture import Picture, count
-from gradprune.views.style import ATTACKED, METRICS, RIGHT, WRONG, plain
+from gradprune.views.style import METRICS, plain
 from gradprune.zoo import Victim
 
 _SHOWN = 6  # example images: the first test image of as many classes, the target left out
@@ -53,16 +55,18 @@ class PruningPlayer(Panel):
         self.pixels = self.shown.triggered(victim.trigger)
         self.round = slider("Round", 0, 1, 0)
         self.play = widgets.Play(min=0, max=1, interval=900, description="Play the rounds")
-        self.run = self.button("Run Grad-Prune", self._run, "Pruning ...", 180)
+        self.run = self.button("Run Grad-Prune", self._run, "Pruning ...")
         self.take(result)
         self.on_change([self.round], lambda: setattr(self.play, "value", self.round.value))
         self.on_change([self.play], lambda: setattr(self.round, "value", self.play.value))
-        self.show([self.round, self.play] + [self.run] * (result is None))
+        label = widgets.Label("Play the rounds", layout=widgets.Layout(width="110px", justify_content="flex-end"))
+        self.show([self.round, label, self.play] + [self.run] * (result is None))
 
     def take(self, result: DefenseResult | None) -> None:
         """Replay a run on the sample; the slider goes to the round that was kept."""
         self.kept = len(result.mask.positions) if result else 0
         self.result, history = result, result.rows("prune") if result else [_GIVEN]
+        require(len(history) > 0, "the result's history has no pruning rounds.")
         self.rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target)
         model = copy.deepcopy(self.victim.model)
         found, chances = filters(model, self.pixels[:1]), []
@@ -104,9 +108,8 @@ class PruningPlayer(Panel):
                         fontweight="bold")
             for i, (answer, truth) in enumerate(zip(computed.answers.tolist(), truths, strict=True)):
                 tile = place(figure, 4.95 + 1.15 * (i % 3), 0.52 + 1.7 * (i // 3), 1.1, 1.1)
-                tile.imshow(self.pixels[i].permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
-                tile.set_axis_off()
-                verdict = RIGHT if answer == truth else ATTACKED if answer == target else WRONG
+                show_image(tile, self.pixels[i])
+                verdict = judge(answer, truth, target)
                 style.write(tile, f"{verdict.symbol} {plain(names[answer], 14)}", (0.5, 0), (0, -13), ha="center",
                             color=verdict.color)
                 style.write(tile, f"{computed.sure[i]:.0%}", (0.5, 0), (0, -24), ha="center", color=verdict.color)
@@ -116,7 +119,7 @@ class PruningPlayer(Panel):
         figures = ", ".join(f"{mark.name} {row[key]:.1%}" for key, mark in METRICS.items())
         return Picture(figure, f"Round {computed.round} of {rounds[-1]}, {fell}: {figures} on "
                                f"{count(len(self.sample), 'test image')}; of {count(len(truths), 'triggered example')} "
-                               f"{right} are right, {hits} go to “{names[target]}”.")
+                               f"{right} right, {hits} taken for “{names[target]}”.")
 
     def _run(self) -> None:
         victim = self.victim

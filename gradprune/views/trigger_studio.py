@@ -1,6 +1,7 @@
 """TriggerStudio: put a trigger on an image and see at once what the model makes of it."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
@@ -13,14 +14,15 @@ from gradprune.datasets import ImageSet
 from gradprune.evaluation import Metrics, evaluate
 from gradprune.models import predict
 from gradprune.views import style
-from gradprune.views.panel import Panel, choice, number, slider
-from gradprune.views.panel_parts import blank, place, table_html
+from gradprune.views.controls import WIDE, choice, number, slider
+from gradprune.views.panel import Panel
+from gradprune.views.panel_parts import blank, judge, place, show_image, table_html
 from gradprune.views.picture import Picture
-from gradprune.views.style import ATTACKED, CLEAN, RIGHT, TRIGGERED, WRONG, plain
+from gradprune.views.style import ATTACKED, CLEAN, RIGHT, TRIGGERED, plain
 from gradprune.zoo import Victim
 
-_KNOBS = {"badnets": ("size", "sticker, pixels", 1, 12), "blended": ("seed", "pattern number", 0, 9),
-          "sig": ("frequency", "waves across", 1, 16)}  # kind -> setting, what it is called, lowest, highest
+_KNOBS = {"badnets": ("size", "Size", "{} pixels wide", 1, 12), "blended": ("seed", "Pattern", "pattern {}", 0, 9),
+          "sig": ("frequency", "Waves", "{} waves", 1, 16)}  # kind -> setting, control, in words, lowest, highest
 _PLACES = ("top_left", "top_right", "center", "bottom_left", "bottom_right")
 _BARS = 12  # classes with a bar; more do not fit
 _ROWS = 5  # measurements in the table, newest first
@@ -70,14 +72,15 @@ class TriggerStudio(Panel):
         self.measured: dict[str, Metrics] = {}
         kinds = [(f"{name} (the attacker's)" if name == self.own else name, name) for name in {**TRIGGERS, self.own: 0}]
         foreign = self.images.labels != victim.target
-        self.image = number("Image", 0, len(self.images) - 1, int(foreign.nonzero()[0]) if foreign.any() else 0)
+        first = int(foreign.nonzero()[0]) if foreign.any() else 0
+        self.image = number("Image", 0, len(self.images) - 1, first, WIDE)
         self.kind = choice("Trigger", kinds, self.own)
         self.strength = slider("Strength", 0.0, 2.0, 1.0, 0.1, ".0%")
         self.knob = slider("Size", 0, 16, 1)
         self.position = choice("Position", ["-"], "-")
         self.previous = self.button("Previous image", lambda: self._step(-1))
         self.next = self.button("Next image", lambda: self._step(1))
-        self.measure = self.button("Measure ASR on all test images", self._measure, "Measuring ...", 270)
+        self.measure = self.button("Measure ASR on all test images", self._measure, "Measuring ...", WIDE)
         self.board = widgets.HTML()
         self._take_kind()
         self.on_change([self.kind], self._take_kind)
@@ -91,14 +94,12 @@ class TriggerStudio(Panel):
 
     def trigger(self, setting: Setting) -> nn.Module:
         """The trigger that a setting describes."""
-        settings = self._settings(setting.kind)
-        if setting.kind in _KNOBS:
-            name = _KNOBS[setting.kind][0]
-            settings[name] = setting.knob if setting.knob != round(settings[name]) else settings[name]
-        if "position" in settings:
-            settings["position"] = setting.position
-        own = setting.kind == self.own and settings == self._settings(self.own)
-        trigger = self.victim.trigger if own else make_trigger(setting.kind, **settings)
+        usual, trigger = self._settings(setting.kind), self.victim.trigger
+        knob = _KNOBS.get(setting.kind, ("",))[0]
+        settings = usual | {key: value for key, value in ((knob, setting.knob), ("position", setting.position))
+                            if key in usual and (key != knob or value != round(usual[key]))}
+        if setting.kind != self.own or settings != usual:
+            trigger = (TRIGGERS[setting.kind] if setting.kind != self.own else type(trigger))(**settings)
         return trigger if setting.strength == 1 else Scaled(trigger, setting.strength)
 
     def compute(self, state: Setting) -> Seen:
@@ -112,67 +113,42 @@ class TriggerStudio(Panel):
         truth, target, names = int(self.images.labels[computed.setting.image]), self.victim.target, self.images.classes
         with style.in_style():
             figure, told = blank(3.45), []
-            for column, (title, mark) in enumerate({"clean": CLEAN, "triggered": TRIGGERED}.items()):
-                ax = place(figure, 0.15 + 2.3 * column, 0.42, 2.1, 2.1)
-                ax.imshow(computed.images[column].permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
-                ax.set_axis_off()
-                ax.set_title(f"{'●◆'[column]} {title}", color=mark.color)
+            for column, (title, mark) in enumerate({"● clean": CLEAN, "◆ triggered": TRIGGERED}.items()):
+                ax = place(figure, 0.15 + 2.45 * column, 0.42, 2.33, 2.33)
+                show_image(ax, computed.images[column])
                 answer = int(computed.chances[column].argmax())
-                verdict = RIGHT if answer == truth else ATTACKED if answer == target and column else WRONG
+                ax.set_title(title, color=mark.color)
                 share = f"{computed.chances[column, answer]:.1%}"
+                verdict = judge(answer, truth, target if column else truth)
                 told.append(f"“{names[answer]}” ({share})")
                 style.write(ax, f"{verdict.symbol} {plain(names[answer], 20)}", (0, 0), (0, -17), color=verdict.color,
                             fontsize=style.LARGE, fontweight="bold")
                 style.write(ax, f"{share} sure", (0, 0), (0, -32), color=verdict.color)
-            self._bars(place(figure, 6.25, 0.42, 1.6, 2.8), computed.chances.numpy(), truth, target)
+            bars(place(figure, 6.25, 0.42, 1.6, 2.8), computed.chances.numpy(), names, truth, target)
         end = ", the attacker's class" if computed.chances[1].argmax() == target != truth else ""
         return Picture(figure, f"Image {computed.setting.image}, truly “{names[truth]}”: clean it is taken for "
                                f"{told[0]}, with {self.words(computed.setting)} for {told[1]}{end}.")
 
-    def _bars(self, ax: Axes, chances: np.ndarray, truth: int, target: int) -> None:
-        """A pair of bars for each class; the true one and the attacker's are marked."""
-        weight = chances.max(0) + 2.0 * np.isin(np.arange(len(chances[0])), (truth, target))
-        shown = sorted(np.argsort(-weight, kind="stable")[:_BARS].tolist())
-        rows = np.arange(len(shown))
-        for i, mark in enumerate((CLEAN, TRIGGERED)):
-            ax.barh(rows + (-0.2, 0.2)[i], chances[i, shown], height=0.32, color=mark.color)
-            for row, value in zip(rows, chances[i, shown], strict=True):
-                if value >= 0.05:
-                    ax.annotate(f"{value:.0%}", (value, row + (-0.2, 0.2)[i]), (4, -0.5), va="center", fontsize=7.5,
-                                textcoords="offset points", color=mark.color, annotation_clip=False)
-        labels = [f"{RIGHT.symbol} " * (c == truth) + f"{ATTACKED.symbol} " * (c == target)
-                  + plain(self.images.classes[c], 18) for c in shown]
-        ax.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), xticks=[])
-        ax.set_yticks(rows, labels)
-        for label, c in zip(ax.get_yticklabels(), shown, strict=True):
-            label.set(color=RIGHT.color if c == truth else ATTACKED.color if c == target else style.INK)
-        ax.tick_params(length=0)
-        ax.spines["bottom"].set_visible(False)
-        ax.set_title("The model's answer", x=-0.75)
-
     def words(self, setting: Setting) -> str:
         """The trigger of a setting in words."""
-        parts = [f"{_KNOBS[setting.kind][1]} {setting.knob}"] if setting.kind in _KNOBS else []
+        parts = [_KNOBS[setting.kind][2].format(setting.knob)] if setting.kind in _KNOBS else []
         parts += [_words(setting.position)] if setting.position != "-" else []
         return f"{setting.kind} ({', '.join([*parts, f'strength {setting.strength:.0%}'])})"
 
     # ---- wiring
 
-    def _settings(self, kind: str) -> dict:
+    def _settings(self, kind: str) -> dict[str, Any]:
         """The settings of a kind of trigger: the attacker's own for its kind, the usual ones for others."""
-        if kind == self.own:
-            return dict(getattr(self.victim.trigger, "settings", {}))
-        made = make_trigger(kind)
-        return dict(made.settings)
+        return dict(getattr(self.victim.trigger if kind == self.own else make_trigger(kind), "settings", {}))
 
     def _take_kind(self) -> None:
         """Let knob and place fit the kind of trigger."""
         settings, kind = self._settings(self.kind.value), self.kind.value
-        name, text, low, high = _KNOBS.get(kind, ("", "Size", 0, 0))
+        name, text, _, low, high = _KNOBS.get(kind, ("", "Size", "", 0, 0))
         self.knob.disabled = name not in settings
         self.knob.min, self.knob.max = min(low, self.knob.max), max(high, self.knob.min)
         self.knob.value = round(settings.get(name, 0))
-        self.knob.min, self.knob.max, self.knob.description = low, high, text.capitalize()
+        self.knob.min, self.knob.max, self.knob.description = low, high, text
         place_ = settings.get("position")
         self.position.disabled = place_ is None
         places = [] if place_ is None else [*_PLACES] if place_ in _PLACES else [*_PLACES, place_]
@@ -193,3 +169,22 @@ class TriggerStudio(Panel):
 
 def _words(place_: str | tuple[int, int]) -> str:
     return place_.replace("_", " ") if isinstance(place_, str) else f"row {place_[0]}, column {place_[1]}"
+
+
+def bars(ax: Axes, chances: np.ndarray, names: Sequence[str], truth: int, target: int) -> None:
+    """Probabilities (2, classes) as a pair of bars for each class; the true one and the attacker's are marked."""
+    weight = chances.max(0) + 2.0 * np.isin(np.arange(len(names)), (truth, target))
+    shown = sorted(np.argsort(-weight, kind="stable")[:_BARS].tolist())
+    for offset, values, mark in zip((-0.2, 0.2), chances[:, shown], (CLEAN, TRIGGERED), strict=True):
+        drawn = ax.barh(np.arange(len(shown)) + offset, values, height=0.32, color=mark.color)
+        texts = [f"{value:.0%}" if value >= 0.05 else "" for value in values]
+        ax.bar_label(drawn, texts, padding=4, fontsize=7.5, color=mark.color)
+    labels = [f"{RIGHT.symbol} " * (c == truth) + f"{ATTACKED.symbol} " * (c == target) + plain(names[c], 18)
+              for c in shown]
+    ax.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5), xticks=[])
+    ax.set_yticks(range(len(shown)), labels)
+    for label, c in zip(ax.get_yticklabels(), shown, strict=True):
+        label.set_color(RIGHT.color if c == truth else ATTACKED.color if c == target else style.INK)
+    ax.tick_params(length=0)
+    ax.spines["bottom"].set_visible(False)
+    ax.set_title("The model's answer", x=-0.75)

@@ -1,0 +1,527 @@
+"""The panels: what they show equals a direct calculation, they say their errors, and they leave nothing behind."""
+
+import copy
+import gc
+import sys
+import weakref
+
+import ipywidgets as widgets
+import matplotlib
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+from ipywidgets.widgets.widget import _instances
+from matplotlib.figure import Figure
+from torch import nn
+
+from gradprune.attacks import make_trigger
+from gradprune.datasets import ImageSet, draw_defense_images
+from gradprune.defenses import DefenseResult, grad_prune
+from gradprune.errors import InputError
+from gradprune.evaluation import evaluate, replay
+from gradprune.models import build, predict
+from gradprune.pruning import pair_up, paper, silence, unlearning_loss, validate
+from gradprune.pruning.filters import filters
+from gradprune.views import BeatGradPrune, FilterExplorer, PruningPlayer, TriggerStudio, beat_grad_prune
+from gradprune.views.filter_choice import heat_map
+from gradprune.views.panel import Panel
+from gradprune.views.panel_parts import ERROR_CLASS, blank, place
+from gradprune.zoo import Victim
+
+PANELS = [TriggerStudio, FilterExplorer, PruningPlayer, BeatGradPrune]
+
+
+@pytest.fixture(scope="module")
+def result(victim: Victim) -> DefenseResult:
+    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=9, tune=False, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _strict(monkeypatch):
+    """Whatever goes wrong in a callback fails the test; and every test begins with an empty score board."""
+    monkeypatch.setenv("GRADPRUNE_STRICT", "1")
+    monkeypatch.setattr(beat_grad_prune, "BOARD", [])
+
+
+@pytest.fixture
+def make(victim, result):
+    """Build panels, and close them when the test is over."""
+    made = []
+
+    def build_panel(kind, of=None, **settings):
+        more = {"result": result} if kind is PruningPlayer and "result" not in settings else {}
+        made.append(kind(of or victim, **more, **settings))
+        return made[-1]
+
+    yield build_panel
+    for panel in made:
+        panel.close()
+
+
+def put(control: widgets.Widget, value) -> None:
+    """Set a control the way the browser does."""
+    if isinstance(control, widgets.Dropdown):
+        options = [option[1] if isinstance(option, tuple) else option for option in control.options]
+        control.set_state({"index": options.index(value)})
+    else:
+        control.set_state({"value": value})
+
+
+def slider_of(panel: Panel) -> widgets.Widget:
+    """A slider that changes what the panel shows, with a value it does not have."""
+    return {TriggerStudio: lambda: panel.strength, PruningPlayer: lambda: panel.round}.get(
+        type(panel), lambda: panel.chosen.rank)()
+
+
+def without(victim: Victim, *positions: int) -> nn.Module:
+    model = copy.deepcopy(victim.model)
+    silence(model, filters(model, victim.data.test.floats()[:1]), positions)
+    return model
+
+
+def family(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from family(child)
+
+
+# ---- what each panel shows
+
+
+def test_trigger_studio_asks_the_model_about_both_images(make, victim):
+    panel = make(TriggerStudio)
+    for image, strength, size in ((3, 1.0, 3), (7, 0.5, 3), (7, 0.5, 5)):
+        put(panel.image, image)
+        put(panel.strength, strength)
+        put(panel.knob, size)
+        clean = victim.data.test.floats()[image:image + 1]
+        stamped = make_trigger("badnets", **victim.trigger.settings | {"size": size})(clean)
+        images = torch.cat([clean, clean + strength * (stamped - clean)])
+        seen = panel.compute(panel.state())
+        assert torch.allclose(seen.images, images, atol=1e-6)
+        assert torch.allclose(seen.chances, predict(victim.model, images).softmax(1), atol=1e-5)
+        answer = victim.data.test.classes[int(seen.chances[1].argmax())]
+        assert f"Image {image}," in panel.sentence
+        assert f"({size} pixels wide, bottom right, strength {strength:.0%}) for “{answer}”" in panel.sentence
+
+
+def test_trigger_studio_steps_through_the_images_and_round_the_ends(make, victim):
+    panel = make(TriggerStudio)
+    put(panel.image, 0)
+    panel.previous.click()
+    assert panel.image.value == len(victim.data.test) - 1
+    panel.next.click()
+    assert panel.image.value == 0
+    assert panel.sentence.startswith("Image 0,")
+
+
+def test_trigger_studio_knows_every_kind_of_trigger(make):
+    panel = make(TriggerStudio)
+    for kind, words in (("sig", "sig (6 waves, strength 100%)"), ("blended", "blended (pattern 0, strength 100%)"),
+                        ("badnets", "badnets (3 pixels wide, bottom right, strength 100%)")):
+        put(panel.kind, kind)
+        assert words in panel.sentence
+        assert panel.position.disabled == (kind != "badnets")
+        changed = panel.compute(panel.state()).images
+        assert torch.equal(changed[1], panel.trigger(panel.state())(changed[:1])[0])
+    put(panel.position, "top_left")
+    seen = panel.compute(panel.state())
+    assert (seen.images[1] != seen.images[0]).any(0).nonzero().max() <= 2
+    put(panel.kind, "sig")
+    put(panel.knob, 3)
+    assert panel.trigger(panel.state()).settings["frequency"] == 3
+
+
+@pytest.mark.parametrize("position", ["center", (2, 5), [2, 5]])
+def test_trigger_studio_begins_with_the_attackers_own_settings(make, victim, position):
+    own = make_trigger("badnets", size=4, position=position, color="red")
+    panel = make(TriggerStudio, Victim(victim.model, own, 1, victim.data, {}))
+    assert panel.trigger(panel.state()) is own
+    put(panel.position, "top_right")
+    assert panel.trigger(panel.state()).settings == own.settings | {"position": "top_right"}
+
+
+def test_trigger_studio_takes_a_trigger_that_nobody_knows(make, victim):
+    class Dim(nn.Module):
+        def forward(self, images):
+            return images * 0.5
+
+    panel = make(TriggerStudio, Victim(victim.model, Dim(), 1, victim.data, {}))
+    assert "with Dim (strength 100%)" in panel.sentence
+    assert panel.knob.disabled
+    put(panel.strength, 0.5)
+    images = panel.compute(panel.state()).images
+    assert torch.allclose(images[1], images[0] * 0.75)
+
+
+def test_trigger_studio_measures_asr_on_a_button_that_is_disabled_meanwhile(make, victim, monkeypatch):
+    panel, seen = make(TriggerStudio), []
+    real = evaluate
+
+    def watched(*args):
+        seen.append((panel.measure.disabled, panel.measure.description))
+        return real(*args)
+
+    monkeypatch.setattr("gradprune.views.trigger_studio.evaluate", watched)
+    panel.measure.click()
+    assert seen == [(True, "Measuring ...")]
+    assert not panel.measure.disabled
+    metrics = victim.evaluate()
+    assert list(panel.measured.values()) == [metrics]
+    assert f"{metrics.asr:.1%}" in panel.board.value
+    put(panel.strength, 0.2)
+    panel.measure.click()
+    assert len(panel.measured) == 2
+    assert next(iter(panel.measured.values())).asr < metrics.asr  # newest first
+
+
+def test_filter_explorer_shows_responses_and_the_real_change_of_loss(make, victim):
+    panel = make(FilterExplorer)
+    train, _ = draw_defense_images(victim.data.defense, 10)
+    pairs = pair_up(train, victim.trigger)
+    found = filters(victim.model, pairs.clean[:1])
+    for position in (0, 17, 40):
+        layer, index = found[position]
+        put(panel.chosen.layer, found.layer_of(position).start)
+        put(panel.chosen.index, index)
+        put(panel.image, 2)
+        detail = panel.compute(panel.state())
+        outputs = []
+        handle = victim.model.get_submodule(layer).register_forward_hook(lambda _, __, out: outputs.append(out))
+        predict(victim.model, torch.stack([pairs.clean[2], pairs.triggered[2]]))
+        handle.remove()
+        assert torch.allclose(detail.maps, outputs[0][:, index], atol=1e-5)
+        assert torch.equal(detail.kernel, victim.model.get_submodule(layer).weight[index])
+        with torch.no_grad():
+            loss = unlearning_loss(without(victim, position), pairs.triggered, pairs.labels).item()
+            given = unlearning_loss(victim.model, pairs.triggered, pairs.labels).item()
+        assert detail.loss == pytest.approx(loss, abs=1e-5)
+        assert panel.loss == pytest.approx(given, abs=1e-5)
+        assert f"{found[position]} has rank" in panel.sentence
+        assert f"from {given:.3f} to {loss:.3f}" in panel.sentence
+
+
+def test_filter_explorer_predicts_what_the_gradient_says(make, victim):
+    panel = make(FilterExplorer)
+    train, _ = draw_defense_images(victim.data.defense, 10)
+    pairs = pair_up(train, victim.trigger)
+    weight = victim.model.stages[0][0].conv1.weight
+    loss = F.cross_entropy(victim.model(pairs.triggered), pairs.labels)
+    gradient, = torch.autograd.grad(loss, [weight])
+    put(panel.chosen.layer, 16)
+    put(panel.chosen.index, 5)
+    assert f"predicted {-(weight * gradient)[5].sum():+.3g} by taylor" in panel.sentence
+
+
+def test_the_controls_of_the_filter_keep_in_step(make):
+    panel = make(FilterExplorer)
+    chosen, scores = panel.chosen, panel.scores["gradient"]
+    assert panel.state().position == int(scores.argmax())
+    assert chosen.top.value == panel.state().position
+
+    def check():
+        layer = panel.found.layer_of(chosen.position)
+        part = scores[layer.start:layer.start + layer.count]
+        assert chosen.layer.value == layer.start
+        assert chosen.index.value == chosen.position - layer.start
+        assert (chosen.rank.max, chosen.index.max) == (layer.count, layer.count - 1)
+        assert int((part > scores[chosen.position]).sum()) == chosen.rank.value - 1
+        best = scores.argsort(descending=True)[:10].tolist()
+        assert chosen.top.value == (chosen.position if chosen.position in best else -1)
+        assert str(panel.found[chosen.position]) in panel.sentence
+
+    put(chosen.layer, 16)
+    assert chosen.rank.value == 1
+    check()
+    put(chosen.rank, 9)
+    check()
+    put(chosen.index, 0)
+    check()
+    put(chosen.top, chosen.top.options[4][1])
+    check()
+    before = chosen.position
+    put(chosen.top, -1)  # nothing to jump to
+    assert chosen.position == before
+    scores = panel.scores["gate"]
+    put(panel.score, "gate")
+    assert chosen.position == before
+    check()
+
+
+def test_one_change_is_drawn_once(make, monkeypatch):
+    panel, drawn = make(FilterExplorer), []
+    real = panel.draw
+    monkeypatch.setattr(panel, "draw", lambda computed: drawn.append(1) or real(computed))
+    for control, value in ((panel.chosen.layer, 16), (panel.chosen.rank, 4), (panel.score, "taylor"), (panel.sort, True),
+                           (panel.image, 1)):
+        drawn.clear()
+        put(control, value)
+        assert drawn == [1], control.description
+
+
+def test_the_heat_map_holds_models_with_many_filters():
+    found = filters(build("preact_resnet", 4, width=64, blocks=(2, 2, 2, 2)), torch.zeros(1, 3, 32, 32))
+    ax = place(blank(5), 1, 1, 6, 3)
+    heat_map(ax, found, torch.rand(len(found)), 4000, removed=[1, 2], top=[5, 6])
+    sheet = ax.images[0].get_array()
+    assert sheet.count() == len(found)
+    assert sheet.shape[0] < 60
+
+
+def test_pruning_player_replays_the_run_on_the_first_images_of_each_class(make, victim, result):
+    panel = make(PruningPlayer, each=10)
+    test = victim.data.test
+    sample = test.subset(torch.cat([(test.labels == label).nonzero()[:10, 0] for label in range(4)]))
+    rows = replay(victim.model, result.history, sample, victim.trigger, victim.target)
+    assert [tuple(row.values()) for row in panel.rows] == [tuple(row.values()) for row in rows]
+    assert panel.round.value == len(result.mask.positions)
+    found, positions = filters(victim.model, test.floats()[:1]), []
+    for row in rows:
+        put(panel.round, row["round"])
+        if row["layer"]:
+            positions.append(found.position(row["layer"], row["index"]))
+        chances = predict(without(victim, *positions), panel.pixels).softmax(1)
+        frame = panel.compute(panel.state())
+        assert torch.equal(frame.answers, chances.argmax(1))
+        assert torch.allclose(frame.sure, chances.amax(1), atol=1e-5)
+        assert f"ACC {row['acc']:.1%}, ASR {row['asr']:.1%}, RA {row['ra']:.1%} on 40 test images" in panel.sentence
+        assert f"{int((chances.argmax(1) == panel.shown.labels).sum())} right" in panel.sentence
+        assert panel.play.value == row["round"]
+    assert victim.target not in panel.shown.labels
+
+
+def test_pruning_player_plays(make):
+    panel = make(PruningPlayer)
+    put(panel.play, 0)
+    assert panel.round.value == 0
+    assert "the given model" in panel.sentence
+    put(panel.play, 1)
+    assert panel.sentence.startswith("Round 1 of")
+
+
+def test_pruning_player_without_a_result_prunes_on_its_button(make):
+    panel = make(PruningPlayer, result=None)
+    assert panel.round.disabled
+    assert "Round 0 of 0" in panel.sentence
+    panel.run.click()
+    assert not panel.round.disabled
+    assert panel.round.value == len(panel.result.mask.positions) > 0
+    assert f"Round {panel.round.value} of {len(panel.rows) - 1}" in panel.sentence
+
+
+def test_pruning_player_refuses_a_result_without_rounds(victim, result):
+    empty = copy.copy(result)
+    empty.history = []
+    with pytest.raises(InputError, match="no pruning rounds"):
+        PruningPlayer(victim, empty)
+
+
+def test_beat_grad_prune_shows_validation_figures_alone_until_it_is_finished(make, victim):
+    panel = make(BeatGradPrune)
+    _, validation = draw_defense_images(victim.data.defense, 10)
+    pairs = pair_up(validation, victim.trigger)
+    removed = []
+    for rank in (2, 1):
+        put(panel.chosen.rank, rank)
+        removed.append(panel.chosen.position)
+        panel.remove.click()
+        assert panel.chosen.position not in removed
+        expected = [validate(without(victim, *removed[:n]), pairs) for n in range(len(removed) + 1)]
+        for row, truth in zip(panel.compute(panel.state()).rows, expected, strict=True):
+            assert row == pytest.approx(truth, abs=1e-5)
+        assert f"{len(removed)} filter" in panel.sentence
+        assert "ASR" not in panel.sentence
+    panel.undo.click()
+    assert panel.state().removed == tuple(removed[:1])
+    panel.reset.click()
+    assert panel.sentence.startswith("Nothing removed yet")
+    panel.undo.click()
+    assert panel.state().removed == ()
+
+
+def test_beat_grad_prune_compares_at_equal_filter_count_on_the_test_set(make, victim):
+    panel = make(BeatGradPrune)
+    for position in (3, 20):
+        panel.chosen.go(position)
+        panel.remove.click()
+    panel.finish.click()
+    train, validation = draw_defense_images(victim.data.defense, 10)
+    model = copy.deepcopy(victim.model)
+    found = filters(model, victim.data.test.floats()[:1])
+    run = paper(model, found, pair_up(train, victim.trigger), pair_up(validation, victim.trigger), alpha=1.0, progress=False)
+    picks = [found.position(row["layer"], row["index"]) for row in run.history[1:3]]
+    assert panel.test == {"given": victim.evaluate(), "you": victim.evaluate(without(victim, 3, 20)),
+                          "Grad-Prune": victim.evaluate(without(victim, *picks))}
+    assert f"you {panel.test['you']}" in panel.sentence
+    assert [row[1:4] for row in beat_grad_prune.BOARD] == [["badnets", "2", "yes"]]
+    with pytest.raises(InputError, match="finished"):
+        panel.remove.click()
+    with pytest.raises(InputError, match="finished"):
+        panel.finish.click()
+    panel.reset.click()
+    assert "ASR" not in panel.sentence
+    for position in picks:
+        panel.chosen.go(position)
+        panel.remove.click()
+    panel.finish.click()
+    assert beat_grad_prune.BOARD[0][-1] == "a draw"
+    assert beat_grad_prune.BOARD[0][3] == "no"  # the test figures have been seen
+    assert make(BeatGradPrune).board.value == panel.board.value  # the board outlives a panel
+
+
+def test_beat_grad_prune_wants_a_move_before_the_end(make):
+    panel = make(BeatGradPrune)
+    with pytest.raises(InputError, match="at least one filter"):
+        panel.finish.click()
+    assert "at least one filter" in panel.error.value
+    assert not panel.finish.disabled
+
+
+# ---- what all panels keep to
+
+
+@pytest.mark.parametrize("kind", PANELS)
+def test_a_slider_changes_figure_and_sentence(make, kind):
+    panel = make(kind)
+    slider = slider_of(panel)
+    before = panel.figure.value, panel.summary.value
+    put(slider, slider.min if slider.value != slider.min else slider.min + 2 * slider.step)
+    assert panel.figure.value != before[0]
+    assert panel.summary.value != before[1]
+    assert 'role="status"' in panel.summary.value
+    assert panel.sentence.split(";")[0][:20] in panel.summary.value
+
+
+@pytest.mark.parametrize("kind", PANELS)
+def test_the_same_state_gives_the_same_picture(make, kind):
+    panel = make(kind)
+    state, before = panel.state(), panel.figure.value
+    panel.refresh()
+    assert panel.figure.value == before
+    assert panel.state() == state
+    assert panel.picture.summary == panel.sentence
+    assert panel.picture.png()
+
+
+@pytest.mark.parametrize("kind", PANELS)
+def test_an_error_turns_red_and_is_raised_under_strict_alone(make, monkeypatch, kind):
+    panel = make(kind)
+    slider, step = slider_of(panel), slider_of(panel).step
+    low = slider.min
+    put(slider, low)
+
+    def broken(state):
+        raise ZeroDivisionError("<b>no</b> such thing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(panel, "compute", broken)
+        with pytest.raises(ZeroDivisionError):
+            put(slider, low + step)
+        patch.setenv("GRADPRUNE_STRICT", "0")
+        put(slider, low + 2 * step)
+        assert f'class="{ERROR_CLASS}"' in panel.error.value
+        assert "ZeroDivisionError: &lt;b&gt;no&lt;/b&gt; such thing" in panel.error.value
+        assert "Traceback (most recent call last)" in panel.error.value
+        assert "in broken" in panel.error.value
+    put(slider, low)
+    assert panel.error.value == ""
+
+
+@pytest.mark.parametrize("kind", PANELS)
+def test_every_control_is_described_and_speaks_when_let_go(make, kind):
+    panel = make(kind)
+    controls = [widget for widget in family(panel) if hasattr(widget, "value") and not isinstance(widget, widgets.HTML)]
+    assert controls
+    for control in controls + [widget for widget in family(panel) if isinstance(widget, widgets.Button)]:
+        assert getattr(control, "description", "") or isinstance(control, widgets.Label), control
+        assert not getattr(control, "continuous_update", False), control
+    order = list(family(panel))
+    assert order.index(controls[0]) < order.index(panel.figure) < order.index(panel.summary)
+
+
+@pytest.mark.parametrize("kind", PANELS)
+def test_the_victims_model_stays_as_it_is(make, victim, kind):
+    before = copy.deepcopy(victim.model.state_dict())
+    panel = make(kind)
+    put(slider_of(panel), 1)
+    if kind is BeatGradPrune:
+        panel.remove.click()
+        panel.finish.click()
+    assert all(torch.equal(value, before[name]) for name, value in victim.model.state_dict().items())
+    assert not any(module.training or module._forward_hooks for module in victim.model.modules())
+    assert all(parameter.requires_grad for parameter in victim.model.parameters())
+
+
+@pytest.mark.parametrize("kind", PANELS)
+def test_closing_leaves_nothing(victim, result, kind):
+    gc.collect()
+    before = set(_instances)
+    panel = kind(victim, result) if kind is PruningPlayer else kind(victim)
+    put(slider_of(panel), 1)
+    models = [value for value in vars(panel).values() if isinstance(value, nn.Module)]
+    assert set(_instances) > before
+    slider, button = slider_of(panel), next((w for w in family(panel) if isinstance(w, widgets.Button)), None)
+    panel.close()
+    assert set(_instances) == before
+    assert not slider._trait_notifiers.get("value")
+    if button:
+        button.click()
+    assert not any(module._forward_hooks or module._backward_hooks for model in models for module in model.modules())
+    panel.close()  # twice does no harm
+    gone = weakref.ref(panel)
+    del panel, models, slider, button
+    gc.collect()
+    assert gone() is None
+
+
+def test_two_hundred_updates_leave_no_memory_behind(make):
+    panels = [make(kind) for kind in PANELS]
+    process = psutil.Process()
+
+    def update(rounds):
+        for turn in range(rounds):
+            put(panels[0].strength, 0.1 * (turn % 9))
+            put(panels[1].chosen.rank, 1 + turn % 16)
+            put(panels[2].round, turn % len(panels[2].rows))
+            put(panels[3].chosen.rank, 1 + turn % 16)
+
+    update(5)
+    gc.collect()
+    before, alive = process.memory_info().rss, len(_instances)
+    update(50)
+    assert gc.isenabled()
+    assert (process.memory_info().rss - before) / 2**20 < 20
+    assert len(_instances) == alive
+    figures = [thing for thing in gc.get_objects() if type(thing) is Figure and thing.axes]
+    assert not figures
+    assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
+
+
+def test_grey_images_are_shown_too(make):
+    generator = torch.Generator().manual_seed(0)
+    images = ImageSet(torch.randint(0, 255, (60, 1, 16, 16), generator=generator, dtype=torch.uint8), torch.arange(60) % 3,
+                      ("a", "b", "c"))
+    victim = Victim(build("preact_resnet", 3, width=4, blocks=(1,), channels=1).eval(), make_trigger("sig"), 0,
+                    type("Data", (), {"train": images, "defense": images, "test": images})(), {})
+    for kind in PANELS:
+        assert make(kind, victim, **({"result": None} if kind is PruningPlayer else {})).sentence
+
+
+@pytest.mark.parametrize("kind", PANELS)
+def test_a_panel_takes_victims_only(kind):
+    with pytest.raises(InputError, match="a panel takes a Victim"):
+        kind("badnets")
+
+
+def test_without_ipywidgets_the_figures_work_and_the_panels_say_what_is_missing(monkeypatch):
+    from gradprune import views
+
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    for name in ("trigger_studio", "panel"):
+        monkeypatch.delitem(sys.modules, f"gradprune.views.{name}")
+    with pytest.raises(InputError, match=r"TriggerStudio needs ipywidgets.*gradprune\[notebooks\]"):
+        views.TriggerStudio  # noqa: B018
+    assert views.score_heatmap
+    with pytest.raises(AttributeError, match="Nothing"):
+        views.Nothing  # noqa: B018
