@@ -57,8 +57,8 @@ def _pairs(now: str) -> Pairs:
 
 @cache
 def _pruned(now: str) -> DefenseResult:
-    """The badnets victim pruned by the paper's recipe, not yet fine-tuned."""
-    victim = _victim("badnets", now)
+    """The blended victim pruned by the paper's recipe, not yet fine-tuned."""
+    victim = _victim("blended", now)
     return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, tune=False, progress=False)
 
 
@@ -80,7 +80,13 @@ def victim_and_pairs() -> tuple[Victim, Pairs]:
     return _victim("badnets", mode()), _pairs(mode())
 
 
+@point("03_peek")
+def blended() -> Victim:
+    """`blended`: the victim whose trigger is a faint pattern over the whole image."""
+    return _victim("blended", mode())
+
+
 @point("03_tune")
 def victim_and_result() -> tuple[Victim, DefenseResult]:
-    """`victim, result`: and what pruning by the paper's recipe (spc 10) made of it, before fine-tuning."""
-    return _victim("badnets", mode()), _pruned(mode())
+    """`victim, result`: the blended victim, and what the paper's recipe (spc 10) made of it, before fine-tuning."""
+    return _victim("blended", mode()), _pruned(mode())
