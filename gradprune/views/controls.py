@@ -38,5 +38,5 @@ def number(text: str, low: int, high: int, value: int, width: int = HALF) -> wid
 
 
 def choice(text: str, options: Sequence[Any], value: Any) -> widgets.Dropdown:
-    """One of several, by mouse or by arrow keys."""
-    return widgets.Dropdown(options=options, value=value, **_look(text))
+    """One of several; by keyboard, Space opens the list (JupyterLab takes the arrows of a closed one for its own)."""
+    return widgets.Dropdown(options=options, value=value, tooltip="Space opens the list", **_look(text))

@@ -110,7 +110,7 @@ class FilterExplorer(Panel):
         clean, triggered = computed.maps.numpy()
         guesses = ("taylor", "gate") if layer.norm else ("taylor",)
         change = {score: -float(self.scores[score][state.position]) for score in guesses}
-        predicted = " and ".join(f"{value:+.3g} by {score}" for score, value in change.items())
+        predicted = ", ".join(f"{value:+.3g} by {score}" for score, value in change.items())
         change["real"] = computed.loss - self.loss
         peak = max(abs(clean).max(), abs(triggered).max())
         with style.in_style():
@@ -128,9 +128,9 @@ class FilterExplorer(Panel):
                 tile.set_title(title, fontsize=style.SMALL)
             bars(place(figure, 6.1, 3.45, 2.15, 1.3), change)
         text = (f"{name} has rank {rank} of {len(found)} by {state.score} score ({scores[state.position]:.3g}); "
-                f"removing it changes the unlearning loss from {self.loss:.3f} to {computed.loss:.3f} "
-                f"({change['real']:+.3g}; predicted {predicted}); the trigger moves its response by "
-                f"{abs(triggered - clean).max():.3g} at most (the largest clean response is {abs(clean).max():.3g}).")
+                f"without it the unlearning loss goes from {self.loss:.3f} to {computed.loss:.3f} "
+                f"({change['real']:+.3g}; predicted {predicted}); the trigger moves its response by up to "
+                f"{abs(triggered - clean).max():.3g} (clean: up to {abs(clean).max():.3g}).")
         return Picture(figure, text)
 
 
@@ -144,6 +144,7 @@ def bars(ax: Axes, changes: dict[str, float]) -> None:
     limit = max(map(abs, changes.values())) or 1
     ax.set(xlim=(min(0, *changes.values()) - 0.01 * limit, max(0, *changes.values()) + 0.01 * limit), ylim=(3, 0))
     ax.axvline(0, color=style.INK, linewidth=1)
+    ax.annotate("0", (0, 3), (0, -2), textcoords="offset points", ha="center", va="top", fontsize=style.SMALL)
     ax.set_axis_off()
     ax.set_title("change of loss if removed", fontsize=style.SMALL)
 

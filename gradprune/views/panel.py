@@ -66,7 +66,7 @@ class Panel(widgets.VBox):
             del picture
         text = html.escape(self.sentence)
         self.figure.value = image
-        self.summary.value = f'<div role="status" aria-live="polite" style="line-height:1.45">{text}</div>'
+        self.summary.value = f'<div role="status" aria-live="polite" style="line-height:1.45;min-height:2.9em">{text}</div>'
 
     @property
     def picture(self) -> Picture:

@@ -103,6 +103,9 @@ class PruningPlayer(Panel):
             ax.axvline(computed.round, color=style.INK, linewidth=1.5)
             ax.set_xlabel("round")
             ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+            if rounds[-1] == 0:
+                ax.set(xlim=(-0.2, 9), xticks=[0])
+                style.write(ax, "here the rounds appear", (0.55, 0.5), (0, 0), ha="center", color=style.FAINT)
             fell = f"{plain(row['layer'])}[{row['index']}] fell" if row["layer"] else "the given model"
             style.write(ax, f"Round {computed.round} of {rounds[-1]}: {fell}", (0, 1), (-30, 24), fontsize=style.LARGE,
                         fontweight="bold")

@@ -1,0 +1,234 @@
+"""The notebooks as a learner meets them: in JupyterLab and as a web page, with a real browser, by keyboard.
+
+Screenshots go to out/browser/: a test cannot say whether they look good.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from servers import ARGUMENTS, CHROMIUM, jupyter_lab, voila
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser test runs")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: apt-get install chromium): "
+                                                     "no browser test runs")
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOTS = ROOT / "out" / "browser"
+NOTEBOOKS = [path.name for number in ("00", "02", "03", "07") for path in sorted((ROOT / "notebooks").glob(f"{number}_*.ipynb"))]
+PANELS = ("TriggerStudio", "FilterExplorer", "PruningPlayer", "BeatGradPrune")
+OWN = "panels.ipynb"  # all panels on one page, written by this file
+RUN, REACT = 300_000, 20_000  # milliseconds: a whole notebook, and one reaction, on a busy machine
+READY = """async () => { const c = window.jupyterapp.shell.currentWidget.sessionContext; await c.ready;
+                         await c.session.kernel.info; }"""
+ERRORS = """() => [
+    ...(window.jupyterapp?.shell.currentWidget.content.widgets ?? []).flatMap(cell => cell.model.outputs?.toJSON() ?? [])
+        .filter(output => output.output_type == 'error').map(output => output.evalue),
+    ...[...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"], .gradprune-error, '
+        + '.jp-RenderedText[data-mime-type*="stderr"] .ansi-red-intense-fg')].map(element => element.innerText)]"""
+DONE = """() => { const book = window.jupyterapp.shell.currentWidget;
+    const code = book.content.widgets.filter(cell => cell.model.type == 'code' && cell.model.sharedModel.source.trim());
+    const outputs = code.flatMap(cell => cell.model.outputs.toJSON());
+    return outputs.some(output => output.output_type == 'error')
+        || code.every(cell => cell.model.executionCount) && book.sessionContext.session.kernel.status == 'idle'; }"""
+BLANK = """panel => new Promise(resolve => { let blank = 0, frames = 0; const end = performance.now() + 2500;
+    const look = () => { const image = panel.querySelector('img');
+        frames += 1; if (!image || !image.complete || !image.naturalWidth || image.height < 50) blank += 1;
+        performance.now() < end ? requestAnimationFrame(look) : resolve([blank, frames]); }; look(); })"""
+
+
+def own_notebook(path: Path) -> None:
+    cells = ["import gradprune as gp\nfrom gradprune.views import BeatGradPrune, FilterExplorer, PruningPlayer, TriggerStudio\n"
+             "victim = gp.load_victim('badnets')\n"
+             "result = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, tune=False, progress=False)",
+             *(f"{panel}(victim{', result' * (panel == 'PruningPlayer')})" for panel in PANELS)]
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    book.cells = [nbformat.v4.new_markdown_cell("# Panels\n\n<details><summary>Solution</summary>\n\nLook.\n\n</details>"),
+                  *map(nbformat.v4.new_code_cell, cells)]
+    nbformat.write(book, path)
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory) -> Path:
+    """A copy of the notebooks: what JupyterLab saves there hurts nobody."""
+    folder = tmp_path_factory.mktemp("books")
+    shutil.copytree(ROOT / "notebooks", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    own_notebook(folder / OWN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(books, tmp_path_factory) -> Iterator[str]:
+    with jupyter_lab(books, tmp_path_factory.mktemp("lab")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["sync_api.Browser"]:
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+
+
+@pytest.fixture
+def page(browser) -> Iterator["sync_api.Page"]:
+    page = browser.new_page(viewport={"width": 1360, "height": 1000})
+    page.set_default_timeout(REACT)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def opened(lab, page, request) -> Iterator["sync_api.Page"]:
+    """A notebook open in JupyterLab, its kernel there; the kernel ends with the test."""
+    page.goto(lab.format(request.param))
+    page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext", timeout=RUN)
+    page.evaluate(READY)
+    yield page
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+
+def run_all(page) -> None:
+    """Run > Run All Cells, and wait until the last cell is done; no cell and no panel may show an error."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+    page.wait_for_function(DONE, timeout=RUN)
+    assert page.evaluate(ERRORS) == []
+
+
+def shot(thing, *names: str) -> None:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    thing.screenshot(path=SHOTS / f"{'-'.join(names)}.png")
+
+
+def sentence(panel) -> str:
+    return panel.locator('[role="status"]').first.inner_text()
+
+
+def changed(panel, before: str) -> str:
+    """Wait until the panel's sentence is another one."""
+    sync_api.expect(panel.locator('[role="status"]').first).not_to_have_text(before, timeout=REACT)
+    return sentence(panel)
+
+
+def panels(page) -> dict:
+    """The first panel of each kind on the page."""
+    found = {name: page.locator(f".gradprune-{name}").first for name in PANELS}
+    return {name: panel for name, panel in found.items() if panel.count()}
+
+
+def move_slider(page, panel) -> None:
+    """Move the panel's first slider by an arrow key, to the side where there is room."""
+    handle = panel.locator(".noUi-target:not([disabled]) .noUi-handle").first
+    low = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemin")
+    before = sentence(panel)
+    handle.focus()
+    page.keyboard.press("ArrowRight" if low else "ArrowLeft")
+    after = changed(panel, before)
+    page.keyboard.press("ArrowLeft" if low else "ArrowRight")
+    assert changed(panel, after) == before
+
+
+def choose_filter(page, panel) -> None:
+    """Another layer by keyboard: its best filter, its picture and its sentence come up."""
+    before, image = sentence(panel), panel.locator("img").get_attribute("src")
+    panel.get_by_label("Layer", exact=True).focus()
+    for key in ("Space", "ArrowDown", "Enter"):  # JupyterLab takes the arrows of a closed list for its own
+        page.keyboard.press(key)
+    after = changed(panel, before)
+    assert panel.locator("img").get_attribute("src") != image
+    name = after.split(" has rank")[0]
+    assert name != before.split(" has rank")[0]
+    layer = panel.get_by_label("Layer", exact=True).evaluate("select => select.selectedOptions[0].text")
+    assert layer.startswith(name.split("[")[0])
+
+
+@pytest.mark.parametrize("opened", [OWN, *NOTEBOOKS], indirect=True)
+def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
+    name = request.node.callspec.params["opened"]
+    source = (books / name).read_text()
+    run_all(opened)
+    found = panels(opened)
+    for kind in PANELS:
+        assert (kind in found) == bool(re.search(rf"^[^#]*\b{kind}\(", "\n".join(
+            cell.source for cell in nbformat.reads(source, 4).cells if cell.cell_type == "code"), re.MULTILINE)), kind
+    for kind, panel in found.items():
+        panel.scroll_into_view_if_needed()
+        if panel.locator(".noUi-target:not([disabled])").count():
+            move_slider(opened, panel)
+        if kind == "FilterExplorer":
+            choose_filter(opened, panel)
+        shot(panel, Path(name).stem, kind)
+    for fold in opened.locator("details", has_text=re.compile("solution", re.IGNORECASE)).all()[:1]:
+        assert fold.get_attribute("open") is None
+        fold.locator("summary").first.click()
+        assert fold.get_attribute("open") is not None
+    shot(opened, Path(name).stem)
+    assert opened.evaluate(ERRORS) == []
+
+
+@pytest.mark.parametrize("opened", [OWN], indirect=True)
+def test_panels_do_not_flicker_and_their_buttons_come_back(opened):
+    run_all(opened)
+    opened.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    opened.wait_for_selector('body[data-jp-theme-light="false"]', state="attached")
+    for kind, panel in panels(opened).items():
+        handle = panel.locator(".noUi-target:not([disabled]) .noUi-handle").first
+        handle.focus()
+        looking = opened.evaluate_handle(f"panel => ({{seen: ({BLANK})(panel)}})", panel.element_handle())
+        for _ in range(4):
+            opened.keyboard.press("ArrowRight")
+            opened.wait_for_timeout(300)
+        blank, frames = looking.evaluate("looking => looking.seen")
+        assert frames > 10, kind
+        assert blank == 0, f"{kind}: no picture in {blank} of {frames} frames"
+        shot(panel, "dark", kind)
+    for kind, text in (("TriggerStudio", "Measure ASR"), ("BeatGradPrune", "Remove filter"), ("BeatGradPrune", "Finish")):
+        button = panels(opened)[kind].get_by_role("button", name=re.compile(text))
+        button.focus()
+        opened.keyboard.press("Enter")
+        opened.wait_for_timeout(500)
+        sync_api.expect(button).to_be_enabled(timeout=RUN)
+        if text != "Remove filter":  # it was disabled while it ran: the keyboard has not lost its place
+            opened.keyboard.press("Shift+Tab")
+            assert text in opened.evaluate("document.activeElement.innerText")
+    board = panels(opened)["BeatGradPrune"].locator("table")
+    board.wait_for()
+    assert "Grad-Prune" in board.inner_text()
+    for kind in ("TriggerStudio", "BeatGradPrune"):
+        shot(panels(opened)[kind], "dark", kind, "done")
+    shot(opened, "dark")
+    opened.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    assert opened.evaluate(ERRORS) == []
+
+
+@pytest.mark.parametrize("opened", [OWN], indirect=True)
+def test_a_broken_callback_is_seen(opened):
+    """The guard in a real page: the very errors that JupyterLab would hide."""
+    run_all(opened)
+    opened.evaluate("""() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code:
+        'from gradprune.views.trigger_studio import TriggerStudio; TriggerStudio.compute = lambda *_: 1 / 0'}).done""")
+    panel = panels(opened)["TriggerStudio"]
+    panel.get_by_role("button", name="Next image").click()
+    panel.locator(".gradprune-error").wait_for()
+    panel.locator(".gradprune-error summary").click()
+    shot(panel, "error")
+    assert any("ZeroDivisionError" in error for error in opened.evaluate(ERRORS))
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name.startswith("07")] or [OWN])
+def test_voila_serves_the_playground(books, page, tmp_path, name):
+    with voila(books / name, tmp_path / "voila") as address:
+        page.goto(address, timeout=RUN)
+        page.wait_for_selector(".gradprune-panel img", timeout=RUN)
+        page.wait_for_selector(".gradprune-BeatGradPrune img", timeout=RUN)
+        panel = panels(page)["BeatGradPrune"]
+        before = sentence(panel)
+        panel.get_by_role("button", name="Remove filter").click()
+        assert "1 filter removed" in changed(panel, before)
+        shot(page, "voila")
+        for kind, shown in panels(page).items():
+            shot(shown, "voila", kind)
+        assert page.locator(".gradprune-error").all_inner_texts() == []
