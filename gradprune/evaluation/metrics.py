@@ -26,7 +26,7 @@ class Metrics(NamedTuple):
         return f"ACC {self.acc:.1%}  ASR {self.asr:.1%}  RA {self.ra:.1%}"
 
 
-def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int | None, batch_size: int = 500,
+def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int | None, batch_size: int = 250,
              label_map: str = "all_to_one") -> Metrics:
     """ACC, ASR and RA of a model on a test set under a trigger, in one call.
 

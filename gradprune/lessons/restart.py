@@ -57,8 +57,8 @@ def _pairs(now: str) -> Pairs:
 
 @cache
 def _pruned(now: str) -> DefenseResult:
-    """The blended victim pruned by the paper's recipe, not yet fine-tuned."""
-    victim = _victim("blended", now)
+    """The sig victim pruned by the paper's recipe, not yet fine-tuned."""
+    victim = _victim("sig", now)
     return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, tune=False, progress=False)
 
 
@@ -81,12 +81,12 @@ def victim_and_pairs() -> tuple[Victim, Pairs]:
 
 
 @point("03_peek")
-def blended() -> Victim:
-    """`blended`: the victim whose trigger is a faint pattern over the whole image."""
-    return _victim("blended", mode())
+def faint() -> Victim:
+    """`faint`: the sig victim, whose trigger is a faint wave over the whole image."""
+    return _victim("sig", mode())
 
 
 @point("03_tune")
 def victim_and_result() -> tuple[Victim, DefenseResult]:
-    """`victim, result`: the blended victim, and what the paper's recipe (spc 10) made of it, before fine-tuning."""
-    return _victim("blended", mode()), _pruned(mode())
+    """`victim, result`: the sig victim, and what the paper's recipe (spc 10) made of it, before fine-tuning."""
+    return _victim("sig", mode()), _pruned(mode())

@@ -29,7 +29,7 @@ def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def predict(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
+def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """The model's logits for float images (N, C, H, W) in [0, 1], in eval mode; returns (N, classes).
 
     The mode that each module of the model was in is restored. Raises InputError for images the model cannot take,
