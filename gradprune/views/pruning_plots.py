@@ -1,0 +1,107 @@
+"""Figures of the pruning lesson: who chooses, what fine-tuning adds, what grows back. Numbers in, a `Picture` out."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from matplotlib.ticker import PercentFormatter
+
+from gradprune.errors import require
+from gradprune.evaluation import Metrics
+from gradprune.views import style
+from gradprune.views.picture import Picture, count
+from gradprune.views.style import CLEAN, METRICS, TRIGGERED, plain
+
+_GUESS: dict[str, Any] = {"color": style.INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 2}
+
+
+def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None) -> Picture:
+    """ASR values of several ways to choose, a row each with its mean, so that the ways can be compared.
+
+    groups: shares in 0..1 by name, top row first. guess: the learner's, drawn as a line.
+    Raises InputError without groups, or for an empty one.
+    """
+    require(len(groups) > 0 and all(len(values) > 0 for values in groups.values()), "each group needs some values.")
+    asr = METRICS["asr"]
+    with style.in_style():
+        figure = style.new_figure(8.4, 0.72 * len(groups) + 1.0)
+        ax = figure.subplots()
+        for row, values in enumerate(groups.values()):
+            heights = [row + 0.11 * (i - (len(values) - 1) / 2) / max(1, len(values) - 1) for i in range(len(values))]
+            ax.scatter(values, heights, s=42, color=asr.color, marker=asr.marker, alpha=0.75, linewidths=0, zorder=3,
+                       clip_on=False)
+            mean = fmean(values)
+            ax.plot([mean, mean], [row - 0.26, row + 0.26], color=style.INK, linewidth=2.4, zorder=4, clip_on=False)
+            side = "left" if mean < 0.06 else "right" if mean > 0.94 else "center"
+            ax.annotate(f"mean {mean:.0%}", (mean, row - 0.26), (0, 3), textcoords="offset points", ha=side,
+                        fontsize=style.SMALL, fontweight="bold", annotation_clip=False)
+        if guess is not None:
+            ax.axvline(guess, **_GUESS)
+            ax.annotate("your guess", (guess, 1), (4, -2), xycoords=("data", "axes fraction"), va="top",
+                        textcoords="offset points", fontsize=style.SMALL)
+        ax.set(xlim=(0, 1), ylim=(len(groups) - 0.5, -0.6), xticks=[0, 0.25, 0.5, 0.75, 1])
+        ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        ax.set_yticks(range(len(groups)), list(groups), fontsize=style.NORMAL)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(axis="x")
+        ax.set_xlabel("ASR (lower is better for the defender)")
+    told = "; ".join(f"{' '.join(name.split())}, {fmean(values):.0%} ({min(values):.0%} to {max(values):.0%})"
+                     for name, values in groups.items())
+    return Picture(figure, f"Mean ASR, with lowest and highest: {told}.")
+
+
+def with_and_without(runs: Mapping[str, Mapping[str, Metrics]]) -> Picture:
+    """ACC, ASR and RA of several ways to defend, a block of rows for each attack, every value written out.
+
+    runs: attack -> way -> metrics (shares in 0..1); the first way of each attack is the given model.
+    Raises InputError without runs, or for an attack without ways.
+    """
+    require(len(runs) > 0 and all(len(ways) > 0 for ways in runs.values()), "each attack needs some results.")
+    lines, heads, told, y = [], [], [], 0.0
+    for attack, ways in runs.items():
+        heads.append((y, plain(attack)))
+        for way, metrics in ways.items():
+            y += 1
+            lines.append((y, plain(way), metrics))
+        told.append(f"{attack}: " + ", ".join(f"{way} ACC {m.acc:.1%} ASR {m.asr:.1%}" for way, m in ways.items()))
+        y += 1.45
+    with style.in_style():
+        figure = style.new_figure(8.4, 0.235 * y + 0.85)
+        panels = figure.subplots(1, 3, sharey=True)
+        for ax, (key, mark) in zip(panels, METRICS.items(), strict=True):
+            for height, _, metrics in lines:
+                value = getattr(metrics, key)
+                ax.plot([0, value], [height, height], color=mark.color, linewidth=2.5, solid_capstyle="butt")
+                ax.scatter([value], [height], s=48, color=mark.color, marker=mark.marker, clip_on=False, zorder=3)
+                ax.annotate(f"{value:.1%}", (value, height), (8, 0), textcoords="offset points", va="center",
+                            fontsize=style.SMALL, fontweight="bold", color=mark.color, annotation_clip=False)
+            ax.set(xlim=(0, 1), ylim=(y - 0.8, -0.7), xticks=[])
+            ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better")
+            ax.tick_params(length=0)
+            ax.spines["bottom"].set_visible(False)
+        panels[0].set_yticks([height for height, *_ in (*heads, *lines)], [text for _, text, *_ in (*heads, *lines)],
+                             fontsize=style.NORMAL)
+        for label in panels[0].get_yticklabels()[:len(heads)]:
+            label.set_fontweight("bold")
+    return Picture(figure, f"On test images, {'; '.join(told)}.")
+
+
+def regrowth(held: Sequence[float], forgotten: Sequence[float], removed: int) -> Picture:
+    """How large the removed filters are after each training step, with the mask held and without.
+
+    held, forgotten: their size as a share of what it was in the given model, one value a step, step 0 first.
+    removed: how many filters. Raises InputError unless both have the same length.
+    """
+    require(len(held) == len(forgotten) > 1,
+            f"held and forgotten must be equally long, two steps at least, got {len(held)} and {len(forgotten)}.")
+    steps = range(len(held))
+    with style.in_style():
+        figure = style.new_figure(8.4, 2.7)
+        ax = figure.subplots()
+        style.draw_lines(ax, steps, {"mask forgotten": (forgotten, TRIGGERED), "mask held": (held, CLEAN)})
+        ax.yaxis.set_major_formatter(PercentFormatter(1, 1))
+        ax.set_title(f"Size of {count(removed, 'removed filter')}, as a share of what it was")
+        ax.set_xlabel("training step")
+    told = f"{count(len(held) - 1, 'training step')} without a mask, {count(removed, 'removed filter')}"
+    return Picture(figure, f"After {told} measure {forgotten[-1]:.1%} of what they were; "
+                           f"with the mask held, {held[-1]:.1%}.")
