@@ -75,7 +75,7 @@ def with_restarts(notebook: NotebookNode) -> NotebookNode:
     From a restart cell it goes on to the next one only: what comes after is entered there, with fewer names still.
     """
     cells, places = list(notebook.cells), tagged(notebook, "restart")
-    for place, end in zip(places, [*places[1:], None], strict=True):
+    for place, end in zip(places, [*places, None][1:], strict=True):
         setup = [notebook.cells[index] for index in tagged(notebook, "setup") if index < place]
         cells += [new_code_cell("%reset -f"), *setup, *notebook.cells[place:end]]
     longer = copy.deepcopy(notebook)
@@ -90,7 +90,8 @@ def run(notebook: NotebookNode, folder: Path) -> Run:
     path = folder / "notebook.ipynb"
     nbformat.write(notebook, path)
     executed, faults = build.execute(path)
-    return Run(executed, build.cell_seconds(executed), [*faults, *swallowed(executed)])
+    found = [*faults, *swallowed(executed)]
+    return Run(executed, build.cell_seconds(executed), [re.sub(r"\x1b\[[\d;]*m", "", fault) for fault in found])
 
 
 def swallowed(notebook: NotebookNode) -> list[str]:
