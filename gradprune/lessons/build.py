@@ -73,7 +73,8 @@ def execute(path: Path) -> tuple[NotebookNode, list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         own = {"GRADPRUNE_MODE": os.environ.get("GRADPRUNE_MODE") or "quick",
                "GRADPRUNE_PROGRESS": str(Path(folder) / "progress.json")}
-        client = NotebookClient(notebook, timeout=_PATIENCE, resources={"metadata": {"path": str(path.parent)}},
+        client = NotebookClient(notebook, timeout=_PATIENCE, startup_timeout=_PATIENCE,
+                                resources={"metadata": {"path": str(path.parent)}},
                                 extra_arguments=["--IPKernelApp.log_level=ERROR"])  # not a word on local ports
         try:
             client.execute(env={**os.environ, **own})
