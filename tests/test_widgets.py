@@ -508,6 +508,15 @@ def test_grey_images_are_shown_too(make):
         assert make(kind, victim, **({"result": None} if kind is PruningPlayer else {})).sentence
 
 
+def test_a_model_may_know_more_classes_than_the_images(make, victim):
+    images = [ImageSet(part.images, part.labels.clamp(max=2), part.classes[:3]) for part in victim.data]
+    smaller = Victim(victim.model, victim.trigger, 1, type(victim.data)(*images), {})
+    panel = make(TriggerStudio, smaller)
+    put(panel.image, 3)  # its class has no name here
+    assert "clean it is taken for “class 3”" in panel.sentence
+    assert make(PruningPlayer, smaller, result=None).sentence
+
+
 @pytest.mark.parametrize("kind", PANELS)
 def test_a_panel_takes_victims_only(kind):
     with pytest.raises(InputError, match="a panel takes a Victim"):

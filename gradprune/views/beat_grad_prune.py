@@ -4,8 +4,6 @@ import copy
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from gradprune.datasets import draw_defense_images
 from gradprune.errors import require
@@ -15,13 +13,12 @@ from gradprune.pruning.filters import filters
 from gradprune.views import style
 from gradprune.views.controls import WIDE
 from gradprune.views.filter_choice import FilterChoice, heat_map
+from gradprune.views.game_parts import draw_progress, draw_test
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, place, table_html
 from gradprune.views.picture import Picture, change, count
-from gradprune.views.style import CLEAN, METRICS, TRIGGERED
 from gradprune.zoo import Victim
 
-_HIDDEN = "hidden until you finish:\nfigures that helped to choose\nno longer measure anything"
 _OVER = "this game is finished; press Reset for another."
 _COLUMNS = ["game", "attack", "filters", "test set unseen", "DER: you", "DER: Grad-Prune", "winner"]
 BOARD: list[list[str]] = []  # the score board: it lives as long as the notebook's kernel
@@ -100,35 +97,9 @@ class BeatGradPrune(Panel):
             ax = place(figure, 1.55, 0.42, 6.7, 2.25)
             note = heat_map(ax, self.found, self.scores, position, removed)
             ax.set_title(f"Gradient scores of the given model{note}")
-            steps = range(len(rows))
-            losses = place(figure, 0.45, 3.55, 1.9, 1.25)
-            style.draw_lines(losses, steps, {"unlearning": ([row.unlearning_loss for row in rows], TRIGGERED),
-                                             "clean": ([row.clean_loss for row in rows], CLEAN)})
-            losses.set_title("Validation losses", fontsize=style.NORMAL)
-            accuracy = place(figure, 3.85, 3.55, 1.45, 1.25)
-            style.draw_lines(accuracy, steps, {"": ([row.acc for row in rows], METRICS["acc"])}, True)
-            accuracy.set_title("Validation accuracy", fontsize=style.NORMAL)
-            for ax in (losses, accuracy):
-                ax.set_xlabel("filters removed")
-                ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-                ax.set_xlim(-0.1, max(1, len(removed)))
-            self._test(place(figure, 5.75, 3.55, 2.5, 1.25), test)
+            draw_progress(figure, rows)
+            draw_test(place(figure, 5.75, 3.55, 2.5, 1.25), test)
         return Picture(figure, self._words(computed))
-
-    def _test(self, ax: Axes, test: dict[str, Metrics] | None) -> None:
-        """A table of the test figures, or why there is none yet."""
-        ax.set_axis_off()
-        ax.set_title("Test figures", fontsize=style.NORMAL)
-        if test is None:
-            style.write(ax, _HIDDEN, (0, 1), (0, -6), va="top", color=style.FAINT)
-            return
-        for row, name in enumerate(test):
-            style.write(ax, name, (0, 1), (0, -30 - 18 * row))
-        for place_, (key, mark) in zip((0.5, 0.75, 1.0), METRICS.items(), strict=True):
-            style.write(ax, mark.name, (place_, 1), (0, -12), ha="right", color=mark.color, fontweight="bold")
-            for row, metrics in enumerate(test.values()):
-                style.write(ax, f"{getattr(metrics, key):.1%}", (place_, 1), (0, -30 - 18 * row), ha="right",
-                            color=mark.color)
 
     def _words(self, computed: Played) -> str:
         (removed, position, test), (given, *_, now) = computed.game, [*computed.rows, computed.rows[-1]]

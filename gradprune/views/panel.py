@@ -50,6 +50,11 @@ class Panel(widgets.VBox):
         """The figure and its sentence; depends on what was computed alone."""
         raise NotImplementedError  # pragma: no cover
 
+    def named(self, answer: int) -> str:
+        """The name of a class; a model may know more of them than the images do."""
+        names = self.victim.data.test.classes
+        return names[answer] if answer < len(names) else f"class {answer}"
+
     # ---- wiring
 
     def show(self, *rows: Sequence[widgets.Widget], below: Sequence[widgets.Widget] = ()) -> None:
@@ -64,9 +69,9 @@ class Panel(widgets.VBox):
             picture = self.picture
             image, self.sentence = image_html(picture), picture.summary
             del picture
-        text = html.escape(self.sentence)
         self.figure.value = image
-        self.summary.value = f'<div role="status" aria-live="polite" style="line-height:1.45;min-height:2.9em">{text}</div>'
+        self.summary.value = ('<div role="status" aria-live="polite" style="line-height:1.45;min-height:2.9em">'
+                              f"{html.escape(self.sentence)}</div>")
 
     @property
     def picture(self) -> Picture:

@@ -46,6 +46,26 @@ def judge(answer: int, truth: int, target: int) -> style.Verdict:
     return style.RIGHT if answer == truth else style.ATTACKED if answer == target else style.WRONG
 
 
+def answer_bars(ax: Axes, chances: np.ndarray, names: Sequence[str], truth: int, target: int) -> None:
+    """Probabilities (2, classes) as a pair of bars for each class; the true one and the attacker's are marked."""
+    chances = chances[:, :len(names)]
+    weight = chances.max(0) + 2.0 * np.isin(np.arange(len(names)), (truth, target))
+    shown = sorted(np.argsort(-weight, kind="stable")[:12].tolist())  # more do not fit
+    for offset, values, mark in zip((-0.2, 0.2), chances[:, shown], (style.CLEAN, style.TRIGGERED), strict=True):
+        drawn = ax.barh(np.arange(len(shown)) + offset, values, height=0.32, color=mark.color)
+        texts = [f"{value:.0%}" if value >= 0.05 else "" for value in values]
+        ax.bar_label(drawn, texts, padding=4, fontsize=7.5, color=mark.color)
+    signs = {target: f"{style.ATTACKED.symbol} ", truth: f"{style.RIGHT.symbol} "}
+    labels = [signs.get(c, "") + style.plain(names[c], 18) for c in shown]
+    ax.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5), xticks=[])
+    ax.set_yticks(range(len(shown)), labels)
+    for label, c in zip(ax.get_yticklabels(), shown, strict=True):
+        label.set_color(style.RIGHT.color if c == truth else style.ATTACKED.color if c == target else style.INK)
+    ax.tick_params(length=0)
+    ax.spines["bottom"].set_visible(False)
+    ax.set_title("The model's answer", x=-0.75)
+
+
 def image_html(picture: Picture) -> str:
     """The figure as an image that never moves the page: its size is known before it is decoded."""
     canvas, buffer = FigureCanvasAgg(picture.figure), io.BytesIO()

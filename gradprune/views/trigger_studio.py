@@ -1,12 +1,9 @@
 """TriggerStudio: put a trigger on an image and see at once what the model makes of it."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
-import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from gradprune.attacks import TRIGGERS, make_trigger
@@ -16,15 +13,14 @@ from gradprune.models import predict
 from gradprune.views import style
 from gradprune.views.controls import WIDE, choice, number, slider
 from gradprune.views.panel import Panel
-from gradprune.views.panel_parts import blank, judge, place, show_image, table_html
+from gradprune.views.panel_parts import answer_bars, blank, judge, place, show_image, table_html
 from gradprune.views.picture import Picture
-from gradprune.views.style import ATTACKED, CLEAN, RIGHT, TRIGGERED, plain
+from gradprune.views.style import CLEAN, TRIGGERED, plain
 from gradprune.zoo import Victim
 
 _KNOBS = {"badnets": ("size", "Size", "{} pixels wide", 1, 12), "blended": ("seed", "Pattern", "pattern {}", 0, 9),
           "sig": ("frequency", "Waves", "{} waves", 1, 16)}  # kind -> setting, control, in words, lowest, highest
 _PLACES = ("top_left", "top_right", "center", "bottom_left", "bottom_right")
-_BARS = 12  # classes with a bar; more do not fit
 _ROWS = 5  # measurements in the table, newest first
 
 
@@ -120,11 +116,11 @@ class TriggerStudio(Panel):
                 ax.set_title(title, color=mark.color)
                 share = f"{computed.chances[column, answer]:.1%}"
                 verdict = judge(answer, truth, target if column else truth)
-                told.append(f"“{names[answer]}” ({share})")
-                style.write(ax, f"{verdict.symbol} {plain(names[answer], 20)}", (0, 0), (0, -17), color=verdict.color,
-                            fontsize=style.LARGE, fontweight="bold")
+                told.append(f"“{self.named(answer)}” ({share})")
+                says = f"{verdict.symbol} {plain(self.named(answer), 20)}"
+                style.write(ax, says, (0, 0), (0, -17), color=verdict.color, fontsize=style.LARGE, fontweight="bold")
                 style.write(ax, f"{share} sure", (0, 0), (0, -32), color=verdict.color)
-            bars(place(figure, 6.25, 0.42, 1.6, 2.8), computed.chances.numpy(), names, truth, target)
+            answer_bars(place(figure, 6.25, 0.42, 1.6, 2.8), computed.chances.numpy(), names, truth, target)
         end = ", the attacker's class" if computed.chances[1].argmax() == target != truth else ""
         return Picture(figure, f"Image {computed.setting.image}, truly “{names[truth]}”: clean it is taken for "
                                f"{told[0]}, with {self.words(computed.setting)} for {told[1]}{end}.")
@@ -169,22 +165,3 @@ class TriggerStudio(Panel):
 
 def _words(place_: str | tuple[int, int]) -> str:
     return place_.replace("_", " ") if isinstance(place_, str) else f"row {place_[0]}, column {place_[1]}"
-
-
-def bars(ax: Axes, chances: np.ndarray, names: Sequence[str], truth: int, target: int) -> None:
-    """Probabilities (2, classes) as a pair of bars for each class; the true one and the attacker's are marked."""
-    weight = chances.max(0) + 2.0 * np.isin(np.arange(len(names)), (truth, target))
-    shown = sorted(np.argsort(-weight, kind="stable")[:_BARS].tolist())
-    for offset, values, mark in zip((-0.2, 0.2), chances[:, shown], (CLEAN, TRIGGERED), strict=True):
-        drawn = ax.barh(np.arange(len(shown)) + offset, values, height=0.32, color=mark.color)
-        texts = [f"{value:.0%}" if value >= 0.05 else "" for value in values]
-        ax.bar_label(drawn, texts, padding=4, fontsize=7.5, color=mark.color)
-    labels = [f"{RIGHT.symbol} " * (c == truth) + f"{ATTACKED.symbol} " * (c == target) + plain(names[c], 18)
-              for c in shown]
-    ax.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5), xticks=[])
-    ax.set_yticks(range(len(shown)), labels)
-    for label, c in zip(ax.get_yticklabels(), shown, strict=True):
-        label.set_color(RIGHT.color if c == truth else ATTACKED.color if c == target else style.INK)
-    ax.tick_params(length=0)
-    ax.spines["bottom"].set_visible(False)
-    ax.set_title("The model's answer", x=-0.75)
