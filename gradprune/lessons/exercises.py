@@ -2,6 +2,7 @@
 
 import html
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -68,6 +69,7 @@ def _tell(verdict: Verdict) -> None:
     """Colour, symbol and words: none of the three carries the meaning alone."""
     color, symbol, title = _LOOKS[verdict.state]
     on = "" if verdict.state == "correct" else " The notebook goes on with a working version."
+    message = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(verdict.message))
     show(f'<div role="status" style="border-left:5px solid {color};padding:0.4em 0.9em;margin:0.4em 0">'
-         f'<b style="color:{color}">{symbol} {title}:</b> {html.escape(verdict.message)}{on}</div>',
+         f'<b><span style="color:{color}">{symbol}</span> {title}:</b> {message}{on}</div>',
          f"{symbol} {title}: {verdict.message}{on}")
