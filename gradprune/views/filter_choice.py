@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -78,7 +76,8 @@ def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: I
     sheet = np.full((rows, columns), np.nan)
     sheet[places[:, 1], places[:, 0]] = values
     colors, note = style.score_colors(values)
-    ax.imshow(sheet, cmap=colors.cmap.with_extremes(bad=style.EMPTY), norm=cast(Normalize, colors.norm), aspect="auto")
+    shades = colors.cmap.with_extremes(bad=style.EMPTY)(colors.norm(np.ma.masked_invalid(sheet)), bytes=True)
+    ax.imshow(shades, aspect="auto")  # colours are worked out by cell here, not by pixel
     ax.hlines(np.array(starts[1:]) - 0.5, -0.5, columns - 0.5, color=style.PAPER, linewidth=3)
     ax.set_yticks([(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], rows], strict=True)],
                   [plain(layer.name) for layer in found.layers])
