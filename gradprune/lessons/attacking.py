@@ -5,9 +5,10 @@ is finished is kept.
 """
 
 import argparse
+import contextlib
 import itertools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def train_on(images: ImageSet, *, seed: int = 0, full: bool | None = None, progr
     """Train a model on a (poisoned) set of signs and say in one line what was done; returns it in eval mode.
 
     full: from nothing, on all images, as the shipped models were; otherwise on from the shipped honest model, on the
-    first 2,000 images. By default what the mode says; mode "ci" is shorter still.
+    first 2,000 images and on one thread, so that all see the same. By default what the mode says; mode "ci" is
+    shorter still.
     """
     full, brief = mode() == "full" if full is None else full, mode() == "ci"
     if full:
@@ -66,10 +68,22 @@ def train_on(images: ImageSet, *, seed: int = 0, full: bool | None = None, progr
     else:
         model, start = load_checkpoint(checkpoint_path("clean"))[0], "on from the honest model"
         images = images.subset(torch.arange(min(len(images), 200 if brief else SHORT_IMAGES)))
-        done = fit(model, images, seed=seed, progress=progress, **(SHORT | ({"epochs": 1} if brief else {})))
+        with _one_thread():
+            done = fit(model, images, seed=seed, progress=progress, **(SHORT | ({"epochs": 1} if brief else {})))
     print(f"Trained {start}{', cut short' * done.interrupted}: {len(done.history)} epochs, {len(images):,} images, "
           f"{done.seconds:.0f} s.", flush=True)
     return model
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums over several threads differ in the last bits, and a short training at the edge of success turns on them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 # ---- tables that were measured before

@@ -115,17 +115,20 @@ def poison_rates(measured: pd.DataFrame, own: Mapping[float, Metrics] | None = N
             ax.scatter(np.searchsorted(rates, measured["rate"]), measured[key], s=26, alpha=0.35, linewidths=0,
                        marker=METRICS[key].marker, zorder=2, **look)
             for rate, figures in own.items():
-                ax.scatter(np.interp(rate, rates, places), getattr(figures, key), marker="*", s=190,
-                           edgecolors="black", linewidths=0.9, zorder=5, **look)
+                ax.scatter(np.interp(rate, rates, places), getattr(figures, key), s={"acc": 320, "asr": 120}[key],
+                           marker="*", edgecolors="black", linewidths=0.8, zorder=5, **look)
         for rate in own:
-            ax.annotate("★ yours", (np.interp(rate, rates, places), 0.5), ha="center", fontweight="bold",
-                        fontsize=style.SMALL)
+            x = float(np.interp(rate, rates, places))
+            ax.axvline(x, color=style.INK, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+            side, offset = ("right", -6) if x > places[-1] / 2 else ("left", 6)
+            ax.annotate(f"★ yours: {rate:.1%}", (x, 0.75), (offset, 0), textcoords="offset points", ha=side,
+                        fontweight="bold", fontsize=style.SMALL)
         lines = {METRICS[key].name: (mean[key].tolist(), METRICS[key]) for key in ("acc", "asr")}
         style.draw_lines(ax, places.tolist(), lines, shares=True)
         ticks = [f"{rate:.1%}\n{images:,.0f}" for rate, images in mean["poisoned_images"].items()]
         ax.set_xticks(places, ticks)
-        ax.set_xlabel("share and number of the training images that carry the trigger")
-        ax.set_title("What the poison does to ACC and ASR", pad=14)
+        ax.set_xlabel("share of the training images that carry the trigger, and their number")
+        ax.set_title("ACC and ASR by poison rate (faint marks: single trainings)", pad=14)
     enough = mean.index[mean["asr"] > 0.9]
     text = f"From a poison rate of {rates[0]:.1%} to {rates[-1]:.1%} "
     text += change("ASR", mean["asr"].iloc[0], mean["asr"].iloc[-1])
