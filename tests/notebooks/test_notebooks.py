@@ -1,6 +1,7 @@
 """Every notebook: its format, its stubs and solutions, and a run from each place where one can enter it."""
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -21,9 +22,11 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for pa
 
 
 @pytest.fixture(autouse=True)
-def own_progress(tmp_path, monkeypatch):
+def own_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADPRUNE_PROGRESS", str(tmp_path / "progress.json"))
     monkeypatch.delenv("GRADPRUNE_STRICT", raising=False)
+    if "OMP_NUM_THREADS" not in os.environ:  # two threads that wait for a busy core made a cell 20 x as slow
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def code(notebook):
