@@ -58,7 +58,7 @@ def test_with_and_without_writes_every_value(attacks):
     shown = [text.get_text() for text in texts(picture)]
     for attack in attacks:
         assert attack in shown
-        assert f"{attack}: given ACC 99.0% ASR 100.0%, pruned ACC 93.0% ASR 64.0%" in picture.summary
+        assert f"{attack}: given 99.0% / 100.0%, pruned 93.0% / 64.0%" in picture.summary
     assert shown.count("3.1%") == len(attacks)
     assert_readable(picture)
 

@@ -63,7 +63,7 @@ def with_and_without(runs: Mapping[str, Mapping[str, Metrics]]) -> Picture:
         for way, metrics in ways.items():
             y += 1
             lines.append((y, plain(way), metrics))
-        told.append(f"{attack}: " + ", ".join(f"{way} ACC {m.acc:.1%} ASR {m.asr:.1%}" for way, m in ways.items()))
+        told.append(f"{attack}: " + ", ".join(f"{way} {m.acc:.1%} / {m.asr:.1%}" for way, m in ways.items()))
         y += 1.45
     with style.in_style():
         figure = style.new_figure(8.4, 0.235 * y + 0.85)
@@ -83,7 +83,7 @@ def with_and_without(runs: Mapping[str, Mapping[str, Metrics]]) -> Picture:
                              fontsize=style.NORMAL)
         for label in panels[0].get_yticklabels()[:len(heads)]:
             label.set_fontweight("bold")
-    return Picture(figure, f"On test images, {'; '.join(told)}.")
+    return Picture(figure, f"ACC / ASR on test images. {'; '.join(told)}.")
 
 
 def regrowth(held: Sequence[float], forgotten: Sequence[float], removed: int) -> Picture:
