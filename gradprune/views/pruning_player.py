@@ -55,7 +55,7 @@ class PruningPlayer(Panel):
         self.pixels = self.shown.triggered(victim.trigger)
         self.round = slider("Round", 0, 1, 0)
         self.play = widgets.Play(min=0, max=1, interval=900, description="Play the rounds")
-        self.run = self.button("Run Grad-Prune", self._run, "Pruning ...")
+        self.run = self.button("Run Grad-Prune", self._run, "Pruning ...", 146)
         self.take(result)
         self.on_change([self.round], lambda: setattr(self.play, "value", self.round.value))
         self.on_change([self.play], lambda: setattr(self.round, "value", self.play.value))
@@ -107,7 +107,8 @@ class PruningPlayer(Panel):
                 ax.set(xlim=(-0.2, 9), xticks=[0])
                 style.write(ax, "here the rounds appear", (0.55, 0.5), (0, 0), ha="center", color=style.FAINT)
             fell = f"{plain(row['layer'])}[{row['index']}] fell" if row["layer"] else "the given model"
-            style.write(ax, f"Round {computed.round} of {rounds[-1]}: {fell}", (0, 1), (-30, 24), fontsize=style.LARGE,
+            when = f"Round {computed.round} of {rounds[-1]}" if rounds[-1] else "Nothing pruned yet"
+            style.write(ax, f"{when}: {fell}", (0, 1), (-30, 24), fontsize=style.LARGE,
                         fontweight="bold")
             for i, (answer, truth) in enumerate(zip(computed.answers.tolist(), truths, strict=True)):
                 tile = place(figure, 4.95 + 1.15 * (i % 3), 0.52 + 1.7 * (i // 3), 1.1, 1.1)
@@ -120,7 +121,7 @@ class PruningPlayer(Panel):
         hits = int((computed.answers == target).sum())
         right = int((computed.answers == self.shown.labels).sum())
         figures = ", ".join(f"{mark.name} {row[key]:.1%}" for key, mark in METRICS.items())
-        return Picture(figure, f"Round {computed.round} of {rounds[-1]}, {fell}: {figures} on "
+        return Picture(figure, f"{when}, {fell}: {figures} on "
                                f"{count(len(self.sample), 'test image')}; of {count(len(truths), 'triggered example')} "
                                f"{right} right, {hits} taken for “{names[target]}”.")
 
