@@ -1,5 +1,6 @@
 """Small data and models that the tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from gradprune.attacks import fit, make_trigger, poison
 from gradprune.datasets import Dataset, ImageSet
 from gradprune.models import build
 from gradprune.zoo import Victim
+
+# One thread a process: on a busy machine two threads that wait for each other make small models 20 x as slow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -46,3 +51,12 @@ def victim(data: Dataset) -> Victim:
     model = build("preact_resnet", 4, width=16, blocks=(1,), seed=0)
     fit(model, poison(data.train, trigger, target=1, rate=0.15).images, epochs=8, batch_size=32, shift=1, progress=False)
     return Victim(model, trigger, 1, data, {})
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what tests measured (`record_property("summary", ...)`), also when they ran in parallel."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    lines = [str(value) for report in reports for name, value in report.user_properties if name == "summary"]
+    if lines:
+        terminalreporter.section("measured")
+        terminalreporter.write_line("\n".join(lines))

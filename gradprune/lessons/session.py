@@ -10,7 +10,7 @@ from gradprune.errors import InputError
 from gradprune.lessons import progress
 
 MODES = {
-    "quick": "figures come from the shipped models",
+    "quick": "figures come from shipped models, short trainings and measured tables",
     "full": "models are trained here, on this machine",
     "ci": "shipped models and the smallest settings, for tests",
 }

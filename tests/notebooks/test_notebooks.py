@@ -189,24 +189,22 @@ def test_untouched_stubs_fail_strict_mode(path, monkeypatch):
 
 
 @each_notebook
-def test_solutions_pass_strict_mode_within_the_budget(path, tmp_path, monkeypatch, capsys):
+def test_solutions_pass_strict_mode_within_the_budget(path, tmp_path, monkeypatch, record_property):
     """The whole notebook as a learner leaves it. Times are told, not judged: a busy machine is no fault."""
     monkeypatch.setenv("GRADPRUNE_STRICT", "1")
     monkeypatch.setenv("GRADPRUNE_MODE", "quick")
     outcome = harness.run(harness.with_solutions(harness.read(path)), tmp_path)
-    with capsys.disabled():
-        print("\n" + harness.times(path.stem, "quick", outcome))
+    record_property("summary", harness.times(path.stem, "quick", outcome))
     if outcome.faults:
         pytest.fail("\n".join(outcome.faults), pytrace=False)
 
 
 @each_notebook
-def test_runs_untouched_and_from_each_restart_point(path: Path, tmp_path, monkeypatch, capsys):
+def test_runs_untouched_and_from_each_restart_point(path: Path, tmp_path, monkeypatch, record_property):
     """Run All with nothing attempted; then, all names forgotten, from each restart cell to the end."""
     monkeypatch.setenv("GRADPRUNE_MODE", "ci")
     outcome = harness.run(harness.with_restarts(harness.read(path)), tmp_path)
-    with capsys.disabled():
-        print("\n" + harness.times(path.stem, "ci, with restarts", outcome))
+    record_property("summary", harness.times(path.stem, "ci, with restarts", outcome))
     if outcome.faults:
         pytest.fail("\n".join(outcome.faults), pytrace=False)
 
