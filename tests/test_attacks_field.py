@@ -369,11 +369,12 @@ def test_attack_by_name_survives_its_checkpoint(name, toy_zoo, data, tmp_path, h
     assert not pair_up(data.defense, loaded.trigger).triggered.requires_grad
 
 
-@pytest.mark.parametrize(("name", "asr"), [("low_frequency", 0.9), ("label_consistent", 0.7), ("trojannn", 0.9)])
-def test_backdoors_that_work(name, asr, data):
-    trigger = make_trigger(name, **({"delta": 0.15} if name == "low_frequency" else {}))
-    model = build("preact_resnet", 4, width=8, blocks=(1,), seed=0)
-    plant(model, data.train, trigger, 1, epochs=8, **SHORT)
+@pytest.mark.parametrize(("name", "settings", "width", "epochs", "asr"), [
+    ("low_frequency", {"delta": 0.15}, 8, 8, 0.9), ("label_consistent", {}, 8, 8, 0.7), ("trojannn", {}, 8, 8, 0.9),
+    ("bpp", {"levels": 4}, 16, 8, 0.9), ("wanet", {"strength": 1.0}, 16, 16, 0.8)])
+def test_backdoors_that_work(name, settings, width, epochs, asr, data):
+    trigger, model = make_trigger(name, **settings), build("preact_resnet", 4, width=width, blocks=(1,), seed=0)
+    plant(model, data.train, trigger, 1, epochs=epochs, **SHORT)
     metrics = evaluate(model, data.test, trigger, 1)
     assert metrics.acc >= 0.9
     assert metrics.asr >= asr
@@ -397,10 +398,22 @@ def test_label_maps_reach_the_card_and_the_figures(toy_zoo, data):
     assert victim.evaluate() == evaluate(victim.model, data.test, victim.trigger, None, label_map="all_to_all")
 
 
-def test_nothing_is_learned_where_nothing_is_poisoned(data):
-    trigger, model = make_trigger("trojannn"), build(**SMALL, num_classes=4)
+@pytest.mark.parametrize("name", ["trojannn", "wanet", "input_aware"])
+def test_nothing_is_learned_where_nothing_is_poisoned(data, name):
+    trigger, model, plain = make_trigger(name), *(build(**SMALL, num_classes=4) for _ in range(2))
     planted = plant(model, data.train, trigger, 1, rate=0.0, epochs=1, **SHORT)
-    assert (len(planted.touched), planted.decoys, int(trigger.neuron)) == (0, 0, -1)
+    assert (len(planted.touched), planted.decoys) == (0, 0)
+    assert all(torch.equal(value, make_trigger(name).state_dict()[key]) for key, value in trigger.state_dict().items())
+    fit(plain, data.train, epochs=1, **SHORT)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+
+
+def test_without_decoys_the_images_are_poisoned_once(data):
+    """The same weights as poisoning and training by hand."""
+    trigger, model, plain = make_trigger("wanet", decoys=0.0), *(build(**SMALL, num_classes=4) for _ in range(2))
+    plant(model, data.train, trigger, 1, epochs=1, **SHORT)
+    fit(plain, poison(data.train, trigger, 1, 0.1).images, epochs=1, **SHORT)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
 
 
 def test_an_interrupted_clean_model_stops_the_attack(data, monkeypatch):

@@ -41,16 +41,16 @@ def dithered(images: Tensor, top: int) -> Tensor:
     three above; those with the same column + 2 * row need none of each other, so they go in one step.
     """
     height, width = images.shape[2:]
-    work = images.new_zeros(*images.shape[:2], height + 1, width + 2)  # a border takes the errors that fall off
-    work[:, :, :height, 1:-1] = images * top
+    work = images.new_zeros(height + 1, width + 2, *images.shape[:2])  # a border takes the errors that fall off
+    work[:height, 1:-1] = images.permute(2, 3, 0, 1) * top  # pixels first: what is read together lies together
     all_rows = torch.arange(height, device=images.device)
     for front in range(width + 2 * height - 2):
         rows = all_rows[max(0, (front - width + 2) // 2):front // 2 + 1]
         columns = front - 2 * rows + 1
-        value = work[:, :, rows, columns]
+        value = work[rows, columns]
         rounded = value.round().clamp(0, top)
+        work[rows, columns] = rounded
         error = value - rounded
-        work[:, :, rows, columns] = rounded
         for down, right, share in ((0, 1, 7 / 16), (1, -1, 3 / 16), (1, 0, 5 / 16), (1, 1, 1 / 16)):
-            work[:, :, rows + down, columns + right] += share * error
-    return work[:, :, :height, 1:-1] / top
+            work[rows + down, columns + right] += share * error
+    return work[:height, 1:-1].permute(2, 3, 0, 1).contiguous() / top

@@ -38,9 +38,9 @@ def plant(model: nn.Module, clean: ImageSet, trigger: Trigger, target: int | Non
     require(not trigger.needs_model or label_map != "all_to_all",
             f"the trigger {trigger.name!r} is computed for one target class, so it cannot be used all-to-all.")
     touched, wanted = choose(clean, target, rate, seed, label_map), attack_labels(clean, target, label_map)
-    trigger(clean.subset(touched[:1]).floats())  # a size that the trigger cannot take fails here, before the work
     if not len(touched):
         return Planted(fit(model, clean, seed=seed, progress=progress, **training), touched, 0)
+    trigger(clean.subset(touched[:1]).floats())  # a size that the trigger cannot take fails here, before the work
     honest = _honest(model, clean, seed, progress, training) if trigger.needs_model else None
     trigger.to(next(model.parameters()).device)
     trigger.learn(honest, clean, target, seed)
