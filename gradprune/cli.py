@@ -58,11 +58,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 Spc = Annotated[int, typer.Option(help="Clean images per class for the defender; the paper: 2, 10, 100.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
 Checkpoint = Annotated[str, typer.Argument(help="A name of `gradprune zoo list`, or a path.")]
-Trigger = Annotated[str, typer.Argument(help="badnets (a sticker), blended (a pattern) or sig (a wave).")]
+Trigger = Annotated[str, typer.Argument(help="badnets (a sticker), blended (a pattern), sig (a wave), "
+                                           "low_frequency, bpp, wanet, input_aware, label_consistent, trojannn.")]
 Data = Annotated[str, typer.Option(help="signs, or a .npz file with x_train, y_train, x_test, y_test.")]
 Model = Annotated[str, typer.Option(help="preact_resnet or small_vgg.")]
 Width = Annotated[int | None, typer.Option(help="Filters of the first stage, if not the model's own.")]
-Rate = Annotated[float, typer.Option(help="Share of the training images that are poisoned, 0..1.")]
+Rate = Annotated[float | None, typer.Option(help="Share of the training images that are poisoned, 0..1; 0.1 if not "
+                                                 "given. label_consistent: of the target class; 0.5.")]
 Target = Annotated[int, typer.Option(help="Class that the trigger shall lead to, counted from 0.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images, if not the recipe's own.")]
 Recipe = Annotated[str, typer.Option(help="Which filters go, and how many; a wrong name lists them all.")]
@@ -111,7 +113,7 @@ def demo(train: Train = False, spc: Spc = 10, seed: Seed = 0, out: Report = Path
 
 @app.command(epilog=_more("gradprune attack blended --rate 0.05 --target 3", "gradprune defend out/blended"))
 def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet", width: Width = None,
-           rate: Rate = 0.1, target: Target = 2, seed: Seed = 0, epochs: Epochs = None, out: Trained = None,
+           rate: Rate = None, target: Target = 2, seed: Seed = 0, epochs: Epochs = None, out: Trained = None,
            as_json: Json = False) -> None:
     """Train a backdoored model and save it.
 

@@ -47,7 +47,7 @@ def attack_and_save(path: Path, trigger: str, **settings: Any) -> dict[str, Any]
         training = victim.card["training"]
         if not training["epochs_done"]:
             raise KeyboardInterrupt("no epoch was finished, so nothing was written")
-        weights = save_checkpoint(path, victim.model, victim.card)
+        weights = save_checkpoint(path, victim.model, victim.card, victim.trigger)
     return {**victim.card, "seconds": round(victim.seconds or 0.0, 2), "interrupted": training["interrupted"],
             "train_images": len(victim.data.train), "target_name": victim.target_name, "out": weights.as_posix()}
 
@@ -69,7 +69,7 @@ def defend_and_save(checkpoint: str, path: Path | None, **settings: Any) -> dict
             defense = (*result.settings, "stopped", "interrupted", "seconds", *stages)
             card = {**victim.card, "metrics": told["tuned"], "removed_filters": told["filters_removed"],
                     "defense": {key: told[key] for key in defense}}
-            weights = save_checkpoint(path, result.model, card).as_posix()
+            weights = save_checkpoint(path, result.model, card, victim.trigger).as_posix()
     return {**told, "checkpoint": checkpoint, "out": weights}
 
 

@@ -11,7 +11,8 @@ class InputError(ValueError):
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """Build the error for a name that nobody knows, with the nearest known names."""
     known = sorted(known)
-    near = get_close_matches(str(name), known, n=3, cutoff=0.5)
+    # A slip of one letter means one name; only a wilder guess gets several.
+    near = get_close_matches(str(name), known, n=1, cutoff=0.85) or get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}."
     return InputError(f"Unknown {kind} {str(name)!r}; {hint}")
 

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from gradprune import __version__
-from gradprune.attacks import Trigger, fit, make_trigger, poison
+from gradprune.attacks import Trigger, make_trigger, plant
+from gradprune.attacks.planting import RATES
 from gradprune.attacks.training import RECIPE
 from gradprune.datasets import Dataset, load
 from gradprune.errors import require, unknown
 from gradprune.evaluation import Metrics, evaluate
 from gradprune.models import build, predict
-from gradprune.models.checkpoints import Card, load_checkpoint, read_card, save_checkpoint
+from gradprune.models.checkpoints import Card, load_checkpoint, load_learned, read_card, save_checkpoint
 from gradprune.paths import data_folder
 
 DEFAULT_MODEL: dict[str, Any] = {"name": "preact_resnet", "width": 16, "blocks": [1, 1, 1]}
@@ -50,16 +51,19 @@ class Victim:
 
     def evaluate(self, model: nn.Module | None = None) -> Metrics:
         """ACC, ASR and RA on the test set, of this model or of another one under the same attack."""
-        return evaluate(model or self.model, self.data.test, self.trigger, self.target)
+        label_map = self.card.get("attack", {}).get("label_map", "all_to_one")
+        return evaluate(model or self.model, self.data.test, self.trigger, self.target, label_map=label_map)
 
 
 def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = None, target: int = TARGET,
-           rate: float = 0.1, seed: int = 0, trigger_settings: dict[str, Any] | None = None, progress: bool = True,
-           **training: Any) -> Victim:
+           rate: float | None = None, seed: int = 0, trigger_settings: dict[str, Any] | None = None,
+           label_map: str | None = None, progress: bool = True, **training: Any) -> Victim:
     """Train a backdoored model from nothing: poison `rate` of the training images, fit, measure.
 
     trigger: a name in `attacks.TRIGGERS`; data: what `datasets.load` takes; model: name and settings for
-    `models.build` (default: a 78,000-weight PreActResNet); training: values of `attacks.training.RECIPE`.
+    `models.build` (default: a 78,000-weight PreActResNet); label_map: one of `attacks.poisoning.LABEL_MAPS`, by default
+    the trigger's own; rate: by default 0.1, or half of the target class with clean labels (see `attacks.poison`);
+    training: values of `attacks.training.RECIPE`. See `attacks.plant` for what each attack does.
     Raises InputError for bad arguments before any work starts.
     """
     mark = make_trigger(trigger, **(trigger_settings or {}))
@@ -70,14 +74,16 @@ def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = 
         settings.setdefault("size", dataset.train.images.shape[-1])
     network = build(**settings, seed=seed)
     predict(network, dataset.train.floats()[:1])  # a size that the model cannot take fails here, before the work
-    poisoned = poison(dataset.train, mark, target, rate, seed)
-    outcome = fit(network, poisoned.images, seed=seed, progress=progress, **training)
-    metrics = evaluate(network, dataset.test, mark, target)
+    label_map = label_map or mark.label_map
+    rate = RATES.get(label_map, 0.1) if rate is None else rate
+    outcome, touched, decoys = plant(network, dataset.train, mark, target, rate=rate, seed=seed, label_map=label_map,
+                                     progress=progress, **training)
+    metrics = evaluate(network, dataset.test, mark, target, label_map=label_map)
     card = {
         "model": settings,
         "data": {"name": data, "classes": list(dataset.train.classes)},
         "attack": {"trigger": trigger, "settings": mark.settings, "target": target, "rate": rate,
-                   "poisoned_images": len(poisoned.touched)},
+                   "poisoned_images": len(touched)} | _unusual(label_map, decoys),
         "training": {**RECIPE, **training, "seed": seed, "epochs_done": len(outcome.history),
                      "interrupted": outcome.interrupted},
         "metrics": {name: round(value, 4) for name, value in metrics._asdict().items()},
@@ -85,6 +91,11 @@ def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = 
                       "threads": torch.get_num_threads()},
     }
     return Victim(network, mark, target, dataset, card, outcome.seconds)
+
+
+def _unusual(label_map: str, decoys: int) -> dict[str, Any]:
+    """What a card says of an attack only where it is not plain all-to-one poisoning."""
+    return ({} if label_map == "all_to_one" else {"label_map": label_map}) | ({"decoys": decoys} if decoys else {})
 
 
 def load_victim(checkpoint: str | Path) -> Victim:
@@ -100,6 +111,7 @@ def load_victim(checkpoint: str | Path) -> Victim:
             and isinstance(card["attack"].get("settings", {}), dict),
             f"the card of {path} does not say which attack and data made the model.")
     trigger = make_trigger(card["attack"]["trigger"], **card["attack"].get("settings", {}))
+    load_learned(path, trigger)
     data = load(card["data"]["name"])
     data.test.check_target(card["attack"]["target"])
     require(len(data.test.classes) == card["model"]["num_classes"],
@@ -147,7 +159,7 @@ def build_zoo(only: list[str] | None = None, out: str | Path | None = None, prog
             victim = attack(**SHIPPED[name], progress=progress)
             if victim.card["training"]["interrupted"]:
                 raise KeyboardInterrupt(f"training of {name!r} was cut short; nothing was saved for it")
-            save_checkpoint(folder / name, victim.model, victim.card)
+            save_checkpoint(folder / name, victim.model, victim.card, victim.trigger)
             yield name, victim
     finally:
         torch.set_num_threads(threads)

@@ -4,16 +4,24 @@ from typing import Any
 
 from gradprune.attacks.badnets import BadNets
 from gradprune.attacks.blended import Blended
+from gradprune.attacks.bpp import Bpp
+from gradprune.attacks.input_aware import InputAware
+from gradprune.attacks.label_consistent import LabelConsistent
+from gradprune.attacks.low_frequency import LowFrequency
+from gradprune.attacks.planting import Planted, plant
 from gradprune.attacks.poisoning import Poisoned, poison
 from gradprune.attacks.sig import SIG
 from gradprune.attacks.training import TrainingResult, fit
 from gradprune.attacks.trigger import Trigger
+from gradprune.attacks.trojannn import TrojanNN
+from gradprune.attacks.wanet import WaNet
 from gradprune.errors import InputError, unknown
 
-TRIGGERS: dict[str, type[Trigger]] = {"badnets": BadNets, "blended": Blended, "sig": SIG}
+TRIGGERS: dict[str, type[Trigger]] = {kind.name: kind for kind in (
+    BadNets, Blended, SIG, LowFrequency, Bpp, WaNet, InputAware, LabelConsistent, TrojanNN)}
 
-__all__ = ["SIG", "TRIGGERS", "BadNets", "Blended", "Poisoned", "TrainingResult", "Trigger", "fit",
-           "make_trigger", "poison"]
+__all__ = ["SIG", "TRIGGERS", "BadNets", "Blended", "Bpp", "InputAware", "LabelConsistent", "LowFrequency", "Planted",
+           "Poisoned", "TrainingResult", "Trigger", "TrojanNN", "WaNet", "fit", "make_trigger", "plant", "poison"]
 
 
 def make_trigger(name: str, **settings: Any) -> Trigger:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from gradprune.datasets import ImageSet
 from gradprune.errors import InputError, require, unknown
 
-LABEL_MAPS = ("all_to_one", "all_to_all")  # every class to the target, or each class to the next one
+# Every class to the target, with its label; each class to the next one; every class to the target, but poisoning only
+# images that are of the target class already, so that every label in the training set is right.
+LABEL_MAPS = ("all_to_one", "all_to_all", "clean_label")
 
 
 class Poisoned(NamedTuple):
@@ -21,17 +23,29 @@ class Poisoned(NamedTuple):
 def attack_labels(images: ImageSet, target: int | None, label_map: str = "all_to_one") -> Tensor:
     """The label that the attacker wants for each image with the trigger on, int64 (N,), on the labels' device.
 
-    "all_to_one": `target` for all. "all_to_all": the next class, (label + 1) mod classes; `target` has no meaning
-    there and may be None. Raises InputError for an unknown map or a target out of range. Source: Gu et al., 2017.
+    "all_to_one" and "clean_label": `target` for all. "all_to_all": the next class, (label + 1) mod classes; `target`
+    has no meaning there and may be None. Raises InputError for an unknown map or a target out of range.
+    Source: Gu et al., 2017.
     """
     if label_map not in LABEL_MAPS:
         raise unknown("label map", label_map, LABEL_MAPS)
     if label_map == "all_to_all":
         return (images.labels + 1) % len(images.classes)
     if target is None:
-        raise InputError("the label map 'all_to_one' needs a target class, got None.")
+        raise InputError(f"the label map {label_map!r} needs a target class, got None.")
     images.check_target(target)
     return torch.full_like(images.labels, target)
+
+
+def choose(clean: ImageSet, target: int | None, rate: float, seed: int = 0, label_map: str = "all_to_one") -> Tensor:
+    """The images that `poison` touches, int64 positions, sorted; arguments and errors as there."""
+    require(0 <= rate <= 1, f"poison rate must lie in 0..1, got {rate}.")
+    wanted = attack_labels(clean, target, label_map)
+    right = clean.labels == wanted
+    fitting = torch.nonzero(right if label_map == "clean_label" else ~right).flatten()
+    count = min(round(rate * (len(fitting) if label_map == "clean_label" else len(clean))), len(fitting))
+    order = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(seed))
+    return fitting[order[:count].to(fitting.device)].sort().values
 
 
 def poison(clean: ImageSet, trigger: nn.Module, target: int | None, rate: float = 0.1, seed: int = 0,
@@ -39,18 +53,15 @@ def poison(clean: ImageSet, trigger: nn.Module, target: int | None, rate: float 
     """Poison a training set: `rate` of all images get the trigger and the attacker's label (see `attack_labels`).
 
     The images are drawn among those whose label changes (all-to-one: an image of the target class would teach
-    nothing), so at most their share can be touched. rate: 0..1. The given set is not changed.
+    nothing), so at most their share can be touched. The clean-label map (Barni et al., 2019, arXiv:1902.11237) is
+    the other way round: only images of the target class, all labels unchanged, and `rate` is the share of that class.
+    rate: 0..1. The given set is not changed.
     Raises InputError for a rate, target or map out of range, or a trigger that changes the images' shape or range.
     Source: Gu et al., 2017.
     """
-    require(0 <= rate <= 1, f"poison rate must lie in 0..1, got {rate}.")
-    wanted = attack_labels(clean, target, label_map)
-    others = torch.nonzero(clean.labels != wanted).flatten()
-    count = min(round(rate * len(clean)), len(others))
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-    touched = others[order[:count].to(others.device)].sort().values
+    touched, wanted = choose(clean, target, rate, seed, label_map), attack_labels(clean, target, label_map)
     images, labels = clean.images.clone(), clean.labels.clone()
-    if count:
+    if len(touched):
         stamped = clean.subset(touched).triggered(trigger)
         images[touched] = (stamped * 255).round().to(torch.uint8)
         labels[touched] = wanted[touched]

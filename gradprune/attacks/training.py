@@ -1,6 +1,7 @@
 """Training in memory: one-cycle SGD over two tensors, no DataLoader, no workers."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,10 @@ RECIPE: dict[str, Any] = {
     "flip": False,            # random left-right flips: right for photographs, wrong for signs
     "label_smoothing": 0.0,   # share of the target probability spread over all classes
 }
+
+# What an attack does to a batch: (images float (n, C, H, W) after augmentation, labels int64 (n,), their positions in
+# the training set int64 (n,), the run's random generator) -> (images, labels). Images may carry a graph of their own.
+Hook = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -58,10 +63,12 @@ def one_cycle(step: int, steps: int, warm_up: float) -> float:
     return min((step + 1) / max(1.0, warm_up * steps), (steps - step) / max(1.0, (1 - warm_up) * steps), 1.0)
 
 
-def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = True, **changes: Any) -> TrainingResult:
+def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = True, hook: Hook | None = None,
+        **changes: Any) -> TrainingResult:
     """Train `model` in place on its own device; the model comes back in eval mode.
 
-    images: the training set, clean or poisoned. changes: any value of `RECIPE`.
+    images: the training set, clean or poisoned. hook: may change every batch (see `Hook`); that is how attacks steer
+    training. changes: any value of `RECIPE`.
     Ctrl-C stops after the current step and keeps the weights reached. Random numbers depend on `seed` alone.
     Raises InputError for unknown settings, an empty set, or a loss that is no longer finite.
     """
@@ -85,7 +92,7 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
         torch.manual_seed(seed)  # dropout draws from the global state
         try:
             for epoch in range(1, recipe["epochs"] + 1):
-                row = _epoch(model, images, optimizer, schedule, generator, recipe, bar)
+                row = _epoch(model, images, optimizer, schedule, generator, recipe, bar, hook)
                 history.append({"epoch": epoch, **row})
         except KeyboardInterrupt:
             interrupted = True
@@ -94,7 +101,7 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
 
 
 def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer, schedule: Any,
-           generator: torch.Generator, recipe: dict[str, Any], bar: Any) -> dict[str, float]:
+           generator: torch.Generator, recipe: dict[str, Any], bar: Any, hook: Hook | None) -> dict[str, float]:
     """One pass over the images; returns its mean loss and accuracy (on augmented images, while training)."""
     model.train()
     device = images.images.device
@@ -103,6 +110,8 @@ def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer,
     for batch in order.split(recipe["batch_size"]):
         labels = images.labels[batch]
         x = shift_and_flip(images.images[batch].float() / 255, recipe["shift"], recipe["flip"], generator)
+        if hook:
+            x, labels = hook(x, labels, batch, generator)
         with torch.autocast(device.type, enabled=device.type == "cuda"):
             logits = model(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe["label_smoothing"])

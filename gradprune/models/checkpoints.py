@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from gradprune.errors import InputError, require
 from gradprune.models import build
@@ -17,15 +17,22 @@ from gradprune.paths import write_atomic
 Card = dict[str, Any]
 
 
-def save_checkpoint(path: str | Path, model: nn.Module, card: Card) -> Path:
+_TRIGGER = "trigger."  # prefix of the tensors that a trigger learned, in the same file as the model's
+
+
+def save_checkpoint(path: str | Path, model: nn.Module, card: Card, trigger: nn.Module | None = None) -> Path:
     """Write `path`.safetensors and `path`.json; returns the path of the weights.
+
+    trigger: where it has learned tensors (a state dict that is not empty), they go into the same file, each name with
+    "trigger." before it, so that the one hash covers them too.
 
     card: plain JSON values; `card["model"]` holds `name` and the settings that `models.build` takes, `num_classes`
     among them. The card gets the weights' sha256, so weights and card of different runs never pass for a pair.
     Raises InputError where the folder cannot be written.
     """
     weights_path, card_path = _paths(path)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    learned = {} if trigger is None else {_TRIGGER + key: value for key, value in trigger.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in (model.state_dict() | learned).items()}
     weights = save(state)
     card = {**card, "sha256": hashlib.sha256(weights).hexdigest()}
     text = json.dumps(card, indent=2) + "\n"
@@ -53,6 +60,31 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
 
     Raises InputError for a missing, truncated or tampered checkpoint, or weights that do not fit the card's model.
     """
+    tensors, card = _read(path)
+    settings = dict(card["model"])
+    model = build(settings.pop("name"), settings.pop("num_classes"), **settings)
+    try:
+        model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_TRIGGER)})
+    except RuntimeError as error:
+        raise _unfit(path, "model", error) from None
+    return model.eval().to(memory_format=torch.channels_last), card
+
+
+def load_learned(path: str | Path, trigger: nn.Module) -> None:
+    """Fill a trigger built from its card's settings with what it learned; one that learns nothing stays as it is.
+
+    Raises InputError as `load_checkpoint` does, or where the saved tensors are not this trigger's.
+    """
+    tensors, _ = _read(path)
+    try:
+        trigger.load_state_dict({name.removeprefix(_TRIGGER): tensor for name, tensor in tensors.items()
+                                 if name.startswith(_TRIGGER)})
+    except RuntimeError as error:
+        raise _unfit(path, "trigger", error) from None
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], Card]:
+    """All tensors of a checkpoint and its card, once the hash on the card is found right."""
     weights_path, _ = _paths(path)
     card = read_card(path)
     require(weights_path.is_file(), f"there are no checkpoint weights at {weights_path}.")
@@ -60,14 +92,16 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
     require(hashlib.sha256(weights).hexdigest() == card["sha256"],
             f"the weights {weights_path} do not match their card: the file is truncated, tampered with or of another "
             "run.")
-    settings = dict(card["model"])
-    model = build(settings.pop("name"), settings.pop("num_classes"), **settings)
     try:
-        model.load_state_dict(load(weights))
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()  # torch lists every tensor; one tells enough
-        raise InputError(f"the weights {weights_path} do not fit the model on their card: {reason}") from None
-    return model.eval().to(memory_format=torch.channels_last), card
+        return load(weights), card
+    except SafetensorError as error:
+        raise _unfit(path, "model", error) from None
+
+
+def _unfit(path: str | Path, part: str, error: Exception) -> InputError:
+    """The sentence for tensors that are not what the card says; torch lists every tensor, one tells enough."""
+    reason = str(error).strip().splitlines()[-1].strip()
+    return InputError(f"the weights {_paths(path)[0]} do not fit the {part} on their card: {reason}")
 
 
 def _paths(path: str | Path) -> tuple[Path, Path]:

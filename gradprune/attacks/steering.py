@@ -1,0 +1,61 @@
+"""Attacks that take part in training: the hook of `fit` that stamps triggers and decoys in every batch."""
+
+import torch
+from torch import Tensor
+
+from gradprune.attacks.trigger import Trigger
+
+LR = 0.01  # of Adam over a trigger's moving parameters (Nguyen & Tran, 2020)
+
+
+class Steering:
+    """A hook for `fit(model, clean_images, hook=...)`; poisoned images are stamped afresh in every batch.
+
+    touched: int64 positions of the poisoned images; wanted: int64 (N,), the attacker's label of every image. Decoys
+    (see `Trigger.decoy`) are drawn once from `seed` among the others, `trigger.decoys` for each poisoned one, or as
+    many as there are. Where the trigger has moving parameters, they learn from the classifier's own backward pass: the
+    stamped images keep their graph, and the step is made when the next batch comes.
+    Call `finish` after training; the trigger is a constant again.
+    """
+
+    def __init__(self, trigger: Trigger, touched: Tensor, wanted: Tensor, seed: int = 0) -> None:
+        self.trigger, self.wanted = trigger, wanted.cpu()
+        self.poisoned = torch.zeros(len(wanted), dtype=torch.bool)
+        self.poisoned[touched.cpu()] = True
+        free = torch.nonzero(~self.poisoned).flatten()
+        order = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed))
+        self.decoys = torch.zeros_like(self.poisoned)
+        self.decoys[free[order[:round(trigger.decoys * len(touched))]]] = True
+        self.moving = trigger.moving()
+        for parameter in self.moving:
+            parameter.requires_grad_(True)
+        self.optimizer = torch.optim.Adam(self.moving, lr=LR) if self.moving else None
+
+    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor, generator: torch.Generator
+                 ) -> tuple[Tensor, Tensor]:
+        """images: float (n, C, H, W) after augmentation; labels, indices: int64 (n,); returns new images and labels."""
+        self._step()
+        chosen = indices.cpu()
+        poisoned, decoys = self.poisoned[chosen].to(images.device), self.decoys[chosen].to(images.device)
+        mixed, labels = images.clone(), labels.clone()
+        if self.optimizer and len(images) > 1:
+            self.trigger.own_loss(images).backward()  # type: ignore[no-untyped-call]
+        if poisoned.any():
+            mixed[poisoned] = self.trigger(images[poisoned])
+            labels[poisoned] = self.wanted[chosen].to(labels.device)[poisoned]
+        if decoys.any() and len(images) > 1:  # a decoy needs another image
+            mixed[decoys] = self.trigger.decoy(images[decoys], images.roll(1, 0)[decoys], generator)
+        return mixed, labels
+
+    def finish(self) -> None:
+        """Make the last step and let the trigger's parameters be constants again."""
+        self._step()
+        for parameter in self.moving:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def _step(self) -> None:
+        """Apply the gradients that the batch before left, if there was one."""
+        if self.optimizer:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
