@@ -2,19 +2,20 @@
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require
 from gradprune.models.inference import predict
-from gradprune.pruning import FilterMask, pair_up, unpaired, validate
+from gradprune.pruning import FilterMask, Pairs, in_order, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
+from gradprune.pruning.fine_tuning import batches
 
 
 class Work:
@@ -49,6 +50,14 @@ class Work:
             self.interrupted = True
         self.seconds[name] = time.perf_counter() - start
 
+    def prune(self, order: Iterable[int], values: Tensor, alpha: float | None, progress: bool) -> str:
+        """Remove filters of the copy in this order (see `in_order`); returns why that ended."""
+        with self.stage("prune"):
+            outcome = in_order(self.model, self.found, order, values, self.validation, alpha=alpha, progress=progress)
+        self.history, self.mask = outcome.history, outcome.mask
+        self.interrupted |= outcome.interrupted
+        return outcome.stopped
+
     def measure(self, stage: str, **more: Any) -> None:
         """Add a history row with the model's validation figures."""
         self.history.append({"stage": stage, **more, **validate(self.model, self.validation).figures()})
@@ -59,6 +68,25 @@ class Work:
         interrupted = self.interrupted or "interrupted" in self.history[-1]
         return DefenseResult(self.model, pruned, self.mask, self.history, self.seconds,
                              "interrupted" if interrupted else stopped, settings, interrupted, name)
+
+
+def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128) -> Iterator[Pairs]:
+    """Batches without end: pass after pass over the images, each in a new random order."""
+    while True:
+        yield from batches(pairs, batch_size, generator)
+
+
+def closed(mask: Tensor, threshold: float) -> list[int]:
+    """Positions whose mask lies below the threshold, lowest first."""
+    return [int(i) for i in mask.argsort(stable=True) if mask[i] < threshold]
+
+
+def settled(name: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A method's settings with the caller's changes; raises InputError for unknown ones or values not above zero."""
+    extra = set(changes) - set(defaults)
+    require(not extra, f"Unknown {name} setting {', '.join(sorted(extra))}; known: {', '.join(defaults)}.")
+    positive(**changes)
+    return defaults | changes
 
 
 def positive(**values: float) -> None:

@@ -52,7 +52,7 @@ class DefenseResult:
     def _points(self) -> list[tuple[str, dict[str, Any]]]:
         """The states worth a line: as given, pruned, fine-tuned."""
         prune, tune = self.rows("prune"), self.rows("tune")
-        points = [("given model", (prune or tune)[0])]
+        points = [("given model", (prune or tune or self.history)[0])]
         if prune:
             points.append(("pruned", prune[len(self.mask.positions)]))
         if tune:  # with a trigger the best epoch is kept, without one the last (see `fine_tune`)

@@ -127,7 +127,7 @@ def silent(model: nn.Module, found: Filters) -> list[int]:
 
 
 def gated(model: nn.Module, found: Filters, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    """Scale each filter by a gate, for `torch.func.functional_call(model, gated(...), images)`; differentiable.
+    """Scale each filter by a gate, differentiably: parameters for `torch.func.functional_call`.
 
     weight, bias: float (number of filters,), factors of the scale and shift of the BatchNorm that a filter feeds
     one-to-one, or of its own weights and bias where there is none. With both 0 a filter is silent.

@@ -50,7 +50,7 @@ def validate(model: nn.Module, pairs: Pairs) -> Validation:
     clean, triggered = logits[: len(pairs.labels)], logits[len(pairs.labels):]
     acc = (clean.argmax(1) == pairs.labels).float().mean().item()
     return Validation(acc, F.cross_entropy(clean, pairs.labels).item(),
-                      F.cross_entropy(triggered, pairs.labels).item())  # NaN for no images
+                      F.cross_entropy(triggered, pairs.labels[: len(triggered)]).item())  # of no images: NaN
 
 
 def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, score: str = "gradient",
