@@ -21,7 +21,8 @@ PAPER: dict[str, Any] = {
     "eps": 0.4,         # each weight gate m and bias may be shaken by up to this share
     "balance": 0.2,     # weight of the clean loss; 1 - balance goes to the shaken loss
     "lr": 0.2,          # of the mask's SGD, momentum 0.9
-    "iterations": 2000,  # mask steps, of up to 128 images each
+    "iterations": 200,  # mask steps (the paper: 2000, and batches of 128, on a GPU)
+    "batch_size": 32,   # images per step
     "threshold": 0.2,   # filters whose mask falls below this may go
 }
 
@@ -64,7 +65,7 @@ def anp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     optimizer = torch.optim.SGD([mask], lr=paper["lr"], momentum=0.9)
     steps = trange(paper["iterations"], desc="anp", disable=not progress, leave=False)
     with work.stage("mask"), evaluating(work.model, gradients=True):
-        for _, batch in zip(steps, endless(work.train, generator), strict=False):
+        for _, batch in zip(steps, endless(work.train, generator, paper["batch_size"]), strict=False):
             mask.grad = mask_gradient(work.model, work.found, mask, batch, paper["eps"], paper["balance"], generator)
             optimizer.step()
             mask.clamp_(0, 1)

@@ -1,7 +1,8 @@
 """The subject: find filters, score them by the unlearning gradient, remove the worst, fine-tune."""
 
-from gradprune.pruning.filters import Filter, FilterMask, Filters, Layer, gated, silence
+from gradprune.pruning.filters import Filter, FilterMask, Filters, Layer, silence
 from gradprune.pruning.fine_tuning import clean_loss, fine_tune
+from gradprune.pruning.gates import gated
 from gradprune.pruning.inversion import Inverted, invert, outliers
 from gradprune.pruning.recipes import RECIPES, Pruned, Validation, in_order, paper, validate
 from gradprune.pruning.unlearning import SCORES, Pairs, filter_scores, pair_up, unlearning_loss, unpaired
