@@ -17,8 +17,8 @@ from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Filters, Pairs, gated
 
-PAPER: dict[str, Any] = {
-    "eps": 0.4,         # each weight gate m and bias may be shaken by up to this share
+DEFAULTS: dict[str, Any] = {
+    "eps": 0.4,         # mask and bias may be shaken by up to this share
     "balance": 0.2,     # weight of the clean loss; 1 - balance goes to the shaken loss
     "lr": 0.2,          # of the mask's SGD, momentum 0.9
     "iterations": 200,  # mask steps (the paper: 2000, and batches of 128, on a GPU)
@@ -54,11 +54,11 @@ def anp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     """Learn a mask over the filters of `model` under adversarial shaking; remove those it closes. No trigger is used.
 
     clean: the defender's images, of which `spc` per class are drawn. alpha: filters go in order of their mask until
-    clean validation accuracy would have fallen by this much. changes: any value of `PAPER`. BatchNorm keeps the
+    clean validation accuracy would have fallen by this much. changes: any value of `DEFAULTS`. BatchNorm keeps the
     model's statistics: those of a few images would shake the model on their own.
     Raises InputError for bad arguments or too few images.
     """
-    paper = settled("anp", PAPER, changes)
+    paper = settled("anp", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(len(work.found), device=work.train.clean.device)

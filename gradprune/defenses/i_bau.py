@@ -17,11 +17,11 @@ from gradprune.defenses.common import Work, endless, settled
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 
-PAPER: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "rounds": 5,         # of the game
-    "outer_steps": 10,   # model steps a round, one batch each (one pass over the data in the paper)
+    "outer_steps": 2,    # model steps a round, one batch each (the paper: one pass over thousands of images)
     "outer_lr": 1e-3,    # of the model's Adam
-    "inner_steps": 10,   # gradient steps from zero to the worst perturbation
+    "inner_steps": 3,    # gradient steps from zero to the worst perturbation
     "inner_lr": 10.0,    # of those steps
     "radius": 10.0,      # Euclidean norm that the perturbation may have
     "fixed_points": 5,   # iterations for the hypergradient
@@ -62,11 +62,11 @@ def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *
           progress: bool = True, **changes: Any) -> DefenseResult:
     """Unlearn, in a copy of `model`, the worst perturbation common to all clean images; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn. changes: any value of `PAPER`. BatchNorm keeps the
-    model's statistics. One history row a round; the last one is kept.
+    clean: the defender's images, of which `spc` per class are drawn. changes: any value of `DEFAULTS`. BatchNorm keeps
+    the model's statistics. One history row a round; the last one is kept.
     Raises InputError for bad arguments or too few images.
     """
-    paper = settled("i_bau", PAPER, changes)
+    paper = settled("i_bau", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     stream = endless(work.train, torch.Generator().manual_seed(seed))
     parameters = list(work.model.parameters())

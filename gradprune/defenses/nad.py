@@ -16,7 +16,7 @@ from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune
 
-PAPER: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "beta": 1000.0,      # weight of the attention loss
     "teacher_epochs": 10,  # of fine-tuning the teacher
     "epochs": 10,        # of distillation
@@ -68,11 +68,11 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
         progress: bool = True, **changes: Any) -> DefenseResult:
     """Fine-tune a teacher on clean images, then a copy of `model` under its attention; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn. changes: any value of `PAPER`. The last epoch is
-    kept. History rows are the student's. Raises InputError for bad arguments, too few images, or a loss that is not
+    clean: the defender's images, of which `spc` per class are drawn. changes: any value of `DEFAULTS`. The last epoch
+    is kept. History rows are the student's. Raises InputError for bad arguments, too few images, or a loss that is not
     finite.
     """
-    paper = settled("nad", PAPER, changes)
+    paper = settled("nad", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     common: dict[str, Any] = {"lr": paper["lr"], "weight_decay": 1e-4, "decay": lambda epoch: 0.1 ** (epoch // 2),
                               "batch_size": paper["batch_size"], "seed": seed, "progress": progress}

@@ -19,7 +19,7 @@ from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning import Filters, Pairs, clean_loss, gated
 
-PAPER: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "unlearn_lr": 0.01,    # of the ascent's SGD, momentum 0.9, weight decay 5e-4
     "unlearn_steps": 200,  # at most; the ascent ends when accuracy has come down to chance (the paper: 10 of 100 %)
     "recover_lr": 0.2,     # of the masks' SGD, momentum 0.9
@@ -68,10 +68,10 @@ def rnp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     """Unlearn and recover in a scratch copy of `model`, then remove the filters found from another. No trigger is used.
 
     clean: the defender's images, of which `spc` per class are drawn. alpha: filters go in order of their mask until
-    clean validation accuracy would have fallen by this much. changes: any value of `PAPER`.
+    clean validation accuracy would have fallen by this much. changes: any value of `DEFAULTS`.
     Raises InputError for bad arguments or too few images.
     """
-    paper = settled("rnp", PAPER, changes)
+    paper = settled("rnp", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     generator = torch.Generator().manual_seed(seed)
     scratch, values = copy.deepcopy(work.model), torch.ones(len(work.found))

@@ -16,7 +16,7 @@ from gradprune.errors import require
 from gradprune.models.inference import evaluating
 
 SEARCH: dict[str, Any] = {
-    "steps": 300,        # minibatches per class (the paper: 1000)
+    "steps": 200,        # minibatches per class (the paper: 1000)
     "batch_size": 32,    # images per step
     "lr": 0.1,           # of Adam
     "betas": (0.5, 0.9),  # of Adam
