@@ -62,8 +62,8 @@ def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *
           progress: bool = True, **changes: Any) -> DefenseResult:
     """Unlearn, in a copy of `model`, the worst perturbation common to all clean images; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn. changes: any value of `DEFAULTS`. BatchNorm keeps
-    the model's statistics. One history row a round; the last one is kept.
+    clean: the defender's images, of which `spc` per class are drawn. changes: any value of `DEFAULTS`. BatchNorm
+    learns from perturbed and clean batches; dropout is off. One history row a round; the last one is kept.
     Raises InputError for bad arguments or too few images.
     """
     paper = settled("i_bau", DEFAULTS, changes)
@@ -73,6 +73,8 @@ def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *
     optimizer = torch.optim.Adam(parameters, lr=paper["outer_lr"])
     work.measure("tune", epoch=0)
     with work.stage("tune"), evaluating(work.model, gradients=True):
+        for module in work.model.modules():  # with fixed statistics the perturbed images cost far more clean accuracy
+            module.train(isinstance(module, nn.BatchNorm2d))
         for round_ in trange(1, paper["rounds"] + 1, desc="i_bau", disable=not progress, leave=False):
             start = torch.zeros_like(work.train.clean[:1])
             for _ in range(paper["outer_steps"]):
