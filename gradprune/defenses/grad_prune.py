@@ -6,15 +6,13 @@ Source: Dunnett, Arablouei, Miller, Dedeoglu & Jurdak, 2024, arXiv:2405.03918.
 import copy
 import time
 
-import torch
 from torch import nn
 
-from gradprune.datasets import ImageSet, draw_defense_images
+from gradprune.datasets import ImageSet
+from gradprune.defenses.common import Work
 from gradprune.defenses.result import DefenseResult
-from gradprune.errors import require, unknown
-from gradprune.models.inference import predict
-from gradprune.pruning import RECIPES, SCORES, fine_tune, pair_up
-from gradprune.pruning.filters import filters
+from gradprune.errors import unknown
+from gradprune.pruning import RECIPES, SCORES, fine_tune
 
 
 def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, recipe: str = "paper",
@@ -35,16 +33,10 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
         raise unknown("recipe", recipe, RECIPES)
     if score not in SCORES:
         raise unknown("score", score, SCORES)
-    images = draw_defense_images(clean, spc, seed)
-    device = next(model.parameters()).device
-    train, validation = (pair_up(part, trigger, device) for part in images)
-    outputs = predict(model, validation.clean).shape[1]
-    require(outputs >= len(clean.classes),
-            f"the model knows {outputs} classes, but the defence images have {len(clean.classes)}.")
-    pruned = copy.deepcopy(model).to(memory_format=torch.channels_last)  # about 1.4 x as fast on a CPU
-    found = filters(pruned, validation.clean[:1])
+    work = Work(model, clean, trigger, spc, seed)
+    pruned, train, validation = work.model, work.train, work.validation
     start = time.perf_counter()
-    outcome = RECIPES[recipe](pruned, found, train, validation, score=score, alpha=alpha, patience=patience,
+    outcome = RECIPES[recipe](pruned, work.found, train, validation, score=score, alpha=alpha, patience=patience,
                               progress=progress)
     seconds = {"prune": time.perf_counter() - start}
     history, final = outcome.history, pruned

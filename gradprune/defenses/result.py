@@ -12,19 +12,22 @@ from gradprune.pruning import FilterMask
 class DefenseResult:
     """A cleaned copy of the model and how it came about.
 
-    model: the final model. pruned: the state after pruning, before fine-tuning. mask: the removed filters, silent in
-    both. history: plain rows (`stage` "prune": round, layer, index, score, losses, accuracy; "tune": epoch, ...).
-    seconds: wall time by stage. stopped: why pruning ended. settings: all arguments that shaped the result.
+    model: the final model. pruned: the state after pruning, before fine-tuning; None for a defence that does not prune.
+    mask: the removed filters, silent in both; empty where none was removed.
+    history: plain rows (`stage` "prune": round, layer, index, score, losses, accuracy; "tune": epoch, ...).
+    seconds: wall time by stage. stopped: why pruning (or whatever the defence does) ended. settings: all arguments
+    that shaped the result. name: the defence's name in `DEFENSES`.
     """
 
     model: nn.Module
-    pruned: nn.Module
+    pruned: nn.Module | None
     mask: FilterMask
     history: list[dict[str, Any]]
     seconds: dict[str, float]
     stopped: str
     settings: dict[str, Any]
     interrupted: bool = field(default=False)
+    name: str = "grad_prune"
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
         """The history rows of one stage, "prune" or "tune"."""
@@ -32,16 +35,27 @@ class DefenseResult:
 
     def __str__(self) -> str:
         settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
-        lines = [f"grad_prune({settings})", f"  {self.mask}", f"  pruning stopped: {self.stopped}"]
-        prune, tune = self.rows("prune"), self.rows("tune")
-        kept = prune[len(self.mask.positions)]
-        points = [("given model", prune[0]), ("pruned", kept)]
-        if tune:
-            points.append(("fine-tuned", min(tune, key=lambda row: row["val_loss"])))
-        lines.append("  on the validation images:   accuracy  clean loss  unlearning loss")
-        lines += [f"    {name:<24} {row['val_acc']:>9.1%} {row['val_clean_loss']:>11.3f} "
-                  f"{row['val_unlearning_loss']:>16.3f}" for name, row in points]
+        lines = [f"{self.name}({settings})", f"  {self.mask}"]
+        if self.stopped:
+            lines.append(f"  {'stopped' if self.pruned is None else 'pruning stopped'}: {self.stopped}")
+        points = self._points()
+        unlearning = "val_unlearning_loss" in points[-1][1]
+        lines.append("  on the validation images:   accuracy  clean loss" + "  unlearning loss" * unlearning)
+        for name, row in points:
+            line = f"    {name:<24} {row['val_acc']:>9.1%} {row['val_clean_loss']:>11.3f}"
+            lines.append(line + (f" {row['val_unlearning_loss']:>16.3f}" if unlearning else ""))
         times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         return "\n".join([*lines, f"  time: {times}"])
 
     __repr__ = __str__
+
+    def _points(self) -> list[tuple[str, dict[str, Any]]]:
+        """The states worth a line: as given, pruned, fine-tuned."""
+        prune, tune = self.rows("prune"), self.rows("tune")
+        points = [("given model", (prune or tune or self.history)[0])]
+        if prune:
+            points.append(("pruned", prune[len(self.mask.positions)]))
+        if tune:  # with a trigger the best epoch is kept, without one the last (see `fine_tune`)
+            best = min(tune, key=lambda row: row["val_loss"]) if "val_unlearning_loss" in tune[0] else tune[-1]
+            points.append(("fine-tuned", best))
+        return points

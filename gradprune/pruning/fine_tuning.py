@@ -1,12 +1,13 @@
-"""Fine-tuning after pruning: both losses, masks held, and never worse than where it began."""
+"""Fine-tuning: masks held, and with a trigger at hand never worse than where it began."""
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.errors import InputError, require
@@ -15,36 +16,56 @@ from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.recipes import validate
 from gradprune.pruning.unlearning import Pairs
 
+Loss = Callable[[nn.Module, Pairs], Tensor]
 
-def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs, *, lr: float = 1e-3,
-              momentum: float = 0.9, weight_decay: float = 5e-4, batch_size: int = 128, patience: int = 10,
-              max_epochs: int = 100, seed: int = 0, progress: bool = True) -> list[dict[str, Any]]:
+
+def both_losses(model: nn.Module, batch: Pairs) -> Tensor:
+    """CE(f(x), y) + CE(f(trigger(x)), y), in one forward pass."""
+    logits = model(torch.cat([batch.clean, batch.triggered]))
+    return 2 * F.cross_entropy(logits, batch.labels.repeat(2))  # the two means have equally many images
+
+
+def clean_loss(model: nn.Module, batch: Pairs) -> Tensor:
+    """CE(f(x), y) on the clean images."""
+    return F.cross_entropy(model(batch.clean), batch.labels)
+
+
+def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs, *, loss: Loss = both_losses,
+              optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD, lr: float = 1e-3,
+              momentum: float = 0.9, weight_decay: float = 5e-4, decay: Callable[[int], float] = lambda epoch: 1.0,
+              batch_size: int = 128, patience: int = 10, max_epochs: int = 100, seed: int = 0,
+              progress: bool = True) -> list[dict[str, Any]]:
     """Minimise CE(f(x), y) + CE(f(trigger(x)), y) in place; returns one history row an epoch (row 0: as given).
 
     Early stopping watches the validation loss of BOTH terms, and the epoch with the lowest one is kept, the start
-    included, so the result is never worse than the pruned model by that criterion. Removed filters stay silent.
-    BatchNorm learns its statistics anew, from clean and triggered images together; validation takes place in eval
-    mode. Same seed, same result. Ctrl-C keeps the best epoch so far.
+    included, so the result is never worse than the pruned model by that criterion. Where `validation` holds no
+    triggered images (see `unpaired`), no loss tells when a backdoor is gone: all `max_epochs` are run, the last kept.
+    loss: another one, from (model, batch); optimizer: another class; decay: epoch (from 0) -> share of lr.
+    Removed filters stay silent. BatchNorm learns its statistics anew, from all images of a batch together;
+    validation takes place in eval mode. Same seed, same result. Ctrl-C keeps the best (or last) epoch so far.
     Raises InputError when the loss stops being finite. Source: Dunnett et al., 2024.
     """
     require(lr > 0 and patience >= 1 and max_epochs >= 1 and batch_size >= 1,
             "lr, patience, max_epochs and batch_size must be positive.")
     generator = torch.Generator().manual_seed(seed)
+    watched = len(validation.triggered) > 0
     history = [_row(model, 0, validation)]
     best, best_state = history[0], copy.deepcopy(model.state_dict())
     bar = tqdm(total=max_epochs, desc="fine-tuning", unit="epoch", disable=not progress, leave=False)
     with torch.random.fork_rng(devices=[]), evaluating(model, gradients=True), bar:
         torch.manual_seed(seed)  # dropout draws from the global state
-        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-        mask.hold(optimizer, model)
+        steps = optimizer(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(steps, decay)
+        mask.hold(steps, model)
         try:
             for epoch in range(1, max_epochs + 1):
-                _epoch(model, optimizer, train, batch_size, generator)
+                _epoch(model, steps, train, batch_size, generator, loss)
+                schedule.step()
                 row = _row(model, epoch, validation)
                 history.append(row)
                 bar.update()
                 bar.set_postfix(loss=f"{row['val_loss']:.3f}", acc=f"{row['val_acc']:.2f}", refresh=False)
-                if row["val_loss"] < best["val_loss"]:
+                if not watched or row["val_loss"] < best["val_loss"]:
                     best, best_state = row, copy.deepcopy(model.state_dict())
                 if epoch - best["epoch"] >= patience:
                     break
@@ -55,24 +76,32 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
 
 
 def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, batch_size: int,
-           generator: torch.Generator) -> None:
-    """One pass over the clean images and their triggered copies."""
+           generator: torch.Generator, loss: Loss) -> None:
+    """One pass over the training images, and their triggered copies where there are any."""
     model.train()
-    order = torch.randperm(len(train.labels), generator=generator).to(train.labels.device)
-    for batch in order.split(batch_size):
-        labels = train.labels[batch]
-        logits = model(torch.cat([train.clean[batch], train.triggered[batch]]))
-        loss = 2 * F.cross_entropy(logits, labels.repeat(2))  # the two means have equally many images
-        if not math.isfinite(loss.item()):
-            raise InputError(f"fine-tuning diverged: the loss became {loss.item()}; try a smaller lr.")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+    for batch in batches(train, batch_size, generator):
+        def again(batch: Pairs = batch) -> Tensor:  # an optimizer may ask twice, as sharpness-aware ones do
+            optimizer.zero_grad(set_to_none=True)
+            value = loss(model, batch)
+            if not math.isfinite(value.item()):
+                raise InputError(f"fine-tuning diverged: the loss became {value.item()}; try a smaller lr.")
+            value.backward()
+            return value
+
+        optimizer.step(again)  # type: ignore[arg-type]  # torch's stubs ask for a float
     model.eval()
 
 
+def batches(pairs: Pairs, batch_size: int, generator: torch.Generator) -> list[Pairs]:
+    """All images once, in random order, in batches of at most `batch_size`."""
+    order = torch.randperm(len(pairs.labels), generator=generator).to(pairs.labels.device)
+    triggered = pairs.triggered if len(pairs.triggered) else None
+    return [Pairs(pairs.clean[batch], pairs.clean[:0] if triggered is None else triggered[batch], pairs.labels[batch])
+            for batch in order.split(batch_size)]
+
+
 def _row(model: nn.Module, epoch: int, validation: Pairs) -> dict[str, Any]:
-    """One history row: validation accuracy, both losses and their sum."""
+    """One history row: validation accuracy, the losses there are, and their sum."""
     now = validate(model, validation)
-    return {"stage": "tune", "epoch": epoch, "val_acc": now.acc, "val_clean_loss": now.clean_loss,
-            "val_unlearning_loss": now.unlearning_loss, "val_loss": now.clean_loss + now.unlearning_loss}
+    total = now.clean_loss + now.unlearning_loss if len(validation.triggered) else now.clean_loss
+    return {"stage": "tune", "epoch": epoch, **now.figures(), "val_loss": total}

@@ -1,12 +1,13 @@
 """Pruning recipes: which filter goes next, when to stop, and which state to keep."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.errors import require
@@ -16,11 +17,17 @@ from gradprune.pruning.unlearning import Pairs, filter_scores
 
 
 class Validation(NamedTuple):
-    """What a round measures on the validation part: clean accuracy (0..1), clean loss, unlearning loss."""
+    """What a round measures on the validation part: clean accuracy (0..1), clean loss, and unlearning loss (NaN where
+    no trigger is known)."""  # noqa: D209
 
     acc: float
     clean_loss: float
     unlearning_loss: float
+
+    def figures(self) -> dict[str, float]:
+        """The figures as they stand in a history row."""
+        row = {"val_acc": self.acc, "val_clean_loss": self.clean_loss}
+        return row if math.isnan(self.unlearning_loss) else {**row, "val_unlearning_loss": self.unlearning_loss}
 
 
 @dataclass
@@ -43,7 +50,7 @@ def validate(model: nn.Module, pairs: Pairs) -> Validation:
     clean, triggered = logits[: len(pairs.labels)], logits[len(pairs.labels):]
     acc = (clean.argmax(1) == pairs.labels).float().mean().item()
     return Validation(acc, F.cross_entropy(clean, pairs.labels).item(),
-                      F.cross_entropy(triggered, pairs.labels).item())
+                      F.cross_entropy(triggered, pairs.labels[: len(triggered)]).item())  # of no images: NaN
 
 
 def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, score: str = "gradient",
@@ -91,6 +98,36 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
     return result
 
 
+def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Tensor, validation: Pairs, *,
+             alpha: float | None, progress: bool = True) -> Pruned:
+    """Remove filters in a given order for as long as clean validation accuracy holds; `model` is pruned in place.
+
+    order: positions in the flat list, first to go first. values: float (number of filters,), what the order rests on;
+    for the history. alpha: the first filter with which accuracy has fallen by alpha (0..1) or more is put back, and
+    that ends it; None removes all. Filters that are silent already are passed over. Ctrl-C keeps what is removed.
+    """
+    require(alpha is None or 0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
+    mask = FilterMask(found, before=silent(model, found))
+    start = validate(model, validation)
+    result = Pruned(mask, [_row(0, mask, start)], "all filters that the method picked were removed")
+    waiting = [position for position in order if mask.alive[position]]
+    try:
+        for position in tqdm(waiting, desc="pruning", unit="filter", disable=not progress, leave=False):
+            restore = _saved(model, found, position)
+            mask.remove(model, position)
+            now = validate(model, validation)
+            result.history.append(_row(len(mask.positions), mask, now, score=float(values[position])))
+            if alpha is not None and start.acc - now.acc >= alpha - 1e-6:
+                restore()
+                result.mask = FilterMask(found, mask.positions[:-1], mask.before)
+                result.stopped = f"validation accuracy fell by {start.acc - now.acc:.0%} (alpha is {alpha:.0%})"
+                break
+    except KeyboardInterrupt:
+        result.stopped, result.interrupted = "interrupted", True
+        mask.apply(model)
+    return result
+
+
 def _saved(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:
     """Keep a copy of one filter's numbers; the returned call puts them back."""
     tensors = own_tensors(model, found, position)
@@ -107,7 +144,7 @@ def _row(round_: int, mask: FilterMask, now: Validation, **more: Any) -> dict[st
     """One history row: the round, the filter that fell in it, and the validation figures after it."""
     fallen = mask.removed[-1] if mask.positions else None
     return {"stage": "prune", "round": round_, "layer": fallen and fallen.layer, "index": fallen and fallen.index,
-            **more, "val_acc": now.acc, "val_clean_loss": now.clean_loss, "val_unlearning_loss": now.unlearning_loss}
+            **more, **now.figures()}
 
 
 RECIPES: dict[str, Callable[..., Pruned]] = {"paper": paper}

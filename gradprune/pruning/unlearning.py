@@ -25,7 +25,10 @@ SCORES = {
 
 
 class Pairs(NamedTuple):
-    """The same images clean and triggered, float (N, C, H, W) in [0, 1], with their true labels, int64 (N,)."""
+    """The same images clean and triggered, float (N, C, H, W) in [0, 1], with their true labels, int64 (N,).
+
+    `triggered` is empty where no trigger is known (see `unpaired`).
+    """
 
     clean: Tensor
     triggered: Tensor
@@ -36,6 +39,13 @@ def pair_up(images: ImageSet, trigger: nn.Module, device: torch.device | str = "
     """Stamp the trigger on every image once; raises InputError if that changes the shape or leaves [0, 1]."""
     images = images.to(device)
     return Pairs(images.floats(), images.triggered(trigger), images.labels)
+
+
+def unpaired(images: ImageSet, device: torch.device | str = "cpu") -> Pairs:
+    """Clean images for methods that know no trigger: `triggered` is empty, (0, C, H, W)."""
+    images = images.to(device)
+    clean = images.floats()
+    return Pairs(clean, clean[:0], images.labels)
 
 
 def unlearning_loss(model: nn.Module, triggered: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,95 @@
+"""What all defences share: drawing the images, copying the model, timing the stages, collecting the result."""
+
+import copy
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.datasets import ImageSet, draw_defense_images
+from gradprune.defenses.result import DefenseResult
+from gradprune.errors import require
+from gradprune.models.inference import predict
+from gradprune.pruning import FilterMask, Pairs, in_order, pair_up, unpaired, validate
+from gradprune.pruning.filters import filters, silent
+from gradprune.pruning.fine_tuning import batches
+
+
+class Work:
+    """One run of a defence: a copy of the model to change, its filters, and the defender's few images.
+
+    model: the copy, on the given model's device. train, validation: `Pairs`, without triggered images where `trigger`
+    is None. Raises InputError for too few images, images that the model cannot take, or no convolution.
+    """
+
+    def __init__(self, model: nn.Module, clean: ImageSet, trigger: nn.Module | None, spc: int, seed: int) -> None:
+        device = next(model.parameters()).device
+        self.train, self.validation = (unpaired(part, device) if trigger is None else pair_up(part, trigger, device)
+                                       for part in draw_defense_images(clean, spc, seed))
+        outputs = predict(model, self.validation.clean).shape[1]
+        require(outputs >= len(clean.classes),
+                f"the model knows {outputs} classes, but the defence images have {len(clean.classes)}.")
+        self.classes = outputs
+        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # about 1.4 x as fast on a CPU
+        self.found = filters(self.model, self.validation.clean[:1])
+        self.mask = FilterMask(self.found, before=silent(self.model, self.found))
+        self.history: list[dict[str, Any]] = []
+        self.seconds: dict[str, float] = {}
+        self.interrupted = False
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; Ctrl-C inside ends it, and what it has reached so far is kept."""
+        start = time.perf_counter()
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
+        self.seconds[name] = time.perf_counter() - start
+
+    def prune(self, order: Iterable[int], values: Tensor, alpha: float | None, progress: bool) -> str:
+        """Remove filters of the copy in this order (see `in_order`); returns why that ended."""
+        with self.stage("prune"):
+            outcome = in_order(self.model, self.found, order, values, self.validation, alpha=alpha, progress=progress)
+        self.history, self.mask = outcome.history, outcome.mask
+        self.interrupted |= outcome.interrupted
+        return outcome.stopped
+
+    def measure(self, stage: str, **more: Any) -> None:
+        """Add a history row with the model's validation figures."""
+        self.history.append({"stage": stage, **more, **validate(self.model, self.validation).figures()})
+
+    def result(self, name: str, settings: dict[str, Any], *, pruned: nn.Module | None = None,
+               stopped: str = "") -> DefenseResult:
+        """Put the result together; `settings` are all arguments that shaped it."""
+        interrupted = self.interrupted or "interrupted" in self.history[-1]
+        return DefenseResult(self.model, pruned, self.mask, self.history, self.seconds,
+                             "interrupted" if interrupted else stopped, settings, interrupted, name)
+
+
+def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128) -> Iterator[Pairs]:
+    """Batches without end: pass after pass over the images, each in a new random order."""
+    while True:
+        yield from batches(pairs, batch_size, generator)
+
+
+def closed(mask: Tensor, threshold: float) -> list[int]:
+    """Positions whose mask lies below the threshold, lowest first."""
+    return [int(i) for i in mask.argsort(stable=True) if mask[i] < threshold]
+
+
+def settled(name: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A method's settings with the caller's changes; raises InputError for unknown ones or values not above zero."""
+    extra = set(changes) - set(defaults)
+    require(not extra, f"Unknown {name} setting {', '.join(sorted(extra))}; known: {', '.join(defaults)}.")
+    positive(**changes)
+    return defaults | changes
+
+
+def positive(**values: float) -> None:
+    """Raise InputError unless every value is above zero; names the first that is not."""
+    for name, value in values.items():
+        require(value > 0, f"{name} must be above 0, got {value}.")

@@ -1,0 +1,67 @@
+"""FT-SAM: fine-tune on clean images with sharpness-aware steps, which shrink the large weights a backdoor sits in.
+
+Source: Zhu et al., 2023, arXiv:2304.11823; the adaptive step is that of Kwon et al., 2021, arXiv:2102.11600.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.datasets import ImageSet
+from gradprune.defenses.common import Work, positive
+from gradprune.defenses.result import DefenseResult
+from gradprune.pruning import clean_loss, fine_tune
+
+
+class SharpnessAware(torch.optim.SGD):
+    """SGD whose gradient is taken where the loss is worst nearby: at w + e, with e = rho * T^2 g / |T g|, T = |w|."""
+
+    def __init__(self, parameters: Any, rho: float, **settings: Any) -> None:
+        super().__init__(parameters, **settings)
+        self.rho = rho
+
+    def perturbation(self) -> list[Tensor]:
+        """The step e for each parameter's present gradient; |e / T| = rho over all of them (Euclidean norm)."""
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        scaled = [torch.zeros_like(weight) if weight.grad is None else weight.detach().abs() * weight.grad
+                  for weight in weights]
+        norm = torch.stack([value.norm() for value in scaled]).norm() + 1e-12
+        return [self.rho * weight.detach().abs() * value / norm for weight, value in zip(weights, scaled, strict=True)]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Two gradients: at w to find the worst point, and there for the step from w."""
+        assert closure is not None  # `fine_tune` always passes one
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        with torch.enable_grad():
+            loss = closure()
+        with torch.no_grad():
+            before = [weight.clone() for weight in weights]
+            for weight, shift in zip(weights, self.perturbation(), strict=True):
+                weight.add_(shift)
+        with torch.enable_grad():
+            closure()
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
+        super().step()
+        return loss
+
+
+def ft_sam(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
+           progress: bool = True, rho: float = 2.0, lr: float = 0.01, epochs: int = 100) -> DefenseResult:
+    """Fine-tune a copy of `model` with sharpness-aware steps and keep the last epoch; `trigger` is not used.
+
+    clean: the defender's images, of which `spc` per class are drawn. rho: the radius of the perturbation, in units of
+    the weights (2 for CIFAR-10, as published); lr, epochs: as for `ft`.
+    Raises InputError for bad arguments, too few images, or a loss that is not finite.
+    """
+    positive(rho=rho)
+    work = Work(model, clean, None, spc, seed)
+    with work.stage("tune"):
+        work.history = fine_tune(work.model, work.mask, work.train, work.validation, loss=clean_loss,
+                                 optimizer=partial(SharpnessAware, rho=rho), lr=lr, max_epochs=epochs, seed=seed,
+                                 progress=progress)
+    return work.result("ft_sam", {"spc": spc, "rho": rho, "lr": lr, "epochs": epochs, "seed": seed})

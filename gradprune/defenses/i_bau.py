@@ -1,0 +1,99 @@
+"""I-BAU: a game between a perturbation that fools every image and a model that unlearns it.
+
+Source: Zeng et al., 2022, arXiv:2110.03735. The model's gradient takes into account that the worst perturbation moves
+as the model moves (the implicit hypergradient).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import trange
+
+from gradprune.datasets import ImageSet
+from gradprune.defenses.common import Work, endless, settled
+from gradprune.defenses.result import DefenseResult
+from gradprune.models.inference import evaluating
+
+DEFAULTS: dict[str, Any] = {
+    "rounds": 5,         # of the game
+    "outer_steps": 2,    # model steps a round, one batch each (the paper: one pass over thousands of images)
+    "outer_lr": 1e-3,    # of the model's Adam
+    "inner_steps": 3,    # gradient steps from zero to the worst perturbation
+    "inner_lr": 10.0,    # of those steps
+    "radius": 10.0,      # Euclidean norm that the perturbation may have
+    "fixed_points": 5,   # iterations for the hypergradient
+    "map_lr": 0.1,       # step of the map whose fixed point the worst perturbation is
+    "cost": 1e-3,        # weight of the perturbation's squared norm, which makes the worst one unique
+}
+
+
+def hypergradient(outer: Tensor, inner: Tensor, delta: Tensor, parameters: Sequence[Tensor], iterations: int,
+                  rate: float) -> list[Tensor]:
+    """Total derivative of outer(delta*(parameters), parameters) by the parameters, where delta* minimises `inner`.
+
+    delta* is a fixed point of F(delta) = delta - rate * d inner / d delta, so the total derivative is
+    d outer / d parameters + (dF / d parameters)^T v with v = (dF / d delta)^T v + d outer / d delta, iterated from
+    the last term.
+    outer, inner: scalars computed from delta (a leaf near delta*) and the parameters. Returns one tensor a parameter.
+    """
+    slope, *direct = torch.autograd.grad(outer, [delta, *parameters], retain_graph=True, allow_unused=True)
+    moved = delta - rate * torch.autograd.grad(inner, delta, create_graph=True)[0]
+    v = slope
+    for _ in range(iterations):
+        v = torch.autograd.grad(moved, delta, v, retain_graph=True)[0] + slope
+    indirect = torch.autograd.grad(moved, parameters, v, allow_unused=True)
+    return [torch.zeros_like(parameter) + sum(part for part in parts if part is not None)
+            for parameter, *parts in zip(parameters, direct, indirect, strict=True)]
+
+
+def worst(loss: Callable[[Tensor], Tensor], delta: Tensor, steps: int, lr: float, radius: float) -> Tensor:
+    """The perturbation within `radius` that `steps` gradient steps down on `loss` reach from `delta`."""
+    for _ in range(steps):
+        delta = delta.detach().requires_grad_()
+        delta = delta - lr * torch.autograd.grad(loss(delta), delta)[0]
+        delta = delta * (radius / delta.norm()).clamp(max=1)
+    return delta.detach().requires_grad_()
+
+
+def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
+          progress: bool = True, **changes: Any) -> DefenseResult:
+    """Unlearn, in a copy of `model`, the worst perturbation common to all clean images; `trigger` is not used.
+
+    clean: the defender's images, of which `spc` per class are drawn. changes: any value of `DEFAULTS`. BatchNorm
+    learns from perturbed and clean batches; dropout is off. One history row a round; the last one is kept.
+    Raises InputError for bad arguments or too few images.
+    """
+    paper = settled("i_bau", DEFAULTS, changes)
+    work = Work(model, clean, None, spc, seed)
+    stream = endless(work.train, torch.Generator().manual_seed(seed))
+    parameters = list(work.model.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=paper["outer_lr"])
+    work.measure("tune", epoch=0)
+    with work.stage("tune"), evaluating(work.model, gradients=True):
+        for module in work.model.modules():  # with fixed statistics the perturbed images cost far more clean accuracy
+            module.train(isinstance(module, nn.BatchNorm2d))
+        for round_ in trange(1, paper["rounds"] + 1, desc="i_bau", disable=not progress, leave=False):
+            start = torch.zeros_like(work.train.clean[:1])
+            for _ in range(paper["outer_steps"]):
+                images, _, labels = next(stream)
+
+                def fooled(delta: Tensor, images: Tensor = images, labels: Tensor = labels) -> Tensor:
+                    return F.cross_entropy(work.model(images + delta), labels)
+
+                def inner(delta: Tensor, fooled: Callable[[Tensor], Tensor] = fooled) -> Tensor:
+                    return paper["cost"] * delta.pow(2).sum() - fooled(delta)
+
+                delta = worst(inner, start, paper["inner_steps"], paper["inner_lr"], paper["radius"])
+                outer = 0.5 * (fooled(delta) + F.cross_entropy(work.model(images), labels))
+                gradients = hypergradient(outer, inner(delta), delta, parameters, paper["fixed_points"],
+                                          paper["map_lr"])
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+                work.mask.apply(work.model)
+            work.measure("tune", epoch=round_)
+    work.model.zero_grad(set_to_none=True)
+    return work.result("i_bau", {"spc": spc, **paper, "seed": seed})

@@ -1,0 +1,116 @@
+"""Unknown trigger: search the model itself for the smallest mark that sends every image to one class.
+
+Source: Wang et al., 2019, "Neural Cleanse", IEEE S&P. A backdoor is a shortcut: its class can be reached with a mark
+far smaller than the others need, and the search finds that mark.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from gradprune.errors import require
+from gradprune.models.inference import evaluating
+
+SEARCH: dict[str, Any] = {
+    "steps": 200,        # minibatches per class (the paper: 1000)
+    "batch_size": 32,    # images per step
+    "lr": 0.1,           # of Adam
+    "betas": (0.5, 0.9),  # of Adam
+    "cost": 1e-3,        # first weight of the mask's L1 norm
+    "goal": 0.99,        # share of the images that the mark must send to the class
+    "patience": 5,       # steps in a row above (below) the goal before the weight rises (falls)
+    "factor": 1.5,       # the weight rises by this, and falls by this to the power of 1.5
+}
+
+
+class Inverted(nn.Module):
+    """A synthesised trigger: (1 - mask) * image + mask * pattern.
+
+    mask: float (1, H, W) in [0, 1]; pattern: float (C, H, W) in [0, 1]. Takes and returns float (N, C, H, W) in [0, 1].
+    """
+
+    mask: Tensor
+    pattern: Tensor
+
+    def __init__(self, mask: Tensor, pattern: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.register_buffer("pattern", pattern)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Lay the pattern over the images where the mask is."""
+        return (1 - self.mask) * images + self.mask * self.pattern
+
+
+class Inversion(NamedTuple):
+    """The search for one class: the trigger, its mask's L1 norm, the share of images it sends there, one row a step."""
+
+    trigger: Inverted
+    norm: float
+    success: float
+    history: list[dict[str, float]]
+
+
+def invert(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, progress: bool = True,
+           **changes: Any) -> Inversion:
+    """Search for the smallest trigger that sends `images` to class `target`; the model is not changed.
+
+    images: float (N, C, H, W) in [0, 1], clean, on the model's device. changes: any value of `SEARCH`.
+    The mask with the lowest L1 norm among the steps that reached the goal is kept; if none did, the last one is.
+    Raises InputError for unknown settings or no images.
+    """
+    extra = set(changes) - set(SEARCH)
+    require(not extra, f"Unknown search setting {', '.join(sorted(extra))}; known: {', '.join(SEARCH)}.")
+    search = SEARCH | changes
+    require(len(images) > 0, "the search for a trigger needs at least one image.")
+    require(search["steps"] >= 1 and search["batch_size"] >= 1, "steps and batch_size must be at least 1.")
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = images.shape[1:]
+    free = [torch.randn(size, height, width, generator=generator).to(images.device).requires_grad_()
+            for size in (1, channels)]
+    optimizer = torch.optim.Adam(free, search["lr"], search["betas"])
+    labels = torch.full((min(search["batch_size"], len(images)),), target, device=images.device)
+    cost, above, below = search["cost"], 0, 0
+    history: list[dict[str, float]] = []
+    best = None
+    bar = tqdm(range(search["steps"]), desc=f"trigger of class {target}", disable=not progress, leave=False)
+    with evaluating(model):
+        for step in bar:
+            mask, pattern = (0.5 * (tensor.tanh() + 1) for tensor in free)  # tanh keeps both in [0, 1]
+            chosen = torch.randperm(len(images), generator=generator)[: len(labels)].to(images.device)
+            logits = model(Inverted(mask, pattern)(images[chosen]))
+            loss, norm = F.cross_entropy(logits, labels), mask.abs().sum()
+            success = (logits.argmax(1) == target).float().mean().item()
+            history.append({"step": step, "loss": loss.item(), "norm": norm.item(), "success": success, "cost": cost})
+            reached = success >= search["goal"]
+            if best is None or (reached, -norm.item()) >= (best[3], -best[1]) or not (reached or best[3]):
+                best = (Inverted(mask.detach(), pattern.detach()), norm.item(), success, reached)
+            above, below = (above + 1, 0) if reached else (0, below + 1)
+            if above == search["patience"]:
+                cost, above = cost * search["factor"], 0
+            elif below == search["patience"]:
+                cost, below = cost / search["factor"] ** 1.5, 0
+            for tensor, gradient in zip(free, torch.autograd.grad(loss + cost * norm, free), strict=True):
+                tensor.grad = gradient
+            optimizer.step()
+    assert best is not None  # at least one step was made
+    return Inversion(*best[:3], history)
+
+
+def outliers(norms: Sequence[float], threshold: float = 2.0) -> tuple[list[float], list[int]]:
+    """Which classes have a mark that is suspiciously small, by the median absolute deviation.
+
+    norms: one L1 norm per class. Returns the anomaly index of each, |norm - median| / (1.4826 * MAD) (the factor makes
+    it a number of standard deviations for normal data), and the classes whose norm lies below the median with an
+    index above `threshold` (the paper's 2: 95 % sure), smallest norm first.
+    """
+    values = torch.tensor(norms, dtype=torch.double)
+    distance = (values - values.quantile(0.5)).abs()
+    spread = 1.4826 * distance.quantile(0.5)
+    index = (distance / spread if spread > 0 else torch.zeros_like(distance)).tolist()
+    found = [i for i, value in enumerate(norms) if value < values.quantile(0.5) and index[i] > threshold]
+    return index, sorted(found, key=lambda i: norms[i])

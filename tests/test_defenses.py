@@ -1,0 +1,426 @@
+"""Each defence's defining property on a toy model, and the contract that all of them keep."""
+
+import copy
+import importlib
+import inspect
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gradprune.pruning.inversion as inversion
+from gradprune.defenses import DEFENSES, DefenseResult, defense
+from gradprune.defenses.common import Work, endless
+from gradprune.errors import InputError
+from gradprune.models import build, evaluating
+from gradprune.pruning import FilterMask, Pairs, fine_tune, gated, in_order, invert, outliers, unpaired, validate
+from gradprune.pruning.filters import filters, silence
+
+# The modules share their names with the functions that the package exports.
+anp, clp, fine_pruning, ft_sam, i_bau, nad, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (
+    "anp", "clp", "fine_pruning", "ft_sam", "i_bau", "nad", "rnp"))
+
+QUICK = {  # enough to change the model, in about a second
+    "grad_prune": {"patience": 2}, "ft": {"epochs": 2}, "ft_unlearn": {"epochs": 2}, "ft_sam": {"epochs": 2},
+    "fine_pruning": {"epochs": 2}, "clp": {"u": 1.5}, "anp": {"iterations": 6, "threshold": 0.9},
+    "nad": {"epochs": 2, "teacher_epochs": 2, "lr": 0.01}, "i_bau": {"rounds": 1, "outer_steps": 2},
+    "rnp": {"unlearn_steps": 10, "recover_steps": 10}, "neural_cleanse": {"epochs": 2, "steps": 15, "threshold": 0.1},
+}
+
+
+def run(name, victim, model=None, **settings):
+    return DEFENSES[name](model or victim.model, victim.data.defense, victim.trigger,
+                          **{"spc": 2, "progress": False, **QUICK[name], **settings})
+
+
+# --- the contract ---
+
+
+def test_the_registry():
+    assert set(QUICK) == set(DEFENSES) and defense("clp") is DEFENSES["clp"]
+    with pytest.raises(InputError, match="Unknown defense 'fine_prunning'; did you mean fine_pruning"):
+        defense("fine_prunning")
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_the_contract(victim, name):
+    given = copy.deepcopy(victim.model).train().requires_grad_(False)
+    before = {key: tensor.clone() for key, tensor in given.state_dict().items()}
+    state = torch.get_rng_state()
+    one, two = run(name, victim, given), run(name, victim, given)
+    assert all(torch.equal(before[key], tensor) for key, tensor in given.state_dict().items())
+    assert given.training and torch.equal(torch.get_rng_state(), state)
+    assert isinstance(one, DefenseResult) and one.name == name and one.model is not given
+    assert one.history == two.history and one.mask.positions == two.mask.positions
+    assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True))
+    moved = any(not torch.equal(before[key], tensor) for key, tensor in one.model.state_dict().items())
+    assert moved or not one.mask.positions
+    for layer, index in one.mask.removed:
+        assert (one.model.get_submodule(layer).weight[index] == 0).all()
+    text = str(one)
+    assert text.startswith(f"{name}(spc=") or name == "grad_prune"
+    assert "given model" in text and "time:" in text and f"{len(one.mask.positions)} of 48 filters removed" in text
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_bad_arguments_are_named(victim, name):
+    with pytest.raises(InputError, match=r"spc=40 .* class 'north west' has 30"):
+        run(name, victim, spc=40)
+    parameters = set(inspect.signature(DEFENSES[name]).parameters)
+    assert {"model", "clean", "trigger", "spc", "seed", "progress"} <= parameters
+    assert not {word for word in parameters if "test" in word or "asr" in word or "target" in word}
+
+
+@pytest.mark.parametrize(("name", "settings", "words"), [
+    ("anp", {"epsilon": 1}, "Unknown anp setting epsilon; known: eps"),
+    ("anp", {"eps": 0}, "eps must be above 0, got 0"),
+    ("rnp", {"alpha": 2}, "alpha must lie in"),
+    ("clp", {"u": -1}, "u must be above 0, got -1"),
+    ("ft", {"lr": 0}, "lr, patience, max_epochs and batch_size must be positive"),
+    ("ft_sam", {"rho": 0}, "rho must be above 0"),
+    ("neural_cleanse", {"step": 3}, "Unknown search setting step"),
+])
+def test_bad_settings(victim, name, settings, words):
+    with pytest.raises(InputError, match=words):
+        run(name, victim, **settings)
+
+
+@pytest.mark.parametrize("name", sorted(set(DEFENSES) - {"grad_prune", "ft_unlearn"}))
+def test_methods_without_a_trigger_never_touch_it(victim, name):
+    def touched(_):
+        raise AssertionError("the trigger was used")
+
+    assert DEFENSES[name](victim.model, victim.data.defense, touched, spc=2, progress=False, **QUICK[name]).history
+
+
+@pytest.mark.parametrize(("name", "module", "function"), [
+    ("anp", "anp", "mask_gradient"), ("i_bau", "i_bau", "hypergradient"), ("rnp", "rnp", "clean_loss"),
+    ("nad", "nad", "attention_maps"), ("neural_cleanse", "neural_cleanse", "invert")])
+def test_interruption_keeps_a_model(victim, monkeypatch, name, module, function):
+    home = importlib.import_module(f"gradprune.defenses.{module}")
+    original, calls = getattr(home, function), []
+
+    def stop_at_the_second(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(home, function, stop_at_the_second)
+    result = run(name, victim)
+    assert result.interrupted and result.stopped == "interrupted" and len(calls) == 2
+    victim.evaluate(result.model)
+
+
+# --- shared pieces ---
+
+
+def test_clean_fine_tuning_runs_all_epochs_and_keeps_the_last(victim):
+    work = Work(victim.model, victim.data.defense, None, 2, 0)
+    history = fine_tune(work.model, work.mask, work.train, work.validation, loss=rnp.clean_loss, patience=1, max_epochs=5,
+                        progress=False)
+    assert [row["epoch"] for row in history] == [0, 1, 2, 3, 4, 5] and "val_unlearning_loss" not in history[0]
+    assert validate(work.model, work.validation).clean_loss == history[-1]["val_clean_loss"]
+
+
+def test_pruning_in_order_puts_back_the_filter_that_cost_too_much(victim):
+    work = Work(victim.model, victim.data.defense, None, 10, 0)
+    order = list(range(len(work.found)))
+    outcome = in_order(work.model, work.found, order, torch.arange(48.0), work.validation, alpha=0.3, progress=False)
+    kept = outcome.mask.positions
+    assert kept == order[:len(kept)] and "validation accuracy fell" in outcome.stopped
+    assert len(outcome.history) == len(kept) + 2, "the given model, the kept ones, and the one that was put back"
+    assert validate(work.model, work.validation).acc == outcome.history[len(kept)]["val_acc"]
+    assert outcome.history[0]["val_acc"] - outcome.history[-1]["val_acc"] >= 0.3
+
+
+def test_a_closed_gate_equals_a_silent_filter():
+    model, images = build("small_vgg", 4, width=2), torch.rand(2, 3, 32, 32)
+    found = filters(model)
+    gates = torch.ones(len(found))
+    gates[[0, 5]] = 0
+    with evaluating(model), torch.no_grad():
+        through = torch.func.functional_call(model, gated(model, found, gates, gates), (images,))
+        silence(model, found, [0, 5])
+        torch.testing.assert_close(through, model(images))
+
+
+# --- one method each ---
+
+
+def test_clp_removes_exactly_what_stands_out(victim):
+    """Bounds by hand: spectral norm of (inputs, k * k), times |scale| / sqrt(variance + eps) where a BatchNorm follows."""
+    model = copy.deepcopy(victim.model)
+    with torch.no_grad():
+        model.conv1.weight[3] *= 20
+        model.stages[0][0].bn2.weight[7] *= -30
+    found = filters(model, torch.rand(1, 3, 16, 16))
+    expected = []
+    for layer in found.layers:
+        conv, norm = model.get_submodule(layer.name), layer.norm and model.get_submodule(layer.norm)
+        bounds = []
+        for j in range(layer.count):
+            bound = torch.linalg.svdvals(conv.weight[j].detach().reshape(conv.in_channels, -1))[0].item()
+            if norm:
+                bound *= abs(norm.weight[j].item()) / math.sqrt(norm.running_var[j].item() + norm.eps)
+            bounds.append(bound)
+        mean = sum(bounds) / len(bounds)
+        std = math.sqrt(sum((bound - mean) ** 2 for bound in bounds) / len(bounds))
+        expected += [layer.start + j for j, bound in enumerate(bounds) if bound > mean + 2 * std]
+    result = run("clp", victim, model, u=2.0)
+    assert set(result.mask.positions) == set(expected) and len(expected) >= 2
+    assert {("conv1", 3), ("stages.0.0.conv1", 7)} <= set(result.mask.removed)
+
+
+def test_clp_without_u_looks_at_the_validation_images(victim):
+    result = run("clp", victim, u=None, alpha=0.2, spc=10)
+    scores = [row["score"] for row in result.rows("prune")[1:]]
+    assert scores == sorted(scores, reverse=True) and min(scores) > 1
+    kept = result.rows("prune")[len(result.mask.positions)]
+    assert kept["val_acc"] > result.history[0]["val_acc"] - 0.2
+
+
+class TwoFilters(nn.Module):
+    """Filter 0 sees the brightness that tells the classes apart, filter 1 is not listened to."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+        self.linear = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.conv.weight.fill_(1 / 3)
+            self.conv.bias.zero_()
+            self.linear.weight.copy_(torch.tensor([[-1.0, 0], [1.0, 0]]))
+            self.linear.bias.copy_(torch.tensor([0.5, -0.5]))
+
+    def forward(self, images):
+        return self.linear(self.conv(images).mean((2, 3)))
+
+
+BRIGHT = Pairs(torch.linspace(0, 1, 8).reshape(8, 1, 1, 1).expand(8, 3, 4, 4), torch.zeros(0, 3, 4, 4),
+               torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
+
+
+def test_anp_moves_the_mask_only_where_the_loss_asks():
+    model = TwoFilters()
+    found, ones = filters(model), torch.ones(2)
+
+    def gradient(eps, balance, seed=0):
+        return anp.mask_gradient(model, found, ones, BRIGHT, eps, balance, torch.Generator().manual_seed(seed))
+
+    assert gradient(0.4, 0.2)[0] != 0 and gradient(0.4, 0.2)[1] == 0, "nobody listens to filter 1"
+    m = ones.clone().requires_grad_()
+    clean = F.cross_entropy(torch.func.functional_call(model, gated(model, found, m, ones), (BRIGHT.clean,)), BRIGHT.labels)
+    torch.testing.assert_close(gradient(1e-9, 0.2), torch.autograd.grad(clean, m)[0]), "no shaking: the clean gradient"
+    shaken, alone = gradient(0.4, 1e-9), gradient(0.4, 1.0)
+    torch.testing.assert_close(gradient(0.4, 0.2), 0.2 * alone + 0.8 * shaken)
+
+
+def test_anp_shakes_towards_a_higher_loss():
+    model, found, seen = TwoFilters(), None, []
+    found = filters(model)
+    original = anp.gated
+    anp.gated = lambda model, found, weight, bias: (seen.append((weight.detach(), bias.detach())), original(model, found, weight, bias))[1]
+    try:
+        anp.mask_gradient(model, found, torch.ones(2), BRIGHT, 0.4, 0.2, torch.Generator().manual_seed(0))
+    finally:
+        anp.gated = original
+
+    def loss(weight, bias):
+        return F.cross_entropy(torch.func.functional_call(model, gated(model, found, weight, bias), (BRIGHT.clean,)), BRIGHT.labels)
+
+    random, (_, ones), worst = seen
+    assert torch.equal(ones, torch.ones(2)) and loss(*worst) > loss(*random)
+    assert all((shift - 1).abs().max() <= 0.4 + 1e-6 for shift in worst)
+
+
+def test_nad_compares_attention_at_the_end_of_each_image_size(victim):
+    images = torch.rand(3, 3, 16, 16)
+    assert nad.attention_places(victim.model, images[:1]) == ["stages"], "one image size, its last module"
+    deep = build("preact_resnet", 4, width=2)
+    places = nad.attention_places(deep, images[:1])
+    maps = nad.attention_maps(deep.eval(), images, places)
+    assert [tuple(one.shape) for one in maps] == [(3, 256), (3, 64), (3, 16)]
+    for one in maps:
+        torch.testing.assert_close(one.norm(dim=1), torch.ones(3))
+    assert nad.attention_distance(maps, maps) == 0
+
+
+def test_nad_brings_attention_to_the_teachers(victim):
+    settings = {"spc": 10, "lr": 0.01, "teacher_epochs": 10, "epochs": 10}
+    work = Work(victim.model, victim.data.defense, None, 10, 0)
+    images, places = work.train.clean, ["stages"]
+    teacher = run("nad", victim, **settings, beta=1e-9).model  # without the attention term the student is its teacher's twin
+    student = build("preact_resnet", 4, width=16, blocks=(1,), seed=5)
+
+    def distance(model):
+        with evaluating(model), evaluating(teacher), torch.no_grad():
+            maps = (nad.attention_maps(network, images, places) for network in (model, teacher))
+            return float(nad.attention_distance(*maps))
+
+    assert distance(run("nad", victim, **settings).model) < distance(victim.model), "the student of the real defence"
+    before, aim = distance(student), nad.attention_maps(teacher.eval(), images, places)
+    fine_tune(student, FilterMask(work.found), work.train, work.validation, lr=0.1, max_epochs=15, progress=False,
+              loss=lambda model, batch: 1000 * nad.attention_distance(nad.attention_maps(model, batch.clean, places), [
+                  aim[0][[int((images == image).flatten(1).all(1).nonzero()[0]) for image in batch.clean]].detach()]))
+    assert distance(student) < before / 2
+
+
+def test_ft_sam_steps_rho_along_the_adaptive_gradient():
+    weights = [torch.tensor([1.0, -2.0]).requires_grad_(), torch.tensor([0.5]).requires_grad_()]
+    sam = ft_sam.SharpnessAware(weights, rho=2.0, lr=0.1)
+    weights[0].grad, weights[1].grad = torch.tensor([3.0, 1.0]), torch.tensor([-4.0])
+    shift = torch.cat(sam.perturbation())
+    size, slope = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([3.0, 1.0, -4.0])
+    torch.testing.assert_close(shift, 2 * size**2 * slope / (size * slope).norm())
+    assert (shift / size).norm().item() == pytest.approx(2.0)
+
+
+def test_ft_sam_takes_the_gradient_at_the_worst_point():
+    weight = torch.tensor([1.0]).requires_grad_()
+    sam = ft_sam.SharpnessAware([weight], rho=0.5, lr=0.1)
+
+    def closure():
+        sam.zero_grad()
+        loss = weight.pow(2).sum()
+        loss.backward()
+        return loss
+
+    assert sam.step(closure).item() == 1.0
+    assert weight.item() == pytest.approx(1.0 - 0.1 * 2 * 1.5), "the slope at 1.5, the step from 1.0"
+
+
+def test_rnp_unlearns_then_recovers(victim):
+    work = Work(victim.model, victim.data.defense, None, 10, 0)
+    generator = torch.Generator().manual_seed(0)
+    before = validate(work.model, work.train)
+    statistics = work.model.bn.running_mean.clone()
+    steps = rnp.unlearn(work.model, work.train, 0.01, 200, 0.25, generator)
+    after = validate(work.model, work.train)
+    assert 0 < steps < 200 and after.acc <= 0.25 < before.acc and after.clean_loss > 2 * before.clean_loss
+    assert torch.equal(work.model.bn.running_mean, statistics)
+    weights = copy.deepcopy(work.model.state_dict())
+    mask = rnp.recover(work.model, work.found, work.train, 0.2, 40, generator, progress=False)
+    assert mask.min() >= 0 and mask.max() <= 1 and (mask < 1).any()
+    assert all(torch.equal(weights[key], tensor) for key, tensor in work.model.state_dict().items())
+    with evaluating(work.model), torch.no_grad():
+        logits = torch.func.functional_call(work.model, gated(work.model, work.found, mask, mask), (work.train.clean,))
+    assert F.cross_entropy(logits, work.train.labels).item() < after.clean_loss
+
+
+def test_the_hypergradient_equals_a_finite_difference():
+    """Inner: 0.5 d'Ad - d'Bw, so d* = A^-1 B w in closed form; outer: a quadratic of both."""
+    generator = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(3, 3, generator=generator, dtype=torch.double) for _ in range(3))
+    a = a @ a.T / 3 + torch.eye(3, dtype=torch.double)
+    w = torch.randn(3, generator=generator, dtype=torch.double).requires_grad_()
+
+    def inner(delta, w):
+        return 0.5 * delta @ a @ delta - delta @ b @ w
+
+    def outer(delta, w):
+        return (c @ delta - w).pow(2).sum() + w.pow(2).sum()
+
+    def best(w):
+        return torch.linalg.solve(a, b @ w)
+
+    delta = best(w).detach().requires_grad_()
+    found = i_bau.hypergradient(outer(delta, w), inner(delta, w), delta, [w], 400, 0.1)[0]
+    for i in range(3):
+        step = torch.zeros(3, dtype=torch.double)
+        step[i] = 1e-5
+        with torch.no_grad():
+            slope = (outer(best(w + step), w + step) - outer(best(w - step), w - step)) / 2e-5
+        assert found[i].item() == pytest.approx(slope.item(), rel=1e-5)
+    direct = torch.autograd.grad(outer(delta, w), w)[0]
+    assert not torch.allclose(direct, found), "the plain gradient would have passed"
+
+
+def test_the_worst_perturbation_stays_within_its_radius():
+    delta = i_bau.worst(lambda d: -(d * torch.tensor([3.0, 4.0])).sum(), torch.zeros(2), 5, 10.0, 2.0)
+    torch.testing.assert_close(delta, torch.tensor([1.2, 1.6]))
+
+
+def test_fine_pruning_removes_the_most_dormant_filters_of_the_last_convolution_first(victim):
+    work = Work(victim.model, victim.data.defense, None, 2, 0)
+    means, positions = fine_pruning.activity(work.model, work.found, work.train.clean)
+    assert [work.found[position].layer for position in positions] == ["stages.0.0.conv2"] * 16
+    kept = []
+    hook = work.model.stages[0][0].conv2.register_forward_hook(lambda _, __, output: kept.append(output.relu().mean((0, 2, 3))))
+    with evaluating(work.model), torch.no_grad():
+        work.model(work.train.clean)
+    hook.remove()
+    torch.testing.assert_close(means[positions], kept[0])
+    result = run("fine_pruning", victim, alpha=0.5)
+    order = sorted(positions, key=lambda position: float(means[position]))
+    assert result.mask.positions == order[:len(result.mask.positions)] and result.mask.positions
+    assert result.rows("tune") and result.pruned is not result.model
+
+
+# --- synthesised triggers ---
+
+
+def test_the_outlier_by_median_absolute_deviation():
+    index, found = outliers([10.0, 11.0, 12.0, 1.0, 9.0])  # median 10, deviations 0 1 2 9 1, their median 1
+    assert index == pytest.approx([0, 1 / 1.4826, 2 / 1.4826, 9 / 1.4826, 1 / 1.4826]) and found == [3]
+    assert outliers([10.0, 11.0, 30.0, 9.0])[1] == [], "a large mask is no shortcut"
+    assert outliers([5.0, 5.0, 5.0]) == ([0, 0, 0], [])
+
+
+@pytest.fixture(scope="module")
+def searches(victim):
+    images = unpaired(victim.data.defense.subset(torch.arange(40))).clean
+    return images, [invert(victim.model, images, target, steps=100, batch_size=16, progress=False) for target in range(4)]
+
+
+def test_inversion_shrinks_a_mask_that_stays_in_range(victim, searches):
+    images, (_, found, *_) = searches
+    for tensor in (found.trigger.mask, found.trigger.pattern):
+        assert tensor.min() >= 0 and tensor.max() <= 1 and not tensor.requires_grad
+    assert found.norm < 0.2 * found.history[0]["norm"] and found.norm == pytest.approx(found.trigger.mask.sum().item())
+    assert found.success >= 0.99
+    stamped = found.trigger(images)
+    assert stamped.shape == images.shape and stamped.min() >= 0 and stamped.max() <= 1
+
+
+def test_the_planted_triggers_class_is_the_outlier(searches):
+    norms = [found.norm for found in searches[1]]
+    assert norms.index(min(norms)) == 1 == outliers(norms)[1][0]
+
+
+def test_neural_cleanse_lowers_asr_without_the_trigger(victim):
+    result = run("neural_cleanse", victim, spc=10, steps=100, batch_size=16, epochs=60, threshold=2.0)
+    assert "suspected target 'north east'" in result.stopped and len(result.rows("invert")) == 4
+    assert victim.evaluate(result.model).asr < 0.6 < victim.evaluate().asr
+
+
+def test_no_outlier_no_change(victim):
+    result = run("neural_cleanse", victim, threshold=1e6)
+    assert "no class" in result.stopped and not result.rows("tune") and "given model" in str(result)
+    assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), victim.model.parameters(), strict=True))
+
+
+def test_bad_searches(victim):
+    with pytest.raises(InputError, match="at least one image"):
+        invert(victim.model, torch.rand(0, 3, 16, 16), 0)
+    with pytest.raises(InputError, match="steps and batch_size must be at least 1"):
+        invert(victim.model, torch.rand(2, 3, 16, 16), 0, steps=0)
+    assert set(inversion.SEARCH) >= {"steps", "cost"}
+
+
+def test_batches_never_end_and_hold_every_image_once_a_pass():
+    pairs = Pairs(torch.arange(5.0).reshape(5, 1, 1, 1), torch.zeros(0, 1, 1, 1), torch.arange(5))
+    stream = endless(pairs, torch.Generator().manual_seed(0), batch_size=3)
+    for _ in range(3):
+        seen = torch.cat([next(stream).labels, next(stream).labels])
+        assert sorted(seen.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_a_mask_that_was_there_before_is_held(victim):
+    given = copy.deepcopy(victim.model)
+    silence(given, filters(given, torch.rand(1, 3, 16, 16)), [4])
+    for name in ("ft", "i_bau", "nad"):
+        assert (run(name, victim, given).model.conv1.weight[4] == 0).all()
+        assert isinstance(run(name, victim, given).mask, FilterMask)
