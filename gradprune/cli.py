@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
@@ -237,7 +236,8 @@ def _stages(told: dict[str, Any]) -> Table:
 def _table(title: str, rows: dict[str, dict[str, float]]) -> Table:
     """Rows of ACC, ASR and RA; arrows tell which direction is good for the defender."""
     up, down = ("\u2191", "\u2193") if Console().encoding.lower().startswith("utf") else ("(+)", "(-)")
-    table = Table(escape(title))
+    table = Table()
+    table.add_column(Text(title), overflow="fold")  # long names are cut into lines: an ellipsis is not ASCII
     for figure in (f"ACC {up}", f"ASR {down}", f"RA {up}"):
         table.add_column(figure, justify="right")
     for name, row in rows.items():

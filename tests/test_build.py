@@ -39,7 +39,8 @@ PANEL = {
 def test_a_page_shows_panels_at_rest_and_links_to_pages():
     views = [cell(**{VIEW: {"model_id": name}, "text/plain": "VBox()"}) for name in ("box", "bar", "radio")]
     text = "# 03 · Title <&\n[a](02_a.ipynb) [g](GLOSSARY.md#asr) [lost](99_x.ipynb) [web](https://x.org/a.md)"
-    page = build.to_html(notebook(new_markdown_cell(text), *views, models=PANEL), "03", {"02_a": ".ipynb", "GLOSSARY": ".md"})
+    folded = new_code_cell("only_for_the_machine()", metadata={"jupyter": {"source_hidden": True}})
+    page = build.to_html(notebook(new_markdown_cell(text), folded, *views, models=PANEL), "03", {"02_a": ".ipynb", "GLOSSARY": ".md"})
     assert 'href="02_a.html"' in page
     assert 'href="GLOSSARY.html#asr"' in page
     assert 'href="99_x.ipynb"' in page
@@ -48,6 +49,7 @@ def test_a_page_shows_panels_at_rest_and_links_to_pages():
     assert "Round 3" in page
     assert "it &lt;stays&gt; / it goes" in page
     assert "VBox()" not in page
+    assert "only_for_the_machine" not in page
     assert "require.min.js" not in page
 
 

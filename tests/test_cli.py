@@ -589,3 +589,5 @@ def test_the_program_prints_where_only_ascii_goes(store):
     assert done.returncode == 0
     assert "ASR (-)" in done.stdout
     assert "measured now" in done.stdout
+    narrow = program("evaluate", str(store / "victim"), PYTHONIOENCODING="ascii", PYTHONUTF8="0", COLUMNS="60")
+    assert narrow.returncode == 0, narrow.stderr

@@ -373,7 +373,7 @@ def test_captions_name_the_mode():
     code = ("from IPython.core.interactiveshell import InteractiveShell; shell = InteractiveShell.instance()\n"
             "from gradprune.lessons import begin; begin('02')\n"
             "from matplotlib.figure import Figure; from gradprune.views import Picture\n"
-            "print(shell.display_formatter.format(Picture(Figure(), 'It fell.'))[0]['text/html'][-120:])")
+            "print(shell.display_formatter.format(Picture(Figure(), 'It fell.'))[0]['text/html'][-240:])")
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert 'Made in mode "quick"' in told
     assert "It fell." in told

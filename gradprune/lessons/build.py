@@ -121,6 +121,7 @@ def _faults(notebook: NotebookNode) -> Iterator[str]:
 def to_html(notebook: NotebookNode, name: str, names: dict[str, str]) -> str:
     """The page of an executed notebook. names: stem -> suffix of the files that links may lead to."""
     models = _models(notebook)
+    notebook.cells = [cell for cell in notebook.cells if not _for_the_machine_alone(cell)]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _relink(cell.source, names)
@@ -135,6 +136,11 @@ def to_html(notebook: NotebookNode, name: str, names: dict[str, str]) -> str:
     notebook.metadata["title"] = heading[1] if heading else name
     page, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
     return re.sub(r'<script src="[^"]*require[^"]*"></script>', "", page)  # serves panels alone, from the network
+
+
+def _for_the_machine_alone(cell: NotebookNode) -> bool:
+    """A code cell that is folded in the notebook and shows nothing."""
+    return bool(cell.cell_type == "code" and cell.metadata.get("jupyter", {}).get("source_hidden") and not cell.outputs)
 
 
 def _models(notebook: NotebookNode) -> dict[str, Any]:
