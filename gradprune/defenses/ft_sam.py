@@ -55,7 +55,7 @@ def ft_sam(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     """Fine-tune a copy of `model` with sharpness-aware steps and keep the last epoch; `trigger` is not used.
 
     clean: the defender's images, of which `spc` per class are drawn. rho: the radius of the perturbation, in units of
-    the weights (2 for CIFAR-10, as published); lr, epochs: as for `ft`.
+    the weights (2 for CIFAR-10, the value usually cited); lr, epochs: as for `ft`.
     Raises InputError for bad arguments, too few images, or a loss that is not finite.
     """
     positive(rho=rho)
