@@ -20,6 +20,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_core.py --train
+	$(BIN)/python tests/benchmarks/bench_widgets.py
 
 notebooks: $(STAMP)
 	$(BIN)/python -m gradprune.lessons.build
