@@ -51,8 +51,8 @@ def round_ratio(victim, spc, repeats=7):
 
 
 def import_seconds(repeats=5):
-    """Median seconds of `import torch`, and of `import gradprune` on top of it."""
-    code = ("import time; a = time.perf_counter(); import torch; b = time.perf_counter(); import gradprune; "
+    """Median seconds of `import torch`, and of `import gradprune` with every public name on top of it."""
+    code = ("import time; a = time.perf_counter(); import torch; b = time.perf_counter(); from gradprune import *; "
             "c = time.perf_counter(); print(b - a, c - b)")
     pairs = [tuple(map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                                              check=True).stdout.split())) for _ in range(repeats)]
