@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from gradprune.datasets import ImageSet, load
     from gradprune.defenses import DefenseResult, grad_prune
     from gradprune.errors import InputError
-    from gradprune.evaluation import Metrics, der, evaluate
+    from gradprune.evaluation import Metrics, Victim, der, evaluate, load_victim
     from gradprune.models import build
     from gradprune.pruning import FilterMask, filter_scores
     from gradprune.pruning.filters import filters
-    from gradprune.zoo import Victim, attack, load_victim
+    from gradprune.zoo import attack
 
 # Loaded when first used: torch takes seconds, `gradprune --help` needs none of it, and `gradprune doctor` must run
 # where torch is broken.
 _HOMES = {"attacks": "fit make_trigger poison", "datasets": "ImageSet load", "defenses": "DefenseResult grad_prune",
-          "errors": "InputError", "evaluation": "Metrics der evaluate", "models": "build",
-          "pruning": "FilterMask filter_scores", "pruning.filters": "filters", "zoo": "Victim attack load_victim"}
+          "errors": "InputError", "evaluation": "Metrics Victim der evaluate load_victim", "models": "build",
+          "pruning": "FilterMask filter_scores", "pruning.filters": "filters", "zoo": "attack"}
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = ["DefenseResult", "FilterMask", "ImageSet", "InputError", "Metrics", "Victim", "attack", "build", "der",

@@ -154,7 +154,7 @@ def evaluate(checkpoint: Checkpoint, as_json: Json = False) -> None:
 
     The figures on its card stand beside those measured now. Seconds on a laptop.
     """
-    from gradprune.zoo import load_victim
+    from gradprune.evaluation import load_victim
     victim = load_victim(checkpoint)
     measured = {name: round(value, 4) for name, value in victim.evaluate()._asdict().items()}
     card = victim.card.get("metrics")

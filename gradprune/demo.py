@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gradprune.defenses import DefenseResult, grad_prune
-from gradprune.evaluation import Metrics, der, verdict
+from gradprune.evaluation import Metrics, Victim, der, load_victim, verdict
 from gradprune.models.checkpoints import save_checkpoint
 from gradprune.paths import output_folder
-from gradprune.zoo import Victim, attack, load_victim
+from gradprune.zoo import attack
 
 
 def run_demo(train: bool = False, spc: int = 10, seed: int = 0, out: str | Path = "out/demo",

@@ -190,9 +190,10 @@ def gpu() -> Check:
 def checkpoints() -> Check:
     """The shipped models are there and intact."""
     from gradprune.errors import InputError
+    from gradprune.evaluation.victim import names
     from gradprune.models.checkpoints import load_checkpoint
     from gradprune.paths import data_folder
-    from gradprune.zoo import SHIPPED, names
+    from gradprune.zoo import SHIPPED
 
     wrong = [f"{name} is missing." for name in SHIPPED if name not in names()]
     for name in names():

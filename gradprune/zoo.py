@@ -1,22 +1,21 @@
 """The zoo: attacked models with their trigger and data, shipped in data/checkpoints/ or built again from seed."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gradprune import __version__
-from gradprune.attacks import Trigger, make_trigger, plant
+from gradprune.attacks import make_trigger, plant
 from gradprune.attacks.planting import RATES
 from gradprune.attacks.training import RECIPE
-from gradprune.datasets import Dataset, load
-from gradprune.errors import require, unknown
-from gradprune.evaluation import Metrics, evaluate
+from gradprune.datasets import load
+from gradprune.errors import unknown
+from gradprune.evaluation import Victim, evaluate
+from gradprune.evaluation.victim import names
 from gradprune.models import build, predict
-from gradprune.models.checkpoints import Card, load_checkpoint, load_learned, read_card, save_checkpoint
+from gradprune.models.checkpoints import Card, read_card, save_checkpoint
 from gradprune.paths import data_folder
 
 DEFAULT_MODEL: dict[str, Any] = {"name": "preact_resnet", "width": 16, "blocks": [1, 1, 1]}
@@ -27,32 +26,6 @@ SHIPPED: dict[str, dict[str, Any]] = {
     "blended": {"trigger": "blended"},
     "sig": {"trigger": "sig"},
 }
-
-
-@dataclass
-class Victim:
-    """A model that somebody attacked, and all that an experiment needs beside it.
-
-    model: in eval mode. trigger, target: the attack. data: its train, defense and test images. card: how it was made.
-    seconds: wall time of the training, where it was just trained.
-    """
-
-    model: nn.Module
-    trigger: Trigger
-    target: int
-    data: Dataset
-    card: Card
-    seconds: float | None = None
-
-    @property
-    def target_name(self) -> str:
-        """The name of the target class."""
-        return self.data.test.classes[self.target]
-
-    def evaluate(self, model: nn.Module | None = None) -> Metrics:
-        """ACC, ASR and RA on the test set, of this model or of another one under the same attack."""
-        label_map = self.card.get("attack", {}).get("label_map", "all_to_one")
-        return evaluate(model or self.model, self.data.test, self.trigger, self.target, label_map=label_map)
 
 
 def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = None, target: int = TARGET,
@@ -96,43 +69,6 @@ def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = 
 def _unusual(label_map: str, decoys: int) -> dict[str, Any]:
     """What a card says of an attack only where it is not plain all-to-one poisoning."""
     return ({} if label_map == "all_to_one" else {"label_map": label_map}) | ({"decoys": decoys} if decoys else {})
-
-
-def load_victim(checkpoint: str | Path) -> Victim:
-    """Load a victim by zoo name ("badnets") or by path; its data set is loaded too.
-
-    Raises InputError for an unknown name (with the nearest), or a missing, damaged or incomplete checkpoint.
-    """
-    path = checkpoint_path(checkpoint)
-    model, card = load_checkpoint(path)
-    made = card.get("attack"), card.get("data")
-    require(all(isinstance(part, dict) for part in made) and isinstance(card["attack"].get("trigger"), str)
-            and isinstance(card["attack"].get("target"), int) and isinstance(card["data"].get("name"), str)
-            and isinstance(card["attack"].get("settings", {}), dict),
-            f"the card of {path} does not say which attack and data made the model.")
-    trigger = make_trigger(card["attack"]["trigger"], **card["attack"].get("settings", {}))
-    load_learned(path, trigger)
-    data = load(card["data"]["name"])
-    data.test.check_target(card["attack"]["target"])
-    require(len(data.test.classes) == card["model"]["num_classes"],
-            f"the model of {path} has {card['model']['num_classes']} classes, its data {len(data.test.classes)}.")
-    return Victim(model, trigger, card["attack"]["target"], data, card)
-
-
-def checkpoint_path(checkpoint: str | Path) -> Path:
-    """The path of a checkpoint given by zoo name or by path; raises InputError for a name that nobody knows."""
-    shipped = data_folder() / "checkpoints" / str(checkpoint)
-    if shipped.with_name(shipped.name + ".json").is_file():
-        return shipped
-    path = Path(checkpoint)
-    if path.parent == Path() and not path.suffix and not path.with_name(path.name + ".json").is_file():
-        raise unknown("checkpoint", checkpoint, names())
-    return path
-
-
-def names() -> list[str]:
-    """The names of the shipped checkpoints."""
-    return sorted(path.stem for path in (data_folder() / "checkpoints").glob("*.json"))
 
 
 def cards() -> dict[str, Card]:

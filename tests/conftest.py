@@ -8,8 +8,8 @@ import torch
 
 from gradprune.attacks import fit, make_trigger, poison
 from gradprune.datasets import Dataset, ImageSet
+from gradprune.evaluation import Victim
 from gradprune.models import build
-from gradprune.zoo import Victim
 
 # One thread a process: on a busy machine two threads that wait for each other make small models 20 x as slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start

@@ -19,6 +19,7 @@ from gradprune.attacks.trojannn import last_linear, neurons
 from gradprune.attacks.wanet import bend
 from gradprune.errors import InputError
 from gradprune.evaluation import evaluate
+from gradprune.evaluation import victim as victims
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_learned, save_checkpoint
 from gradprune.pruning.unlearning import pair_up
@@ -48,6 +49,7 @@ def hasty(monkeypatch):
 @pytest.fixture
 def toy_zoo(data, monkeypatch):
     monkeypatch.setattr(zoo, "load", lambda _: data)
+    monkeypatch.setattr(victims, "load", lambda _: data)
     monkeypatch.setattr(zoo, "DEFAULT_MODEL", SMALL)
 
 
@@ -357,7 +359,7 @@ def test_attack_by_name_survives_its_checkpoint(name, toy_zoo, data, tmp_path, h
     assert attack["rate"] == (0.5 if name == "label_consistent" else 0.1)
     assert attack["poisoned_images"] == (50 if name == "label_consistent" else 40)
     save_checkpoint(tmp_path / "victim", victim.model, victim.card, victim.trigger)
-    loaded = zoo.load_victim(tmp_path / "victim")
+    loaded = victims.load_victim(tmp_path / "victim")
     images = data.test.floats()[:8]
     assert type(loaded.trigger) is TRIGGERS[name] and loaded.trigger.settings == victim.trigger.settings
     assert torch.equal(loaded.trigger(images), victim.trigger(images))
@@ -514,7 +516,7 @@ def test_a_card_that_promises_what_the_file_lacks(toy_zoo, tmp_path):
     told["attack"] |= {"trigger": "trojannn", "settings": {}}
     card.write_text(json.dumps(told))
     with pytest.raises(InputError, match="do not fit the trigger"):
-        zoo.load_victim(tmp_path / "victim")
+        victims.load_victim(tmp_path / "victim")
 
 
 def test_grey_images_are_attacked_too(hasty):

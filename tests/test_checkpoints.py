@@ -7,6 +7,7 @@ import torch
 
 from gradprune import zoo
 from gradprune.errors import InputError
+from gradprune.evaluation import victim as victims
 from gradprune.models import build
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 
@@ -80,16 +81,16 @@ def test_weights_of_another_shape_do_not_pass(saved):
 
 
 def test_shipped_checkpoints_are_small_and_complete():
-    assert set(zoo.SHIPPED) <= set(zoo.names())
-    for name in zoo.names():
-        path = zoo.checkpoint_path(name)
+    assert set(zoo.SHIPPED) <= set(victims.names())
+    for name in victims.names():
+        path = victims.checkpoint_path(name)
         assert path.with_name(path.name + ".safetensors").stat().st_size <= 3_000_000
 
 
 @pytest.mark.parametrize("name", sorted(zoo.SHIPPED))
 def test_cards_say_what_the_model_does(name):
     """Measured again on the whole test set; platforms differ by a few images."""
-    victim = zoo.load_victim(name)
+    victim = victims.load_victim(name)
     measured = victim.evaluate()
     for metric, value in victim.card["metrics"].items():
         assert getattr(measured, metric) == pytest.approx(value, abs=0.005), metric
@@ -102,16 +103,17 @@ def test_cards_say_what_the_model_does(name):
 
 def test_names_that_nobody_knows():
     with pytest.raises(InputError, match="Unknown checkpoint 'badnet'; did you mean badnets"):
-        zoo.load_victim("badnet")
+        victims.load_victim("badnet")
     with pytest.raises(InputError, match="there is no checkpoint card at"):
-        zoo.load_victim("nowhere/model.safetensors")
+        victims.load_victim("nowhere/model.safetensors")
 
 
 def test_build_saves_each_victim_with_its_card(tmp_path, monkeypatch, data):
     monkeypatch.setattr(zoo, "load", lambda _: data)
+    monkeypatch.setattr(victims, "load", lambda _: data)
     monkeypatch.setattr(zoo, "SHIPPED", {"one": {"trigger": "badnets", "target": 1, "epochs": 2}})
     [(name, victim)] = zoo.build_zoo(out=tmp_path, progress=False)
     card = read_card(tmp_path / name)
     assert card["attack"]["trigger"] == "badnets" and card["metrics"].keys() == {"acc", "asr", "ra"}
-    loaded = zoo.load_victim(tmp_path / name)
+    loaded = victims.load_victim(tmp_path / name)
     assert loaded.evaluate() == victim.evaluate()

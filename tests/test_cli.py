@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import gradprune as gp
 from gradprune import demo as demo_module
-from gradprune import paths, zoo
+from gradprune import evaluation, paths, zoo
 from gradprune.attacks import training as training_module
 from gradprune.cli import app
 from gradprune.demo import attack_and_save, results_in, sentence
@@ -231,7 +231,7 @@ def test_zoo_list(shipped):
 
 
 def tiny_attack(store):
-    return lambda *, progress, **settings: zoo.load_victim(store / "victim")
+    return lambda *, progress, **settings: evaluation.load_victim(store / "victim")
 
 
 def test_zoo_build(store, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gradprune.errors import InputError
+from gradprune.evaluation import Victim
 from gradprune.lessons import (
     CheckFailed,
     begin,
@@ -28,7 +29,6 @@ from gradprune.lessons.judging import close
 from gradprune.pruning import SCORES, Pairs, filter_scores, pair_up
 from gradprune.pruning.filters import filters
 from gradprune.views import lesson_plots
-from gradprune.zoo import Victim
 
 
 @pytest.fixture(autouse=True)

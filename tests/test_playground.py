@@ -3,11 +3,11 @@
 import pytest
 
 from gradprune.errors import InputError
+from gradprune.evaluation import Victim
 from gradprune.views import playground as module
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import ERROR_CLASS
 from gradprune.views.playground import Playground
-from gradprune.zoo import Victim
 
 CARD = {"attack": {"trigger": "badnets", "rate": 0.1, "poisoned_images": 60}, "metrics": {"acc": 0.99, "asr": 0.98}}
 

@@ -23,7 +23,7 @@ from gradprune.attacks import make_trigger
 from gradprune.datasets import ImageSet
 from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import InputError
-from gradprune.evaluation import Metrics, der, replay
+from gradprune.evaluation import Metrics, Victim, der, replay
 from gradprune.models import build, predict
 from gradprune.pruning import FilterMask, filter_scores, pair_up
 from gradprune.pruning.filters import filters
@@ -38,7 +38,6 @@ from gradprune.views import (
     write_report,
 )
 from gradprune.views.picture import change, count
-from gradprune.zoo import Victim
 
 HOSTILE = ("<script>alert(1)</script>", 'a" onerror="x', "$\\frac{1}{0$ & co", "line\nbreak \x07" + "long " * 30)
 STAGES = {"before": Metrics(0.995, 0.98, 0.012), "pruned": Metrics(0.971, 0.104, 0.8), "tuned": Metrics(0.98, 0.02, 0.96)}

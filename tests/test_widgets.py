@@ -21,7 +21,7 @@ from gradprune.attacks import make_trigger
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import InputError
-from gradprune.evaluation import evaluate, replay
+from gradprune.evaluation import Victim, evaluate, replay
 from gradprune.models import build, predict
 from gradprune.pruning import pair_up, paper, silence, unlearning_loss, validate
 from gradprune.pruning.filters import filters
@@ -29,7 +29,6 @@ from gradprune.views import BeatGradPrune, FilterExplorer, PruningPlayer, Trigge
 from gradprune.views.filter_choice import heat_map
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import ERROR_CLASS, blank, place
-from gradprune.zoo import Victim
 
 PANELS = [TriggerStudio, FilterExplorer, PruningPlayer, BeatGradPrune]
 

@@ -22,11 +22,12 @@ from gradprune.attacks import Trigger, fit, make_trigger, poison
 from gradprune.datasets import ImageSet, load
 from gradprune.errors import InputError
 from gradprune.evaluation import evaluate
+from gradprune.evaluation.victim import checkpoint_path
 from gradprune.lessons.session import mode
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint
 from gradprune.paths import data_folder, write_atomic
-from gradprune.zoo import DEFAULT_MODEL, TARGET, checkpoint_path
+from gradprune.zoo import DEFAULT_MODEL, TARGET
 
 SHORT: dict[str, Any] = {"epochs": 6, "batch_size": 16, "max_lr": 0.05, "shift": 1}  # starts from the honest model
 SHORT_IMAGES = 2000  # how many images the short training sees

@@ -8,9 +8,10 @@ from typing import Any
 from gradprune.datasets import Dataset, draw_defense_images, load
 from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import unknown
+from gradprune.evaluation import Victim, load_victim
 from gradprune.lessons.session import mode
 from gradprune.pruning import Pairs, pair_up
-from gradprune.zoo import SHIPPED, Victim, attack, load_victim
+from gradprune.zoo import SHIPPED, attack
 
 POINTS: dict[str, Callable[[], Any]] = {}
 SPC = 10  # clean images per class that the defender of the lessons has

@@ -7,7 +7,7 @@ import ipywidgets as widgets
 
 from gradprune.datasets import draw_defense_images
 from gradprune.errors import require
-from gradprune.evaluation import Metrics, der
+from gradprune.evaluation import Metrics, Victim, der
 from gradprune.pruning import FilterMask, Validation, filter_scores, pair_up, silence, validate
 from gradprune.pruning.filters import filters
 from gradprune.views import style
@@ -17,7 +17,6 @@ from gradprune.views.game_parts import draw_progress, draw_test
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, place, table_html
 from gradprune.views.picture import Picture, change, count
-from gradprune.zoo import Victim
 
 _OVER = "this game is finished; press Reset for another."
 _COLUMNS = ["game", "attack", "filters", "test set unseen", "DER: you", "DER: Grad-Prune", "winner"]

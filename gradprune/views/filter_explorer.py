@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from gradprune.datasets import draw_defense_images
+from gradprune.evaluation import Victim
 from gradprune.models import evaluating
 from gradprune.pruning import SCORES, filter_scores, pair_up, silence, unlearning_loss
 from gradprune.pruning.filters import filters, own_tensors
@@ -20,7 +21,6 @@ from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, place
 from gradprune.views.picture import Picture
 from gradprune.views.style import CLEAN, TRIGGERED
-from gradprune.zoo import Victim
 
 
 class Setting(NamedTuple):

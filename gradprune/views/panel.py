@@ -13,10 +13,10 @@ from typing import Any
 import ipywidgets as widgets
 
 from gradprune.errors import require
+from gradprune.evaluation import Victim
 from gradprune.views.controls import HALF, WIDE, Button, nothing
 from gradprune.views.panel_parts import error_html, image_html
 from gradprune.views.picture import Picture
-from gradprune.zoo import Victim
 
 
 class Panel(widgets.VBox):

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
 
+from gradprune.evaluation import Victim, load_victim
+from gradprune.evaluation.victim import names
 from gradprune.views.controls import choice
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import error_html, image_html
 from gradprune.views.plots import examples
-from gradprune.zoo import Victim, load_victim, names
 
 
 class Playground(widgets.VBox):

@@ -12,7 +12,7 @@ from torch import Tensor
 from gradprune.datasets import ImageSet
 from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import require
-from gradprune.evaluation import replay
+from gradprune.evaluation import Victim, replay
 from gradprune.models import predict
 from gradprune.pruning import silence
 from gradprune.pruning.filters import filters
@@ -22,7 +22,6 @@ from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, judge, place, show_image
 from gradprune.views.picture import Picture, count
 from gradprune.views.style import METRICS, plain
-from gradprune.zoo import Victim
 
 _SHOWN = 6  # example images: the first test image of as many classes, the target left out
 _GIVEN = {"stage": "prune", "round": 0, "layer": None, "index": None}  # a run before its first round

@@ -10,14 +10,13 @@ from gradprune import __version__
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import DefenseResult
 from gradprune.errors import require
-from gradprune.evaluation import Metrics, der, replay, verdict
+from gradprune.evaluation import Metrics, Victim, der, replay, verdict
 from gradprune.paths import output_folder, write_atomic
 from gradprune.pruning import filter_scores, pair_up
 from gradprune.views.page import CSS, SHELL, table
 from gradprune.views.picture import Picture, count
 from gradprune.views.plots import before_after, examples, loss_curves, pruning_trajectory, score_heatmap
 from gradprune.views.style import METRICS
-from gradprune.zoo import Victim
 
 _REPLAYED = 6000  # images that the replay looks at, in all rounds together: about 3 seconds on one core
 _LISTED = 60      # removed filters that are listed one by one

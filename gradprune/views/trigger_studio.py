@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gradprune.attacks import TRIGGERS, make_trigger
 from gradprune.datasets import ImageSet
-from gradprune.evaluation import Metrics, evaluate
+from gradprune.evaluation import Metrics, Victim, evaluate
 from gradprune.models import predict
 from gradprune.views import style
 from gradprune.views.controls import WIDE, choice, number, slider
@@ -16,7 +16,6 @@ from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import answer_bars, blank, judge, place, show_image, table_html
 from gradprune.views.picture import Picture
 from gradprune.views.style import CLEAN, TRIGGERED, plain
-from gradprune.zoo import Victim
 
 _KNOBS = {"badnets": ("size", "Size", "{} pixels wide", 1, 12), "blended": ("seed", "Pattern", "pattern {}", 0, 9),
           "sig": ("frequency", "Waves", "{} waves", 1, 16)}  # kind -> setting, control, in words, lowest, highest
