@@ -1,7 +1,11 @@
-"""Measuring: ACC, ASR, RA and DER, and the replay of a pruning run."""
+"""Measuring: ACC, ASR, RA and DER, the replay of a pruning run, and the bench that compares defences."""
 
-from gradprune.evaluation.metrics import Metrics, der, evaluate, verdict
+from gradprune.evaluation.grid import Cell, Grid
+from gradprune.evaluation.metrics import Exam, Metrics, der, evaluate, exam, measure, verdict
 from gradprune.evaluation.replay import replay
+from gradprune.evaluation.runner import run
+from gradprune.evaluation.store import read_results
 from gradprune.evaluation.victim import Victim, load_victim
 
-__all__ = ["Metrics", "Victim", "der", "evaluate", "load_victim", "replay", "verdict"]
+__all__ = ["Cell", "Exam", "Grid", "Metrics", "Victim", "der", "evaluate", "exam", "load_victim", "measure",
+           "read_results", "replay", "run", "verdict"]

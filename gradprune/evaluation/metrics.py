@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from gradprune.attacks.poisoning import attack_labels
 from gradprune.datasets import ImageSet
@@ -26,6 +26,38 @@ class Metrics(NamedTuple):
         return f"ACC {self.acc:.1%}  ASR {self.asr:.1%}  RA {self.ra:.1%}"
 
 
+class Exam(NamedTuple):
+    """A test set made ready to measure many models: images with and without the trigger, and what counts.
+
+    images, labels: all clean images, float (N, C, H, W), and their classes, int64 (N,). triggered, true, wanted: the
+    images that ASR and RA are counted on, their true class and the attacker's label for them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    triggered: Tensor
+    true: Tensor
+    wanted: Tensor
+
+
+def exam(test: ImageSet, trigger: nn.Module, target: int | None, label_map: str = "all_to_one") -> Exam:
+    """Put the trigger on the test images that count; arguments and errors as in `evaluate`."""
+    require(len(test) > 0, "the test set is empty.")
+    wanted = attack_labels(test, target, label_map)
+    counted = wanted != test.labels
+    others = test.subset(counted)
+    require(len(others) > 0, f"every test image is of the target class {target}: ASR and RA are undefined.")
+    return Exam(test.floats(), test.labels.cpu(), others.triggered(trigger), others.labels.cpu(), wanted[counted].cpu())
+
+
+def measure(model: nn.Module, questions: Exam, batch_size: int = 250) -> Metrics:
+    """ACC, ASR and RA of a model on an exam."""
+    acc = (predict(model, questions.images, batch_size).argmax(1).cpu() == questions.labels).double().mean()
+    answers = predict(model, questions.triggered, batch_size).argmax(1).cpu()
+    asr, ra = ((answers == label).double().mean() for label in (questions.wanted, questions.true))
+    return Metrics(acc.item(), asr.item(), ra.item())
+
+
 def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int | None, batch_size: int = 250,
              label_map: str = "all_to_one") -> Metrics:
     """ACC, ASR and RA of a model on a test set under a trigger, in one call.
@@ -35,16 +67,7 @@ def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int |
     Raises InputError for an empty set, a target or map out of range, a set that holds the target class alone, or a
     trigger that changes the images' shape or range.
     """
-    require(len(test) > 0, "the test set is empty.")
-    wanted = attack_labels(test, target, label_map)
-    counted = wanted != test.labels
-    others, wanted = test.subset(counted), wanted[counted].cpu()
-    require(len(others) > 0, f"every test image is of the target class {target}: ASR and RA are undefined.")
-    acc = (predict(model, test.floats(), batch_size).argmax(1).cpu() == test.labels.cpu()).sum().item() / len(test)
-    answers = predict(model, others.triggered(trigger), batch_size).argmax(1).cpu()
-    asr = (answers == wanted).sum().item() / len(others)
-    ra = (answers == others.labels.cpu()).sum().item() / len(others)
-    return Metrics(acc, asr, ra)
+    return measure(model, exam(test, trigger, target, label_map), batch_size)
 
 
 def der(before: Metrics, after: Metrics) -> float:
@@ -53,8 +76,6 @@ def der(before: Metrics, after: Metrics) -> float:
     Source: Zhu et al., 2023 (FT-SAM, arXiv:2304.11823).
     """
     return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2
-
-
 
 
 def verdict(before: Metrics, after: Metrics) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 from gradprune.attacks import Trigger, make_trigger
 from gradprune.datasets import Dataset, load
 from gradprune.errors import require, unknown
-from gradprune.evaluation.metrics import Metrics, evaluate
+from gradprune.evaluation.metrics import Exam, Metrics, exam, measure
 from gradprune.models.checkpoints import Card, load_checkpoint, load_learned
 from gradprune.paths import data_folder
 
@@ -35,8 +35,12 @@ class Victim:
 
     def evaluate(self, model: nn.Module | None = None) -> Metrics:
         """ACC, ASR and RA on the test set, of this model or of another one under the same attack."""
+        return measure(model or self.model, self.exam())
+
+    def exam(self) -> Exam:
+        """The test set with this attack's trigger, to measure many models with `evaluation.measure`."""
         label_map = self.card.get("attack", {}).get("label_map", "all_to_one")
-        return evaluate(model or self.model, self.data.test, self.trigger, self.target, label_map=label_map)
+        return exam(self.data.test, self.trigger, self.target, label_map)
 
 
 def load_victim(checkpoint: str | Path) -> Victim:

@@ -1,0 +1,190 @@
+"""The folder of a bench: cells.csv, to which rows are added one by one, and bench.json, which says what made them.
+
+A row ends with a checksum of itself, so a torn or damaged one is noticed, dropped, and its cell is run again.
+"""
+
+import csv
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+
+from gradprune import __version__
+from gradprune.errors import InputError, require
+from gradprune.evaluation.cells import COLUMNS, Row
+from gradprune.evaluation.grid import Cell
+from gradprune.paths import output_folder, write_atomic
+
+FORMAT = 1
+_HEAD = ",".join([*COLUMNS, "check"])
+
+
+class Store:
+    """A bench folder, held by one run at a time; use it with `with`.
+
+    folder: made if it is not there. digests: SHA-256 of the victims' weights, by attack.
+    Raises InputError, and touches nothing, where another run holds the folder or another version made it.
+    """
+
+    def __init__(self, folder: str | Path, digests: Mapping[str, str]) -> None:
+        self.folder, self.digests = Path(folder), dict(digests)
+        self.table, self.facts = self.folder / "cells.csv", self.folder / "bench.json"
+        self.rows: dict[Cell, Row] = {}
+        self.damaged = 0
+        self._lock = FileLock(self.folder / ".lock", timeout=0)
+
+    def __enter__(self) -> "Store":
+        if self.facts.exists() or self.table.exists():
+            self._compare(read_facts(self.folder))
+        output_folder(self.folder)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise InputError(f"another run is working in {self.folder}; wait for it, or choose another folder."
+                             ) from None
+        try:
+            self.rows, self.damaged = _read(self.table)
+            known = read_facts(self.folder)["checkpoints"] if self.facts.exists() else {}
+            made = {"format": FORMAT, **_versions(), "checkpoints": known | self.digests}
+            write_atomic(self.facts, lambda temporary: temporary.write_text(json.dumps(made, indent=2) + "\n", "utf-8"))
+            if not self.table.exists():
+                self._append(_HEAD)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._lock.release()
+
+    def done(self, cell: Cell) -> bool:
+        """Whether the cell has a good row; one that failed is to be run again."""
+        return cell in self.rows and not self.rows[cell]["error"]
+
+    def add(self, row: Row) -> None:
+        """Write a row to the disk before the next one begins. Raises InputError where that fails (disk full)."""
+        self._append(_line(row))
+        self.rows[_cell(row)] = row
+
+    def tidy(self, order: Iterable[Cell]) -> None:
+        """Rewrite the file in this order, other cells first: damaged and outdated rows go."""
+        ordered = dict.fromkeys(order)
+        lines = [_HEAD, *(_line(self.rows[cell]) for cell in [*(cell for cell in self.rows if cell not in ordered),
+                                                              *(cell for cell in ordered if cell in self.rows)])]
+        write_atomic(self.table, lambda temporary: temporary.write_text("\n".join(lines) + "\n", "utf-8"))
+
+    def _append(self, line: str) -> None:
+        """Add a line, whole or not at all; what a crash left of an unfinished one before it is closed off."""
+        try:
+            with open(self.table, "ab+") as file:
+                end = file.seek(0, os.SEEK_END)
+                torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n" if hasattr(os, "pread") else False
+                try:
+                    file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.truncate(self.table, end)
+                    raise
+        except OSError as error:
+            raise InputError(f"Cannot write to {self.table}: {error.strerror or error}. The {len(self.rows)} cells in "
+                             "it are safe; the same command goes on from there.") from None
+
+    def _compare(self, facts: dict) -> None:
+        """Refuse a folder whose rows were made by other versions or from other checkpoints."""
+        now = {"format": FORMAT, **_versions()}
+        differs = [f"{name} {facts.get(name)} there, {value} here" for name, value in now.items()
+                   if facts.get(name) != value]
+        differs += [f"the weights of {name!r}" for name, digest in self.digests.items()
+                    if facts["checkpoints"].get(name, digest) != digest]
+        require(not differs, f"the results in {self.folder} were made by another version ({'; '.join(differs)}); "
+                             "nothing was changed. Choose another folder.")
+
+
+def read_results(folder: str | Path) -> pd.DataFrame:
+    """The rows of a bench folder as a table, columns as in `cells.COLUMNS`; damaged rows are left out.
+
+    Raises InputError where there is no bench, or none of this format.
+    """
+    facts = read_facts(Path(folder))
+    require(facts.get("format") == FORMAT, f"{folder} holds a bench of format {facts.get('format')}; this version of "
+                                           f"gradprune reads format {FORMAT}.")
+    return to_table(_read(Path(folder) / "cells.csv")[0].values())
+
+
+def read_facts(folder: Path) -> dict:
+    """What made the rows of a bench folder: format, versions, checkpoints. Raises InputError where it cannot tell."""
+    try:
+        facts = json.loads((folder / "bench.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no bench: there is no bench.json.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'bench.json'} cannot be read: {error}.") from None
+    require(isinstance(facts, dict) and isinstance(facts.get("checkpoints"), dict),
+            f"{folder / 'bench.json'} does not say what made the results.")
+    return facts
+
+
+def to_table(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows as a table; empty numbers become NaN."""
+    table = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    return table.astype({name: kind for name, kind in COLUMNS.items() if kind is not str})
+
+
+def _versions() -> dict[str, str]:
+    return {"gradprune": __version__, "torch": torch.__version__.split("+")[0]}
+
+
+def _cell(row: Row) -> Cell:
+    return Cell(row["attack"], row["defense"], row["spc"], row["seed"])
+
+
+def _line(row: Row) -> str:
+    """One line of the file: the values and the checksum of all before it."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(
+        "" if (value := row[name]) is None else " ".join(value.split()) if kind is str else value
+        for name, kind in COLUMNS.items())
+    return f"{text.getvalue()},{_check(text.getvalue())}"
+
+
+def _check(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _read(path: Path) -> tuple[dict[Cell, Row], int]:
+    """The good rows by cell, the latest of each, and the number of damaged lines."""
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    rows: dict[Cell, Row] = {}
+    damaged = 0
+    for line in lines[1:]:
+        row = _parse(line.decode("utf-8", "replace"))
+        if row:
+            rows[_cell(row)] = row
+        damaged += bool(line.strip()) and row is None
+    return rows, damaged
+
+
+def _parse(line: str) -> Row | None:
+    """A line's row, or None where the checksum says that it is not whole."""
+    text, _, check = line.rpartition(",")
+    if not text or check != _check(text):
+        return None
+    values: Sequence[str] = next(csv.reader([text]))
+    if len(values) != len(COLUMNS):
+        return None
+    try:
+        return {name: value if kind is str else kind(value) if value else None
+                for (name, kind), value in zip(COLUMNS.items(), values, strict=True)}
+    except ValueError:
+        return None
