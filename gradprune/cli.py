@@ -4,29 +4,18 @@ Tables and sentences go to stdout; with --json to stderr, and one JSON object is
 Exit codes: 0 done, 1 a check of `doctor` failed, 2 bad input, 130 interrupted.
 """
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
-from gradprune import __version__
+from gradprune import __version__, cli_bench
 from gradprune.errors import InputError
 from gradprune.paths import data_folder
-
-FIGURES = """What the figures mean; all are shares of test images:
-
-\b
-  ACC  clean images classified correctly; high is good
-  ASR  attack success rate: triggered images of the other classes that go to
-       the attacker's target; low is good after a defence
-  RA   robust accuracy: the same images given their true class; high is good
-"""
+from gradprune.screen import Json, more, progress, say, show, table
 
 
 class _Commands(TyperGroup):
@@ -36,16 +25,11 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            _say(Console(stderr=True), "Error: " + " ".join(str(error).split()))
+            say(Console(stderr=True), "Error: " + " ".join(str(error).split()))
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stop:
-            _say(Console(stderr=True), f"Interrupted: {str(stop) or 'nothing was written'}.")
+            say(Console(stderr=True), f"Interrupted: {str(stop) or 'nothing was written'}.")
             raise typer.Exit(130) from None
-
-
-def _more(*examples: str, figures: bool = True) -> str:
-    """The end of a help text: examples, then what the figures mean."""
-    return "\n".join(["\b", "Example:", *(f"  {line}" for line in examples), "", FIGURES if figures else ""])
 
 
 app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, rich_markup_mode=None,
@@ -53,7 +37,6 @@ app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, ric
 zoo_app = typer.Typer(no_args_is_help=True, help="List or rebuild the shipped models.")
 app.add_typer(zoo_app, name="zoo")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Spc = Annotated[int, typer.Option(help="Clean images per class for the defender; the paper: 2, 10, 100.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
 Checkpoint = Annotated[str, typer.Argument(help="A name of `gradprune zoo list`, or a path.")]
@@ -96,7 +79,7 @@ def _gradprune(version: Annotated[bool, typer.Option("--version", callback=_vers
     """
 
 
-@app.command(epilog=_more("gradprune demo --train --spc 2"))
+@app.command(epilog=more("gradprune demo --train --spc 2"))
 def demo(train: Train = False, spc: Spc = 10, seed: Seed = 0, out: Report = Path("out/demo"),
          as_json: Json = False) -> None:
     """See a backdoor removed, with a report.
@@ -105,12 +88,12 @@ def demo(train: Train = False, spc: Spc = 10, seed: Seed = 0, out: Report = Path
     fine-tunes the rest. About half a minute on a laptop without a GPU, two with --train; no network.
     """
     from gradprune.demo import run_demo
-    told = run_demo(train, spc, seed, out, _progress())
-    _print(as_json, told, _stages(told), told["sentence"], f"Report: {told['report']}",
+    told = run_demo(train, spc, seed, out, progress())
+    show(as_json, told, _stages(told), told["sentence"], f"Report: {told['report']}",
            kept="the report shows the state reached")
 
 
-@app.command(epilog=_more("gradprune attack blended --rate 0.05 --target 3", "gradprune defend out/blended"))
+@app.command(epilog=more("gradprune attack blended --rate 0.05 --target 3", "gradprune defend out/blended"))
 def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet", width: Width = None,
            rate: Rate = None, target: Target = 2, seed: Seed = 0, epochs: Epochs = None, out: Trained = None,
            as_json: Json = False) -> None:
@@ -124,15 +107,15 @@ def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet
     settings: dict[str, Any] = DEFAULT_MODEL if model == DEFAULT_MODEL["name"] else {"name": model}
     settings = settings if width is None else {**settings, "width": width}
     told = attack_and_save(out or Path("out", trigger), trigger, data=data, model=settings, rate=rate,
-                           target=target, seed=seed, progress=_progress(),
+                           target=target, seed=seed, progress=progress(),
                            **({} if epochs is None else {"epochs": epochs}))
-    _print(as_json, told, _table("trained model", {trigger: told["metrics"]}),
+    show(as_json, told, table("trained model", {trigger: told["metrics"]}),
            f"{told['attack']['poisoned_images']} of {told['train_images']} training images were poisoned; "
            f"the trigger leads to {told['target_name']!r}.", f"Saved: {told['out']}",
            kept=f"the model reached in epoch {told['training']['epochs_done'] + 1} is saved")
 
 
-@app.command(epilog=_more("gradprune defend badnets --spc 2 --out out/clean", "gradprune evaluate out/clean"))
+@app.command(epilog=more("gradprune defend badnets --spc 2 --out out/clean", "gradprune evaluate out/clean"))
 def defend(checkpoint: Checkpoint, spc: Spc = 10, recipe: Recipe = "paper", score: Score = "gradient",
            seed: Seed = 0, out: Cleaned = None, as_json: Json = False) -> None:
     """Remove a backdoor from a checkpoint.
@@ -143,12 +126,12 @@ def defend(checkpoint: Checkpoint, spc: Spc = 10, recipe: Recipe = "paper", scor
     """
     from gradprune.demo import defend_and_save
     told = defend_and_save(checkpoint, out, spc=spc, recipe=recipe, score=score, seed=seed,
-                           progress=_progress())
-    _print(as_json, told, _stages(told), told["sentence"], f"Saved: {told['out']}" if out else "",
+                           progress=progress())
+    show(as_json, told, _stages(told), told["sentence"], f"Saved: {told['out']}" if out else "",
            kept="the state reached is " + ("saved" if out else "shown above"))
 
 
-@app.command(epilog=_more("gradprune evaluate badnets"))
+@app.command(epilog=more("gradprune evaluate badnets"))
 def evaluate(checkpoint: Checkpoint, as_json: Json = False) -> None:
     """Measure a checkpoint on its test images.
 
@@ -161,11 +144,11 @@ def evaluate(checkpoint: Checkpoint, as_json: Json = False) -> None:
     told = {"checkpoint": checkpoint, **measured, "card": card, "trigger": victim.card["attack"]["trigger"],
             "target": victim.target, "target_name": victim.target_name, "test_images": len(victim.data.test)}
     rows = {"measured now": measured} | ({"on its card": card} if card else {})
-    _print(as_json, told, _table(checkpoint, rows), f"{told['test_images']} test images; the trigger "
+    show(as_json, told, table(checkpoint, rows), f"{told['test_images']} test images; the trigger "
            f"{told['trigger']} leads to {victim.target_name!r}.")
 
 
-@zoo_app.command("list", epilog=_more("gradprune zoo list --json"))
+@zoo_app.command("list", epilog=more("gradprune zoo list --json"))
 def zoo_list(as_json: Json = False) -> None:
     """Print the cards of the shipped models.
 
@@ -174,11 +157,11 @@ def zoo_list(as_json: Json = False) -> None:
     from gradprune.zoo import cards
     found = cards()
     rows = {f"{key} ({card['attack']['rate']:.0%} poisoned)": card["metrics"] for key, card in found.items()}
-    _print(as_json, {"checkpoints": found}, _table("shipped model", rows) if rows else
+    show(as_json, {"checkpoints": found}, table("shipped model", rows) if rows else
            "There are no shipped models here; `gradprune zoo build` trains them.")
 
 
-@zoo_app.command("build", epilog=_more("gradprune zoo build badnets sig --out out/zoo"))
+@zoo_app.command("build", epilog=more("gradprune zoo build badnets sig --out out/zoo"))
 def zoo_build(names: Names = None, out: Folder = None, as_json: Json = False) -> None:
     """Train the shipped models again, from seed.
 
@@ -189,15 +172,19 @@ def zoo_build(names: Names = None, out: Folder = None, as_json: Json = False) ->
     folder, built = out or data_folder() / "checkpoints", {}
     with results_in(folder):
         try:
-            for name, victim in build_zoo(names, folder, _progress()):
+            for name, victim in build_zoo(names, folder, progress()):
                 built[name] = victim.card["metrics"]
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"finished and saved: {', '.join(built) or 'none'}") from None
-    _print(as_json, {"built": built, "out": folder.as_posix()}, _table("trained model", built),
+    show(as_json, {"built": built, "out": folder.as_posix()}, table("trained model", built),
            f"Saved in: {folder.as_posix()}")
 
 
-@app.command(epilog=_more("gradprune doctor --json", figures=False))
+app.command(epilog=cli_bench.EXAMPLES["bench"])(cli_bench.bench)
+app.command(epilog=cli_bench.EXAMPLES["report"])(cli_bench.report)
+
+
+@app.command(epilog=more("gradprune doctor --json", figures=False))
 def doctor(as_json: Json = False) -> None:
     """Check this machine; says what to do.
 
@@ -208,43 +195,9 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(report(as_json))
 
 
-def _print(as_json: bool, told: dict[str, Any], *parts: Table | str, kept: str = "") -> None:
-    """Tables and sentences to stdout; with JSON, to stderr. Where a run was interrupted, say what is kept."""
-    console = Console(stderr=as_json)
-    for part in parts:
-        _say(console, part) if isinstance(part, str) else console.print(part)
-    if as_json:  # a stranger's card may hold NaN, which is no JSON: it becomes null
-        print(json.dumps(json.loads(json.dumps(told), parse_constant=lambda _: None), allow_nan=False))
-    if told.get("interrupted"):
-        raise KeyboardInterrupt(kept)
-
-
-def _say(console: Console, sentence: str) -> None:
-    """Print text as it is: no markup (names come from the user), and one line where nobody is looking."""
-    if sentence:
-        console.print(Text(sentence), soft_wrap=not console.is_terminal)
-
-
 def _stages(told: dict[str, Any]) -> Table:
     """The table of a defence: one row a stage."""
     names = {"before": "given model",
              "pruned": f"pruned ({len(told['filters_removed'])} of {told['filters']} filters)",
              "tuned": "(not fine-tuned)" if told["seconds"]["tune"] is None else "fine-tuned"}
-    return _table(f"spc {told['spc']}, {told['recipe']}", {names[stage]: told[stage] for stage in names})
-
-
-def _table(title: str, rows: dict[str, dict[str, float]]) -> Table:
-    """Rows of ACC, ASR and RA; arrows tell which direction is good for the defender."""
-    up, down = ("\u2191", "\u2193") if Console().encoding.lower().startswith("utf") else ("(+)", "(-)")
-    table = Table()
-    table.add_column(Text(title), overflow="fold")  # long names are cut into lines: an ellipsis is not ASCII
-    for figure in (f"ACC {up}", f"ASR {down}", f"RA {up}"):
-        table.add_column(figure, justify="right")
-    for name, row in rows.items():
-        table.add_row(Text(name), *(f"{row[key]:.1%}" for key in ("acc", "asr", "ra")))
-    return table
-
-
-def _progress() -> bool:
-    """Bars are for people: none where stderr is a file or a pipe."""
-    return sys.stderr.isatty()
+    return table(f"spc {told['spc']}, {told['recipe']}", {names[stage]: told[stage] for stage in names})

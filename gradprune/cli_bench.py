@@ -1,0 +1,75 @@
+"""The commands `gradprune bench` and `gradprune report`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradprune.errors import InputError
+from gradprune.screen import Json, more, progress, show
+
+Attacks = Annotated[str, typer.Option(help="Shipped models (`gradprune zoo list`) or checkpoint paths, separated by "
+                                           "commas; all: every attacked model that is shipped.")]
+Defenses = Annotated[str, typer.Option(help="Defences, separated by commas; all of them, or a wrong name to see them.")]
+Spcs = Annotated[str, typer.Option(help="Clean images per class for the defender, separated by commas.")]
+Seeds = Annotated[int, typer.Option(help="How many draws of the defender's images: 3 runs seeds 0, 1, 2.")]
+Out = Annotated[Path, typer.Option(help="Folder that keeps the rows; give it again to go on.")]
+Workers = Annotated[int, typer.Option(help="Processes on this machine, one thread each.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a running dask scheduler, such as tcp://HOST:8786.")]
+Folder = Annotated[Path, typer.Argument(help="A folder that `gradprune bench` filled.")]
+ReportOut = Annotated[Path | None, typer.Option(help="Where the report goes; FOLDER itself if not given.")]
+
+
+def bench(attacks: Attacks = "all", defenses: Defenses = "all", spc: Spcs = "2,10", seeds: Seeds = 3,
+          out: Out = Path("out/bench"), workers: Workers = 1, scheduler: Scheduler = None,
+          as_json: Json = False) -> None:
+    """Compare defences on attacked models, fairly.
+
+    Every defence meets every attack with the same few clean images, several times; none sees the test images. One
+    row a run goes to OUT/cells.csv at once, so nothing finished is lost: the same command goes on where it
+    stopped, and repeats the runs that failed. Some seconds a run; the first lines of `gradprune report OUT` tell
+    what came out.
+    """
+    from gradprune.evaluation import Grid, run
+    grid = Grid(_names(attacks), _names(defenses), _numbers("spc", spc), seeds)
+    table = run(grid, out, workers=workers, scheduler=scheduler, progress=progress())
+    failed = table[table.error != ""]
+    means, errors = _means(table), sorted(set(failed.error))
+    told = {"out": out.as_posix(), "cells": len(table), "failed": len(failed), "errors": errors, "der": means}
+    lines = [f"{name:<16} DER {mean:.3f}" for name, mean in means.items()]
+    show(as_json, told, f"{len(table)} cells in {out.as_posix()}, {len(failed)} of them failed.",
+        "Mean defence effectiveness (0.5 is no effect, 1 is perfect):" if lines else "", *lines,
+        *(f"failed: {error}" for error in errors), f"Next: gradprune report {out.as_posix()}")
+
+
+def report(folder: Folder, out: ReportOut = None, as_json: Json = False) -> None:
+    """Turn a bench into one page with tables and figures.
+
+    Writes report.html (one file, no network), its figures as PNG and summary.csv. Half a minute at most.
+    """
+    from gradprune.evaluation.store import read_facts, read_results
+    from gradprune.views.bench_report import write_bench_report
+    page = write_bench_report(out or folder, read_results(folder), read_facts(folder))
+    show(as_json, {"report": page.as_posix()}, f"Report: {page.as_posix()}")
+
+
+def _names(text: str) -> list[str] | str:
+    return "all" if text.strip() == "all" else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"{name} must be whole numbers separated by commas, got {text!r}.") from None
+
+
+def _means(table: Any) -> dict[str, float]:
+    """Mean DER by defence, the best first; failed cells are left out."""
+    means = table.groupby("defense").der.mean().dropna().sort_values(ascending=False)
+    return {str(name): round(float(mean), 4) for name, mean in means.items()}
+
+
+EXAMPLES = {"bench": more("gradprune bench --attacks badnets,blended --defenses ft,grad_prune --spc 2 --seeds 2",
+                        "gradprune report out/bench"),
+            "report": more("gradprune report out/bench")}

@@ -1,0 +1,61 @@
+"""How the command line speaks: help texts, tables, sentences, JSON."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+FIGURES = """What the figures mean; all are shares of test images:
+
+\b
+  ACC  clean images classified correctly; high is good
+  ASR  attack success rate: triggered images of the other classes that go to
+       the attacker's target; low is good after a defence
+  RA   robust accuracy: the same images given their true class; high is good
+"""
+
+
+def more(*examples: str, figures: bool = True) -> str:
+    """The end of a help text: examples, then what the figures mean."""
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in examples), "", FIGURES if figures else ""])
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+
+def show(as_json: bool, told: dict[str, Any], *parts: Table | str, kept: str = "") -> None:
+    """Tables and sentences to stdout; with JSON, to stderr. Where a run was interrupted, say what is kept."""
+    console = Console(stderr=as_json)
+    for part in parts:
+        say(console, part) if isinstance(part, str) else console.print(part)
+    if as_json:  # a stranger's card may hold NaN, which is no JSON: it becomes null
+        print(json.dumps(json.loads(json.dumps(told), parse_constant=lambda _: None), allow_nan=False))
+    if told.get("interrupted"):
+        raise KeyboardInterrupt(kept)
+
+
+def say(console: Console, sentence: str) -> None:
+    """Print text as it is: no markup (names come from the user), and one line where nobody is looking."""
+    if sentence:
+        console.print(Text(sentence), soft_wrap=not console.is_terminal)
+
+
+def table(title: str, rows: dict[str, dict[str, float]]) -> Table:
+    """Rows of ACC, ASR and RA; arrows tell which direction is good for the defender."""
+    up, down = ("\u2191", "\u2193") if Console().encoding.lower().startswith("utf") else ("(+)", "(-)")
+    sheet = Table()
+    sheet.add_column(Text(title), overflow="fold")  # long names are cut into lines: an ellipsis is not ASCII
+    for figure in (f"ACC {up}", f"ASR {down}", f"RA {up}"):
+        sheet.add_column(figure, justify="right")
+    for name, row in rows.items():
+        sheet.add_row(Text(name), *(f"{row[key]:.1%}" for key in ("acc", "asr", "ra")))
+    return sheet
+
+
+def progress() -> bool:
+    """Bars are for people: none where stderr is a file or a pipe."""
+    return sys.stderr.isatty()
