@@ -21,8 +21,8 @@ attack, one defence, one number of images per class and one seed; the seed draws
 counted on test images that no defence saw. ± is half the distance from the lowest to the highest seed.</p>{terms}
 <p>Means and ranks over attacks count only attacks and seeds for which every defence has a cell. The 95% intervals are a
 bootstrap: attacks are drawn with replacement, then seeds within each. Attacks come first because the next model will
-have another attack; seeds are only other images for the same model. With few attacks the intervals are too narrow. A
-failed cell ranks last and is left out of means.</p>"""
+have another attack; seeds are only other images for the same model. With few attacks the intervals are too narrow, and
+the highest of many means is partly luck. A failed cell ranks last and is left out of means.</p>"""
 _DIFFERENCES = {
     "network": "PreActResNet-18, about 11 million weights. Here, by default: a small PreActResNet, 78,000 weights.",
     "images": "CIFAR-10 or GTSRB, photographs. Here, by default: rendered signs.",
@@ -92,7 +92,7 @@ def _outcome(ranks: pd.DataFrame) -> str:
     told = []
     for place, row in order.iterrows():
         if place == 0 or row["defense"].startswith("grad_prune"):
-            stands = "has the highest mean DER" if place == 0 else f"stands at place {place + 1} of {len(order)}"
+            stands = "has the highest mean DER" if place == 0 else f"stands at place {place + 1} of {len(ranks)}"
             sure = f" (95% interval {row['der_low']:.1%} to {row['der_high']:.1%})" if row["attacks"] > 1 else ""
             lost = f"; {row['failed']} of its {count(row['blocks'], 'cell')} failed" if row["failed"] else ""
             told.append(f"<b>{escape(row['defense'])}</b> {stands}: {row['der']:.1%}{sure}{lost}.")
@@ -102,8 +102,8 @@ def _outcome(ranks: pd.DataFrame) -> str:
 def _pruning_adds(pair: pd.Series) -> str:
     """The paired difference of grad_prune and ft_unlearn, in words."""
     side = "above" if pair["gain"] >= 0 else "below"
-    text = (f" What pruning adds: ft_unlearn is the same fine-tuning without pruning, and the DER of grad_prune is "
-            f"{100 * abs(pair['gain']):.1f} points {side} its own")
+    text = (f" What pruning adds: the DER of grad_prune is {100 * abs(pair['gain']):.1f} points {side} that of "
+            "ft_unlearn, the same fine-tuning without pruning")
     if pair["attacks"] < 2:
         return text + " (one attack, so no interval)."
     clear = "holds 0: no difference is shown" if pair["gain_low"] <= 0 <= pair["gain_high"] else "does not hold 0"
@@ -124,8 +124,8 @@ def _results(cells: pd.DataFrame) -> str:
         for name in dict.fromkeys(cells["defense"]):
             rows.append([name, names, *(_cell(found.loc[name, attack], errors.get((name, attack), ""))
                                         if (name, attack) in found.index else "–" for attack in attacks)])
-    return table(rows, ["defence", "", *attacks],
-                 "Per cent on test images after the defence: mean over seeds ± half the range.", "cells")
+    told = "<p>Per cent on test images after the defence: mean over seeds ± half the range.</p>"
+    return told + table(rows, ["defence", "", *attacks], kind="cells")
 
 
 def _percent(share: float) -> str:
@@ -144,21 +144,26 @@ def _cell(row: pd.Series, error: str) -> str:
 
 def _published(cells: pd.DataFrame) -> str:
     """Published figures beside ours, for the attacks and defences that both have (HTML)."""
-    theirs, ours = published(), summarise(cells).set_index(KEYS)
-    theirs = theirs.set_index(["attack", "defense", "dataset"])
-    sets, sizes = list(theirs.index.unique("dataset")), sorted(cells["spc"].unique())
-    both = set(theirs.index.droplevel("dataset")) & set(ours.index.droplevel("spc"))
-    rows = []
-    for attack, name in (key for key in ours.index.droplevel("spc").unique() if key in both):
-        columns = [(theirs, (attack, name, data)) for data in sets] + [(ours, (attack, name, spc)) for spc in sizes]
-        rows.append([f"{attack}, {name}", *(" / ".join(_percent(frame.loc[key, figure]) for figure in _FIGURES)
-                                            if key in frame.index else "–" for frame, key in columns)])
-    if not rows:
+    theirs, ours = published(), cells[~cells["failed"]]
+    both = ours[["attack", "defense"]].drop_duplicates().merge(theirs[["attack", "defense"]].drop_duplicates())
+    if both.empty:
         return ""
-    head = ["attack, defence", *(f"published,\n{data}" for data in sets), *(f"here,\n{_spc(spc)}" for spc in sizes)]
+    columns = {f"published,\n{data}": _by_pair(rows) for data, rows in theirs.groupby("dataset")}
+    columns |= {f"here,\n{_spc(spc)}": _by_pair(rows) for spc, rows in ours.groupby("spc")}
+    keys = [(attack, name) for attack, rows in both.groupby("attack", sort=False) for name in ("", *rows["defense"])]
+    lines = [[f"{attack}, {name or 'as given'}", *(texts.get((attack, name), "–") for texts in columns.values())]
+             for attack, name in keys]
     return ("<p><b>Not comparable one to one.</b> The published rows come from the leaderboard of BackdoorBench (Wu et "
             "al., 2022, arXiv:2206.12654; date of retrieval not recorded). What differs:</p>" + terms(_DIFFERENCES)
-            + table(rows, head, "ACC / ASR / RA after the defence in per cent.", "cells"))
+            + "<p>ACC / ASR / RA in per cent, as given and after the defence.</p>"
+            + table(lines, ["attack, defence", *columns], kind="cells"))
+
+
+def _by_pair(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Mean ACC / ASR / RA by (attack, defence); the defence "" is the model as given."""
+    given = rows.assign(defense="", **{key: rows[f"{key}_before"] for key in _FIGURES})
+    means = pd.concat([given, rows]).groupby(["attack", "defense"])[list(_FIGURES)].mean()
+    return {key: " / ".join(map(_percent, line)) for key, line in zip(means.index, means.to_numpy(), strict=True)}
 
 
 def _settings(cells: pd.DataFrame, facts: Mapping[str, Any]) -> str:
@@ -173,8 +178,10 @@ def _settings(cells: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     rows += [[str(key), str(value)] for key, value in facts.items() if key != "command"]
     text, lost = table([row for row in rows if row[1]]), cells[cells["failed"]]
     if len(lost):
-        text += "<h3>Failed cells</h3>" + table([[*map(str, row)] for row in lost[[*KEYS, "seed", "error"]].to_numpy()],
-                                                ["attack", "defence", "images", "seed", "error"])
+        groups = lost.groupby([*KEYS, "error"], sort=False)["seed"]
+        rows = [[attack, name, str(spc), ", ".join(map(str, seeds)), error]
+                for (attack, name, spc, error), seeds in groups]
+        text += "<h3>Failed cells</h3>" + table(rows, ["attack", "defence", "images per class", "seeds", "error"])
     return text
 
 
