@@ -62,7 +62,8 @@ def _command(table: Any, folder: Path) -> str:
     parts = {name: ",".join(map(str, dict.fromkeys(table[column]))) for name, column in
              (("attacks", "attack"), ("defenses", "defense"), ("spc", "spc"))}
     options = parts | {"seeds": str(table.seed.nunique()), "out": folder.as_posix()}
-    return shlex.join(["gradprune", "bench", *(word for name, value in options.items() for word in (f"--{name}", value))])
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return shlex.join(["gradprune", "bench", *words])
 
 
 def _names(text: str) -> list[str] | str:
