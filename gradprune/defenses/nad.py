@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, settled
+from gradprune.defenses.common import Work, passes, settled
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune
 
 DEFAULTS: dict[str, Any] = {
-    "beta": 1000.0,      # weight of the attention loss
-    "teacher_epochs": 10,  # of fine-tuning the teacher
-    "epochs": 10,        # of distillation
-    "lr": 0.1,           # of both; a tenth of it after every two epochs; SGD, momentum 0.9, weight decay 1e-4
-    "batch_size": 64,    # images per step
+    "beta": 1000.0,       # weight of the attention loss
+    "teacher_steps": 50,  # of fine-tuning the teacher
+    "steps": 50,          # of distillation
+    "lr": 0.01,           # of both: SGD, momentum 0.9, weight decay 1e-4
+    "batch_size": 64,     # images per step
 }
 
 
@@ -74,13 +74,14 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     """
     paper = settled("nad", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
-    common: dict[str, Any] = {"lr": paper["lr"], "weight_decay": 1e-4, "decay": lambda epoch: 0.1 ** (epoch // 2),
-                              "batch_size": paper["batch_size"], "seed": seed, "progress": progress}
+    common: dict[str, Any] = {"lr": paper["lr"], "weight_decay": 1e-4, "batch_size": paper["batch_size"], "seed": seed,
+                              "progress": progress}
+    epochs = {name: passes(paper[name], len(work.train.labels), paper["batch_size"]) for name in ("teacher_steps", "steps")}
     teacher = copy.deepcopy(work.model)
     places = attention_places(teacher, work.train.clean[:1])
     with work.stage("teacher"):
         taught = fine_tune(teacher, work.mask, work.train, work.validation, loss=clean_loss,
-                           max_epochs=paper["teacher_epochs"], **common)
+                           max_epochs=epochs["teacher_steps"], **common)
 
     def distill(student: nn.Module, batch: Pairs) -> Tensor:
         with evaluating(teacher), torch.no_grad():
@@ -93,5 +94,5 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     else:
         with work.stage("tune"):
             work.history = fine_tune(work.model, work.mask, work.train, work.validation, loss=distill,
-                                     max_epochs=paper["epochs"], **common)
+                                     max_epochs=epochs["steps"], **common)
     return work.result("nad", {"spc": spc, **paper, "seed": seed})
