@@ -15,8 +15,9 @@ from gradprune.defenses import DEFENSES, DefenseResult, defense
 from gradprune.defenses.common import Work, batch_statistics, endless, passes
 from gradprune.errors import InputError
 from gradprune.models import build, evaluating
-from gradprune.pruning import FilterMask, Pairs, clean_loss, fine_tune, gated, in_order, invert, outliers, unpaired, validate
+from gradprune.pruning import FilterMask, Pairs, fine_tune, gated, in_order, invert, outliers, unpaired, validate
 from gradprune.pruning.filters import filters, silence
+from gradprune.pruning.fine_tuning import clean_loss
 
 # The modules share their names with the functions that the package exports.
 anp, clp, fine_pruning, ft_sam, i_bau, nad, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (
@@ -250,7 +251,7 @@ def test_nad_compares_attention_at_the_end_of_each_image_size(victim):
 
 
 def test_nad_brings_attention_to_the_teachers(victim):
-    settings = {"spc": 10, "teacher_steps": 20, "steps": 20, "lr": 0.05}
+    settings = {"spc": 10, "lr": 0.01}
     work = Work(victim.model, victim.data.defense, None, 10, 0)
     images, places = work.train.clean, ["stages"]
     teacher = run("nad", victim, **settings, beta=1e-9).model  # without the attention term the student is its teacher's twin
@@ -366,13 +367,6 @@ def test_the_worst_perturbation_stays_within_its_radius():
     torch.testing.assert_close(delta.detach(), torch.tensor([1.2, 1.6]))
 
 
-def test_at_least_one_image_of_a_batch_is_perturbed():
-    seen = []
-    for share in (0.01, 0.5, 1.0):
-        i_bau.fooled(lambda images: seen.append(images) or images.mean((2, 3)), BRIGHT, torch.ones(1, 3, 4, 4), share)
-    assert [int((images != BRIGHT.clean).flatten(1).all(1).sum()) for images in seen] == [1, 4, 8]
-
-
 def test_fine_pruning_removes_the_most_dormant_filters_of_the_last_convolution_first(victim):
     work = Work(victim.model, victim.data.defense, None, 2, 0)
     means, positions = fine_pruning.activity(work.model, work.found, work.train.clean)
@@ -421,7 +415,7 @@ def test_the_planted_triggers_class_is_the_outlier(searches):
 
 
 def test_neural_cleanse_lowers_asr_without_the_trigger(victim):
-    result = run("neural_cleanse", victim, spc=10, threshold=2.0)
+    result = run("neural_cleanse", victim, spc=10, steps=100, tune_steps=60, threshold=2.0)
     assert "suspected target 'north east'" in result.stopped and len(result.rows("invert")) == 4
     assert victim.evaluate(result.model).asr < 0.6 < victim.evaluate().asr
 

@@ -88,7 +88,7 @@ class Work:
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let gradients reach all parameters while BatchNorm goes by each batch (its statistics move) and dropout is off."""
+    """Let gradients reach all parameters while BatchNorm goes by the batch, its statistics moving, without dropout."""
     with evaluating(model, gradients=True):
         for module in model.modules():
             module.train(isinstance(module, nn.BatchNorm2d))

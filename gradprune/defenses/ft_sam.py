@@ -1,8 +1,8 @@
 """FT-SAM: fine-tune on clean images with sharpness-aware steps, which shrink the large weights a backdoor sits in.
 
-Source: Zhu et al., 2023, arXiv:2304.11823; the adaptive step is that of Kwon et al., 2021, arXiv:2102.11600. Settings as
-published by BackdoorBench (Wu et al., 2022, arXiv:2206.12654) for CIFAR-10, without its label smoothing of 0.1, which
-it leaves out for traffic signs.
+Source: Zhu et al., 2023, arXiv:2304.11823; the adaptive step is that of Kwon et al., 2021, arXiv:2102.11600. Settings
+are those published by BackdoorBench (Wu et al., 2022, arXiv:2206.12654) for CIFAR-10, without its label smoothing of
+0.1, which it leaves out for traffic signs (there, rho is 8).
 """
 
 from collections.abc import Callable

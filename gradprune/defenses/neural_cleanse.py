@@ -1,9 +1,9 @@
 """Neural Cleanse: synthesise a trigger for every class, take the one that is suspiciously small, and unlearn it.
 
 Source: Wang et al., 2019, "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks", IEEE S&P.
-Search and outlier rule have the authors' released settings for traffic signs, but for fewer and smaller steps (theirs:
-up to 1000 times 31 batches of 32 per class). Unlearning: the paper shows the trigger on a fifth of the images, once
-through a tenth of the training set, at its learning rate; here a defender's few images are each seen with and without it.
+Search and outlier rule have the authors' released settings, but for fewer and smaller steps (theirs: up to 1000 times
+31 batches of 32 per class). Unlearning: the paper shows the trigger on a fifth of the images, once through a tenth of
+the training set, at its learning rate; here a defender's few images are each seen with and without it.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from gradprune.errors import require
 from gradprune.pruning import fine_tune, invert, outliers
 from gradprune.pruning.inversion import Inversion
 
-FASTER: dict[str, Any] = {"steps": 100, "batch_size": 16, "factor": 2.0}  # over `pruning.inversion.SEARCH`
+FASTER: dict[str, Any] = {"steps": 100, "batch_size": 16}  # over `pruning.inversion.SEARCH`
 
 
 def neural_cleanse(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
@@ -27,10 +27,9 @@ def neural_cleanse(model: nn.Module, clean: ImageSet, trigger: nn.Module | None 
 
     `trigger` is not used: the method makes its own. clean: the defender's images, of which `spc` per class are drawn.
     threshold: the anomaly index from which a class is suspected. search: any value of `pruning.inversion.SEARCH`,
-    over those of `FASTER`. lr, tune_steps: of `fine_tune` with the smallest suspected trigger, and true labels; batch 64
-    of each kind, lr along half a cosine. Where no class is suspected, the
-    model comes back as it was, as in the paper. History: a row for each class (stage "invert": norm, index, success),
-    then "tune".
+    over those of `FASTER`. lr, tune_steps: of `fine_tune` with the smallest suspected trigger and true labels, in
+    batches of 64, lr along half a cosine. Where no class is suspected, the model comes back as it was, as in the paper.
+    History: a row for each class (stage "invert": norm, index, success), then "tune".
     Raises InputError for bad arguments, too few images, or fewer than three classes.
     """
     positive(threshold=threshold, lr=lr, tune_steps=tune_steps)

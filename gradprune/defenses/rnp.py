@@ -2,9 +2,9 @@
 
 Source: Li et al., 2023, "Reconstructive Neuron Pruning", arXiv:2305.14876. Once the clean task is unlearned, what is
 left is the backdoor; filters that recovery wants closed are the ones that carry it.
-Settings are the authors' released ones: BatchNorm goes by the batch in both stages, and recovery weighs its loss by 0.2.
-Unlike theirs, the mask scales a BatchNorm's shift too, as removal does, and the gradient's norm is cut to 20 before each
-step of the ascent (theirs is cut where it is still empty).
+Settings are the authors' released ones: BatchNorm goes by the batch in both stages, recovery weighs its loss by 0.2.
+Unlike theirs, the mask scales a BatchNorm's shift too, as removal does, and the gradient's norm is cut to 20 before
+each step of the ascent (theirs is cut where it is still empty).
 """
 
 import copy
@@ -56,8 +56,8 @@ def recover(model: nn.Module, found: Filters, train: Iterable[Pairs], lr: float,
             progress: bool = True) -> Tensor:
     """Learn one mask value per filter, float in [0, 1], with which the unlearned `model` knows its clean task again.
 
-    train: batches without end. The model's weights stay as they are, BatchNorm's statistics move; a mask scales all that
-    belongs to a filter.
+    train: batches without end. The model's weights stay as they are, BatchNorm's statistics move; a mask scales all
+    that belongs to a filter.
     """
     mask = torch.ones(len(found), device=next(model.parameters()).device, requires_grad=True)
     optimizer = torch.optim.SGD([mask], lr=lr, momentum=0.9)
