@@ -69,10 +69,11 @@ class Work:
         steps: optimiser steps, rounded up to whole epochs (batches of 128). more: arguments of `fine_tune`.
         """
         positive(lr=lr, steps=steps)
+        epochs = passes(steps, len(self.train.labels), 128)
         with self.stage("tune"):
             self.history += fine_tune(self.model, self.mask, self.train, self.validation, loss=clean_loss, lr=lr,
-                                      **along_cosine(steps, len(self.train.labels), 128), seed=seed, progress=progress,
-                                      **more)
+                                      decay=lambda epoch: 0.5 + 0.5 * math.cos(math.pi * epoch / epochs),
+                                      max_epochs=epochs, seed=seed, progress=progress, **more)
 
     def measure(self, stage: str, **more: Any) -> None:
         """Add a history row with the model's validation figures."""
@@ -98,13 +99,6 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 def passes(steps: int, images: int, batch_size: int) -> int:
     """How many epochs over so many images make at least `steps` optimiser steps."""
     return math.ceil(steps / math.ceil(images / batch_size))
-
-
-def along_cosine(steps: int, images: int, batch_size: int) -> dict[str, Any]:
-    """Arguments of `fine_tune` for at least `steps` steps, with a learning rate that falls along half a cosine."""
-    epochs = passes(steps, images, batch_size)
-    return {"max_epochs": epochs, "decay": lambda epoch: 0.5 + 0.5 * math.cos(math.pi * epoch / epochs),
-            "batch_size": batch_size}
 
 
 def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128) -> Iterator[Pairs]:
