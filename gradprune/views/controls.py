@@ -51,7 +51,7 @@ def switch(text: str) -> widgets.Checkbox:
 
 
 def fit_slider(control: widgets.FloatSlider, knob: Range | None, settings: Mapping[str, Any]) -> None:
-    """Make a slider that of a knob, at its value in `settings`, which may lie outside the usual range; None hides it."""
+    """Make a slider that of a knob, at its value in `settings`, maybe out of its usual range; None hides it."""
     knob = knob if knob and knob.setting in settings else None
     control.layout.display = None if knob else "none"
     if knob:
@@ -64,7 +64,7 @@ def fit_slider(control: widgets.FloatSlider, knob: Range | None, settings: Mappi
 
 
 def fit_choice(control: widgets.Dropdown, knob: Choice | None, settings: Mapping[str, Any]) -> None:
-    """Make a dropdown that of a knob, at its value in `settings`, which may be none of the usual ones; None hides it."""
+    """Make a dropdown that of a knob, at its value in `settings`, maybe not a usual one; None hides it."""
     knob = knob if knob and knob.setting in settings else None
     control.layout.display = None if knob else "none"
     if knob:

@@ -18,8 +18,8 @@ from gradprune.views.panel_parts import error_html, image_html
 from gradprune.views.picture import Picture
 from gradprune.zoo import Victim
 
-_ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, so there is no single target class, and what "
-               "is said of one here does not count.")
+_ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, and what is said here of a single target "
+               "class does not count.")
 
 
 class Panel(widgets.VBox):

@@ -80,7 +80,8 @@ KINDS: dict[str, Kind] = {
         decoy="bent by the field and by noise on top (noise mode)"),
     "input_aware": Kind(
         "two small networks draw a mark for each image, and it works on that image alone", "per image",
-        (Range("width", "Width", "{} filters", 2, 16, 1, True), Range("seed", "Networks", "networks {}", 0, 9, 1, True)),
+        (Range("width", "Width", "{} filters", 2, 16, 1, True),
+         Range("seed", "Networks", "networks {}", 0, 9, 1, True)),
         decoy="with the mark that belongs to another image (a cross-trigger)"),
     "label_consistent": Kind(
         "corners are marked; in training only images of the target class, made hard to read first, so that every label "

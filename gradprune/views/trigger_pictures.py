@@ -47,8 +47,8 @@ def draw_rows(rows: Sequence[Row], classes: Sequence[str], named: Callable[[int]
                 show_image(ax, image)
                 ax.set_title(title, color=color)
                 if column == 2:
-                    told = f"grey: none\n{changed.pixels:,} of {changed.of:,} pixels\nby {changed.mean:.0f} of 255 levels"
-                    style.write(ax, told, (0, 0), (0, -7), va="top", color=style.FAINT)
+                    told = f"{changed.pixels:,} of {changed.of:,} pixels\nby {changed.mean:.0f} of 255 levels"
+                    style.write(ax, f"grey: none\n{told}", (0, 0), (0, -7), va="top", color=style.FAINT)
                     continue
                 answer = int(row.chances[column].argmax())
                 verdict = judge(answer, row.truth, row.wanted if column else row.truth)
@@ -73,8 +73,8 @@ def tell(rows: Sequence[Row], named: Callable[[int], str], image: str, trigger: 
             f"{answers[0][1]}{end}.",
             f"{changed.pixels:,} of {changed.of:,} pixels change, by {changed.mean:.0f} of 255 levels on average "
             f"(the difference is shown × {amplified(*first.images)[1]})" + f": {idea}" * bool(idea) + "."]
-    return told + [f"Below: {row.title[:1].lower()}{row.title[1:]}; it was taken for {before} and is now taken for {after}, and its "
-                   f"label stays “{named(row.truth)}”."
+    return told + [f"Below: {row.title[:1].lower()}{row.title[1:]}; it was taken for {before} and is now taken for "
+                   f"{after}, and its label stays “{named(row.truth)}”."
                    for row, (before, after) in zip(rows[1:], answers[1:], strict=True)]
 
 

@@ -73,7 +73,7 @@ class Scaled(nn.Module):
 
 
 class TriggerStudio(Panel):
-    """Choose an image, a trigger, its strength and its knobs: the image clean, triggered, their difference, the answers.
+    """Choose an image, a trigger, its strength and knobs: the image clean, triggered, the difference, the answers.
 
     victim: whose model is asked; the images are its test images. Its own trigger stands for its kind; the others are
     those of the shipped victims. A switch shows a decoy or, with clean labels, a training image below. A button
@@ -105,6 +105,11 @@ class TriggerStudio(Panel):
         self.on_change([self.image, self.strength, *self.knobs, *self.choices, self.below])
         self.show([self.image, self.previous, self.next], [self.kind, self.strength, *self.knobs, *self.choices],
                   [self.below], below=[self.measure, self.board])
+
+    @property
+    def caution(self) -> str:
+        """The attacker's class is each image's own here."""
+        return super().caution and " This attack is all-to-all: the attacker's class is always the next one."
 
     def state(self) -> Setting:
         """The controls as plain values."""
@@ -162,7 +167,8 @@ class TriggerStudio(Panel):
         """The trigger at full strength; and a note where it has not learned what it should."""
         (trigger, complete), usual = self._known(setting.kind), self._settings(setting.kind)
         changed = {key for key, value in setting.knobs if value != usual[key]}
-        anew = learns(trigger) and any(knob.anew and knob.setting in changed for knob in self._kind(setting.kind).ranges)
+        ranges = self._kind(setting.kind).ranges
+        anew = learns(trigger) and any(knob.anew and knob.setting in changed for knob in ranges)
         if changed:
             fresh = type(trigger)(**usual | dict(setting.knobs))
             if not anew:
