@@ -244,8 +244,8 @@ def before_after(stages: Mapping[str, Metrics]) -> Picture:
                 ax.annotate(f"{value:.1%}", (value, line), (8, 0), textcoords="offset points", va="center",
                             fontweight="bold", color=mark.color, annotation_clip=False)
             ax.set(xlim=(0, 1), ylim=(len(values) - 0.5, -0.5), xticks=[])
-            ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better")
-            ax.set_xlabel(textwrap.fill(mark.meaning, 27), loc="left")
+            ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better", fontsize=style.NORMAL)
+            ax.set_xlabel(textwrap.fill(mark.meaning, 23), loc="left")
             ax.set_yticks(lines, [style.plain_lines(name) for name in stages], fontsize=style.NORMAL)
             ax.tick_params(length=0)
             ax.spines["bottom"].set_visible(False)

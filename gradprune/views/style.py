@@ -89,7 +89,7 @@ def plain(text: object, limit: int = 24) -> str:
     return line.replace("$", r"\$")
 
 
-def plain_lines(text: object, width: int = 24, lines: int = 2) -> str:
+def plain_lines(text: object, width: int = 20, lines: int = 2) -> str:
     """A foreign name on up to `lines` lines of `width` characters, literal as in `plain`; the rest is cut."""
     parts = textwrap.wrap(str(text), width, max_lines=lines, placeholder="\N{HORIZONTAL ELLIPSIS}")
     return "\n".join(plain(part, width) for part in parts)
