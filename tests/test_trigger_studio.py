@@ -159,6 +159,18 @@ def test_the_victims_own_trigger_comes_before_the_shipped_one(victim, learned):
     panel.close()
 
 
+def test_a_knobs_new_range_and_value_reach_the_browser_in_one_message(studio, monkeypatch):
+    """Apart, the browser would clamp the value to a range that comes first, and send that back."""
+    sent = []
+
+    def send_state(control, key=None):
+        sent.extend([control] if {"min", "max", "value"} & ({key} if isinstance(key, str) else set(key or ())) else [])
+
+    monkeypatch.setattr(type(studio.knobs[0]), "send_state", send_state)
+    put(studio.kind, "wanet")
+    assert [sum(control is knob for control in sent) for knob in studio.knobs] == [1, 1, 1]
+
+
 def test_settings_beyond_the_usual_range_stay_as_the_attacker_chose_them(victim):
     own = make_trigger("badnets", size=14, margin=0, color=(0.2, 0.4, 0.6))
     panel = TriggerStudio(Victim(victim.model, own, 1, victim.data, {}))

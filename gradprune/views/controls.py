@@ -57,7 +57,7 @@ def fit_slider(control: widgets.FloatSlider, knob: Range | None, settings: Mappi
     if knob:
         value = settings[knob.setting]
         form = re.search(r"{:?(.*?)}", knob.words)
-        with control.hold_trait_notifications():
+        with control.hold_sync(), control.hold_trait_notifications():  # one message: what comes apart is clamped
             control.min, control.max = min(knob.low, value), max(knob.high, value)
             control.step, control.value = knob.step, value
         control.description, control.readout_format = knob.text, form[1] if form and form[1] else "d"
@@ -69,5 +69,6 @@ def fit_choice(control: widgets.Dropdown, knob: Choice | None, settings: Mapping
     control.layout.display = None if knob else "none"
     if knob:
         value, usual = settings[knob.setting], list(knob.options)
-        control.options = [(knob.options[v], v) for v in usual] + [(str(value), value)] * (value not in usual)
-        control.value, control.description = value, knob.text
+        with control.hold_sync():
+            control.options = [(knob.options[v], v) for v in usual] + [(str(value), value)] * (value not in usual)
+            control.value, control.description = value, knob.text
