@@ -125,7 +125,7 @@ def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:
 
 async def _greet(address: str) -> None:
     """Shake hands with a scheduler, or raise OSError in time: `Client` waits forever for one that stays silent."""
-    from distributed.comm import connect
+    from distributed.comm.core import connect
 
     connection = await asyncio.wait_for(connect(address, timeout=SCHEDULER_SECONDS), SCHEDULER_SECONDS)
     await connection.close()
