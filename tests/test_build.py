@@ -25,11 +25,17 @@ def model(kind, **state):
 
 
 PANEL = {
-    "box": model("VBox", children=["IPY_MODEL_round", "IPY_MODEL_play", "IPY_MODEL_picture", "IPY_MODEL_none"]),
+    "box": model("VBox", children=["IPY_MODEL_round", "IPY_MODEL_play", "IPY_MODEL_picture", "IPY_MODEL_none", "IPY_MODEL_switch",
+                                  "IPY_MODEL_knob", "IPY_MODEL_spare"]),
     "round": model("IntSlider", description="Round", value=3),
     "play": model("Play", description="Play", value=3),
     "picture": model("HTML", value='<img alt="ASR fell" src="data:,"> ASR fell.'),
     "none": model("HTML", value=""),
+    "switch": model("Checkbox", description="Show a decoy", value=True),
+    "knob": model("FloatSlider", description="Size", value=5.0, layout="IPY_MODEL_plain"),
+    "plain": model("Layout", width="410px"),
+    "spare": model("FloatSlider", description="Spare knob", value=1.0, layout="IPY_MODEL_hidden"),
+    "hidden": model("Layout", display="none"),
     "bar": model("HBox", children=["IPY_MODEL_progress", "IPY_MODEL_picture"]),
     "progress": model("FloatProgress", value=1.0),
     "radio": model("RadioButtons", description="", index=None, _options_labels=["it <stays>", "it goes"]),
@@ -46,7 +52,8 @@ def test_a_page_shows_panels_at_rest_and_links_to_pages():
     assert 'href="99_x.ipynb"' in page
     assert 'href="https://x.org/a.md"' in page
     assert page.count('alt="ASR fell"') == 1, "the panel's picture, and nothing of a finished progress bar"
-    assert "Round 3" in page
+    assert "Round 3" in page and "Show a decoy ☑" in page and "Size 5<" in page
+    assert "Spare knob" not in page
     assert "it &lt;stays&gt; / it goes" in page
     assert "VBox()" not in page
     assert "only_for_the_machine" not in page

@@ -154,6 +154,9 @@ def _still(models: dict[str, Any], identity: str) -> str:
     if model is None:
         return ""
     kind, state = model["model_name"], model["state"]
+    layout = models.get(str(state.get("layout")).removeprefix("IPY_MODEL_"), {"state": {}})
+    if layout["state"].get("display") == "none":
+        return ""
     if "children" in state:
         parts = [_still(models, child.removeprefix("IPY_MODEL_")) for child in state["children"]]
         return "".join(part for part in parts if part) if "progress-bar" not in parts else ""
@@ -167,6 +170,7 @@ def _still(models: dict[str, Any], identity: str) -> str:
     value = options[state["index"]] if options and state.get("index") is not None else state.get("value", "")
     if kind == "RadioButtonsModel" and options:
         value = " / ".join(options)
+    value = "☐☑"[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
     text = " ".join(str(part) for part in (state.get("description"), value) if part not in (None, ""))
     look = "display:inline-block;border:1px solid #c0c5ca;border-radius:4px;padding:0 .5em;margin:.15em;color:#667078"
     return f'<span style="{look}">{html.escape(text)}</span>' if text else ""
