@@ -2,10 +2,12 @@
 
 from gradprune.evaluation.grid import Cell, Grid
 from gradprune.evaluation.metrics import Exam, Metrics, der, evaluate, exam, measure, verdict
+from gradprune.evaluation.reference import published
 from gradprune.evaluation.replay import replay
 from gradprune.evaluation.runner import run
 from gradprune.evaluation.store import read_results
+from gradprune.evaluation.summary import gain, ranking, summarise
 from gradprune.evaluation.victim import Victim, load_victim
 
-__all__ = ["Cell", "Exam", "Grid", "Metrics", "Victim", "der", "evaluate", "exam", "load_victim", "measure",
-           "read_results", "replay", "run", "verdict"]
+__all__ = ["Cell", "Exam", "Grid", "Metrics", "Victim", "der", "evaluate", "exam", "gain", "load_victim", "measure",
+           "published", "ranking", "read_results", "replay", "run", "summarise", "verdict"]

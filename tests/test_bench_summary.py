@@ -1,0 +1,120 @@
+"""The summary of a bench: means, ranks, intervals and published rows, compared with what is counted by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gradprune.attacks import TRIGGERS
+from gradprune.defenses import DEFENSES
+from gradprune.errors import InputError
+from gradprune.evaluation import Metrics, der, gain, published, ranking, summarise
+
+
+def cell(attack="badnets", defense="ft", spc=2, seed=0, acc=0.9, asr=0.1, ra=0.8, error="", **others) -> dict:
+    """One row of a bench, the given model at ACC 0.95 and ASR 0.99."""
+    before, after = Metrics(0.95, 0.99, 0.01), Metrics(acc, asr, ra)
+    figures = {"acc": acc, "asr": asr, "ra": ra, "der": der(before, after), "seconds": 2.0}
+    if error:
+        figures = dict.fromkeys(figures, np.nan)
+    return {"attack": attack, "defense": defense, "spc": spc, "seed": seed, "acc_before": 0.95, "asr_before": 0.99,
+            "ra_before": 0.01, **figures, "error": error} | others
+
+
+def test_summarise_takes_means_and_half_ranges_over_seeds():
+    rows = [cell(seed=0, acc=0.9, asr=0.1, seconds=1.0), cell(seed=1, acc=0.8, asr=0.2, seconds=9.0),
+            cell(seed=2, acc=0.88, asr=0.3, seconds=3.0), cell(seed=3, error="out of memory"), cell(spc=10, seed=0)]
+    first, second = (row for _, row in summarise(pd.DataFrame(rows)).iterrows())
+    assert (first.acc, first.acc_half_range, first.acc_drop) == pytest.approx((0.86, 0.05, 0.09))
+    assert (first.asr, first.asr_half_range) == pytest.approx((0.2, 0.1))
+    assert (first.seconds, first.cells, first.failed) == (3.0, 4, 1)
+    assert (second.spc, second.cells, second.failed, second.der_half_range) == (10, 1, 0, 0)
+
+
+def test_a_group_that_failed_is_counted_and_has_no_figures():
+    table = pd.DataFrame([cell(), cell(defense="clp", error="no BatchNorm"), cell(defense="anp", asr=np.nan, error=None)])
+    found = summarise(table).set_index("defense")
+    assert found["failed"].to_dict() == {"ft": 0, "clp": 1, "anp": 1}
+    assert found.loc[["clp", "anp"], ["acc", "asr", "ra", "der", "seconds"]].isna().all(axis=None)
+
+
+def test_ranks_by_hand_with_ties_and_a_failure():
+    rows = [cell(attack, name, asr=asr) for attack, asrs in (("badnets", (0.1, 0.2, 0.2)), ("sig", (0.5, 0.4, 0.3)))
+            for name, asr in zip(("ft", "anp", "nad"), asrs, strict=True)]
+    rows += [cell("wanet", "ft"), cell("wanet", "anp", error="broke"), cell("wanet", "nad", asr=0.2)]
+    found = ranking(pd.DataFrame(rows), draws=50)
+    assert list(found["defense"]) == ["ft", "nad", "anp"]  # 5/3, 5.5/3 and 7.5/3
+    assert list(found["rank"]) == pytest.approx([(1 + 3 + 1) / 3, (2.5 + 1 + 2) / 3, (2.5 + 2 + 3) / 3])
+    assert list(found["failed"]) == [0, 0, 1]
+    assert found["der"].iloc[2] == pytest.approx(np.mean([cell(asr=0.2)["der"], cell(asr=0.4)["der"]]))
+    by_asr = ranking(pd.DataFrame(rows), "asr", draws=50)
+    assert list(by_asr["rank"]) == pytest.approx(list(found["rank"]))  # one ACC: the order of DER is that of ASR
+
+
+def test_only_whole_blocks_are_compared():
+    rows = [cell(name, defense, asr=asr) for name, asr in (("badnets", 0.1), ("sig", 0.9)) for defense in ("ft", "anp")]
+    whole, part = ranking(pd.DataFrame(rows), draws=20), ranking(pd.DataFrame(rows[:3]), draws=20)
+    assert set(whole["blocks"]) == {2}
+    assert set(part["blocks"]) == {1}
+    assert part["der"].nunique() == 1  # ft's hard cell, which anp did not run, counts for neither
+    apart = ranking(pd.DataFrame([rows[0], rows[3]]), draws=20)
+    assert set(apart["blocks"]) == {0}
+    assert apart[["rank", "der", "rank_low"]].isna().all(axis=None)
+
+
+def test_the_interval_resamples_attacks_not_cells():
+    """Seeds that repeat one another add nothing: the interval is as wide as with one seed, and a mean of attacks."""
+    asrs = {"badnets": 0.0, "blended": 0.3, "sig": 0.9, "wanet": 0.5}
+    one = pd.DataFrame([cell(attack, asr=asr) for attack, asr in asrs.items()])
+    many = pd.concat([one.assign(seed=seed) for seed in range(8)])
+    narrow, wide = ranking(many, draws=2000).iloc[0], ranking(one, draws=2000).iloc[0]
+    width = wide.der_high - wide.der_low
+    assert narrow.der_high - narrow.der_low == pytest.approx(width, rel=0.1)
+    exact = 2 * 1.96 * one["der"].std(ddof=0) / 2  # the normal approximation with four attacks
+    assert width == pytest.approx(exact, rel=0.15)
+    uneven = pd.concat([one, one.iloc[:1].assign(seed=1)])
+    assert ranking(uneven, draws=9)["der"].iloc[0] == pytest.approx(one["der"].mean())  # attacks weigh the same
+    assert ranking(many, draws=99).equals(ranking(many, draws=99))
+
+
+def test_one_attack_has_no_interval():
+    found = ranking(pd.DataFrame([cell(seed=seed, asr=seed / 9) for seed in range(3)]), draws=50).iloc[0]
+    assert (found["rank"], found.attacks, found.blocks) == (1, 1, 3)
+    assert np.isnan([found.rank_low, found.der_low, found.der_high]).all()
+
+
+def test_gain_is_paired():
+    rows = [cell(attack, defense, seed=seed, acc=acc, asr=0.2 * number)
+            for number, attack in enumerate(("badnets", "blended", "sig")) for seed in (0, 1)
+            for defense, acc in (("ft", 0.7), ("grad_prune", 0.8))]
+    found = gain(pd.DataFrame(rows), "grad_prune", "ft", draws=100).iloc[0]
+    assert (found.gain, found.gain_low, found.gain_high) == pytest.approx((0.05, 0.05, 0.05))
+    rows[0] = cell("badnets", "ft", error="broke")
+    assert gain(pd.DataFrame(rows), "grad_prune", "ft", draws=9)["blocks"].tolist() == [5]
+    assert gain(pd.DataFrame(rows), "grad_prune", "nobody").empty
+
+
+def test_bad_tables_are_told_apart():
+    table = pd.DataFrame([cell(), cell(seed=1)])
+    with pytest.raises(InputError, match="lacks the columns spc, der"):
+        summarise(table.drop(columns=["spc", "der"]))
+    with pytest.raises(InputError, match="empty"):
+        ranking(table[:0])
+    with pytest.raises(InputError, match="all 1 cells have failed; the first says: boom"):
+        summarise(pd.DataFrame([cell(error="boom")]))
+    with pytest.raises(InputError, match="twice: attack=badnets, defense=ft, spc=2, seed=0"):
+        summarise(pd.concat([table, table[:1]]))
+    with pytest.raises(InputError, match="Unknown metric 'derr'"):
+        ranking(table, "derr")
+
+
+def test_published_rows_carry_our_names_and_their_setting(tmp_path):
+    rows = published()
+    assert set(rows["attack"]) <= set(TRIGGERS)
+    assert set(rows["defense"]) <= set(DEFENSES)
+    assert not rows.isna().any(axis=None)
+    assert not rows.duplicated(["dataset", "attack", "defense"]).any()
+    assert rows["setting"].str.contains("PreActResNet-18, 10 % poisoned").all()
+    for row in rows.itertuples():
+        assert row.der == pytest.approx(der(Metrics(row.acc_before, row.asr_before, 0), Metrics(row.acc, row.asr, 0)))
+    with pytest.raises(InputError, match=r"no table of published figures at .*absent\.csv"):
+        published(tmp_path / "absent.csv")
