@@ -112,6 +112,7 @@ def test_published_rows_carry_our_names_and_their_setting(tmp_path):
     assert set(rows["attack"]) <= set(TRIGGERS)
     assert set(rows["defense"]) <= set(DEFENSES)
     assert not rows.isna().any(axis=None)
+    assert rows.select_dtypes("number").stack().between(0, 1).all()  # no placeholder such as -1
     assert not rows.duplicated(["dataset", "attack", "defense"]).any()
     assert rows["setting"].str.contains("PreActResNet-18, 10 % poisoned").all()
     for row in rows.itertuples():

@@ -1,4 +1,4 @@
-"""Measuring: ACC, ASR, RA and DER, the replay of a pruning run, and the bench that compares defences."""
+"""Measuring: ACC, ASR, RA and DER, the replay of a pruning run, the bench that compares defences, and its summary."""
 
 from gradprune.evaluation.grid import Cell, Grid
 from gradprune.evaluation.metrics import Exam, Metrics, der, evaluate, exam, measure, verdict

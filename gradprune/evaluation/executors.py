@@ -19,7 +19,6 @@ from gradprune.evaluation.cells import Row, empty_row, run_cell, sentence
 from gradprune.evaluation.grid import Cell
 
 Job = tuple[Cell, str]
-ATTEMPTS = 3            # a cell whose worker dies this often becomes a failed row
 SCHEDULER_SECONDS = 10  # how long to look for a scheduler
 
 
@@ -30,35 +29,41 @@ def serial(jobs: Sequence[Job]) -> Generator[Row, None, None]:
 
 
 def processes(jobs: Sequence[Job], workers: int) -> Generator[Row, None, None]:
-    """In `workers` processes of this machine; a process that dies is replaced, and its cell tried again.
+    """In `workers` processes of this machine.
 
-    Raises InputError where processes cannot be started at all.
+    Where a process dies, those that ran beside it end too: each of their cells is tried again alone, and the one whose
+    process dies then becomes a failed row. Raises InputError where processes cannot be started at all.
     """
-    waiting, deaths, rows = list(reversed(jobs)), dict.fromkeys(jobs, 0), 0
+    waiting, suspects = list(reversed(jobs)), list[Job]()
     while waiting:
-        with _pool(workers) as pool:
-            running: dict[Future[Row], Job] = {}
-            try:
-                while waiting or running:
-                    while waiting and len(running) < workers:  # no more: all that run when one dies are tried again
-                        job = waiting.pop()
-                        running[pool.submit(run_cell, *job)] = job
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        row = future.result()
-                        del running[future]
-                        rows += 1
-                        yield row
-            except BrokenProcessPool:
-                if not rows:
-                    raise InputError("the worker processes died before they had finished a cell. In a script, call "
-                                     "run() under `if __name__ == '__main__':`; else look at the free memory."
-                                     ) from None
-                for job in running.values():
-                    deaths[job] += 1
-                    if deaths[job] < ATTEMPTS:
-                        waiting.append(job)
-                    else:
-                        yield empty_row(job[0], f"its worker process died {ATTEMPTS} times (out of memory?)")
+        yield from _together(waiting, workers, suspects)
+        while suspects:
+            job, guilty = suspects.pop(), list[Job]()
+            yield from _together([job], 1, guilty)
+            if guilty:
+                yield empty_row(job[0], "its worker process died twice (out of memory?)")
+
+
+def _together(waiting: list[Job], workers: int, suspects: list[Job]) -> Generator[Row, None, None]:
+    """Take jobs off the end of `waiting` until none is left or a process dies; then `suspects` gets those that ran."""
+    with _pool(workers) as pool:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool:
+            raise InputError("the worker processes died at once; in a script, call run() under "
+                             "`if __name__ == '__main__':`.") from None
+        running: dict[Future[Row], Job] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:  # no more than that, so that few are suspects
+                    job = waiting.pop()
+                    running[pool.submit(run_cell, *job)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    row = future.result()
+                    del running[future]
+                    yield row
+        except BrokenProcessPool:
+            suspects.extend(running.values())
 
 
 class _pool(ProcessPoolExecutor):

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
@@ -21,6 +21,9 @@ from gradprune.errors import InputError, require
 from gradprune.evaluation.cells import COLUMNS, Row
 from gradprune.evaluation.grid import Cell
 from gradprune.paths import output_folder, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 1
 _HEAD = ",".join([*COLUMNS, "check"])
@@ -83,15 +86,16 @@ class Store:
     def _append(self, line: str) -> None:
         """Add a line, whole or not at all; what a crash left of an unfinished one before it is closed off."""
         try:
-            with open(self.table, "ab+") as file:
+            with open(self.table, "ab+", buffering=0) as file:  # a buffer would write again after the truncation
                 end = file.seek(0, os.SEEK_END)
-                torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n" if hasattr(os, "pread") else False
+                file.seek(max(0, end - 1))
+                rest = (b"" if file.read(1) in (b"", b"\n") else b"\n") + line.encode() + b"\n"
                 try:
-                    file.write((b"\n" if torn else b"") + line.encode() + b"\n")
-                    file.flush()
+                    while rest:
+                        rest = rest[file.write(rest):]
                     os.fsync(file.fileno())
                 except OSError:
-                    os.truncate(self.table, end)
+                    file.truncate(end)
                     raise
         except OSError as error:
             raise InputError(f"Cannot write to {self.table}: {error.strerror or error}. The {len(self.rows)} cells in "
@@ -108,7 +112,7 @@ class Store:
                              "nothing was changed. Choose another folder.")
 
 
-def read_results(folder: str | Path) -> pd.DataFrame:
+def read_results(folder: str | Path) -> "pd.DataFrame":
     """The rows of a bench folder as a table, columns as in `cells.COLUMNS`; damaged rows are left out.
 
     Raises InputError where there is no bench, or none of this format.
@@ -132,8 +136,10 @@ def read_facts(folder: Path) -> dict:
     return facts
 
 
-def to_table(rows: Iterable[Row]) -> pd.DataFrame:
+def to_table(rows: Iterable[Row]) -> "pd.DataFrame":
     """Rows as a table; empty numbers become NaN."""
+    import pandas as pd  # half a second, which most users of this room never need
+
     table = pd.DataFrame(list(rows), columns=list(COLUMNS))
     return table.astype({name: kind for name, kind in COLUMNS.items() if kind is not str})
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gradprune.errors import InputError
+from gradprune.views.bench_report import write_bench_report
 from gradprune.views.picture import Picture
 from gradprune.views.plots import before_after, examples, loss_curves, pruning_trajectory, score_heatmap
 from gradprune.views.report import write_report
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from gradprune.views.trigger_studio import TriggerStudio
 
 __all__ = ["BeatGradPrune", "DefenceComparer", "FilterExplorer", "Picture", "PruningPlayer", "TriggerStudio",
-           "before_after", "examples", "loss_curves", "pruning_trajectory", "score_heatmap", "write_report"]
+           "before_after", "examples", "loss_curves", "pruning_trajectory", "score_heatmap", "write_bench_report",
+           "write_report"]
 
 _PANELS = {"BeatGradPrune": "beat_grad_prune", "DefenceComparer": "defence_comparer",
            "FilterExplorer": "filter_explorer", "PruningPlayer": "pruning_player", "TriggerStudio": "trigger_studio"}

@@ -154,7 +154,9 @@ def costs(table: pd.DataFrame) -> Picture:
             ax.scatter(own["median"], rows, s=44, color=colors[place], marker=_MARKERS[place % 12], zorder=3,
                        clip_on=False, label=_images(spc))
         _rows(ax, list(median.index))
-        ax.set(xscale="log", xlabel="seconds (log scale): median, and from the fastest to the slowest cell")
+        powers = np.floor(np.log10(good["seconds"].min())), np.floor(np.log10(good["seconds"].max())) + 1
+        ax.set(xscale="log", xlim=[10.0**power for power in powers],
+               xlabel="seconds (log scale): median, and from the fastest to the slowest cell")
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.grid(axis="x")
         figure.suptitle("What a defence costs", x=0.015, ha="left", fontweight="bold", fontsize=style.LARGE)

@@ -1,19 +1,49 @@
-"""The look of our HTML pages: one shell without network access, one style sheet, one table."""
+"""The look of our HTML pages: one shell without network access, one style sheet, one table, the definitions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
+DEFINITIONS = {
+    "ACC": "Clean accuracy: the share of all test images, as they are, that get their true class. "
+           "Higher is better.",
+    "ASR": "Attack success rate: with the trigger put on the test images of all other classes, the share "
+           "that is taken for the attacker’s target. Lower is better.",
+    "RA": "Robust accuracy: of the same triggered images, the share that still get their true class. Higher "
+          "is better. A model that answers wrongly, but not with the target, has a low ASR and a low RA.",
+    "DER": "Defence effectiveness rating: what the defence took from ASR, less what it cost in ACC, on a "
+           "scale from 0% to 100% where 50% is no effect.",
+}
 
-def table(rows: Sequence[Sequence[str]], head: Sequence[str] = (), caption: str = "") -> str:
-    """A table of plain texts; the first cell of each row is its heading."""
+
+def page(title: str, lead: str, sections: Mapping[str, str], top: str = "", heading: str = "") -> str:
+    """A whole page. title, heading (where it differs) and the sections’ titles are plain texts, the rest is HTML.
+
+    lead: the first paragraph; top: what follows it in the header. Sections without content are left out.
+    """
+    body = "".join(f"<section><h2>{escape(name)}</h2>{text}</section>" for name, text in sections.items() if text)
+    return _SHELL.format(css=_CSS, title=escape(title), heading=escape(heading or title), lead=lead, top=top, body=body)
+
+
+def terms(definitions: Mapping[str, str] = DEFINITIONS) -> str:
+    """Terms with their meaning, plain texts."""
+    return ('<dl class="terms">' + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
+                                           for name, text in definitions.items()) + "</dl>")
+
+
+def table(rows: Sequence[Sequence[str]], head: Sequence[str] = (), caption: str = "", kind: str = "") -> str:
+    """A table of plain texts; the first cell of each row is its heading.
+
+    kind "cells" is for wide tables of figures: lines break where the text does, and the first column stays in sight.
+    """
     top = "<thead><tr>" + "".join(f'<th scope="col">{escape(text)}</th>' for text in head) + "</tr></thead>"
     body = "".join(f'<tr><th scope="row">{escape(first)}</th>'
                    + "".join(f"<td>{escape(text)}</td>" for text in rest) + "</tr>" for first, *rest in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{title}{top if head else ""}<tbody>{body}</tbody></table></div>'
+    look = f"wide {kind}".strip()
+    return f'<div class="{look}"><table>{title}{top if head else ""}<tbody>{body}</tbody></table></div>'
 
 
-SHELL = """<!DOCTYPE html>
+_SHELL = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -24,7 +54,7 @@ SHELL = """<!DOCTYPE html>
 <style>{css}</style>
 </head>
 <body><main>
-<header><h1>{verdict}</h1><p class="lead">{story}</p><dl class="tiles">{tiles}</dl></header>
+<header><h1>{heading}</h1><p class="lead">{lead}</p>{top}</header>
 {body}
 <footer>Method: Dunnett, Arablouei, Miller, Dedeoglu, Jurdak: “Unlearning Backdoor Attacks through
 Gradient-Based Model Pruning”, 2024, arXiv:2405.03918.</footer>
@@ -32,7 +62,7 @@ Gradient-Based Model Pruning”, 2024, arXiv:2405.03918.</footer>
 </html>
 """
 
-CSS = """
+_CSS = """
 :root { color-scheme: light dark; --ink: #1f2328; --faint: #59636b; --paper: #fff; --card: #f5f6f8;
   --line: #d9dde1; --acc: #0072b2; --asr: #c45500; --ra: #007f5c }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --faint: #a5adb4; --paper: #16191d;
@@ -65,6 +95,10 @@ th, td { text-align: left; padding: .3rem 1.3rem .3rem 0; border-bottom: 1px sol
   vertical-align: top }
 thead th { color: var(--faint); font-weight: 600 }
 td { overflow-wrap: anywhere }
+.cells table { font-size: .87rem }
+.cells th, .cells td { white-space: pre; padding-right: 1rem }
+.cells tbody th, .cells thead th:first-child { position: sticky; left: 0; background: var(--paper) }
+h3 { font-size: 1.05rem; margin: 1.4rem 0 .3rem }
 .terms { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; max-width: 47rem }
 .terms dt { font-weight: 700 }
 .terms dd { margin: 0 }
@@ -74,6 +108,6 @@ pre { background: var(--card); border-radius: 6px; padding: .8rem 1rem; margin: 
   :root { color-scheme: light; --ink: #000; --faint: #444; --paper: #fff; --card: #f5f6f8; --line: #bbb }
   body { font-size: 10.5pt } main { max-width: none; padding: 0 } .wide { overflow: visible }
   figure img { min-width: 0 } section, figure, tr, .tile, pre { break-inside: avoid }
-  .tiles { grid-template-columns: repeat(3, 1fr) }
+  .tiles { grid-template-columns: repeat(3, 1fr) } .cells table { font-size: 7pt }
 }
 """

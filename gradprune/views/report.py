@@ -13,23 +13,13 @@ from gradprune.errors import require
 from gradprune.evaluation import Metrics, Victim, der, replay, verdict
 from gradprune.paths import output_folder, write_atomic
 from gradprune.pruning import filter_scores, pair_up
-from gradprune.views.page import CSS, SHELL, table
+from gradprune.views.page import DEFINITIONS, page, table, terms
 from gradprune.views.picture import Picture, count
 from gradprune.views.plots import before_after, examples, loss_curves, pruning_trajectory, score_heatmap
 from gradprune.views.style import METRICS
 
 _REPLAYED = 6000  # images that the replay looks at, in all rounds together: about 3 seconds on one core
 _LISTED = 60      # removed filters that are listed one by one
-_DEFINITIONS = {
-    "ACC": "Clean accuracy: the share of all test images, as they are, that get their true class. "
-           "Higher is better.",
-    "ASR": "Attack success rate: with the trigger put on the test images of all other classes, the share "
-           "that is taken for the attacker’s target. Lower is better.",
-    "RA": "Robust accuracy: of the same triggered images, the share that still get their true class. Higher "
-          "is better. A model that answers wrongly, but not with the target, has a low ASR and a low RA.",
-    "DER": "Defence effectiveness rating: what the defence took from ASR, less what it cost in ACC, on a "
-           "scale from 0% to 100% where 50% is no effect.",
-}
 _EXPLAINED = {
     "examples": "The same images, clean and with the trigger, shown to the model before and after the "
                 "defence. They are the first test image of each class: nobody picked them for their looks.",
@@ -66,8 +56,8 @@ def write_report(folder: Path, victim: Victim, result: DefenseResult, stages: di
         png = picture.save(folder / f"{name}.png").read_bytes()
         text = f"<p>{_EXPLAINED[name].format(sample=len(sample))}</p>" if name in _EXPLAINED else ""
         figures[name] = f'{text}<div class="wide">{picture.html(png)}</div>'
-    page = _page(victim, result, stages, figures)
-    return write_atomic(folder / "report.html", lambda temporary: temporary.write_text(page, "utf-8"))
+    text = _page(victim, result, stages, figures)
+    return write_atomic(folder / "report.html", lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def _pictures(victim: Victim, result: DefenseResult, stages: Mapping[str, Metrics],
@@ -177,12 +167,11 @@ def _page(victim: Victim, result: DefenseResult, stages: Mapping[str, Metrics],
     rows = [[name, *(f"{value:.1%}" for value in (*metrics, der(before, metrics)))]
             for name, metrics in stages.items()]
     rows[0][-1] = ""  # a rating of the model against itself says nothing
-    results = table(rows, ["stage", *_DEFINITIONS],
+    results = table(rows, ["stage", *DEFINITIONS],
                      f"Measured on {len(victim.data.test)} test images; the defence saw none of them.")
-    terms = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _DEFINITIONS.items())
     sections = {
         "What the model says": figures["examples"],
-        "Before and after": f'{figures["before_after"]}{results}<dl class="terms">{terms}</dl>',
+        "Before and after": f'{figures["before_after"]}{results}{terms()}',
         "Which filters carry the backdoor": figures["scores"],
         "Pruning, round by round": figures["trajectory"],
         "Fine-tuning": figures.get("fine_tuning", ""),
@@ -190,7 +179,6 @@ def _page(victim: Victim, result: DefenseResult, stages: Mapping[str, Metrics],
         "Settings": table(_settings(victim, result)),
         "Do it again": f"<pre><code>{escape(_reproduce(victim, result))}</code></pre>",
     }
-    body = "".join(f"<section><h2>{title}</h2>{text}</section>" for title, text in sections.items() if text)
     outcome = verdict(before, after)
-    return SHELL.format(css=CSS, title=escape(f"{outcome}: {victim.trigger.name}"), verdict=outcome,
-                        story=_story(victim, result, before, after), tiles=tiles, body=body)
+    return page(f"{outcome}: {victim.trigger.name}", _story(victim, result, before, after), sections,
+                f'<dl class="tiles">{tiles}</dl>', outcome)

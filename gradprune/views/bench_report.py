@@ -1,0 +1,205 @@
+"""The report of a bench: one page that says which defence did best on which attack, how surely, and at what price."""
+
+import textwrap
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gradprune.evaluation import gain, published, ranking, summarise
+from gradprune.evaluation.summary import KEYS, checked
+from gradprune.paths import output_folder, write_atomic
+from gradprune.views import bench_plots
+from gradprune.views.page import DEFINITIONS, page, table, terms
+from gradprune.views.picture import Picture, count
+
+_FIGURES = ("acc", "asr", "ra")
+_READING = """<p>Each defence got the same attacked models and the same few clean images of each class. A cell is one
+attack, one defence, one number of images per class and one seed; the seed draws the defender’s images. All figures are
+counted on test images that no defence saw. ± is half the distance from the lowest to the highest seed.</p>{terms}
+<p>Means and ranks over attacks count only attacks and seeds for which every defence has a cell. The 95% intervals are a
+bootstrap: attacks are drawn with replacement, then seeds within each. Attacks come first because the next model will
+have another attack; seeds are only other images for the same model. With few attacks the intervals are too narrow, and
+the highest of many means is partly luck. A failed cell ranks last and is left out of means.</p>"""
+_DIFFERENCES = {
+    "network": "PreActResNet-18, about 11 million weights. Here, by default: a small PreActResNet, 78,000 weights.",
+    "images": "CIFAR-10 or GTSRB, photographs. Here, by default: rendered signs.",
+    "poisoned": "10 % of the training images. Here: set for each attack.",
+    "defender": "5 % of the training images: about 250 a class on CIFAR-10, 45 on average on GTSRB. Here: see the "
+                "columns.",
+    "trigger": "unknown to the defences. Here: known to grad_prune and ft_unlearn alone, which have no published row.",
+    "runs": "one figure a cell, other code, other settings of the defences. Here: means over seeds.",
+}
+
+
+def write_bench_report(folder: str | Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> Path:
+    """Write report.html, one file without network, its figures as PNG and summary.csv beside it; returns its path.
+
+    table: a row a cell, as `evaluation.summarise` takes it; of further columns gradprune, torch, machine, threads and
+    cell_seconds are told. facts: shown among the settings; "command" is the command line that made the bench.
+    Each file is written whole or not at all, the page last.
+    Raises InputError for a bad table (before any work), or a folder that cannot be written.
+    """
+    cells = checked(table).sort_values("spc", kind="stable")
+    folder = output_folder(folder)
+    write_atomic(folder / "summary.csv", lambda temporary: summarise(cells).to_csv(temporary, index=False))
+    figures = {}
+    for name, picture in _pictures(cells).items():
+        png = picture.save(folder / f"{name}.png").read_bytes()
+        figures[name] = f'<div class="wide">{picture.html(png)}</div>'
+    text = _page(cells, figures, facts)
+    return write_atomic(folder / "report.html", lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def _pictures(cells: pd.DataFrame) -> dict[str, Picture]:
+    """All figures by name, those of an spc with its number; what has no data is left out."""
+    pictures, good = {}, cells[~cells["failed"]]
+    blocks = ranking(cells, draws=0).groupby("spc")["blocks"].first()
+    for spc in good["spc"].unique():
+        pictures[f"der_{spc}"] = bench_plots.der_heatmap(cells, spc)
+        pictures[f"acc_asr_{spc}"] = bench_plots.acc_against_asr(cells, spc)
+        if blocks[spc] and cells["defense"].nunique() > 1:
+            pictures[f"rank_{spc}"] = bench_plots.mean_ranks(cells, spc)
+    if good["spc"].nunique() > 1:
+        pictures["by_spc"] = bench_plots.by_spc(cells)
+    if (good["seconds"] > 0).any():
+        pictures["cost"] = bench_plots.costs(cells)
+    return pictures
+
+
+# ---- what it says
+
+
+def _lead(cells: pd.DataFrame) -> str:
+    """The outcome in plain words (HTML): what was run, then a paragraph for each spc."""
+    ran = ", ".join(count(cells[key].nunique(), noun) for key, noun in
+                    (("defense", "defence"), ("attack", "attack"), ("seed", "seed")))
+    pairs = gain(cells, "grad_prune", "ft_unlearn").set_index("spc")
+    told = [f"{ran}: {count(len(cells), 'cell')}, {cells['failed'].sum() or 'none'} failed."]
+    for spc, rows in ranking(cells).groupby("spc"):
+        told.append(f"With <b>{count(spc, 'image')} per class</b> {_outcome(rows)}"
+                    + (_pruning_adds(pairs.loc[spc]) if spc in pairs.index else ""))
+    return "</p><p>".join(told)
+
+
+def _outcome(ranks: pd.DataFrame) -> str:
+    """Who has the highest mean DER at one spc, and where grad_prune stands (HTML)."""
+    order = ranks.dropna(subset=["der"]).sort_values("der", ascending=False).reset_index(drop=True)
+    if order.empty:
+        return "no attack and seed has figures of every defence, so there is no common mean."
+    told = []
+    for place, row in order.iterrows():
+        if place == 0 or row["defense"].startswith("grad_prune"):
+            stands = "has the highest mean DER" if place == 0 else f"stands at place {place + 1} of {len(ranks)}"
+            sure = f" (95% interval {row['der_low']:.1%} to {row['der_high']:.1%})" if row["attacks"] > 1 else ""
+            lost = f"; {row['failed']} of its {count(row['blocks'], 'cell')} failed" if row["failed"] else ""
+            told.append(f"<b>{escape(row['defense'])}</b> {stands}: {row['der']:.1%}{sure}{lost}.")
+    return " ".join(told)
+
+
+def _pruning_adds(pair: pd.Series) -> str:
+    """The paired difference of grad_prune and ft_unlearn, in words."""
+    side = "above" if pair["gain"] >= 0 else "below"
+    text = (f" What pruning adds: the DER of grad_prune is {100 * abs(pair['gain']):.1f} points {side} that of "
+            "ft_unlearn, the same fine-tuning without pruning")
+    if pair["attacks"] < 2:
+        return text + " (one attack, so no interval)."
+    clear = "holds 0: no difference is shown" if pair["gain_low"] <= 0 <= pair["gain_high"] else "does not hold 0"
+    return f"{text}; the 95% interval, {100 * pair['gain_low']:+.1f} to {100 * pair['gain_high']:+.1f}, {clear}."
+
+
+# ---- tables
+
+
+def _results(cells: pd.DataFrame) -> str:
+    """ACC, ASR and RA after each defence (row) under each attack (column) at one spc, and as given."""
+    attacks, names = list(dict.fromkeys(cells["attack"])), "\n".join(key.upper() for key in _FIGURES)
+    errors = cells[cells["failed"]].groupby(["defense", "attack"])["error"].first()
+    before = cells.groupby("attack")[[f"{key}_before" for key in _FIGURES]].mean()
+    rows = [["as given", names, *("\n".join(_percent(value) for value in before.loc[attack]) for attack in attacks)]]
+    if not cells["failed"].all():
+        found = summarise(cells).set_index(["defense", "attack"])
+        for name in dict.fromkeys(cells["defense"]):
+            rows.append([name, names, *(_cell(found.loc[name, attack], errors.get((name, attack), ""))
+                                        if (name, attack) in found.index else "–" for attack in attacks)])
+    told = "<p>Per cent on test images after the defence: mean over seeds ± half the range.</p>"
+    return told + table(rows, ["defence", "", *attacks], kind="cells")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}" if share == share else "–"
+
+
+def _cell(row: pd.Series, error: str) -> str:
+    """One cell in lines: the figures, or why there are none."""
+    if row["failed"] == row["cells"]:
+        return textwrap.fill(textwrap.shorten(f"failed: {error}", 90, placeholder=" …"), 20)
+    several = row["cells"] - row["failed"] > 1
+    lines = [f"{100 * row[key]:.1f}" + (f" ± {100 * row[f'{key}_half_range']:.1f}" if several else "")
+             for key in _FIGURES]
+    return "\n".join(lines + [f"{row['failed']:.0f} of {row['cells']:.0f} failed"] * bool(row["failed"]))
+
+
+def _published(cells: pd.DataFrame) -> str:
+    """Published figures beside ours, for the attacks and defences that both have (HTML)."""
+    theirs, ours = published(), cells[~cells["failed"]]
+    both = ours[["attack", "defense"]].drop_duplicates().merge(theirs[["attack", "defense"]].drop_duplicates())
+    if both.empty:
+        return ""
+    columns = {f"published,\n{data}": _by_pair(rows) for data, rows in theirs.groupby("dataset")}
+    columns |= {f"here,\n{_spc(spc)}": _by_pair(rows) for spc, rows in ours.groupby("spc")}
+    keys = [(attack, name) for attack, rows in both.groupby("attack", sort=False) for name in ("", *rows["defense"])]
+    lines = [[f"{attack}, {name or 'as given'}", *(texts.get((attack, name), "–") for texts in columns.values())]
+             for attack, name in keys]
+    return ("<p><b>Not comparable one to one.</b> The published rows come from the leaderboard of BackdoorBench (Wu et "
+            "al., 2022, arXiv:2206.12654; date of retrieval not recorded). What differs:</p>" + terms(_DIFFERENCES)
+            + "<p>ACC / ASR / RA in per cent, as given and after the defence.</p>"
+            + table(lines, ["attack, defence", *columns], kind="cells"))
+
+
+def _by_pair(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Mean ACC / ASR / RA by (attack, defence); the defence "" is the model as given."""
+    given = rows.assign(defense="", **{key: rows[f"{key}_before"] for key in _FIGURES})
+    means = pd.concat([given, rows]).groupby(["attack", "defense"])[list(_FIGURES)].mean()
+    return {key: " / ".join(map(_percent, line)) for key, line in zip(means.index, means.to_numpy(), strict=True)}
+
+
+def _settings(cells: pd.DataFrame, facts: Mapping[str, Any]) -> str:
+    """All that shaped the bench, and the failures (HTML)."""
+    told = {"attacks": "attack", "defences": "defense", "images per class": "spc", "seeds": "seed",
+            "gradprune": "gradprune", "torch": "torch", "machine": "machine", "threads": "threads"}
+    rows = [[name, ", ".join(map(str, dict.fromkeys(cells[key].dropna())))] for name, key in told.items()
+            if key in cells]
+    rows.append(["cells", f"{len(cells)}, {cells['failed'].sum()} failed"])
+    if "cell_seconds" in cells:
+        rows.append(["seconds, all cells", f"{cells['cell_seconds'].sum():.0f}"])
+    rows += [[str(key), str(value)] for key, value in facts.items() if key != "command"]
+    text, lost = table([row for row in rows if row[1]]), cells[cells["failed"]]
+    if len(lost):
+        groups = lost.groupby([*KEYS, "error"], sort=False)["seed"]
+        rows = [[attack, name, str(spc), ", ".join(map(str, seeds)), error]
+                for (attack, name, spc, error), seeds in groups]
+        text += "<h3>Failed cells</h3>" + table(rows, ["attack", "defence", "images per class", "seeds", "error"])
+    return text
+
+
+# ---- how it looks
+
+
+def _page(cells: pd.DataFrame, figures: Mapping[str, str], facts: Mapping[str, Any]) -> str:
+    sections = {"How to read this page": _READING.format(terms=terms(DEFINITIONS))}
+    for spc, rows in cells.groupby("spc"):
+        own = [figures.get(f"{name}_{spc}", "") for name in ("der", "acc_asr", "rank")]
+        sections[_spc(spc)] = "".join(own) + _results(rows)
+    sections |= {"More images": figures.get("by_spc", ""), "Cost": figures.get("cost", ""),
+                 "Published figures beside ours": _published(cells), "Settings": _settings(cells, facts)}
+    if facts.get("command"):
+        sections["Do it again"] = f"<pre><code>{escape(str(facts['command']))}</code></pre>"
+    kinds = (count(cells[key].nunique(), noun) for key, noun in (("defense", "defence"), ("attack", "attack")))
+    return page(f"A bench: {' against '.join(kinds)}", _lead(cells), sections)
+
+
+def _spc(spc: int) -> str:
+    return count(spc, "image") + " per class"
