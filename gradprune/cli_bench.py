@@ -1,5 +1,6 @@
 """The commands `gradprune bench` and `gradprune report`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,8 +50,20 @@ def report(folder: Folder, out: ReportOut = None, as_json: Json = False) -> None
     """
     from gradprune.evaluation.store import read_facts, read_results
     from gradprune.views.bench_report import write_bench_report
-    page = write_bench_report(out or folder, read_results(folder), read_facts(folder))
+    table, facts = read_results(folder), read_facts(folder)
+    told = {"command": _command(table, folder)} | {f"weights of {name}, sha256": str(digest)[:16]
+                                                   for name, digest in facts["checkpoints"].items()}
+    page = write_bench_report(out or folder, table, told)
     show(as_json, {"report": page.as_posix()}, f"Report: {page.as_posix()}")
+
+
+def _command(table: Any, folder: Path) -> str:
+    """The command line that makes these cells."""
+    parts = {name: ",".join(map(str, dict.fromkeys(table[column]))) for name, column in
+             (("attacks", "attack"), ("defenses", "defense"), ("spc", "spc"))}
+    options = parts | {"seeds": str(table.seed.nunique()), "out": folder.as_posix()}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return shlex.join(["gradprune", "bench", *words])
 
 
 def _names(text: str) -> list[str] | str:

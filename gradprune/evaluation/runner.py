@@ -4,8 +4,8 @@ import tempfile
 from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from gradprune.errors import InputError, require
@@ -14,12 +14,9 @@ from gradprune.evaluation.executors import Job, cluster, processes, serial
 from gradprune.evaluation.grid import Grid
 from gradprune.evaluation.store import Store, to_table
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def run(grid: Grid, out: str | Path | None = None, *, workers: int = 1, scheduler: str | None = None,
-        progress: bool = True) -> "pd.DataFrame":
+        progress: bool = True) -> pd.DataFrame:
     """Run a grid and return its rows, one a cell, in the grid's order; columns as in `cells.COLUMNS`.
 
     out: a folder that keeps the rows; the same call goes on where the last one stopped, and runs failed cells again.

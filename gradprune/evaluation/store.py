@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
@@ -21,9 +21,6 @@ from gradprune.errors import InputError, require
 from gradprune.evaluation.cells import COLUMNS, Row
 from gradprune.evaluation.grid import Cell
 from gradprune.paths import output_folder, write_atomic
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FORMAT = 1
 _HEAD = ",".join([*COLUMNS, "check"])
@@ -112,7 +109,7 @@ class Store:
                              "nothing was changed. Choose another folder.")
 
 
-def read_results(folder: str | Path) -> "pd.DataFrame":
+def read_results(folder: str | Path) -> pd.DataFrame:
     """The rows of a bench folder as a table, columns as in `cells.COLUMNS`; damaged rows are left out.
 
     Raises InputError where there is no bench, or none of this format.
@@ -136,10 +133,8 @@ def read_facts(folder: Path) -> dict:
     return facts
 
 
-def to_table(rows: Iterable[Row]) -> "pd.DataFrame":
+def to_table(rows: Iterable[Row]) -> pd.DataFrame:
     """Rows as a table; empty numbers become NaN."""
-    import pandas as pd  # half a second, which most users of this room never need
-
     table = pd.DataFrame(list(rows), columns=list(COLUMNS))
     return table.astype({name: kind for name, kind in COLUMNS.items() if kind is not str})
 
