@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from gradprune.errors import InputError
-from gradprune.evaluation import Victim
+from gradprune.evaluation import Cell, Victim
+from gradprune.evaluation.cells import empty_row
+from gradprune.evaluation.store import Store
 from gradprune.lessons import (
     CheckFailed,
     begin,
@@ -166,6 +168,35 @@ def test_other_right_ways_of_the_other_exercises():
     assert check.hold_mask(hooked) is hooked
     assert check.trigger(stripe) is stripe
     assert check.stopping_rule(lambda history, alpha: EXERCISES["stopping_rule"].reference(history, alpha))
+
+
+def test_other_right_ways_to_compare():
+    def clipped(before, after):
+        price = max(before.acc, after.acc) - after.acc
+        return 0.5 + 0.5 * (before.asr - min(before.asr, after.asr) - price)
+
+    def by_hand(scores):
+        ranks = {name: [] for name in scores}
+        for row in scores.fillna(-1).to_dict("records"):
+            for name, own in row.items():
+                ranks[name].append(1 + sum(x > own for x in row.values()) + (sum(x == own for x in row.values()) - 1) / 2)
+        return {name: sum(places) / len(places) for name, places in ranks.items()}
+
+    def sorted_table(scores):
+        return scores.fillna(0).rank(axis=1, ascending=False).mean().sort_values()
+
+    assert check.der(clipped) is clipped
+    for right in (by_hand, sorted_table, lambda scores: sorted_table(scores)[scores.columns].to_numpy()):
+        assert check.mean_rank(right) is right
+
+
+def test_a_changed_table_is_told(capsys):
+    def in_place(scores):
+        scores.fillna(0, inplace=True)
+        return scores.rank(axis=1, ascending=False).mean()
+
+    check.mean_rank(in_place)
+    assert "changes the table" in capsys.readouterr().out
 
 
 def test_strict_mode_raises_unless_correct(monkeypatch):
@@ -449,6 +480,19 @@ def test_full_mode_trains(victim: Victim, monkeypatch):
     monkeypatch.setattr(restart, "load_victim", lambda _: 1 / 0)
     assert checkpoint("02_start").target == victim.target
     restart._victim.cache_clear()
+
+
+def test_the_measured_bench_is_read_from_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(restart, "data_folder", lambda: tmp_path)
+    with pytest.raises(InputError, match=r"signs holds no bench"):
+        checkpoint("05_table")
+    cell = Cell("badnets", "ft", 2, 0)
+    with Store(tmp_path / "results" / "signs", {}) as store:
+        store.add(empty_row(cell) | {"der": 0.9})
+    for name in ("05_table", "05_rank", "05_more"):
+        table = checkpoint(name)
+        assert (table["der"].tolist(), table["error"].tolist()) == ([0.9], [""])
+        table["der"] = 0  # the next one is whole again
 
 
 def test_unknown_restart_point_offers_the_nearest():

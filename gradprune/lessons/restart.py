@@ -5,11 +5,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import pandas as pd
+
 from gradprune.datasets import Dataset, draw_defense_images, load
 from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import unknown
-from gradprune.evaluation import Victim, load_victim
+from gradprune.evaluation import Victim, load_victim, read_results
 from gradprune.lessons.session import mode
+from gradprune.paths import data_folder
 from gradprune.pruning import Pairs, pair_up
 from gradprune.zoo import SHIPPED, attack
 
@@ -91,3 +94,9 @@ def faint() -> Victim:
 def victim_and_result() -> tuple[Victim, DefenseResult]:
     """`victim, result`: the sig victim, and what the paper's recipe (spc 10) made of it, before fine-tuning."""
     return _victim("sig", mode()), _pruned(mode())
+
+
+@point("05_table", "05_rank", "05_more")
+def bench() -> pd.DataFrame:
+    """`table`: the measured bench of this repository, one row a cell; the same in every mode."""
+    return read_results(data_folder() / "results" / "signs")

@@ -1,6 +1,6 @@
 """Figures, the report page and the panels: plain data in, a `Picture` with a one-sentence summary out.
 
-Not imported by `import gradprune`: whoever draws pays for matplotlib, nobody else; and the four panels need ipywidgets
+Not imported by `import gradprune`: whoever draws pays for matplotlib, nobody else; and the panels need ipywidgets
 (the extra `notebooks`), which is loaded with the first of them.
 """
 
@@ -15,15 +15,17 @@ from gradprune.views.report import write_report
 
 if TYPE_CHECKING:
     from gradprune.views.beat_grad_prune import BeatGradPrune
+    from gradprune.views.defence_comparer import DefenceComparer
     from gradprune.views.filter_explorer import FilterExplorer
     from gradprune.views.pruning_player import PruningPlayer
     from gradprune.views.trigger_studio import TriggerStudio
 
-__all__ = ["BeatGradPrune", "FilterExplorer", "Picture", "PruningPlayer", "TriggerStudio", "before_after", "examples",
-           "loss_curves", "pruning_trajectory", "score_heatmap", "write_bench_report", "write_report"]
+__all__ = ["BeatGradPrune", "DefenceComparer", "FilterExplorer", "Picture", "PruningPlayer", "TriggerStudio",
+           "before_after", "examples", "loss_curves", "pruning_trajectory", "score_heatmap", "write_bench_report",
+           "write_report"]
 
-_PANELS = {"BeatGradPrune": "beat_grad_prune", "FilterExplorer": "filter_explorer", "PruningPlayer": "pruning_player",
-           "TriggerStudio": "trigger_studio"}
+_PANELS = {"BeatGradPrune": "beat_grad_prune", "DefenceComparer": "defence_comparer",
+           "FilterExplorer": "filter_explorer", "PruningPlayer": "pruning_player", "TriggerStudio": "trigger_studio"}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,28 +22,21 @@ _ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, and
                "class does not count.")
 
 
-class Panel(widgets.VBox):
+class BasePanel(widgets.VBox):
     """Controls, one picture and its sentence; displays itself when a cell ends with it.
 
-    victim: whose model is looked at; it is never changed. Subclasses write `state`, `compute` and `draw`, make their
-    controls and end with `self.show(...)`. `sentence` is the text shown now, `picture` the figure with it. An error in
-    a callback is shown in red, and raised as well where the environment says GRADPRUNE_STRICT=1. `close()` leaves
-    nothing behind.
-    Raises InputError for anything but a `Victim`.
+    Subclasses write `state`, `compute` and `draw`, make their controls and end with `self.show(...)`. `sentence` is the
+    text shown now, `picture` the figure with it. An error in a callback is shown in red, and raised as well where the
+    environment says GRADPRUNE_STRICT=1. `close()` leaves nothing behind.
     """
 
-    def __init__(self, victim: Victim) -> None:
-        require(isinstance(victim, Victim), f"a panel takes a Victim (see load_victim), got {type(victim).__name__}.")
-        self.victim, self.sentence, self._quiet = victim, "", False
-        self.label_map = str(victim.card.get("attack", {}).get("label_map", "all_to_one"))
+    caution = ""  # said under every picture, after its sentence
+
+    def __init__(self) -> None:
+        self.sentence, self._quiet = "", False
         self.error, self.figure, self.summary = widgets.HTML(), widgets.HTML(), widgets.HTML()
         super().__init__(layout=widgets.Layout(max_width=f"{2 * WIDE + 40}px"))
         self.add_class("gradprune-panel").add_class(f"gradprune-{type(self).__name__}")
-
-    @property
-    def caution(self) -> str:
-        """Said under every picture where the victim has no single target class, which the panels speak of."""
-        return _ALL_TO_ALL * (self.label_map == "all_to_all")
 
     # ---- each panel writes these
 
@@ -58,11 +51,6 @@ class Panel(widgets.VBox):
     def draw(self, computed: Any) -> Picture:
         """The figure and its sentence; depends on what was computed alone."""
         raise NotImplementedError  # pragma: no cover
-
-    def named(self, answer: int) -> str:
-        """The name of a class; a model may know more of them than the images do."""
-        names = self.victim.data.test.classes
-        return names[answer] if answer < len(names) else f"class {answer}"
 
     # ---- wiring
 
@@ -146,6 +134,23 @@ class Panel(widgets.VBox):
         super().close()
         self.unobserve_all()
         self.children = ()
+
+
+class Panel(BasePanel):
+    """A panel on a victim, whose model it looks at and never changes. Raises InputError for anything but a `Victim`."""
+
+    def __init__(self, victim: Victim) -> None:
+        require(isinstance(victim, Victim), f"a panel takes a Victim (see load_victim), got {type(victim).__name__}.")
+        super().__init__()
+        self.victim = victim
+        self.label_map = str(victim.card.get("attack", {}).get("label_map", "all_to_one"))
+        if self.label_map == "all_to_all":
+            self.caution = _ALL_TO_ALL
+
+    def named(self, answer: int) -> str:
+        """The name of a class; a model may know more of them than the images do."""
+        names = self.victim.data.test.classes
+        return names[answer] if answer < len(names) else f"class {answer}"
 
 
 @contextlib.contextmanager

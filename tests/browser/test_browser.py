@@ -19,8 +19,16 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "out" / "browser"
 NOTEBOOKS = [path.name for number in ("00", "02", "03", "07") for path in sorted((ROOT / "notebooks").glob(f"{number}_*.ipynb"))]
-PANELS = ("TriggerStudio", "FilterExplorer", "PruningPlayer", "BeatGradPrune")
+PANELS = ("TriggerStudio", "FilterExplorer", "PruningPlayer", "BeatGradPrune", "DefenceComparer")
 OWN = "panels.ipynb"  # all panels on one page, written by this file
+TABLE = """import itertools
+import pandas as pd
+from gradprune.views import DefenceComparer
+table = pd.DataFrame([{"attack": attack, "defense": name, "spc": 2, "seed": seed, "acc_before": 0.99, "asr_before": 0.98,
+                       "ra_before": 0.02, "acc": 0.9 + 0.02 * seed, "asr": 0.3 * rank, "ra": 0.9 - 0.3 * rank,
+                       "der": 0.9 - 0.1 * rank - 0.03 * seed * (attack == "sig"), "seconds": 2.0, "error": ""}
+                      for attack, (rank, name), seed in itertools.product(("badnets", "sig"), enumerate(("ft", "clp")), (0, 1))])
+DefenceComparer(table)"""
 RUN, REACT = 300_000, 20_000  # milliseconds: a whole notebook, and one reaction, on a busy machine
 READY = """async () => { const c = window.jupyterapp.shell.currentWidget.sessionContext; await c.ready;
                          await c.session.kernel.info; }"""
@@ -44,7 +52,7 @@ def own_notebook(path: Path) -> None:
     cells = ["import gradprune as gp\nfrom gradprune.views import BeatGradPrune, FilterExplorer, PruningPlayer, TriggerStudio\n"
              "victim = gp.load_victim('badnets')\n"
              "result = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, tune=False, progress=False)",
-             *(f"{panel}(victim{', result' * (panel == 'PruningPlayer')})" for panel in PANELS)]
+             *(f"{panel}(victim{', result' * (panel == 'PruningPlayer')})" for panel in PANELS[:4]), TABLE]
     book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     book.cells = [nbformat.v4.new_markdown_cell("# Panels\n\n<details><summary>Solution</summary>\n\nLook.\n\n</details>"),
                   *map(nbformat.v4.new_code_cell, cells)]
@@ -145,6 +153,16 @@ def choose_filter(page, panel) -> None:
     assert layer.startswith(name.split("[")[0])
 
 
+def choose_attack(page, panel) -> None:
+    """Another attack by keyboard; the picture keeps its place and size."""
+    before, box = sentence(panel), panel.locator("img").bounding_box()
+    panel.get_by_label("Attack", exact=True).focus()
+    for key in ("Space", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    assert ", badnets, " in changed(panel, before)
+    assert panel.locator("img").bounding_box() == box
+
+
 @pytest.mark.parametrize("opened", [OWN, *NOTEBOOKS], indirect=True)
 def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
     name = request.node.callspec.params["opened"]
@@ -159,6 +177,8 @@ def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
             move_slider(opened, panel)
         if kind == "FilterExplorer":
             choose_filter(opened, panel)
+        if kind == "DefenceComparer":
+            choose_attack(opened, panel)
         shot(panel, Path(name).stem, kind)
     for fold in opened.locator("details", has_text=re.compile("solution", re.IGNORECASE)).all()[:1]:
         assert fold.get_attribute("open") is None
@@ -174,6 +194,9 @@ def test_panels_do_not_flicker_and_their_buttons_come_back(opened):
     opened.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     opened.wait_for_selector('body[data-jp-theme-light="false"]', state="attached")
     for kind, panel in panels(opened).items():
+        if kind == "DefenceComparer":  # it has lists alone
+            shot(panel, "dark", kind)
+            continue
         handle = panel.locator(".noUi-target:not([disabled]) .noUi-handle").first
         handle.focus()
         looking = opened.evaluate_handle(f"panel => ({{seen: ({BLANK})(panel)}})", panel.element_handle())
