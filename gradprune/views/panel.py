@@ -30,13 +30,16 @@ class BasePanel(widgets.VBox):
     environment says GRADPRUNE_STRICT=1. `close()` leaves nothing behind.
     """
 
-    caution = ""  # said under every picture, after its sentence
-
     def __init__(self) -> None:
         self.sentence, self._quiet = "", False
         self.error, self.figure, self.summary = widgets.HTML(), widgets.HTML(), widgets.HTML()
         super().__init__(layout=widgets.Layout(max_width=f"{2 * WIDE + 40}px"))
         self.add_class("gradprune-panel").add_class(f"gradprune-{type(self).__name__}")
+
+    @property
+    def caution(self) -> str:
+        """Said under every picture, after its sentence."""
+        return ""
 
     # ---- each panel writes these
 
@@ -144,8 +147,11 @@ class Panel(BasePanel):
         super().__init__()
         self.victim = victim
         self.label_map = str(victim.card.get("attack", {}).get("label_map", "all_to_one"))
-        if self.label_map == "all_to_all":
-            self.caution = _ALL_TO_ALL
+
+    @property
+    def caution(self) -> str:
+        """What to know where the victim has no single target class, which the panels speak of."""
+        return _ALL_TO_ALL * (self.label_map == "all_to_all")
 
     def named(self, answer: int) -> str:
         """The name of a class; a model may know more of them than the images do."""
