@@ -1,11 +1,13 @@
 """Relearning: what it fine-tunes on, that it changes nothing, and what the figure says."""
 
 import copy
+import sys
 
 import pytest
 import torch
 from test_pruning_plots import assert_readable, texts
 
+from gradprune.attacks import fit
 from gradprune.errors import InputError
 from gradprune.evaluation import relearn as relearn_function
 from gradprune.evaluation.relearn import relearn
@@ -15,9 +17,8 @@ from gradprune.views.relearn_plot import relearn_curve
 
 @pytest.fixture(scope="module")
 def clean_model(data):
-    from gradprune.attacks import fit
-    model = build("preact_resnet", 4, width=8, blocks=(1,), seed=0)
-    fit(model, data.train, epochs=4, batch_size=32, shift=1, progress=False)
+    model = build("preact_resnet", 4, width=16, blocks=(1,), seed=0)
+    fit(model, data.train, epochs=8, batch_size=32, shift=1, progress=False)
     return model
 
 
@@ -27,18 +28,18 @@ def attack(model, victim, **settings):
 
 def test_more_poison_plants_more_backdoor(clean_model, victim):
     before = copy.deepcopy(clean_model.state_dict())
-    rows = attack(clean_model, victim, k=(0, 60), seeds=(0, 1), epochs=8, max_lr=0.1)
+    rows = attack(clean_model, victim, k=(0, 60), seeds=(0, 1), epochs=12, shift=1)
     assert [(row["k"], row["seed"]) for row in rows] == [(None, None), (0, 0), (60, 0), (0, 1), (60, 1)]
     given, clean, poisoned = rows[:3]
     assert given["asr"] < 0.2 and clean["asr"] < 0.2 < 0.8 < poisoned["asr"]
     assert all(row["acc"] > 0.9 for row in rows)
     assert all(torch.equal(tensor, clean_model.state_dict()[name]) for name, tensor in before.items()), "the model changed"
-    assert rows == attack(clean_model, victim, k=(0, 60), seeds=(0, 1), epochs=8, max_lr=0.1)
+    assert rows == attack(clean_model, victim, k=(0, 60), seeds=(0, 1), epochs=12, shift=1)
 
 
 def test_exactly_k_images_of_the_training_part_are_poisoned(clean_model, victim, monkeypatch):
     seen = []
-    monkeypatch.setattr("gradprune.evaluation.relearn.fit", lambda model, images, **settings: seen.append((images, settings)))
+    monkeypatch.setattr(sys.modules["gradprune.evaluation.relearn"], "fit", lambda model, images, **settings: seen.append((images, settings)))
     attack(clean_model, victim, k=(0, 5, 7), seeds=(3,), count=40)
     clean, *poisoned = [images for images, _ in seen]
     assert len(clean) == 40

@@ -28,10 +28,10 @@ CONTROL = "never backdoored"
 
 def rows():
     clean = gp.load_victim("clean").model
-    for attack in ("badnets", "blended", "sig"):
-        victim = gp.load_victim(attack)
-        given = (victim.data.train, victim.data.test, victim.trigger, victim.target)
-        for seed in (0, 1, 2):
+    for seed in (0, 1, 2):
+        for attack in ("badnets", "blended", "sig"):
+            victim = gp.load_victim(attack)
+            given = (victim.data.train, victim.data.test, victim.trigger, victim.target)
             for name in (*DEFENSES, CONTROL):
                 start = time.perf_counter()
                 model = clean if name == CONTROL else defense(name)(
@@ -42,7 +42,7 @@ def rows():
                            **{figure: round(row[figure], 4) for figure in ("acc", "asr", "ra")},
                            "gradprune": gp.__version__, "torch": torch.__version__.split("+")[0],
                            "machine": platform.machine(), "threads": torch.get_num_threads()}
-                print(attack, seed, name, *(f"{row['asr']:.3f}" for row in found),
+                print(attack, seed, name, *(f"{row['acc']:.3f}/{row['asr']:.3f}" for row in found),
                       f"{time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
 
