@@ -15,9 +15,9 @@ from gradprune.views.style import Mark, plain
 Rows = Sequence[Mapping[str, Any]]
 
 # Okabe & Ito's colours, the light ones darkened; marker and line style tell the lines apart without colour.
-_MARKS = [Mark(color, marker, line, "", "") for color, marker, line in (
-    ("#0072B2", "o", "-"), ("#C45500", "^", "--"), ("#007F5C", "s", "-."), ("#AA3377", "D", (0, (3, 1))),
-    ("#7A6A00", "v", (0, (5, 1, 1, 1))), ("#1F2328", "P", (0, (1, 1.2))))]
+_MARKS = [Mark("#0072B2", "o", "-", "", ""), Mark("#C45500", "^", "--", "", ""), Mark("#007F5C", "s", "-.", "", ""),
+          Mark("#AA3377", "D", (0, (3, 1)), "", ""), Mark("#7A6A00", "v", (0, (5, 1, 1, 1)), "", ""),
+          Mark("#1F2328", "P", (0, (1, 1)), "", "")]
 
 
 def relearn_curve(attacks: Mapping[str, Mapping[str, Rows]]) -> Picture:

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/relearn_table.py     # about a quarter of an hour on one free core
 
-Writes data/results/relearn.csv, a row a run, and relearn.png beside it. Three draws of the defender's images (spc 10) and of
+Writes data/results/relearn.csv, a row a run, and relearn.png beside it; cut short, it goes on where it stopped (delete the
+table to begin anew). Three draws of the defender's images (spc 10) and of
 the poisoned samples, with the same seed; the control is the model that never had a backdoor. The poisoned samples come
 from the training part, the figures from the test part.
 """
@@ -10,6 +11,7 @@ from the training part, the figures from the test part.
 import platform
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -22,28 +24,23 @@ from gradprune.paths import write_atomic
 from gradprune.views.relearn_plot import relearn_curve
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/relearn.csv"
+ATTACKS = ("badnets", "blended", "sig")
 DEFENSES = ("grad_prune", "ft_unlearn", "ft", "anp", "fine_pruning")
 CONTROL = "never backdoored"
 
 
-def rows():
-    clean = gp.load_victim("clean").model
-    for seed in (0, 1, 2):
-        for attack in ("badnets", "blended", "sig"):
-            victim = gp.load_victim(attack)
-            given = (victim.data.train, victim.data.test, victim.trigger, victim.target)
-            for name in (*DEFENSES, CONTROL):
-                start = time.perf_counter()
-                model = clean if name == CONTROL else defense(name)(
-                    victim.model, victim.data.defense, victim.trigger, spc=10, seed=seed, progress=False).model
-                found = relearn(model, *given, seeds=(seed,))
-                for row in found:
-                    yield {"attack": attack, "model": name, "draw": seed, "k": row["k"],
-                           **{figure: round(row[figure], 4) for figure in ("acc", "asr", "ra")},
-                           "gradprune": gp.__version__, "torch": torch.__version__.split("+")[0],
-                           "machine": platform.machine(), "threads": torch.get_num_threads()}
-                print(attack, seed, name, *(f"{row['acc']:.3f}/{row['asr']:.3f}" for row in found),
-                      f"{time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+def runs(attack, seed, name):
+    """The rows of one model: purified with this draw, then retuned with k poisoned samples of the same draw."""
+    victim, start = gp.load_victim(attack), time.perf_counter()
+    model = gp.load_victim("clean").model if name == CONTROL else defense(name)(
+        victim.model, victim.data.defense, victim.trigger, spc=10, seed=seed, progress=False).model
+    found = relearn(model, victim.data.train, victim.data.test, victim.trigger, victim.target, seeds=(seed,))
+    print(attack, seed, name, *(f"{row['acc']:.3f}/{row['asr']:.3f}" for row in found),
+          f"{time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+    return [{"attack": attack, "model": name, "draw": seed, "k": row["k"],
+             **{figure: round(row[figure], 4) for figure in ("acc", "asr", "ra")},
+             "gradprune": gp.__version__, "torch": torch.__version__.split("+")[0],
+             "machine": platform.machine(), "threads": torch.get_num_threads()} for row in found]
 
 
 def draw(table):
@@ -55,8 +52,12 @@ def draw(table):
 
 def main():
     torch.set_num_threads(1)
-    table = pd.DataFrame(rows())
-    write_atomic(OUT, lambda temporary: table.to_csv(temporary, index=False))
+    table = pd.read_csv(OUT) if OUT.is_file() else pd.DataFrame(columns=["attack", "draw", "model"])
+    for seed, attack, name in product((0, 1, 2), ATTACKS, (*DEFENSES, CONTROL)):
+        run = attack, seed, name
+        if run not in set(zip(table.attack, table.draw, table.model, strict=True)):
+            table = pd.DataFrame([*table.to_dict("records"), *runs(*run)])
+            write_atomic(OUT, lambda temporary, now=table: now.to_csv(temporary, index=False))
     picture = draw(table)
     picture.save(OUT.with_suffix(".png"))
     print(picture)
