@@ -18,6 +18,7 @@ from gradprune.models.cost import macs, parameters
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning.filters import Filter, Filters, filters, silent
 
+NEEDS_TORCH_PRUNING = "slimming needs torch-pruning; install it with: pip install 'gradprune[slim]'"
 TOLERANCE = 1e-4  # of the outputs, absolute
 
 
@@ -51,7 +52,7 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
     try:
         import torch_pruning
     except ModuleNotFoundError:
-        raise InputError("slimming needs torch-pruning; install it with: pip install 'gradprune[slim]'") from None
+        raise InputError(NEEDS_TORCH_PRUNING) from None
     small, found, wanted = copy.deepcopy(model), filters(model, example[:1]), predict(model, example)
     gone = silent(model, found)
     try:
