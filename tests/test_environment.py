@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright": "playwright-python"}
-PIP_ONLY = ["torch-pruning>=1.5"]  # not on conda-forge
+PIP_ONLY = ["torch-pruning>=1.5"]  # from PyPI, in the conda environment too
 
 
 def requirement(text):

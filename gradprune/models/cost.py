@@ -4,7 +4,6 @@ import time
 from statistics import median
 
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from gradprune.models.inference import predict
 
@@ -16,6 +15,7 @@ def parameters(model: nn.Module) -> int:
 
 def macs(model: nn.Module, image: Tensor) -> int:
     """Multiply-adds of the convolutions and matrix products for one image, float (1, C, H, W)."""
+    from torch.utils.flop_counter import FlopCounterMode  # late: it takes a third of a second to import
     with FlopCounterMode(display=False) as counter:
         predict(model, image)
     return int(counter.get_total_flops()) // 2

@@ -34,10 +34,9 @@ class Slim:
     macs: tuple[int, int]
 
     def __str__(self) -> str:
-        stay = f"; {len(self.left)} cannot be cut alone and stay masked" if self.left else ""
-        changed = ", ".join(f"{old:,} to {new:,} {what}" for what, (old, new) in
-                            (("parameters", self.parameters), ("multiply-adds an image", self.macs)))
-        return f"{len(self.cut)} of {len(self.cut) + len(self.left)} silent filters cut out{stay}: {changed}"
+        cut, left, (p, q), (m, n) = len(self.cut), len(self.left), self.parameters, self.macs
+        return (f"{cut} of {cut + left} silent filters cut out, {left} cannot be cut alone and stay masked: "
+                f"{p:,} to {q:,} parameters, {m:,} to {n:,} multiply-adds an image")
 
     __repr__ = __str__
 
@@ -65,8 +64,7 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
     except Exception as error:  # a stranger's model may do anything with its channels
         raise InputError(f"the model cannot be slimmed ({type(error).__name__}: {error}); masked it works as it is."
                          ) from None
-    left = [found[position] for position in gone if position not in cut]
-    return Slim(small, [found[position] for position in sorted(cut)], left,
+    return Slim(small, [found[place] for place in sorted(cut)], [found[place] for place in gone if place not in cut],
                 (parameters(model), parameters(small)), (macs(model, example[:1]), macs(small, example[:1])))
 
 
