@@ -25,7 +25,6 @@ from gradprune.evaluation import Metrics
 from gradprune.models import export as export_module
 from gradprune.models import predict
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
-from gradprune.models.resizing import sizes
 from gradprune.pruning import fine_tuning, recipes, silence
 
 COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "doctor"]

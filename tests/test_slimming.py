@@ -130,7 +130,7 @@ def test_strangers_keep_what_cannot_go(slim, layers):
 def test_a_model_that_counts_on_its_channels_is_told(slim):
     model = Net(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), view=6).eval()
     silence(model, filters(model, IMAGES[:1]), [1])
-    with pytest.raises(InputError, match="cannot be slimmed .*; masked it works as it is"):
+    with pytest.raises(InputError, match=r"cannot be slimmed .*; masked it works as it is"):
         slim(model, IMAGES)
 
 
