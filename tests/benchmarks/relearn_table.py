@@ -8,6 +8,7 @@ the poisoned samples, with the same seed; the control is the model that never ha
 from the training part, the figures from the test part.
 """
 
+import math
 import platform
 import sys
 import time
@@ -25,8 +26,8 @@ from gradprune.views.relearn_plot import relearn_curve
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/relearn.csv"
 ATTACKS = ("badnets", "blended", "sig")
-DEFENSES = ("grad_prune", "ft_unlearn", "ft", "anp", "fine_pruning")
 CONTROL = "never backdoored"
+MODELS = ("grad_prune", "ft_unlearn", CONTROL, "ft", "anp", "fine_pruning")
 
 
 def runs(attack, seed, name):
@@ -45,15 +46,15 @@ def runs(attack, seed, name):
 
 def draw(table):
     """The figure of a table, as written or read back."""
-    plain = table.astype({"k": object}).where(table.k.notna(), None)
-    return relearn_curve({attack: {name: runs.to_dict("records") for name, runs in group.groupby("model", sort=False)}
-                          for attack, group in plain.groupby("attack", sort=False)})
+    rows = [{**row, "k": None if math.isnan(row["k"]) else int(row["k"])} for row in table.to_dict("records")]
+    return relearn_curve({attack: {name: [row for row in rows if (row["attack"], row["model"]) == (attack, name)]
+                                   for name in MODELS} for attack in ATTACKS})
 
 
 def main():
     torch.set_num_threads(1)
     table = pd.read_csv(OUT) if OUT.is_file() else pd.DataFrame(columns=["attack", "draw", "model"])
-    for seed, attack, name in product((0, 1, 2), ATTACKS, (*DEFENSES, CONTROL)):
+    for name, seed, attack in product(MODELS, (0, 1, 2), ATTACKS):
         run = attack, seed, name
         if run not in set(zip(table.attack, table.draw, table.model, strict=True)):
             table = pd.DataFrame([*table.to_dict("records"), *runs(*run)])
