@@ -173,7 +173,7 @@ def test_saved_and_loaded_again(slim, tmp_path, name, settings):
 
 @pytest.mark.parametrize(("wanted", "words"), [
     ({"conv9": [1, 3]}, "no layer 'conv9'"), ({"conv1": [5, 3]}, "has size"), ({"conv1": [0, 3]}, "cannot become"),
-    ({"conv1": [2]}, "cannot become"), ({"conv1": 2}, "cannot become"), ({"conv1": [2.0, 3]}, "cannot become")])
+    ([1], "must name layers"), ({"conv1": [2]}, "cannot become"), ({"conv1": 2}, "cannot become"), ({"conv1": [2.0, 3]}, "cannot become")])
 def test_sizes_that_do_not_fit(wanted, words):
     with pytest.raises(InputError, match=words):
         resize(build("preact_resnet", 4, width=4), wanted)

@@ -33,5 +33,5 @@ def build(name: str, num_classes: int, *, seed: int = 0, sizes: dict[str, list[i
             model = MODELS[name](num_classes, **settings)
         except TypeError as error:
             raise InputError(f"Model {name!r} cannot be built with {settings}: {error}.") from None
-    resize(model, sizes or {})
+    resize(model, {} if sizes is None else sizes)
     return model

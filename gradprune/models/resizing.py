@@ -23,8 +23,9 @@ def resize(model: nn.Module, wanted: Mapping[str, Sequence[int]]) -> None:
     """Cut layers down, in place, to these sizes (see `sizes`), keeping their first channels; others stay as they are.
 
     This gives a network the shapes of one that was slimmed; its weights are then loaded over these.
-    Raises InputError for an unknown layer, or a size that is not of its kind or larger than the layer.
+    Raises InputError for no mapping, an unknown layer, or a size that is not of its kind or larger than the layer.
     """
+    require(isinstance(wanted, Mapping), f"sizes must name layers, each with its size, got {wanted!r}.")
     known = sizes(model)
     for name, size in wanted.items():
         require(name in known, f"there is no layer {name!r} whose size could be set.")
