@@ -1,6 +1,6 @@
 """Does the backdoor come back? The shipped models, purified and fine-tuned with k poisoned samples.
 
-    python tests/benchmarks/relearn_table.py     # about a quarter of an hour on one free core
+    python tests/benchmarks/relearn_table.py     # roughly a quarter of an hour on one free core
 
 Writes data/results/relearn.csv, a row a run, and relearn.png beside it; cut short, it goes on where it stopped (delete the
 table to begin anew). Three draws of the defender's images (spc 10) and of
