@@ -23,18 +23,20 @@ if TYPE_CHECKING:
     from gradprune.models import build
     from gradprune.pruning import FilterMask, filter_scores
     from gradprune.pruning.filters import filters
+    from gradprune.pruning.slimming import slim
     from gradprune.zoo import attack
 
 # Loaded when first used: torch takes seconds, `gradprune --help` needs none of it, and `gradprune doctor` must run
 # where torch is broken.
 _HOMES = {"attacks": "fit make_trigger poison", "datasets": "ImageSet load", "defenses": "DefenseResult grad_prune",
           "errors": "InputError", "evaluation": "Metrics Victim der evaluate load_victim", "models": "build",
-          "pruning": "FilterMask filter_scores", "pruning.filters": "filters", "zoo": "attack"}
+          "pruning": "FilterMask filter_scores", "pruning.filters": "filters", "pruning.slimming": "slim",
+          "zoo": "attack"}
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = ["DefenseResult", "FilterMask", "ImageSet", "InputError", "Metrics", "Victim", "attack", "build", "der",
            "evaluate", "filter_scores", "filters", "fit", "grad_prune", "load", "load_victim", "make_trigger",
-           "poison"]
+           "poison", "slim"]
 
 
 def __getattr__(name: str) -> Any:

@@ -55,6 +55,8 @@ Train = Annotated[bool, typer.Option("--train", help="Train the victim from noth
 Report = Annotated[Path, typer.Option(help="Folder for report.html and its pictures.")]
 Trained = Annotated[Path | None, typer.Option(help="Checkpoint to write; out/TRIGGER if not given.")]
 Cleaned = Annotated[Path | None, typer.Option(help="Save the cleaned model as this checkpoint.")]
+Slim = Annotated[bool, typer.Option("--slim", help="Cut removed filters out of what is saved or exported.")]
+Export = Annotated[Path | None, typer.Option(help="Also write the cleaned model as this .onnx or .pt2 file.")]
 Folder = Annotated[Path | None, typer.Option(help="Folder to write to, if not the shipped one.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Which ones; all if none is named.")]
 
@@ -117,7 +119,8 @@ def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet
 
 @app.command(epilog=more("gradprune defend badnets --spc 2 --out out/clean", "gradprune evaluate out/clean"))
 def defend(checkpoint: Checkpoint, spc: Spc = 10, recipe: Recipe = "paper", score: Score = "gradient",
-           seed: Seed = 0, out: Cleaned = None, as_json: Json = False) -> None:
+           seed: Seed = 0, out: Cleaned = None, slim: Slim = False, export: Export = None,
+           as_json: Json = False) -> None:
     """Remove a backdoor from a checkpoint.
 
     Prunes the filters with the largest gradient of the unlearning loss, fine-tunes, and measures the given,
@@ -125,9 +128,10 @@ def defend(checkpoint: Checkpoint, spc: Spc = 10, recipe: Recipe = "paper", scor
     for the shipped models. Ctrl-C keeps the state reached so far.
     """
     from gradprune.demo import defend_and_save
-    told = defend_and_save(checkpoint, out, spc=spc, recipe=recipe, score=score, seed=seed,
+    told = defend_and_save(checkpoint, out, slim, export, spc=spc, recipe=recipe, score=score, seed=seed,
                            progress=progress())
-    show(as_json, told, _stages(told), told["sentence"], f"Saved: {told['out']}" if out else "",
+    show(as_json, told, _stages(told), told["sentence"], told["slim"]["sentence"] if slim else "",
+           f"Saved: {told['out']}" if out else "", f"Exported: {told['export']}" if export else "",
            kept="the state reached is " + ("saved" if out else "shown above"))
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gradprune import delivery
 from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.evaluation import Metrics, Victim, der, load_victim, verdict
 from gradprune.models.checkpoints import save_checkpoint
@@ -52,25 +53,27 @@ def attack_and_save(path: Path, trigger: str, **settings: Any) -> dict[str, Any]
             "train_images": len(victim.data.train), "target_name": victim.target_name, "out": weights.as_posix()}
 
 
-def defend_and_save(checkpoint: str, path: Path | None, **settings: Any) -> dict[str, Any]:
+def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, export: Path | None = None,
+                    **settings: Any) -> dict[str, Any]:
     """Defend a checkpoint with these settings of `grad_prune`; save the cleaned model as `path` (or in it).
 
-    Returns what `summary` does, with `checkpoint` and `out`, the path of the weights or None. The new card is
-    the given one with the new weights' `metrics`, `removed_filters`, and `defense`: settings and stages.
+    slim: cut the silent filters out of the model that is saved and exported. export: also write it as this .onnx or
+    .pt2 file. Returns what `summary` does, with `checkpoint`, `out` and `export`, the paths written or None, and `slim`
+    (None, or what `delivery.slimmed` tells). The new card is the given one with the new weights' `metrics`,
+    `removed_filters` and `defense`: settings and stages; a slim model's, also with the sizes of its layers.
     """
     if path and path.is_dir():
         path = path / f"{Path(checkpoint).stem}-cleaned"
-    with results_in(path.parent if path else None):
+    delivery.check(slim, export)
+    with results_in(path.parent if path else None), results_in(export.parent if export else None):
         victim = load_victim(checkpoint)
         result, stages = defend_and_measure(victim, **settings)
         told = summary(victim, result, stages)
-        weights = None
-        if path:
-            defense = (*result.settings, "stopped", "interrupted", "seconds", *stages)
-            card = {**victim.card, "metrics": told["tuned"], "removed_filters": told["filters_removed"],
-                    "defense": {key: told[key] for key in defense}}
-            weights = save_checkpoint(path, result.model, card, victim.trigger).as_posix()
-    return {**told, "checkpoint": checkpoint, "out": weights}
+        defense = (*result.settings, "stopped", "interrupted", "seconds", *stages)
+        card = {**victim.card, "metrics": told["tuned"], "removed_filters": told["filters_removed"],
+                "defense": {key: told[key] for key in defense}}
+        written = delivery.deliver(victim, result.model, card, path, slim, export)
+    return {**told, "checkpoint": checkpoint, **written}
 
 
 def defend_and_measure(victim: Victim, **settings: Any) -> tuple[DefenseResult, dict[str, Metrics]]:

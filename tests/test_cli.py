@@ -19,10 +19,13 @@ from gradprune import demo as demo_module
 from gradprune import evaluation, paths, zoo
 from gradprune.attacks import training as training_module
 from gradprune.cli import app
+from gradprune.delivery import slimmed
 from gradprune.demo import attack_and_save, results_in, sentence
 from gradprune.evaluation import Metrics
+from gradprune.models import export as export_module
+from gradprune.models import predict
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
-from gradprune.pruning import fine_tuning, recipes
+from gradprune.pruning import fine_tuning, recipes, silence
 
 COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "bench", "report", "doctor"]
 
@@ -140,6 +143,43 @@ def test_defend_json_and_the_cleaned_checkpoint(store, here):
 
     measured = last_json(run("evaluate", "new/cleaned", "--json"))
     assert {key: measured[key] for key in ("acc", "asr", "ra")} == told["tuned"] == measured["card"]
+
+
+@pytest.mark.parametrize("kind", [".pt2", ".onnx"])
+def test_defend_slims_and_exports(store, here, kind):
+    pytest.importorskip("torch_pruning", reason="--slim needs torch-pruning")
+    for package in export_module.NEEDS[kind]:
+        pytest.importorskip(package, reason=f"--export needs {package}")
+    told = last_json(run("defend", store / "victim", "--spc", 5, "--seed", 3, "--slim", "--out", "new/slim",
+                         "--export", f"other/model{kind}", "--json"))
+    slim = told["slim"]
+    assert sorted(slim["cut"] + slim["left"]) == sorted(told["filters_removed"])
+    assert slim["parameters"][0] >= slim["parameters"][1] and slim["macs"][0] >= slim["macs"][1]
+    assert len(slim["seconds"]) == 2 and f"{len(slim['cut'])} of " in slim["sentence"]
+    assert told["export"] == f"other/model{kind}"
+    assert [file.name for file in (here / "other").iterdir()] == [f"model{kind}"]
+    model, card = load_checkpoint(here / "new" / "slim")
+    assert sum(parameter.numel() for parameter in model.parameters()) == slim["parameters"][1]
+    assert card["slim"]["left"] == slim["left"]
+    measured = last_json(run("evaluate", "new/slim", "--json"))
+    assert {key: measured[key] for key in ("acc", "asr", "ra")} == told["tuned"]
+    ask = {".onnx": export_module._ask_onnx, ".pt2": export_module._ask_pt2}[kind]
+    images = torch.rand(3, 3, 16, 16)
+    assert torch.allclose(ask(here / "other" / f"model{kind}", images), predict(model, images), rtol=0, atol=1e-4)
+
+
+def test_a_slim_model_can_be_defended_and_slimmed_again(store, here):
+    """The sizes on its card are kept, and changed where the second run cuts."""
+    pytest.importorskip("torch_pruning", reason="--slim needs torch-pruning")
+    model, card = load_checkpoint(store / "victim")
+    silence(model, gp.filters(model), [gp.filters(model).position("stages.0.0.conv1", index) for index in (0, 5)])
+    small, card, _ = slimmed(model, card, torch.rand(2, 3, 16, 16))
+    assert card["model"]["sizes"]["stages.0.0.conv1"] == [10, 12]
+    save_checkpoint("first", small, card)
+    told = last_json(run("defend", here / "first", "--spc", 3, "--slim", "--out", "second", "--json"))
+    again, card = load_checkpoint(here / "second")
+    assert card["model"]["sizes"]["stages.0.0.conv1"][0] <= 10 and card["slim"]["cut"] == told["slim"]["cut"]
+    assert sum(parameter.numel() for parameter in again.parameters()) == told["slim"]["parameters"][1]
 
 
 def test_same_seed_same_result(store):
@@ -390,9 +430,25 @@ def test_sizes_that_a_model_or_trigger_cannot_take(here):
     (["--score", "gradent"], "Unknown score 'gradent'; did you mean gradient"),
     (["--spc", "31"], "class 'north west' has 30"),
     (["--spc", "0"], "spc (images per class) must be at least 1, got 0"),
+    (["--export", "model.pth"], "a model is exported as .onnx or .pt2, and 'model.pth' is neither"),
+    (["--export", "other/model.pth"], "is neither"),
 ])
 def test_defend_refuses(store, here, arguments, words):
     assert words in refused(here, "defend", store / "victim", *arguments, "--out", "deep/er/model", "--json")
+
+
+def test_missing_extras_are_told_before_any_work(store, here, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "gradprune[slim]" in refused(here, "defend", store / "victim", "--slim", "--out", "deep/er/model")
+    assert "gradprune[export]" in refused(here, "defend", store / "victim", "--export", "deep/er/model.onnx")
+
+
+def test_what_cannot_be_exported_leaves_nothing_behind(store, here, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("No ONNX function found for <OpOverload(op='aten.odd', overload='default')>.")
+    monkeypatch.setattr(export_module, "_write_pt2", fails)
+    told = refused(here, "defend", store / "victim", "--spc", 2, "--out", "deep/model", "--export", "deep/er/model.pt2")
+    assert "cannot be exported as .pt2: there is no such form of the operator aten.odd" in told
 
 
 def damage(kind, store):

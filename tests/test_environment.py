@@ -10,6 +10,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright": "playwright-python"}
+PIP_ONLY = ["torch-pruning>=1.6"]  # from PyPI, in the conda environment too
 
 
 def requirement(text):
@@ -21,7 +22,7 @@ def test_environment_yml_agrees_with_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = {CONDA_NAMES.get(name, name): bound for name, bound in
-              map(requirement, project["dependencies"] + extras["notebooks"] + extras["dev"])}
+              map(requirement, project["dependencies"] + extras["notebooks"] + extras["dev"]) if name + bound not in PIP_ONLY}
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     given = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     listed = dict(map(requirement, given))
@@ -29,14 +30,16 @@ def test_environment_yml_agrees_with_pyproject():
     listed.pop("pip")
     assert listed == wanted
     assert environment["channels"] == ["conda-forge", "nodefaults"]
-    assert environment["dependencies"][-1] == {"pip": ["-e ."]}
+    assert environment["dependencies"][-1] == {"pip": [*PIP_ONLY, "-e ."]}
+    optional = [*PIP_ONLY, *extras["slim"], *extras["export"]]
+    assert {entry for entry in optional if requirement(entry)[0] != "torch"} <= set(extras["dev"]), "their tests must run"
     assert not [entry for entry in given if "==" in entry or re.search(r"[^><=]=[^=]", entry)], "ranges, not pins"
 
 
 def test_import_pulls_in_no_plotting():
     """Importing matplotlib, pandas or torchvision would cost more than the 0.3 s that are allowed."""
     code = "import gradprune, sys; print([m for m in ('matplotlib', 'pandas', 'torchvision', 'seaborn', 'IPython', " \
-           "'ipywidgets', 'typer') if m in sys.modules])"
+           "'ipywidgets', 'typer', 'torch_pruning', 'onnx', 'onnxruntime') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

@@ -1,8 +1,9 @@
-"""Measuring: ACC, ASR, RA and DER, the replay of a pruning run, the bench that compares defences, and its summary."""
+"""Measuring: ACC, ASR, RA and DER, replays, the bench that compares defences and its summary, relearning."""
 
 from gradprune.evaluation.grid import Cell, Grid
 from gradprune.evaluation.metrics import Exam, Metrics, der, evaluate, exam, measure, verdict
 from gradprune.evaluation.reference import published
+from gradprune.evaluation.relearn import relearn
 from gradprune.evaluation.replay import replay
 from gradprune.evaluation.runner import run
 from gradprune.evaluation.store import read_results
@@ -10,4 +11,4 @@ from gradprune.evaluation.summary import gain, ranking, summarise
 from gradprune.evaluation.victim import Victim, load_victim
 
 __all__ = ["Cell", "Exam", "Grid", "Metrics", "Victim", "der", "evaluate", "exam", "gain", "load_victim", "measure",
-           "published", "ranking", "read_results", "replay", "run", "summarise", "verdict"]
+           "published", "ranking", "read_results", "relearn", "replay", "run", "summarise", "verdict"]

@@ -1,0 +1,54 @@
+"""Does the backdoor come back? Fine-tune a purified model on a few images, k of them poisoned, and measure again.
+
+Source: Min, Qin, Zhang, Shen & Cheng, 2024, arXiv:2410.09838: models that look purified relearn their backdoor from a
+handful of poisoned samples, much faster than a model that never had one learns it. Their retuning attack, as published:
+a small part of the training images, of which 5 are replaced by poisoned ones; SGD with momentum 0.9 and learning rate
+0.01, 5 epochs, every weight free.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradprune.attacks.poisoning import poison
+from gradprune.attacks.training import fit
+from gradprune.datasets import ImageSet
+from gradprune.errors import require
+from gradprune.evaluation.metrics import evaluate
+
+RECIPE: dict[str, Any] = {
+    "epochs": 5,
+    "batch_size": 64,      # with 200 images: 20 steps
+    "max_lr": 0.01,        # peak of `fit`'s one-cycle schedule, whose mean is half of that
+    "weight_decay": 0.0,
+}
+
+
+def relearn(model: nn.Module, train: ImageSet, test: ImageSet, trigger: nn.Module, target: int, *,
+            k: Sequence[int] = (5, 10, 50), seeds: Sequence[int] = (0, 1, 2), count: int = 200,
+            **changes: Any) -> list[dict[str, Any]]:
+    """Fine-tune copies of `model` on `count` training images, k of them poisoned; the model is not changed.
+
+    train: the attacker's images, of which each seed draws `count`; k of those that are not of the target class get the
+    trigger and the attacker's label, and k = 0 shows what clean fine-tuning does on its own. changes: values of
+    `attacks.training.RECIPE`. Removed filters are not held: whoever fine-tunes the model does not know of them.
+    Returns rows (k, seed, acc, asr, ra), shares in 0..1 on `test`; the first, with k and seed None, is the given model.
+    Raises InputError for a k or count out of range, a bad setting, or what `poison` and `evaluate` refuse.
+    """
+    require(1 <= count <= len(train), f"count must lie in 1..{len(train)}, the training images, got {count}.")
+    rows: list[dict[str, Any]] = [{"k": None, "seed": None, **evaluate(model, test, trigger, target)._asdict()}]
+    for seed in seeds:
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        drawn = train.subset(order[:count].to(train.labels.device))
+        others = int((drawn.labels != target).sum())
+        for poisoned in k:
+            require(0 <= poisoned <= others, f"k must lie in 0..{others}, the drawn images of other classes than the "
+                                             f"target, got {poisoned}.")
+            images = poison(drawn, trigger, target, poisoned / count, seed).images
+            tuned = copy.deepcopy(model)
+            fit(tuned, images, seed=seed, progress=False, **(RECIPE | changes))
+            rows.append({"k": poisoned, "seed": seed, **evaluate(tuned, test, trigger, target)._asdict()})
+    return rows

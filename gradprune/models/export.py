@@ -1,0 +1,101 @@
+"""Export a model for other programs: ONNX (`.onnx`) or torch.export (`.pt2`), checked before the file gets its name."""
+
+import copy
+import importlib.util
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.errors import InputError, require
+from gradprune.models.inference import predict
+from gradprune.paths import write_atomic
+
+TOLERANCE = 1e-4  # of the outputs, absolute
+NEEDS: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxruntime", "onnxscript"), ".pt2": ()}
+
+
+def check_export(path: str | Path) -> None:
+    """Raise InputError where `export` could not write this kind of file here, before any work is done."""
+    kind = Path(path).suffix
+    require(kind in NEEDS, f"a model is exported as {' or '.join(NEEDS)}, and {str(path)!r} is neither.")
+    missing = [name for name in NEEDS[kind] if importlib.util.find_spec(name) is None]
+    require(not missing, f"export to {kind} needs {', '.join(missing)}; install with: pip install 'gradprune[export]'")
+
+
+def export(model: nn.Module, path: str | Path, example: Tensor) -> Path:
+    """Write `model` in eval mode as a file that takes any number of images of this shape; the ending says which kind.
+
+    example: float (N, C, H, W) in [0, 1], two images at least, for the trace and the check: the file's answers to all
+    of them, and to one alone, must equal the model's to 1e-4 (an .onnx file's by onnxruntime).
+    Raises InputError for another ending, a missing package, an operator that has no such form, or answers that differ;
+    then no file is written, and one that stood there stays.
+    """
+    check_export(path)
+    require(len(example) >= 2, f"the trace needs two images at least, got {len(example)}.")
+    copied, images = copy.deepcopy(model).cpu().eval(), example.cpu()
+    wanted = predict(copied, images)
+    write, answers = (_write_onnx, _ask_onnx) if Path(path).suffix == ".onnx" else (_write_pt2, _ask_pt2)
+
+    def write_and_check(temporary: Path) -> None:
+        with _quiet():
+            try:
+                write(copied, images, temporary)
+            except Exception as error:  # torch's exporters raise many kinds
+                raise InputError(f"the model cannot be exported as {Path(path).suffix}: {_reason(error)}") from None
+            for part in (slice(None), slice(1)):
+                off = (answers(temporary, images[part]) - wanted[part]).abs().max().item()
+                require(off <= TOLERANCE, f"the exported file's answers differ from the model's by {off:.2g}; "
+                                          "nothing was written.")
+
+    return write_atomic(path, write_and_check)
+
+
+def _write_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
+    torch.onnx.export(model, (images,), path, dynamo=True, external_data=False, verbose=False, input_names=["images"],
+                      output_names=["logits"], dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+
+
+def _ask_onnx(path: Path, images: Tensor) -> Tensor:
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+
+
+def _write_pt2(model: nn.Module, images: Tensor, path: Path) -> None:
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, path)
+
+
+def _ask_pt2(path: Path, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return torch.export.load(path).module()(images)
+
+
+def _reason(error: BaseException) -> str:
+    """The operator that stood in the way, or else the first line of the error at the bottom of the chain."""
+    while error.__cause__:
+        error = error.__cause__
+    operator = re.search(r"OpOverload\(op='([\w.]+)'", str(error))
+    if operator:
+        return f"there is no such form of the operator {operator[1]}."
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' long logs off the screen; what matters of them is in the error."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,49 @@
+"""Smaller copies of a network that `build` knows: each layer's channels, as plain numbers that a card can hold."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradprune.errors import require
+
+# What a layer's size counts, its own attribute for each number, and which of its tensors have that dimension.
+_COUNTS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: ("out_channels", "in_channels"), nn.Linear: ("out_features", "in_features"),
+    nn.BatchNorm2d: ("num_features",)}
+
+
+def sizes(model: nn.Module) -> dict[str, list[int]]:
+    """The size of every Conv2d and Linear, [outputs, inputs], and of every BatchNorm2d, [channels], by name."""
+    return {name: [getattr(module, count) for count in _COUNTS[type(module)]]
+            for name, module in model.named_modules() if type(module) in _COUNTS}
+
+
+def resize(model: nn.Module, wanted: Mapping[str, Sequence[int]]) -> None:
+    """Cut layers down, in place, to these sizes (see `sizes`), keeping their first channels; others stay as they are.
+
+    This gives a network the shapes of one that was slimmed; its weights are then loaded over these.
+    Raises InputError for no mapping, an unknown layer, or a size that is not of its kind or larger than the layer.
+    """
+    require(isinstance(wanted, Mapping), f"sizes must name layers, each with its size, got {wanted!r}.")
+    known = sizes(model)
+    for name, size in wanted.items():
+        require(name in known, f"there is no layer {name!r} whose size could be set.")
+        fits = (isinstance(size, list | tuple) and len(size) == len(known[name])
+                and all(type(new) is int and 1 <= new <= old for new, old in zip(size, known[name], strict=True)))
+        require(fits, f"layer {name!r} has size {known[name]}; it cannot become {size}.")
+        _cut(model.get_submodule(name), size)
+
+
+def _cut(module: Any, size: Sequence[int]) -> None:
+    """Keep the first channels of one layer's tensors, and note their number where the layer does."""
+    def first(tensor: Tensor) -> Tensor:
+        return tensor[tuple(slice(count) for count in size[:tensor.ndim])].clone()
+
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, key, nn.Parameter(first(parameter.detach()), parameter.requires_grad))
+    for key, buffer in list(module.named_buffers(recurse=False)):
+        if buffer.ndim:  # BatchNorm counts its batches in a single number
+            setattr(module, key, first(buffer))
+    for attribute, count in zip(_COUNTS[type(module)], size, strict=True):
+        setattr(module, attribute, count)

@@ -1,0 +1,133 @@
+"""Slimming: really cut silent filters out, so that the model gets smaller and still gives the same answers.
+
+A filter can go where all that its channel feeds read nothing but zeros there. In a pre-activation network that is not
+sure: the channel of a shortcut sum passes a BatchNorm whose shift makes a constant out of silence, and the padding of
+the next convolution makes an edge out of the constant. So the zeros are looked up in a forward pass.
+torch-pruning (Fang et al., 2023, arXiv:2301.12900) finds which layers hang together.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.errors import InputError, require
+from gradprune.models.cost import macs, parameters
+from gradprune.models.inference import evaluating, predict
+from gradprune.pruning.filters import Filter, Filters, filters, silent
+
+NEEDS_TORCH_PRUNING = "slimming needs torch-pruning; install it with: pip install 'gradprune[slim]'"
+TOLERANCE = 1e-4  # of the outputs, absolute
+
+
+@dataclass(frozen=True)
+class Slim:
+    """A smaller model. cut: silent filters that are gone; left: those that had to stay, still silent (both by their
+    names in the given model). parameters, macs: before and after; macs are multiply-adds for one image."""  # noqa: D209
+
+    model: nn.Module
+    cut: list[Filter]
+    left: list[Filter]
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+
+    def __str__(self) -> str:
+        cut, left, (p, q), (m, n) = len(self.cut), len(self.left), self.parameters, self.macs
+        return (f"{cut} of {cut + left} silent filters cut out, {left} cannot be cut alone and stay masked: "
+                f"{p:,} to {q:,} parameters, {m:,} to {n:,} multiply-adds an image")
+
+    __repr__ = __str__
+
+
+def slim(model: nn.Module, example: Tensor) -> Slim:
+    """Cut the silent filters (see `filters.silent`) out of a copy of `model`, as far as its answers stay the same.
+
+    example: float (N, C, H, W), images that the model takes; the answers to them are compared to 1e-4. One filter of
+    each layer stays, and so do those of grouped convolutions.
+    Raises InputError without torch-pruning, or for a model that cannot be traced or cut.
+    """
+    try:
+        import torch_pruning
+    except ModuleNotFoundError:
+        raise InputError(NEEDS_TORCH_PRUNING) from None
+    small, found, wanted = copy.deepcopy(model), filters(model, example[:1]), predict(model, example)
+    gone = silent(model, found)
+    try:
+        with evaluating(small, gradients=True), torch.enable_grad():
+            graph = torch_pruning.DependencyGraph()
+            graph.build_dependency(small, example[:1].to(wanted.device), verbose=False)
+            cut = _cut(small, found, gone, graph, _zeros(small, example))
+        answers = predict(small.to(memory_format=torch.channels_last), example)  # type: ignore[call-overload]
+        require(torch.allclose(answers, wanted, rtol=0, atol=TOLERANCE), "its answers would change")
+    except Exception as error:  # a stranger's model may do anything with its channels
+        raise InputError(f"the model cannot be slimmed ({type(error).__name__}: {error}); masked it works as it is."
+                         ) from None
+    return Slim(small, [found[place] for place in sorted(cut)], [found[place] for place in gone if place not in cut],
+                (parameters(model), parameters(small)), (macs(model, example[:1]), macs(small, example[:1])))
+
+
+def _cut(model: nn.Module, found: Filters, gone: list[int], graph: Any, zeros: dict[str, Tensor]) -> set[int]:
+    """Cut all silent filters that can go, in place; returns their positions."""
+    name_of = {module: name for name, module in model.named_modules()}
+    plan: dict[nn.Module, dict[int, set[int]]] = {}  # layer -> index -> the filters that go with it, itself among them
+    planned: set[int] = set()
+    for position in gone:
+        name, index = found[position]
+        layer = model.get_submodule(name)
+        if position not in planned and layer in graph.module2node:
+            together = _together(_group(graph, layer, [index]), graph, name_of, found, zeros)
+            if together and together <= set(gone):
+                plan.setdefault(layer, {})[index] = together
+                planned |= together
+    cut: set[int] = set()
+    for layer, indices in plan.items():
+        while indices and not graph.check_pruning_group(_group(graph, layer, list(indices))):
+            indices.popitem()  # one has to stay
+        if indices:
+            _group(graph, layer, list(indices)).prune()
+            cut |= set().union(*indices.values())
+    return cut
+
+
+def _group(graph: Any, layer: nn.Module, indices: list[int]) -> Any:
+    """All channels that must go when these output channels of a layer go, as pairs (who and how, indices)."""
+    return graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, indices)
+
+
+def _together(group: Any, graph: Any, names: dict[nn.Module, str], found: Filters,
+              zeros: dict[str, Tensor]) -> set[int]:
+    """The filters that feed a group's channel; none where a layer reads more than zeros from it, or is no plain one."""
+    feeding: set[int] = set()
+    for dependency, indices in group:
+        module, gives = dependency.target.module, graph.is_out_channel_pruning_fn(dependency.handler)
+        plain = isinstance(module, nn.Conv2d) and module.groups == 1
+        if plain and gives:
+            feeding |= {found.position(names[module], index) for index in indices}
+        elif (plain or isinstance(module, nn.Linear)) and not gives:
+            if not bool(zeros[names[module]][indices].all()):
+                return set()
+        elif isinstance(module, nn.Parameter) or type(module).__name__ == "_OutputOp" or (
+                module in names and not isinstance(module, nn.BatchNorm2d)):
+            return set()
+    return feeding
+
+
+def _zeros(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """For each Conv2d and Linear: which of its input channels are zero everywhere; bool (inputs,)."""
+    zeros: dict[str, Tensor] = {}
+    name_of: dict[nn.Module, str] = {module: name for name, module in model.named_modules()
+                                     if isinstance(module, nn.Conv2d | nn.Linear)}
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        empty = (inputs[0] == 0).movedim(1 if isinstance(module, nn.Conv2d) else -1, 0).flatten(1).all(1)
+        zeros[name_of[module]] = zeros.get(name_of[module], empty) & empty
+
+    hooks = [module.register_forward_pre_hook(look) for module in name_of]
+    try:
+        predict(model, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return zeros

@@ -1,0 +1,186 @@
+"""Slimming: the smaller model answers as the masked one does, tells what had to stay, and can be saved and loaded."""
+
+import copy
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import gradprune as gp
+from gradprune.errors import InputError
+from gradprune.models import build, predict
+from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
+from gradprune.models.cost import macs, parameters, timed
+from gradprune.models.resizing import resize, sizes
+from gradprune.pruning.filters import filters, silence, silent
+
+IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def slim():
+    pytest.importorskip("torch_pruning", reason="slimming needs torch-pruning")
+    from gradprune.pruning.slimming import slim
+    return slim
+
+
+def lived_in(model, images=IMAGES):
+    """Give the BatchNorms statistics, scales and shifts such as training leaves."""
+    torch.manual_seed(1)
+    model.train()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+        model(images)
+    return model.eval()
+
+
+def masked(model, share, images=IMAGES):
+    found = filters(model, images[:1])
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(2)).tolist()
+    silence(model, found, order[:round(share * len(found))])
+    return model
+
+
+def assert_same_answers(result, model, images=IMAGES):
+    assert torch.allclose(predict(result.model, images), predict(model, images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("preact_resnet", {"width": 8}), ("preact_resnet", {"width": 4, "blocks": (2, 2)}), ("small_vgg", {"width": 6, "size": 16})])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
+def test_the_smaller_model_answers_as_the_masked_one(slim, name, settings, share):
+    model = masked(lived_in(build(name, 4, **settings)), share)
+    before = copy.deepcopy(model.state_dict())
+    result = slim(model, IMAGES)
+    assert_same_answers(result, model)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items()), "the given model changed"
+    gone = silent(model, filters(model, IMAGES[:1]))
+    assert len(result.cut) + len(result.left) == len(gone) and not set(result.cut) & set(result.left)
+    assert len(silent(result.model, filters(result.model, IMAGES[:1]))) == len(result.left)
+    assert result.parameters == (parameters(model), parameters(result.model))
+    if share:
+        assert result.cut and result.parameters[0] > result.parameters[1] and result.macs[0] > result.macs[1]
+    else:
+        assert not gone and result.parameters[0] == result.parameters[1] and result.macs[0] == result.macs[1]
+
+
+def test_a_plain_chain_loses_every_silent_filter(slim):
+    model = masked(lived_in(build("small_vgg", 4, width=6, size=16)), 0.4)
+    result = slim(model, IMAGES)
+    assert not result.left
+    last = sizes(result.model)["features.19"][0]
+    assert sizes(result.model)["classifier"] == [4, last * 4], "four places of the flattened picture for each channel"
+
+
+@pytest.mark.parametrize(("layers", "shift", "cut"), [
+    (("conv1",), -5.0, 0),                       # the block adds to the channel still
+    (("conv1", "stages.0.0.conv2"), -5.0, 2),    # silence stays silence: BatchNorm shifts it below zero, ReLU cuts it off
+    (("conv1", "stages.0.0.conv2"), 5.0, 0),     # BatchNorm makes a constant of it
+    (("stages.0.0.conv1",), 5.0, 1)])            # inside the block: its BatchNorm is silent with it
+def test_what_silence_becomes_decides_on_a_shortcut_channel(slim, layers, shift, cut):
+    model = lived_in(build("preact_resnet", 4, width=4, blocks=(1, 1)))
+    found = filters(model, IMAGES[:1])
+    with torch.no_grad():
+        for norm in ("stages.0.0.bn1", "stages.1.0.bn1"):
+            model.get_submodule(norm).bias[2] = shift
+    silence(model, found, [found.position(layer, 2) for layer in layers])
+    result = slim(model, IMAGES)
+    assert (len(result.cut), len(result.left)) == (cut, len(layers) - cut)
+    assert_same_answers(result, model)
+    assert str(result).startswith(f"{cut} of {len(layers)} silent filters cut out, {len(layers) - cut} cannot be cut alone")
+
+
+def test_one_filter_of_a_layer_stays(slim):
+    model = lived_in(build("small_vgg", 4, width=4, size=16))
+    found = filters(model, IMAGES[:1])
+    silence(model, found, range(4))
+    result = slim(model, IMAGES)
+    assert [len(result.cut), len(result.left)] == [3, 1] and sizes(result.model)["features.0"] == [1, 3]
+    assert_same_answers(result, model)
+
+
+class Net(nn.Module):
+    def __init__(self, *layers, view=None):
+        super().__init__()
+        self.layers, self.view, self.head = nn.Sequential(*layers), view, nn.Linear(6, 3)
+
+    def forward(self, images):
+        pooled = self.layers(images).mean((2, 3))
+        return self.head(pooled.view(-1, self.view) if self.view else pooled)
+
+
+@pytest.mark.parametrize("layers", [
+    (nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Sigmoid()),                               # silence becomes one half
+    (nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6)),                                            # shares its statistics
+    (nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, groups=6))])                                 # depthwise
+def test_strangers_keep_what_cannot_go(slim, layers):
+    model = Net(*layers).eval()
+    found = filters(model, IMAGES[:1])
+    silence(model, found, [1])
+    result = slim(model, IMAGES)
+    assert [str(filter_) for filter_ in result.left] == ["layers.0[1]"] and not result.cut
+    assert_same_answers(result, model)
+
+
+def test_a_model_that_counts_on_its_channels_is_told(slim):
+    model = Net(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), view=6).eval()
+    silence(model, filters(model, IMAGES[:1]), [1])
+    with pytest.raises(InputError, match=r"cannot be slimmed .*; masked it works as it is"):
+        slim(model, IMAGES)
+
+
+def test_without_torch_pruning(monkeypatch):
+    from gradprune.pruning.slimming import slim
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(InputError, match=r"pip install 'gradprune\[slim\]'"):
+        slim(build("preact_resnet", 4, width=4), IMAGES)
+
+
+@pytest.mark.parametrize("name", ["badnets", "blended", "sig"])
+def test_shipped_models_pruned_by_the_defence(slim, name):
+    victim = gp.load_victim(name)
+    pruned = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2, tune=False, progress=False).model
+    images = victim.data.test.floats()[:200]
+    result = slim(pruned, images[:8])
+    assert_same_answers(result, pruned, images)
+
+
+# ---- the card, and what a model costs
+
+
+@pytest.mark.parametrize(("name", "settings"), [("preact_resnet", {"width": 4}), ("small_vgg", {"width": 4, "size": 16})])
+def test_saved_and_loaded_again(slim, tmp_path, name, settings):
+    made = {"name": name, "num_classes": 4, **settings}
+    model = masked(lived_in(build(**made)), 0.5)
+    smaller = slim(model, IMAGES).model
+    full = sizes(model)
+    changed = {layer: size for layer, size in sizes(smaller).items() if size != full[layer]}
+    path = save_checkpoint(tmp_path / "slim", smaller, {"model": {**made, "sizes": changed}})
+    loaded, card = load_checkpoint(path)
+    assert sizes(loaded) == sizes(smaller) and card["model"]["sizes"] == changed
+    assert torch.equal(predict(loaded, IMAGES), predict(smaller, IMAGES))
+    assert path.stat().st_size < save_checkpoint(tmp_path / "full", model, {"model": made}).stat().st_size
+    card["model"]["sizes"].popitem()
+    path.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(InputError, match="do not fit the model on their card"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(("wanted", "words"), [
+    ({"conv9": [1, 3]}, "no layer 'conv9'"), ({"conv1": [5, 3]}, "has size"), ({"conv1": [0, 3]}, "cannot become"),
+    ([1], "must name layers"), ({"conv1": [2]}, "cannot become"), ({"conv1": 2}, "cannot become"), ({"conv1": [2.0, 3]}, "cannot become")])
+def test_sizes_that_do_not_fit(wanted, words):
+    with pytest.raises(InputError, match=words):
+        resize(build("preact_resnet", 4, width=4), wanted)
+
+
+def test_cost_by_hand():
+    model = Net(nn.Conv2d(3, 6, 3, bias=False))
+    assert parameters(model) == 3 * 6 * 9 + 6 * 3 + 3
+    assert macs(model, IMAGES[:1]) == 3 * 6 * 9 * 14 * 14 + 6 * 3
+    assert all(seconds > 0 for seconds in timed(model, model, IMAGES, repeats=2))
