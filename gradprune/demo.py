@@ -92,6 +92,7 @@ def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
     total, `filters`; `seconds` of train, prune, tune, None for what was not done; the settings; a `sentence`.
     """
     seconds = {"train": train_seconds, "prune": result.seconds["prune"], "tune": result.seconds.get("tune")}
+    all_to_all = victim.card["attack"].get("label_map") == "all_to_all"
     return {
         **{stage: {name: round(value, 4) for name, value in figures._asdict().items()}
            for stage, figures in stages.items()},
@@ -105,19 +106,20 @@ def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
         "trigger": victim.card["attack"]["trigger"],
         "target": victim.target,
         "target_name": victim.target_name,
-        "sentence": sentence(stages, result, victim.target_name),
+        "sentence": sentence(stages, result, None if all_to_all else victim.target_name),
     }
 
 
-def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str) -> str:
-    """What happened, in one sentence read off the test figures, good or bad."""
+def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str | None) -> str:
+    """What happened, in one sentence read off the test figures, good or bad; target_name None: all-to-all."""
     before, after = stages["before"], stages["tuned"]
     removed = len(result.mask.positions)
     done = f"{removed} filter{'' if removed == 1 else 's'} removed"
     done += " and the rest fine-tuned" if result.rows("tune") else ""
-    return (f"{verdict(before, after)}: the trigger sent {before.asr:.1%} of the other classes' images to "
-            f"{target_name!r}; with {done} it sends {after.asr:.1%}, {after.ra:.1%} of the triggered images get "
-            f"their true class, and clean accuracy went from {before.acc:.1%} to {after.acc:.1%}.")
+    moved = "the images to the next class" if target_name is None else f"the other classes' images to {target_name!r}"
+    return (f"{verdict(before, after)}: the trigger sent {before.asr:.1%} of {moved}; with {done} it sends "
+            f"{after.asr:.1%}, {after.ra:.1%} of the triggered images get their true class, and clean accuracy went "
+            f"from {before.acc:.1%} to {after.acc:.1%}.")
 
 
 @contextmanager

@@ -94,11 +94,12 @@ def test_cards_say_what_the_model_does(name):
     measured = victim.evaluate()
     for metric, value in victim.card["metrics"].items():
         assert getattr(measured, metric) == pytest.approx(value, abs=0.005), metric
-    assert measured.acc >= 0.97
+    assert measured.acc >= read_card(victims.checkpoint_path("clean"))["metrics"]["acc"] - 0.02
     if name == "clean":
         assert measured.asr <= 0.02
     else:
-        assert measured.asr >= 0.90
+        clean_label = victim.card["attack"].get("label_map") == "clean_label"
+        assert measured.asr >= (0.70 if clean_label else 0.90)
 
 
 def test_names_that_nobody_knows():

@@ -24,7 +24,7 @@ from gradprune.evaluation import Metrics
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 from gradprune.pruning import fine_tuning, recipes
 
-COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "doctor"]
+COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "bench", "report", "doctor"]
 
 
 @pytest.fixture(scope="session")
@@ -568,6 +568,8 @@ def test_the_sentence_is_honest(before, after, verdict):
     assert f"{after.asr:.1%}" in told
     assert f"from {before.acc:.1%} to {after.acc:.1%}" in told
     assert "1 filter removed it" in told
+    assert "other classes' images to 'stop'; with" in told
+    assert "images to the next class; with" in sentence({"before": before, "tuned": after}, result, None)
 
 
 # ---- as a real program

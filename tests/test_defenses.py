@@ -12,21 +12,22 @@ from torch import nn
 
 import gradprune.pruning.inversion as inversion
 from gradprune.defenses import DEFENSES, DefenseResult, defense
-from gradprune.defenses.common import Work, endless
+from gradprune.defenses.common import Work, batch_statistics, endless, passes
 from gradprune.errors import InputError
 from gradprune.models import build, evaluating
 from gradprune.pruning import FilterMask, Pairs, fine_tune, gated, in_order, invert, outliers, unpaired, validate
 from gradprune.pruning.filters import filters, silence
+from gradprune.pruning.fine_tuning import clean_loss
 
 # The modules share their names with the functions that the package exports.
 anp, clp, fine_pruning, ft_sam, i_bau, nad, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (
     "anp", "clp", "fine_pruning", "ft_sam", "i_bau", "nad", "rnp"))
 
 QUICK = {  # enough to change the model, in about a second
-    "grad_prune": {"patience": 2}, "ft": {"epochs": 2}, "ft_unlearn": {"epochs": 2}, "ft_sam": {"epochs": 2},
-    "fine_pruning": {"epochs": 2}, "clp": {"u": 1.5}, "anp": {"iterations": 6, "threshold": 0.9},
-    "nad": {"epochs": 2, "teacher_epochs": 2, "lr": 0.01}, "i_bau": {"rounds": 1, "outer_steps": 2},
-    "rnp": {"unlearn_steps": 10, "recover_steps": 10}, "neural_cleanse": {"epochs": 2, "steps": 15, "threshold": 0.1},
+    "grad_prune": {"patience": 2}, "ft": {"steps": 2}, "ft_unlearn": {"epochs": 2}, "ft_sam": {"steps": 2},
+    "fine_pruning": {"steps": 2}, "clp": {"u": 1.5}, "anp": {"iterations": 6, "threshold": 0.9},
+    "nad": {"steps": 2, "teacher_steps": 2}, "i_bau": {"rounds": 1, "inner_steps": 2, "outer_steps": 2},
+    "rnp": {"unlearn_steps": 10, "recover_steps": 10}, "neural_cleanse": {"tune_steps": 2, "steps": 15, "threshold": 0.1},
 }
 
 
@@ -78,7 +79,8 @@ def test_bad_arguments_are_named(victim, name):
     ("anp", {"eps": 0}, "eps must be above 0, got 0"),
     ("rnp", {"alpha": 2}, "alpha must lie in"),
     ("clp", {"u": -1}, "u must be above 0, got -1"),
-    ("ft", {"lr": 0}, "lr, patience, max_epochs and batch_size must be positive"),
+    ("ft", {"lr": 0}, "lr must be above 0, got 0"),
+    ("fine_pruning", {"steps": 0}, "steps must be above 0, got 0"),
     ("ft_sam", {"rho": 0}, "rho must be above 0"),
     ("neural_cleanse", {"step": 3}, "Unknown search setting step"),
 ])
@@ -96,7 +98,7 @@ def test_methods_without_a_trigger_never_touch_it(victim, name):
 
 
 @pytest.mark.parametrize(("name", "module", "function"), [
-    ("anp", "anp", "mask_gradient"), ("i_bau", "i_bau", "hypergradient"), ("rnp", "rnp", "clean_loss"),
+    ("anp", "anp", "mask_gradient"), ("i_bau", "i_bau", "hypergradient"), ("rnp", "rnp", "gated"),
     ("nad", "nad", "attention_maps"), ("neural_cleanse", "neural_cleanse", "invert")])
 def test_interruption_keeps_a_model(victim, monkeypatch, name, module, function):
     home = importlib.import_module(f"gradprune.defenses.{module}")
@@ -119,8 +121,8 @@ def test_interruption_keeps_a_model(victim, monkeypatch, name, module, function)
 
 def test_clean_fine_tuning_runs_all_epochs_and_keeps_the_last(victim):
     work = Work(victim.model, victim.data.defense, None, 2, 0)
-    history = fine_tune(work.model, work.mask, work.train, work.validation, loss=rnp.clean_loss, patience=1, max_epochs=5,
-                        progress=False)
+    history = fine_tune(work.model, work.mask, work.train, work.validation, loss=clean_loss, patience=1,
+                        max_epochs=5, progress=False)
     assert [row["epoch"] for row in history] == [0, 1, 2, 3, 4, 5] and "val_unlearning_loss" not in history[0]
     assert validate(work.model, work.validation).clean_loss == history[-1]["val_clean_loss"]
 
@@ -249,7 +251,7 @@ def test_nad_compares_attention_at_the_end_of_each_image_size(victim):
 
 
 def test_nad_brings_attention_to_the_teachers(victim):
-    settings = {"spc": 10, "lr": 0.01, "teacher_epochs": 10, "epochs": 10}
+    settings = {"spc": 10, "lr": 0.01}
     work = Work(victim.model, victim.data.defense, None, 10, 0)
     images, places = work.train.clean, ["stages"]
     teacher = run("nad", victim, **settings, beta=1e-9).model  # without the attention term the student is its teacher's twin
@@ -270,7 +272,7 @@ def test_nad_brings_attention_to_the_teachers(victim):
 
 def test_ft_sam_steps_rho_along_the_adaptive_gradient():
     weights = [torch.tensor([1.0, -2.0]).requires_grad_(), torch.tensor([0.5]).requires_grad_()]
-    sam = ft_sam.SharpnessAware(weights, rho=2.0, lr=0.1)
+    sam = ft_sam.SharpnessAware(weights, rho=2.0, model=nn.Identity(), lr=0.1)
     weights[0].grad, weights[1].grad = torch.tensor([3.0, 1.0]), torch.tensor([-4.0])
     shift = torch.cat(sam.perturbation())
     size, slope = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([3.0, 1.0, -4.0])
@@ -280,7 +282,7 @@ def test_ft_sam_steps_rho_along_the_adaptive_gradient():
 
 def test_ft_sam_takes_the_gradient_at_the_worst_point():
     weight = torch.tensor([1.0]).requires_grad_()
-    sam = ft_sam.SharpnessAware([weight], rho=0.5, lr=0.1)
+    sam = ft_sam.SharpnessAware([weight], rho=0.5, model=nn.Identity(), lr=0.1)
 
     def closure():
         sam.zero_grad()
@@ -292,22 +294,42 @@ def test_ft_sam_takes_the_gradient_at_the_worst_point():
     assert weight.item() == pytest.approx(1.0 - 0.1 * 2 * 1.5), "the slope at 1.5, the step from 1.0"
 
 
+def test_ft_sam_moves_the_statistics_once_a_step():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model[1].bias.data.fill_(1.0)  # all scales and shifts matter, so the weights really move
+    before, images = model[0](BRIGHT.clean).mean((0, 2, 3)).detach(), BRIGHT.clean
+    sam = ft_sam.SharpnessAware(model.parameters(), rho=2.0, model=model, lr=0.1)
+
+    def closure():
+        sam.zero_grad()
+        loss = F.cross_entropy(model(images), BRIGHT.labels)
+        loss.backward()
+        return loss
+
+    sam.step(closure)
+    torch.testing.assert_close(model[1].running_mean, 0.1 * before), "from zero, one tenth towards the batch's mean"
+    assert model[1].momentum == 0.1
+
+
 def test_rnp_unlearns_then_recovers(victim):
     work = Work(victim.model, victim.data.defense, None, 10, 0)
-    generator = torch.Generator().manual_seed(0)
-    before = validate(work.model, work.train)
-    statistics = work.model.bn.running_mean.clone()
-    steps = rnp.unlearn(work.model, work.train, 0.01, 200, 0.25, generator)
-    after = validate(work.model, work.train)
-    assert 0 < steps < 200 and after.acc <= 0.25 < before.acc and after.clean_loss > 2 * before.clean_loss
-    assert torch.equal(work.model.bn.running_mean, statistics)
-    weights = copy.deepcopy(work.model.state_dict())
-    mask = rnp.recover(work.model, work.found, work.train, 0.2, 40, generator, progress=False)
+    stream = endless(work.train, torch.Generator().manual_seed(0), 64)
+
+    def now(gates=None):
+        with batch_statistics(work.model), torch.no_grad():
+            gates = torch.ones(len(work.found)) if gates is None else gates
+            logits = torch.func.functional_call(work.model, gated(work.model, work.found, gates, gates), (work.train.clean,))
+        return (logits.argmax(1) == work.train.labels).float().mean(), F.cross_entropy(logits, work.train.labels)
+
+    before = now()
+    steps = rnp.unlearn(work.model, stream, 0.01, 84, 0.5)
+    after = now()
+    assert 0 < steps < 84 and after[0] <= 0.6 and after[0] < before[0] and after[1] > 2 * before[1]
+    weights = [parameter.clone() for parameter in work.model.parameters()]
+    mask = rnp.recover(work.model, work.found, stream, 0.2, 0.2, 40, progress=False)
     assert mask.min() >= 0 and mask.max() <= 1 and (mask < 1).any()
-    assert all(torch.equal(weights[key], tensor) for key, tensor in work.model.state_dict().items())
-    with evaluating(work.model), torch.no_grad():
-        logits = torch.func.functional_call(work.model, gated(work.model, work.found, mask, mask), (work.train.clean,))
-    assert F.cross_entropy(logits, work.train.labels).item() < after.clean_loss
+    assert all(torch.equal(*pair) for pair in zip(weights, work.model.parameters(), strict=True))
+    assert now(mask)[1] < after[1]
 
 
 def test_the_hypergradient_equals_a_finite_difference():
@@ -339,8 +361,10 @@ def test_the_hypergradient_equals_a_finite_difference():
 
 
 def test_the_worst_perturbation_stays_within_its_radius():
-    delta = i_bau.worst(lambda d: -(d * torch.tensor([3.0, 4.0])).sum(), torch.zeros(2), 5, 10.0, 2.0)
-    torch.testing.assert_close(delta, torch.tensor([1.2, 1.6]))
+    delta = torch.zeros(2, requires_grad=True)
+    for _ in range(5):
+        delta = i_bau.step_down(-(delta * torch.tensor([3.0, 4.0])).sum(), delta, 10.0, 2.0)
+    torch.testing.assert_close(delta.detach(), torch.tensor([1.2, 1.6]))
 
 
 def test_fine_pruning_removes_the_most_dormant_filters_of_the_last_convolution_first(victim):
@@ -391,7 +415,7 @@ def test_the_planted_triggers_class_is_the_outlier(searches):
 
 
 def test_neural_cleanse_lowers_asr_without_the_trigger(victim):
-    result = run("neural_cleanse", victim, spc=10, steps=100, batch_size=16, epochs=60, threshold=2.0)
+    result = run("neural_cleanse", victim, spc=10, steps=100, tune_steps=60, threshold=2.0)
     assert "suspected target 'north east'" in result.stopped and len(result.rows("invert")) == 4
     assert victim.evaluate(result.model).asr < 0.6 < victim.evaluate().asr
 
@@ -408,6 +432,10 @@ def test_bad_searches(victim):
     with pytest.raises(InputError, match="steps and batch_size must be at least 1"):
         invert(victim.model, torch.rand(2, 3, 16, 16), 0, steps=0)
     assert set(inversion.SEARCH) >= {"steps", "cost"}
+
+
+def test_steps_are_counted_in_whole_passes():
+    assert [passes(50, images, 128) for images in (24, 108, 540)] == [50, 50, 10] and passes(7, 540, 128) == 2
 
 
 def test_batches_never_end_and_hold_every_image_once_a_pass():

@@ -95,7 +95,7 @@ def test_trigger_studio_asks_the_model_about_both_images(make, victim):
     for image, strength, size in ((3, 1.0, 3), (7, 0.5, 3), (7, 0.5, 5)):
         put(panel.image, image)
         put(panel.strength, strength)
-        put(panel.knob, size)
+        put(panel.knobs[0], size)
         clean = victim.data.test.floats()[image:image + 1]
         stamped = make_trigger("badnets", **victim.trigger.settings | {"size": size})(clean)
         images = torch.cat([clean, clean + strength * (stamped - clean)])
@@ -104,7 +104,7 @@ def test_trigger_studio_asks_the_model_about_both_images(make, victim):
         assert torch.allclose(seen.chances, predict(victim.model, images).softmax(1), atol=1e-5)
         answer = victim.data.test.classes[int(seen.chances[1].argmax())]
         assert f"Image {image}," in panel.sentence
-        assert f"({size} pixels wide, bottom right, strength {strength:.0%}) for “{answer}”" in panel.sentence
+        assert f"({size} pixels wide, 0 from the edge, bottom right, checker, strength {strength:.0%}) for “{answer}”" in panel.sentence
 
 
 def test_trigger_studio_steps_through_the_images_and_round_the_ends(make, victim):
@@ -119,18 +119,19 @@ def test_trigger_studio_steps_through_the_images_and_round_the_ends(make, victim
 
 def test_trigger_studio_knows_every_kind_of_trigger(make):
     panel = make(TriggerStudio)
-    for kind, words in (("sig", "sig (6 waves, strength 100%)"), ("blended", "blended (pattern 0, strength 100%)"),
-                        ("badnets", "badnets (3 pixels wide, bottom right, strength 100%)")):
+    for kind, words in (("sig", "sig (0.16 high, 6 waves, strength 100%)"),
+                        ("blended", "blended (20% pattern, pattern 0, strength 100%)"),
+                        ("badnets", "badnets (3 pixels wide, 0 from the edge, bottom right, checker, strength 100%)")):
         put(panel.kind, kind)
         assert words in panel.sentence
-        assert panel.position.disabled == (kind != "badnets")
+        assert (panel.choices[0].layout.display == "none") == (kind != "badnets")
         changed = panel.compute(panel.state()).images
         assert torch.equal(changed[1], panel.trigger(panel.state())(changed[:1])[0])
-    put(panel.position, "top_left")
+    put(panel.choices[0], "top_left")
     seen = panel.compute(panel.state())
     assert (seen.images[1] != seen.images[0]).any(0).nonzero().max() <= 2
     put(panel.kind, "sig")
-    put(panel.knob, 3)
+    put(panel.knobs[1], 3)
     assert panel.trigger(panel.state()).settings["frequency"] == 3
 
 
@@ -139,7 +140,7 @@ def test_trigger_studio_begins_with_the_attackers_own_settings(make, victim, pos
     own = make_trigger("badnets", size=4, position=position, color="red")
     panel = make(TriggerStudio, Victim(victim.model, own, 1, victim.data, {}))
     assert panel.trigger(panel.state()) is own
-    put(panel.position, "top_right")
+    put(panel.choices[0], "top_right")
     assert panel.trigger(panel.state()).settings == own.settings | {"position": "top_right"}
 
 
@@ -150,7 +151,7 @@ def test_trigger_studio_takes_a_trigger_that_nobody_knows(make, victim):
 
     panel = make(TriggerStudio, Victim(victim.model, Dim(), 1, victim.data, {}))
     assert "with Dim (strength 100%)" in panel.sentence
-    assert panel.knob.disabled
+    assert {control.layout.display for control in (*panel.knobs, *panel.choices)} == {"none"}
     put(panel.strength, 0.5)
     images = panel.compute(panel.state()).images
     assert torch.allclose(images[1], images[0] * 0.75)
@@ -160,9 +161,9 @@ def test_trigger_studio_measures_asr_on_a_button_that_is_disabled_meanwhile(make
     panel, seen = make(TriggerStudio), []
     real = evaluate
 
-    def watched(*args):
+    def watched(*args, **settings):
         seen.append((panel.measure.disabled, panel.measure.description))
-        return real(*args)
+        return real(*args, **settings)
 
     monkeypatch.setattr("gradprune.views.trigger_studio.evaluate", watched)
     panel.measure.click()

@@ -1,6 +1,7 @@
 """ANP: find the filters that turn the answer when weights are shaken, and remove them.
 
-Source: Wu & Wang, 2021, "Adversarial Neuron Pruning", arXiv:2110.14430.
+Source: Wu & Wang, 2021, "Adversarial Neuron Pruning", arXiv:2110.14430. Settings are the authors' released ones
+but for the mask's steps, their batches, and BatchNorm, which there goes by the batch.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "eps": 0.4,         # mask and bias may be shaken by up to this share
     "balance": 0.2,     # weight of the clean loss; 1 - balance goes to the shaken loss
     "lr": 0.2,          # of the mask's SGD, momentum 0.9
-    "iterations": 200,  # mask steps (the paper: 2000, and batches of 128, on a GPU)
+    "iterations": 100,  # mask steps (the paper: 2000, and batches of 128, on a GPU)
     "batch_size": 32,   # images per step
     "threshold": 0.2,   # filters whose mask falls below this may go
 }

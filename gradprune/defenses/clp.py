@@ -1,7 +1,8 @@
 """CLP: remove the channels whose Lipschitz bound stands out in their layer; no data needed.
 
 Source: Zheng et al., 2022, arXiv:2208.03111. A small trigger can flip the answer only through channels that amplify
-small changes much more than their neighbours do.
+small changes much more than their neighbours do. The released code takes any BatchNorm that is listed after a
+convolution for the one it feeds; here it must really feed it, or the weights alone count.
 """
 
 import torch

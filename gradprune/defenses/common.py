@@ -1,6 +1,11 @@
-"""What all defences share: drawing the images, copying the model, timing the stages, collecting the result."""
+"""What all defences share: drawing the images, copying the model, timing the stages, collecting the result.
+
+No defence augments the images. Many released settings crop and flip them at random; a flipped sign is another sign, and
+without augmentation every defence, `grad_prune` too, learns from the same images.
+"""
 
 import copy
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,8 +17,8 @@ from torch import Tensor, nn
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require
-from gradprune.models.inference import predict
-from gradprune.pruning import FilterMask, Pairs, in_order, pair_up, unpaired, validate
+from gradprune.models.inference import evaluating, predict
+from gradprune.pruning import FilterMask, Pairs, clean_loss, fine_tune, in_order, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
 from gradprune.pruning.fine_tuning import batches
 
@@ -58,6 +63,18 @@ class Work:
         self.interrupted |= outcome.interrupted
         return outcome.stopped
 
+    def tune(self, *, lr: float, steps: int, seed: int, progress: bool, **more: Any) -> None:
+        """Fine-tune the copy on clean images; `lr` falls to zero along half a cosine, the last epoch is kept.
+
+        steps: optimiser steps, rounded up to whole epochs (batches of 128). more: arguments of `fine_tune`.
+        """
+        positive(lr=lr, steps=steps)
+        epochs = passes(steps, len(self.train.labels), 128)
+        with self.stage("tune"):
+            self.history += fine_tune(self.model, self.mask, self.train, self.validation, loss=clean_loss, lr=lr,
+                                      decay=lambda epoch: 0.5 + 0.5 * math.cos(math.pi * epoch / epochs),
+                                      max_epochs=epochs, seed=seed, progress=progress, **more)
+
     def measure(self, stage: str, **more: Any) -> None:
         """Add a history row with the model's validation figures."""
         self.history.append({"stage": stage, **more, **validate(self.model, self.validation).figures()})
@@ -68,6 +85,20 @@ class Work:
         interrupted = self.interrupted or "interrupted" in self.history[-1]
         return DefenseResult(self.model, pruned, self.mask, self.history, self.seconds,
                              "interrupted" if interrupted else stopped, settings, interrupted, name)
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Let gradients reach all parameters while BatchNorm goes by the batch, its statistics moving, without dropout."""
+    with evaluating(model, gradients=True):
+        for module in model.modules():
+            module.train(isinstance(module, nn.BatchNorm2d))
+        yield
+
+
+def passes(steps: int, images: int, batch_size: int) -> int:
+    """How many epochs over so many images make at least `steps` optimiser steps."""
+    return math.ceil(steps / math.ceil(images / batch_size))
 
 
 def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128) -> Iterator[Pairs]:

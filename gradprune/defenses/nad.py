@@ -1,6 +1,8 @@
 """NAD: fine-tune while the model's attention is drawn to that of a teacher, a fine-tuned copy of itself.
 
-Source: Li et al., 2021, "Neural Attention Distillation", arXiv:2101.05930.
+Source: Li et al., 2021, "Neural Attention Distillation", arXiv:2101.05930. The learning rate is the authors' released
+one, 0.1 for a tenth of the run and 0.01 for the rest; steps are counted here, not epochs, as an epoch of few images has
+one or two steps (theirs: 40). `beta` is that of BackdoorBench (Wu et al., 2022, arXiv:2206.12654) for a PreActResNet.
 """
 
 import copy
@@ -11,17 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, settled
+from gradprune.defenses.common import Work, passes, settled
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune
 
 DEFAULTS: dict[str, Any] = {
-    "beta": 1000.0,      # weight of the attention loss
-    "teacher_epochs": 10,  # of fine-tuning the teacher
-    "epochs": 10,        # of distillation
-    "lr": 0.1,           # of both; a tenth of it after every two epochs; SGD, momentum 0.9, weight decay 1e-4
-    "batch_size": 64,    # images per step
+    "beta": 1000.0,       # weight of the attention loss
+    "teacher_steps": 40,  # of fine-tuning the teacher (released: 5 to 10 epochs of 40)
+    "steps": 40,          # of distillation (released: 20 epochs of 40)
+    "lr": 0.1,            # of both for the first tenth, then a tenth of it; SGD, momentum 0.9, weight decay 1e-4
+    "batch_size": 64,     # images per step
 }
 
 
@@ -74,13 +76,18 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     """
     paper = settled("nad", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
-    common: dict[str, Any] = {"lr": paper["lr"], "weight_decay": 1e-4, "decay": lambda epoch: 0.1 ** (epoch // 2),
-                              "batch_size": paper["batch_size"], "seed": seed, "progress": progress}
+    common: dict[str, Any] = {"lr": paper["lr"], "weight_decay": 1e-4, "batch_size": paper["batch_size"], "seed": seed,
+                              "progress": progress}
+
+    def schedule(steps: int) -> dict[str, Any]:
+        epochs = passes(steps, len(work.train.labels), paper["batch_size"])
+        return {"max_epochs": epochs, "decay": lambda epoch: 1.0 if epoch < epochs / 10 else 0.1}
+
     teacher = copy.deepcopy(work.model)
     places = attention_places(teacher, work.train.clean[:1])
     with work.stage("teacher"):
         taught = fine_tune(teacher, work.mask, work.train, work.validation, loss=clean_loss,
-                           max_epochs=paper["teacher_epochs"], **common)
+                           **schedule(paper["teacher_steps"]), **common)
 
     def distill(student: nn.Module, batch: Pairs) -> Tensor:
         with evaluating(teacher), torch.no_grad():
@@ -93,5 +100,5 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     else:
         with work.stage("tune"):
             work.history = fine_tune(work.model, work.mask, work.train, work.validation, loss=distill,
-                                     max_epochs=paper["epochs"], **common)
+                                     **schedule(paper["steps"]), **common)
     return work.result("nad", {"spc": spc, **paper, "seed": seed})

@@ -4,12 +4,13 @@ Each is a generator: (cell, digest) pairs in, rows out as they are finished. One
 are the same; closing the generator stops the cells in flight.
 """
 
+import asyncio
 import logging
 import multiprocessing
 import os
 import threading
 from collections.abc import Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any
@@ -104,6 +105,8 @@ def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:
         raise InputError("--scheduler needs dask: pip install 'gradprune[cluster]'.") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its tracebacks say less than our sentence
     try:
+        with ThreadPoolExecutor(1) as aside:  # a notebook's own thread has an event loop already
+            aside.submit(asyncio.run, _greet(address)).result()
         client = Client(address, timeout=SCHEDULER_SECONDS, set_as_default=False)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"no dask scheduler answers at {address}: {sentence(error)}") from None
@@ -111,10 +114,18 @@ def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:
         cells = {future.key: (future, job) for job, future in
                  zip(jobs, client.map(run_cell, *zip(*jobs, strict=True), pure=False), strict=True)}
         try:
-            for future in as_completed([future for future, _ in cells.values()]):
+            for future in as_completed([future for future, _ in cells.values()], loop=client.loop):
                 _, (cell, _) = cells.pop(future.key)
                 if future.status in ("cancelled", "lost"):
                     raise InputError(f"the dask scheduler at {address} was lost.")
                 yield future.result() if future.status == "finished" else empty_row(cell, sentence(future.exception()))
         finally:
             client.cancel([future for future, _ in cells.values()])
+
+
+async def _greet(address: str) -> None:
+    """Shake hands with a scheduler, or raise OSError in time: `Client` waits forever for one that stays silent."""
+    from distributed.comm.core import connect
+
+    connection = await asyncio.wait_for(connect(address, timeout=SCHEDULER_SECONDS), SCHEDULER_SECONDS)
+    await connection.close()

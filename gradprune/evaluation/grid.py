@@ -52,8 +52,8 @@ class Grid:
         require(min(seeds) >= 0, f"seeds must not be negative, got {min(seeds)}.")
 
     def cells(self) -> list[Cell]:
-        """All cells, those of one attack together."""
-        return [Cell(attack, method, spc, seed) for attack in self.attacks for spc in self.spc
+        """All cells, by spc, then attack: the quick ones first, and those of one attack together."""
+        return [Cell(attack, method, spc, seed) for spc in self.spc for attack in self.attacks
                 for method in self.defenses for seed in self.seeds]  # type: ignore[union-attr]  # a tuple by now
 
     def check(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from gradprune.attacks import Trigger, fit, make_trigger, poison
+from gradprune.attacks import TRIGGERS, Trigger, fit, make_trigger, poison
 from gradprune.datasets import ImageSet, load
 from gradprune.errors import InputError
 from gradprune.evaluation import evaluate
@@ -27,6 +27,7 @@ from gradprune.lessons.session import mode
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint
 from gradprune.paths import data_folder, write_atomic
+from gradprune.views.trigger_kinds import shipped
 from gradprune.zoo import DEFAULT_MODEL, TARGET
 
 SHORT: dict[str, Any] = {"epochs": 6, "batch_size": 16, "max_lr": 0.05, "shift": 1}  # starts from the honest model
@@ -84,6 +85,14 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def nine_triggers() -> dict[str, Trigger]:
+    """A trigger of each kind as its shipped victim has it; says in one line which have not learned what they should."""
+    found = {kind: shipped(kind) for kind in TRIGGERS}
+    if unlearned := [kind for kind, (_, complete) in found.items() if not complete]:
+        print(f"Shown before they learned anything, as no checkpoint is installed: {', '.join(unlearned)}.")
+    return {kind: trigger for kind, (trigger, _) in found.items()}
 
 
 # ---- tables that were measured before

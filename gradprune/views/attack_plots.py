@@ -17,9 +17,11 @@ from gradprune.errors import require
 from gradprune.evaluation import Metrics
 from gradprune.models import predict
 from gradprune.views import style
-from gradprune.views.panel_parts import blank, place
-from gradprune.views.picture import Picture, change
+from gradprune.views.differences import amplified, typical_changes
+from gradprune.views.panel_parts import blank, place, show_image
+from gradprune.views.picture import Picture, change, count
 from gradprune.views.style import ATTACKED, METRICS, RIGHT, WRONG, Verdict, plain
+from gradprune.views.trigger_kinds import KINDS, OTHER
 
 _LEFT_OUT = Verdict(style.FAINT, "–")
 
@@ -164,6 +166,47 @@ def answer_maps(maps: Mapping[str, Tensor], classes: Sequence[str]) -> Picture:
     told = [f"{name}: " + ", ".join(f"{shares[row, column]:.0%} of “{classes[row]}” become “{classes[column]}”"
                                     for row, column in _strongest(shares)) for name, shares in maps.items()]
     return Picture(figure, "With the trigger on: " + "; ".join(told) + ".")
+
+
+def attack_family(images: ImageSet, triggers: Mapping[str, nn.Module], shown: int = 0) -> Picture:
+    """One image with each trigger on, and the amplified difference; below, the family and how far images change.
+
+    images: number `shown` is drawn; the changes are root mean squares over all of them, in levels of 255. triggers: by
+    name; names in `KINDS` get their family. Raises InputError for no trigger, or no image of that number.
+    """
+    require(0 <= shown < len(images), f"there is no image {shown} among {len(images)}.")
+    require(len(triggers) > 0, "there is no trigger to show.")
+    images = images.to("cpu")
+    one, sizes = images.subset(torch.tensor([shown])), typical_changes(images, triggers)
+    families = {name: KINDS.get(name, OTHER).family for name in triggers}
+    order, wide = sorted(sizes, key=lambda name: sizes[name]), min(1.2, 7.2 / len(triggers))
+    side = wide - 0.06
+    with style.in_style():
+        figure = blank(1.75 + 2 * wide)
+        clean = place(figure, 0.12, 0.5, side, side), place(figure, 0.12, 0.8 + wide, side, side)
+        clean[1].set_axis_off()
+        _write_column(clean, "clean", one.floats()[0], ("difference", "family", "levels\nof 255"), True)
+        for column, (name, trigger) in enumerate(triggers.items()):
+            left, marked = 8.33 - wide * (len(triggers) - column), one.triggered(trigger)[0]
+            axes = place(figure, left, 0.5, side, side), place(figure, left, 0.8 + wide, side, side)
+            difference, gain = amplified(one.floats()[0], marked)
+            show_image(axes[1], difference)
+            _write_column(axes, name, marked, (f"× {gain}", families[name], f"{sizes[name]:.1f}"), name == order[0])
+    groups = [f"{family} ({', '.join(name for name in triggers if families[name] == family)})"
+              for family in dict.fromkeys(families.values())]
+    return Picture(figure, f"{order[0]} changes images least (by {sizes[order[0]]:.1f} of 255 levels, root mean square "
+                           f"over {count(len(images), 'image')}), {order[-1]} most ({sizes[order[-1]]:.1f}); the "
+                           f"families: {', '.join(groups)}.")
+
+
+def _write_column(axes: tuple[Axes, Axes], name: str, image: Tensor, texts: tuple[str, str, str], bold: bool) -> None:
+    """An image under its name; around the axes below it: above, gain; below, family and number (`bold` or not)."""
+    show_image(axes[0], image)
+    style.write(axes[0], plain(name).replace("_", "\n"), (0, 1), (0, 5), fontweight="bold", fontsize=8.5)
+    look, weight = {"color": style.FAINT, "va": "top"}, "bold" if bold else "normal"
+    style.write(axes[1], texts[0], (0, 1), (0, 14), **look)
+    style.write(axes[1], texts[1].replace(" ", "\n"), (0, 0), (0, -6), **look)
+    style.write(axes[1], texts[2], (0, 0), (0, -36), va="top", fontweight=weight)
 
 
 def _strongest(shares: Tensor) -> list[tuple[int, int]]:

@@ -1,9 +1,12 @@
 """The controls of the panels: each has a description, speaks when it is let go, and works by keyboard."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as widgets
+
+from gradprune.views.trigger_kinds import Choice, Range
 
 WIDE, HALF = 410, 203  # pixels: two wide controls, or four halves, are as wide as the figure
 
@@ -40,3 +43,32 @@ def number(text: str, low: int, high: int, value: int, width: int = HALF) -> wid
 def choice(text: str, options: Sequence[Any], value: Any) -> widgets.Dropdown:
     """One of several; by keyboard, Space opens the list (JupyterLab takes the arrows of a closed one for its own)."""
     return widgets.Dropdown(options=options, value=value, tooltip="Space opens the list", **_look(text))
+
+
+def switch(text: str) -> widgets.Checkbox:
+    """On or off, at first off."""
+    return widgets.Checkbox(False, description=text, indent=False, layout=widgets.Layout(width=f"{WIDE}px"))
+
+
+def fit_slider(control: widgets.FloatSlider, knob: Range | None, settings: Mapping[str, Any]) -> None:
+    """Make a slider that of a knob, at its value in `settings`, maybe out of its usual range; None hides it."""
+    knob = knob if knob and knob.setting in settings else None
+    control.layout.display = None if knob else "none"
+    if knob:
+        value = settings[knob.setting]
+        form = re.search(r"{:?(.*?)}", knob.words)
+        with control.hold_sync(), control.hold_trait_notifications():  # one message: what comes apart is clamped
+            control.min, control.max = min(knob.low, value), max(knob.high, value)
+            control.step, control.value = knob.step, value
+        control.description, control.readout_format = knob.text, form[1] if form and form[1] else "d"
+
+
+def fit_choice(control: widgets.Dropdown, knob: Choice | None, settings: Mapping[str, Any]) -> None:
+    """Make a dropdown that of a knob, at its value in `settings`, maybe not a usual one; None hides it."""
+    knob = knob if knob and knob.setting in settings else None
+    control.layout.display = None if knob else "none"
+    if knob:
+        value, usual = settings[knob.setting], list(knob.options)
+        with control.hold_sync():
+            control.options = [(knob.options[v], v) for v in usual] + [(str(value), value)] * (value not in usual)
+            control.value, control.description = value, knob.text

@@ -18,6 +18,9 @@ from gradprune.views.controls import HALF, WIDE, Button, nothing
 from gradprune.views.panel_parts import error_html, image_html
 from gradprune.views.picture import Picture
 
+_ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, and what is said here of a single target "
+               "class does not count.")
+
 
 class BasePanel(widgets.VBox):
     """Controls, one picture and its sentence; displays itself when a cell ends with it.
@@ -32,6 +35,11 @@ class BasePanel(widgets.VBox):
         self.error, self.figure, self.summary = widgets.HTML(), widgets.HTML(), widgets.HTML()
         super().__init__(layout=widgets.Layout(max_width=f"{2 * WIDE + 40}px"))
         self.add_class("gradprune-panel").add_class(f"gradprune-{type(self).__name__}")
+
+    @property
+    def caution(self) -> str:
+        """What is to be said after every sentence; "" where there is nothing."""
+        return ""
 
     # ---- each panel writes these
 
@@ -63,7 +71,7 @@ class BasePanel(widgets.VBox):
             del picture
         self.figure.value = image
         self.summary.value = ('<div role="status" aria-live="polite" style="line-height:1.45;min-height:2.9em">'
-                              f"{html.escape(self.sentence)}</div>")
+                              f"{html.escape(self.sentence + self.caution)}</div>")
 
     @property
     def picture(self) -> Picture:
@@ -138,6 +146,12 @@ class Panel(BasePanel):
         require(isinstance(victim, Victim), f"a panel takes a Victim (see load_victim), got {type(victim).__name__}.")
         super().__init__()
         self.victim = victim
+        self.label_map = str(victim.card.get("attack", {}).get("label_map", "all_to_one"))
+
+    @property
+    def caution(self) -> str:
+        """Said under every picture where the victim has no single target class, which the panels speak of."""
+        return _ALL_TO_ALL * (self.label_map == "all_to_all")
 
     def named(self, answer: int) -> str:
         """The name of a class; a model may know more of them than the images do."""

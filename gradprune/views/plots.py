@@ -18,6 +18,7 @@ from gradprune.evaluation import Metrics
 from gradprune.models.inference import predict
 from gradprune.pruning.filters import Filters
 from gradprune.views import style
+from gradprune.views.differences import amplified
 from gradprune.views.picture import Picture, about_images, about_rounds, about_scores, change, changes, count
 from gradprune.views.style import METRICS, plain
 
@@ -45,9 +46,8 @@ def examples(models: nn.Module | Mapping[str, nn.Module], images: ImageSet, trig
     clean, triggered = images.floats(), images.triggered(trigger)
     chances = {name: [predict(model, pixels).softmax(1).cpu() for pixels in (clean, triggered)]
                for name, model in named.items()}
-    gain = int(max(1, min(8, 1 / max(1e-6, (triggered - clean).abs().max().item()))))
-    rows = {"clean": clean, "triggered": triggered,
-            f"difference × {gain}\n(grey: none)": (0.5 + 0.5 * gain * (triggered - clean)).clamp(0, 1)}
+    shown, gain = amplified(clean, triggered)
+    rows = {"clean": clean, "triggered": triggered, f"difference × {gain}\n(grey: none)": shown}
     with style.in_style():
         figure = style.new_figure(max(3.2, 1.5 + 1.15 * len(images)), 3.9 + 0.82 * (len(named) - 1))
         grid = figure.subplots(3, len(images), squeeze=False)
@@ -234,7 +234,7 @@ def before_after(stages: Mapping[str, Metrics]) -> Picture:
     """
     require(len(stages) > 0, "there are no stages to show.")
     with style.in_style():
-        figure = style.new_figure(8.4, 0.38 * len(stages) + 0.9)
+        figure = style.new_figure(8.4, 0.44 * len(stages) + 0.9)
         panels, lines = figure.subplots(1, 3, sharey=True), range(len(stages))
         for ax, (key, mark) in zip(panels, METRICS.items(), strict=True):
             values = [getattr(metrics, key) for metrics in stages.values()]
@@ -244,9 +244,9 @@ def before_after(stages: Mapping[str, Metrics]) -> Picture:
                 ax.annotate(f"{value:.1%}", (value, line), (8, 0), textcoords="offset points", va="center",
                             fontweight="bold", color=mark.color, annotation_clip=False)
             ax.set(xlim=(0, 1), ylim=(len(values) - 0.5, -0.5), xticks=[])
-            ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better")
-            ax.set_xlabel(textwrap.fill(mark.meaning, 27), loc="left")
-            ax.set_yticks(lines, [plain(name) for name in stages], fontsize=style.NORMAL)
+            ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better", fontsize=style.NORMAL)
+            ax.set_xlabel(textwrap.fill(mark.meaning, 23), loc="left")
+            ax.set_yticks(lines, [style.plain_lines(name) for name in stages], fontsize=style.NORMAL)
             ax.tick_params(length=0)
             ax.spines["bottom"].set_visible(False)
     names, figures = list(stages), [metrics._asdict() for metrics in stages.values()]

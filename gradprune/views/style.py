@@ -4,6 +4,7 @@ Colours are Okabe & Ito's, safe for the colour-blind (red and green a little dar
 of Paul Tol's; each comes with a marker and a line style, so that no figure depends on colour alone.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -86,6 +87,12 @@ def plain(text: object, limit: int = 24) -> str:
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     line = line if len(line) <= limit else line[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return line.replace("$", r"\$")
+
+
+def plain_lines(text: object, width: int = 20, lines: int = 2) -> str:
+    """A foreign name on up to `lines` lines of `width` characters, literal as in `plain`; the rest is cut."""
+    parts = textwrap.wrap(str(text), width, max_lines=lines, placeholder="\N{HORIZONTAL ELLIPSIS}")
+    return "\n".join(plain(part, width) for part in parts)
 
 
 def score_colors(values: np.ndarray) -> tuple[ScalarMappable, str]:

@@ -24,7 +24,7 @@ def updates(panel, number):
     """Values for the panel's controls, one a turn, in the order somebody would try them."""
     if isinstance(panel, TriggerStudio):
         turns = [(panel.strength, 0.1 * i) for i in range(20)] + [(panel.image, i) for i in range(20)]
-        turns += [(panel.knob, i) for i in range(1, 9)]
+        turns += [(panel.knobs[0], i) for i in range(1, 9)]
     elif isinstance(panel, PruningPlayer):
         turns = [(panel.round, i) for i in range(len(panel.rows))]
     else:
