@@ -83,6 +83,6 @@ def _means(table: Any) -> dict[str, float]:
     return {str(name): round(float(mean), 4) for name, mean in means.items()}
 
 
-EXAMPLES = {"bench": more("gradprune bench --attacks badnets,blended --defenses ft,grad_prune --spc 2 --seeds 2",
+EXAMPLES = {"bench": more("gradprune bench --defenses ft,grad_prune --spc 2 --seeds 2",
                         "gradprune report out/bench"),
             "report": more("gradprune report out/bench")}
