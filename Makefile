@@ -21,6 +21,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_core.py --train
 	$(BIN)/python tests/benchmarks/bench_widgets.py
+	$(BIN)/python tests/benchmarks/bench_runner.py
 
 notebooks: $(STAMP)
 	$(BIN)/python -m gradprune.lessons.build
