@@ -14,7 +14,7 @@ from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.fine_tuning import STATISTICS, fine_tune
 from gradprune.pruning.unlearning import Pairs
 
-EPOCHS = 30  # of each run
+EPOCHS = 20  # of each run
 BATCH = 32   # pairs in a step
 LR = {"moving": 3e-3, "fixed": 1e-3}  # falls to zero along a cosine; without moving statistics large steps diverge
 
