@@ -15,5 +15,5 @@ from gradprune.pruning.verified import verified
 RECIPES: dict[str, Callable[..., Pruned]] = {"paper": paper, "verified": verified}
 
 __all__ = ["RECIPES", "SCORES", "Augment", "Distilled", "Filter", "FilterMask", "Filters", "Inverted", "Layer", "Pairs",
-           "Pruned", "Validation", "clean_loss", "distilled_tune", "filter_scores", "fine_tune", "gated", "in_order", "invert", "outliers",
-           "pair_up", "paper", "silence", "unlearning_loss", "unpaired", "validate", "verified"]
+           "Pruned", "Validation", "clean_loss", "distilled_tune", "filter_scores", "fine_tune", "gated", "in_order",
+           "invert", "outliers", "pair_up", "paper", "silence", "unlearning_loss", "unpaired", "validate", "verified"]

@@ -1,4 +1,4 @@
-"""Fine-tuning that keeps what pruning won: new views every epoch, and the given model's own answers as the clean target."""
+"""Fine-tuning that keeps what pruning won: new views every epoch, the given model's own answers as the clean target."""
 
 import copy
 import math
@@ -14,15 +14,15 @@ from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.fine_tuning import STATISTICS, fine_tune
 from gradprune.pruning.unlearning import Pairs
 
-EPOCHS = 20  # of each run
+EPOCHS = 40  # of each run
 BATCH = 32   # pairs in a step
 LR = {"moving": 3e-3, "fixed": 1e-3}  # falls to zero along a cosine; without moving statistics large steps diverge
 
 
 class Distilled:
-    """CE(f(trigger(x)), y) + weight * KL(given model's answers || f(x)): hold on to what the given model says when clean.
+    """CE(f(trigger(x)), y) + weight * KL(given model's answers || f(x)), a loss for `fine_tune`.
 
-    given: the model whose answers on clean images are kept; it is not changed. Source: Hinton et al., 2015.
+    given: the model whose answers on clean images are held on to; it is not changed. Source: Hinton et al., 2015.
     """
 
     def __init__(self, given: nn.Module, weight: float = 3.0) -> None:

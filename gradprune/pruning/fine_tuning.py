@@ -45,7 +45,8 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
     loss: another one, from (model, batch); optimizer: another class; decay: epoch (from 0) -> share of lr.
     renew: makes each epoch's training pairs from the given ones (see `Augment`). statistics: "moving", where BatchNorm
     learns its statistics anew from all images of a batch together, or "fixed", where it keeps those it has.
-    Removed filters stay silent. Validation takes place in eval mode. Same seed, same result. Ctrl-C keeps the best (or last) epoch so far.
+    Removed filters stay silent. Validation takes place in eval mode. Same seed, same result. Ctrl-C keeps the best (or
+    last) epoch so far.
     Raises InputError when the loss stops being finite. Source: Dunnett et al., 2024.
     """
     require(lr > 0 and patience >= 1 and max_epochs >= 1 and batch_size >= 1,

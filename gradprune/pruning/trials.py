@@ -53,7 +53,8 @@ class Trials:
     def _traced(self, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
         """Cache the value of every node; then run, for each trial, the nodes that its filter reaches."""
         assert self.graph is not None
-        nodes, cache = self.graph.graph.nodes, {}
+        nodes = self.graph.graph.nodes
+        cache: dict[fx.Node, Any] = {}
         for node in nodes:
             cache[node] = images if node.op == "placeholder" else _value(self.graph, node, cache)
         last = next(node for node in nodes if node.op == "output")

@@ -4,11 +4,7 @@ The gradient is a first-order guess. Here it only makes a shortlist: the best-sc
 one for real, and the removal that leaves the lowest objective stays.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -50,8 +46,8 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
 
     The shortlist: the `k` best living filters by `score`. What helps: a lower `Objective` on the training pairs.
     Stops when no trial lowers it, when validation accuracy has fallen by `alpha` (0..1), or after `patience` rounds
-    without a lower validation objective; the round with the lowest one stays. Last, filters whose return lowers the
-    objective come back: they leave the mask, and their history rows say so ("restored"). Ctrl-C stops the rounds.
+    without a lower validation objective; the round with the lowest one stays. Ctrl-C stops the
+    rounds the same way.
     Raises InputError for k below 1, a negative weight, or alpha and patience out of range.
     """
     require(k >= 1, f"k must be at least 1 filter, got {k}.")
