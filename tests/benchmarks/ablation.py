@@ -2,8 +2,8 @@
 
     python tests/benchmarks/ablation.py prune|tune FOLDER [spc] [victims] [defence seeds]
 
-FOLDER keeps the victims, which are trained on first use (seeds 11 and 12: never those that are reported on). Each row
-changes one choice of the defaults. The test images only measure, and this table chose the recipe, so its figures are no
+FOLDER keeps the victims, which are trained on first use (seeds 11 and 12: never those that are reported on). The table
+`prune` changes one choice of a base that ends when no trial lowers the objective, `tune` one of the final defaults. The test images only measure, and this table chose the recipe, so its figures are no
 result: those come from other victims.
 """
 
@@ -33,7 +33,8 @@ RECIPE = sys.modules["gradprune.pruning.verified"]
 OUT = Path(__file__).resolve().parents[2] / "data/results/ablation"
 KINDS = {"badnets": {}, "blended": {}, "sig": {}, "low_frequency": {}, "trojannn": {},
          "sigcl": {"label_map": "clean_label", "rate": 0.8, "trigger_settings": {"delta": 0.3}}}
-PRUNE = {"defaults": {}, "score taylor": {"score": "taylor"}, "score gradient": {"score": "gradient"},
+KEPT = "go on when no trial helps (kept)"
+PRUNE = {"base": {}, KEPT: {}, "score taylor": {"score": "taylor"}, "score gradient": {"score": "gradient"},
          "k 4": {"k": 4}, "k 48": {"k": 48}, "weight 1": {"weight": 1.0}, "weight 10": {"weight": 10.0},
          "clean term cross-entropy": {}, "no views": {}, "views without light": {}, "filters in blocks alone": {},
          "stop by training objective alone": {}, "validation pooled with training": {}, "backward pass": {}}
@@ -47,6 +48,18 @@ class CrossEntropy(RECIPE.Objective):
     def __init__(self, given, pairs, weight):
         super().__init__(given, pairs, weight)
         self.answers = (F.one_hot(self.labels, self.answers.shape[1]) + 1e-12).log()
+
+
+def downhill(goal):
+    """Trials that end the rounds when no removal lowers the objective."""
+    class Downhill(RECIPE.Trials):
+        def logits(self, images, positions):
+            as_it_is, answers = super().logits(images, positions)
+            if goal(answers).min() >= goal(as_it_is):
+                raise KeyboardInterrupt
+            return as_it_is, answers
+
+    return Downhill
 
 
 def victim_of(folder, kind, seed):
@@ -93,6 +106,9 @@ def prune(name, victim, train, validation, seed):
             validation = views
         if name == "clean term cross-entropy":
             stack.enter_context(mock.patch.object(RECIPE, "Objective", CrossEntropy))
+        if name != KEPT:
+            goal = RECIPE.Objective(victim.model, views, PRUNE[name].get("weight", RECIPE.WEIGHT))
+            stack.enter_context(mock.patch.object(RECIPE, "Trials", downhill(goal)))
         if name == "filters in blocks alone":
             inside = torch.cat([torch.full((layer.count,), layer.norm is not None) for layer in found.layers])
             score = RECIPE.filter_scores
@@ -133,7 +149,7 @@ def rows(table, folder, spc, victims, seeds, done):
                                  for part in draw_defense_images(victim.data.defense, spc, seed))
             waiting = [name for name in (PRUNE if table == "prune" else TUNE) if (victim_name, seed, name) not in done]
             if table == "tune" and waiting:
-                pruned, outcome = prune("defaults", victim, train, validation, seed)
+                pruned, outcome = prune(KEPT, victim, train, validation, seed)
             for name in waiting:
                 start = time.process_time()
                 if table == "prune":
