@@ -75,7 +75,7 @@ def rows(seeds, spcs, models):
                                      "ft_unlearn": alone.model}.items():
                     figures = given if model is None else victim.evaluate(model)
                     filters = len(result.mask.positions) if stage in ("pruned", "tuned") else 0
-                    print(name, spc, seed, f"{stage:10}", figures, f"{filters} filters", result.seconds, flush=True)
+                    print(name, spc, seed, f"{stage:10}", figures, f"{filters} filters", result.seconds, result.stopped, flush=True)
                     yield {"model": name, "spc": spc, "seed": seed, "stage": stage, "filters": filters,
                            **{key: round(value, 4) for key, value in figures._asdict().items()},
                            "der": round(der(given, figures), 4), "gradprune": gp.__version__,
