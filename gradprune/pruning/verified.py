@@ -4,6 +4,8 @@ The gradient is a first-order guess. Here it only makes a shortlist: the best-sc
 one for real, and the removal that leaves the lowest objective stays.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -59,7 +61,8 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
     require(weight >= 0, f"weight must not be negative, got {weight}.")
     require(0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
     require(patience >= 1, f"patience must be at least 1 round, got {patience}.")
-    mask, undo = FilterMask(found, before=silent(model, found)), []
+    mask = FilterMask(found, before=silent(model, found))
+    undo: list[Callable[[], None]] = []
     trials = Trials(model, found, train.clean[:2])
     goal, check = (Objective(model, pairs, weight) for pairs in (train, validation))
     best, best_round, first_acc = float(check(predict(model, check.images))), 0, 0.0
