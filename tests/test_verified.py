@@ -112,6 +112,18 @@ def test_rounds_only_add_and_the_best_one_stays(victim):
     assert first.history == second.history, "same input, same result"
 
 
+def test_a_removal_that_costs_alpha_does_not_count(victim):
+    train, validation = parts(victim, 5)
+    model = copy.deepcopy(victim.model)
+    found = filters(model, train.clean[:1])
+    right = (model(train.clean).argmax(1) == train.labels).float().mean()
+    result = recipe(model, found, train, validation, alpha=1e-3, weight=0, patience=30, k=4, progress=False)
+    assert "every trial would cost" in result.stopped
+    for row in result.history[1:]:
+        silence(model, found, [found.position(row["layer"], row["index"])])
+        assert (model(train.clean).argmax(1) == train.labels).float().mean() >= right
+
+
 def test_interruption_keeps_the_best_round(victim, monkeypatch):
     original, calls = Trials.logits, []
 
