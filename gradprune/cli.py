@@ -50,7 +50,7 @@ Rate = Annotated[float | None, typer.Option(help="Share of the training images t
 Target = Annotated[int, typer.Option(help="Class that the trigger shall lead to, counted from 0.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images, if not the recipe's own.")]
 Recipe = Annotated[str, typer.Option(help="Which filters go, and how many; a wrong name lists them all.")]
-Score = Annotated[str, typer.Option(help="How filters are ranked: gradient, taylor or gate.")]
+Score = Annotated[str | None, typer.Option(help="Ranks filters: gradient, taylor or gate; else the recipe's own.")]
 Train = Annotated[bool, typer.Option("--train", help="Train the victim from nothing first.")]
 Report = Annotated[Path, typer.Option(help="Folder for report.html and its pictures.")]
 Trained = Annotated[Path | None, typer.Option(help="Checkpoint to write; out/TRIGGER if not given.")]
@@ -118,7 +118,7 @@ def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet
 
 
 @app.command(epilog=more("gradprune defend badnets --spc 2 --out out/clean", "gradprune evaluate out/clean"))
-def defend(checkpoint: Checkpoint, spc: Spc = 10, recipe: Recipe = "paper", score: Score = "gradient",
+def defend(checkpoint: Checkpoint, spc: Spc = 10, recipe: Recipe = "paper", score: Score = None,
            seed: Seed = 0, out: Cleaned = None, slim: Slim = False, export: Export = None,
            as_json: Json = False) -> None:
     """Remove a backdoor from a checkpoint.

@@ -12,17 +12,20 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import unknown
-from gradprune.pruning import RECIPES, SCORES, fine_tune
+from gradprune.pruning import RECIPES, SCORES, Augment, distilled_tune, fine_tune
+
+OWN_SCORE = {"paper": "gradient", "verified": "gate"}
 
 
 def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, recipe: str = "paper",
-               score: str = "gradient", alpha: float = 0.10, patience: int = 10, tune: bool = True, seed: int = 0,
+               score: str | None = None, alpha: float = 0.10, patience: int = 10, tune: bool = True, seed: int = 0,
                progress: bool = True) -> DefenseResult:
     """Remove a backdoor from a copy of `model`; the given model is not changed.
 
     clean: the defender's clean images, of which `spc` per class are drawn (see `draw_defense_images`); never the
-    test set. trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range. recipe: a name in `RECIPES`;
-    score: a name in `SCORES`; alpha, patience: when to stop (see `paper`). tune: fine-tune after pruning.
+    test set. trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range. recipe: a name in `RECIPES`,
+    "paper" or "verified", which also augments the images and fine-tunes by `distilled_tune`. score: a name in
+    `SCORES`, None for the recipe's own; alpha, patience: when to stop (see there). tune: fine-tune after pruning.
     Runs on the model's device. Ctrl-C ends the current stage and keeps what is finished.
     Raises InputError for bad arguments, too few images, a model without convolutions or losses that are not finite.
 
@@ -31,19 +34,22 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     """
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
+    score = score or OWN_SCORE[recipe]
     if score not in SCORES:
         raise unknown("score", score, SCORES)
     work = Work(model, clean, trigger, spc, seed)
     pruned, train, validation = work.model, work.train, work.validation
+    augment = Augment(model, trigger, train) if recipe == "verified" else None
     start = time.perf_counter()
-    outcome = RECIPES[recipe](pruned, work.found, train, validation, score=score, alpha=alpha, patience=patience,
-                              progress=progress)
+    outcome = RECIPES[recipe](pruned, work.found, augment.add_to(train, seed) if augment else train, validation,
+                              score=score, alpha=alpha, patience=patience, progress=progress)
     seconds = {"prune": time.perf_counter() - start}
     history, final = outcome.history, pruned
     if tune and not outcome.interrupted:
         start = time.perf_counter()
-        final = copy.deepcopy(pruned)
-        history = history + fine_tune(final, outcome.mask, train, validation, seed=seed, progress=progress)
+        final, parts = copy.deepcopy(pruned), (outcome.mask, train, validation)
+        history = history + (distilled_tune(model, final, *parts, augment, seed=seed, progress=progress) if augment
+                             else fine_tune(final, *parts, seed=seed, progress=progress))
         seconds["tune"] = time.perf_counter() - start
     settings = {"recipe": recipe, "score": score, "spc": spc, "alpha": alpha, "patience": patience, "seed": seed}
     interrupted = outcome.interrupted or "interrupted" in history[-1]  # while pruning, or while fine-tuning

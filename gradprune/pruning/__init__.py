@@ -1,12 +1,19 @@
 """The subject: find filters, score them by the unlearning gradient, remove the worst, fine-tune."""
 
+from collections.abc import Callable
+
+from gradprune.pruning.augment import Augment
+from gradprune.pruning.distilled import Distilled, distilled_tune
 from gradprune.pruning.filters import Filter, FilterMask, Filters, Layer, silence
 from gradprune.pruning.fine_tuning import clean_loss, fine_tune
 from gradprune.pruning.gates import gated
 from gradprune.pruning.inversion import Inverted, invert, outliers
-from gradprune.pruning.recipes import RECIPES, Pruned, Validation, in_order, paper, validate
+from gradprune.pruning.recipes import Pruned, Validation, in_order, paper, validate
 from gradprune.pruning.unlearning import SCORES, Pairs, filter_scores, pair_up, unlearning_loss, unpaired
+from gradprune.pruning.verified import verified
 
-__all__ = ["RECIPES", "SCORES", "Filter", "FilterMask", "Filters", "Inverted", "Layer", "Pairs", "Pruned", "Validation",
-           "clean_loss", "filter_scores", "fine_tune", "gated", "in_order", "invert", "outliers", "pair_up", "paper",
-           "silence", "unlearning_loss", "unpaired", "validate"]
+RECIPES: dict[str, Callable[..., Pruned]] = {"paper": paper, "verified": verified}
+
+__all__ = ["RECIPES", "SCORES", "Augment", "Distilled", "Filter", "FilterMask", "Filters", "Inverted", "Layer", "Pairs",
+           "Pruned", "Validation", "clean_loss", "distilled_tune", "filter_scores", "fine_tune", "gated", "in_order",
+           "invert", "outliers", "pair_up", "paper", "silence", "unlearning_loss", "unpaired", "validate", "verified"]

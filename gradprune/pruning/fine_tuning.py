@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gradprune.errors import InputError, require
+from gradprune.errors import InputError, require, unknown
 from gradprune.models.inference import evaluating
 from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.recipes import validate
 from gradprune.pruning.unlearning import Pairs
 
 Loss = Callable[[nn.Module, Pairs], Tensor]
+STATISTICS = ("moving", "fixed")
 
 
 def both_losses(model: nn.Module, batch: Pairs) -> Tensor:
@@ -34,19 +35,24 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
               optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD, lr: float = 1e-3,
               momentum: float = 0.9, weight_decay: float = 5e-4, decay: Callable[[int], float] = lambda epoch: 1.0,
               batch_size: int = 128, patience: int = 10, max_epochs: int = 100, seed: int = 0,
-              progress: bool = True) -> list[dict[str, Any]]:
+              renew: Callable[[Pairs, torch.Generator], Pairs] = lambda train, generator: train,
+              statistics: str = "moving", progress: bool = True) -> list[dict[str, Any]]:
     """Minimise CE(f(x), y) + CE(f(trigger(x)), y) in place; returns one history row an epoch (row 0: as given).
 
     Early stopping watches the validation loss of BOTH terms, and the epoch with the lowest one is kept, the start
     included, so the result is never worse than the pruned model by that criterion. Where `validation` holds no
     triggered images (see `unpaired`), no loss tells when a backdoor is gone: all `max_epochs` are run, the last kept.
     loss: another one, from (model, batch); optimizer: another class; decay: epoch (from 0) -> share of lr.
-    Removed filters stay silent. BatchNorm learns its statistics anew, from all images of a batch together;
-    validation takes place in eval mode. Same seed, same result. Ctrl-C keeps the best (or last) epoch so far.
+    renew: makes each epoch's training pairs from the given ones (see `Augment`). statistics: "moving", where BatchNorm
+    learns its statistics anew from all images of a batch together, or "fixed", where it keeps those it has.
+    Removed filters stay silent. Validation takes place in eval mode. Same seed, same result. Ctrl-C keeps the best (or
+    last) epoch so far.
     Raises InputError when the loss stops being finite. Source: Dunnett et al., 2024.
     """
     require(lr > 0 and patience >= 1 and max_epochs >= 1 and batch_size >= 1,
             "lr, patience, max_epochs and batch_size must be positive.")
+    if statistics not in STATISTICS:
+        raise unknown("statistics", statistics, STATISTICS)
     generator = torch.Generator().manual_seed(seed)
     watched = len(validation.triggered) > 0
     history = [_row(model, 0, validation)]
@@ -59,7 +65,7 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
         mask.hold(steps, model)
         try:
             for epoch in range(1, max_epochs + 1):
-                _epoch(model, steps, train, batch_size, generator, loss)
+                _epoch(model, steps, renew(train, generator), batch_size, generator, loss, statistics)
                 schedule.step()
                 row = _row(model, epoch, validation)
                 history.append(row)
@@ -76,9 +82,13 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
 
 
 def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, batch_size: int,
-           generator: torch.Generator, loss: Loss) -> None:
+           generator: torch.Generator, loss: Loss, statistics: str) -> None:
     """One pass over the training images, and their triggered copies where there are any."""
     model.train()
+    if statistics == "fixed":
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
     for batch in batches(train, batch_size, generator):
         def again(batch: Pairs = batch) -> Tensor:  # an optimizer may ask twice, as sharpness-aware ones do
             optimizer.zero_grad(set_to_none=True)

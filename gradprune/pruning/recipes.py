@@ -65,7 +65,7 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
     require(patience >= 1, f"patience must be at least 1 round, got {patience}.")
     mask, undo = FilterMask(found, before=silent(model, found)), []
     start = validate(model, validation)
-    result = Pruned(mask, [_row(0, mask, start)])
+    result = Pruned(mask, [row(0, mask, start)])
     best, best_round = start.unlearning_loss, 0
     bar = tqdm(total=len(found) - 1, desc="pruning", unit="filter", disable=not progress, leave=False)
     with bar:
@@ -73,11 +73,11 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
             while mask.alive.sum() > 1:
                 scores, loss = filter_scores(model, found, train.triggered, train.labels, score)
                 position = int(scores.masked_fill(~mask.alive, -torch.inf).argmax())
-                undo.append(_saved(model, found, position))
+                undo.append(saved(model, found, position))
                 mask.remove(model, position)
                 now = validate(model, validation)
                 round_ = len(mask.positions)
-                result.history.append(_row(round_, mask, now, score=float(scores[position]), train_loss=loss))
+                result.history.append(row(round_, mask, now, score=float(scores[position]), train_loss=loss))
                 bar.update()
                 bar.set_postfix(loss=f"{now.unlearning_loss:.3f}", acc=f"{now.acc:.2f}", refresh=False)
                 if start.acc - now.acc >= alpha - 1e-6:
@@ -109,14 +109,14 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
     require(alpha is None or 0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
     mask = FilterMask(found, before=silent(model, found))
     start = validate(model, validation)
-    result = Pruned(mask, [_row(0, mask, start)], "all filters that the method picked were removed")
+    result = Pruned(mask, [row(0, mask, start)], "all filters that the method picked were removed")
     waiting = [position for position in order if mask.alive[position]]
     try:
         for position in tqdm(waiting, desc="pruning", unit="filter", disable=not progress, leave=False):
-            restore = _saved(model, found, position)
+            restore = saved(model, found, position)
             mask.remove(model, position)
             now = validate(model, validation)
-            result.history.append(_row(len(mask.positions), mask, now, score=float(values[position])))
+            result.history.append(row(len(mask.positions), mask, now, score=float(values[position])))
             if alpha is not None and start.acc - now.acc >= alpha - 1e-6:
                 restore()
                 result.mask = FilterMask(found, mask.positions[:-1], mask.before)
@@ -128,7 +128,7 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
     return result
 
 
-def _saved(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:
+def saved(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:
     """Keep a copy of one filter's numbers; the returned call puts them back."""
     tensors = own_tensors(model, found, position)
     copies = [tensor.clone() for tensor in tensors]
@@ -140,11 +140,8 @@ def _saved(model: nn.Module, found: Filters, position: int) -> Callable[[], None
     return restore
 
 
-def _row(round_: int, mask: FilterMask, now: Validation, **more: Any) -> dict[str, Any]:
+def row(round_: int, mask: FilterMask, now: Validation, **more: Any) -> dict[str, Any]:
     """One history row: the round, the filter that fell in it, and the validation figures after it."""
     fallen = mask.removed[-1] if mask.positions else None
     return {"stage": "prune", "round": round_, "layer": fallen and fallen.layer, "index": fallen and fallen.index,
             **more, **now.figures()}
-
-
-RECIPES: dict[str, Callable[..., Pruned]] = {"paper": paper}

@@ -1,0 +1,50 @@
+"""The few images seen anew: shifted, in another light, with the trigger put on afterwards."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.attacks.training import shift_and_flip
+from gradprune.models.inference import predict
+from gradprune.pruning.unlearning import Pairs
+
+ENOUGH = 96   # pairs: with fewer, views are added to them
+SHIFT = 2     # pixels in each direction, edges mirrored
+LIGHT = 0.4   # contrast varies by this share, brightness by half of it
+FLIP_LOSS = 0.1  # left-right flips are used where the model loses less accuracy on flipped images than this
+
+
+class Augment:
+    """Draws new views of image pairs: a random shift and light for each image, then the trigger on top.
+
+    Flips are used only if the given model reads the flipped images about as well (photographs yes, signs no).
+    trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range, as it was when the pairs were made.
+    """
+
+    def __init__(self, model: nn.Module, trigger: nn.Module, pairs: Pairs) -> None:
+        self.trigger = trigger
+        right = [(predict(model, images).argmax(1) == pairs.labels).float().mean().item()
+                 for images in (pairs.clean, pairs.clean.flip(3))]
+        self.flip = right[0] - right[1] < FLIP_LOSS
+
+    def __call__(self, pairs: Pairs, generator: torch.Generator, copies: int = 1) -> Pairs:
+        """`copies` new views of every image, (copies * N) pairs with their labels."""
+        clean = lit(shift_and_flip(pairs.clean.repeat(copies, 1, 1, 1), SHIFT, self.flip, generator), generator)
+        with torch.no_grad():
+            return Pairs(clean, self.trigger(clean), pairs.labels.repeat(copies))
+
+    def add_to(self, pairs: Pairs, seed: int) -> Pairs:
+        """The pairs as they are and, where they are few, new views of them: at least `ENOUGH` pairs in all."""
+        copies = math.ceil(ENOUGH / len(pairs.labels)) - 1
+        if copies < 1:
+            return pairs
+        new = self(pairs, torch.Generator().manual_seed(seed), copies)
+        return Pairs(*(torch.cat(both) for both in zip(pairs, new, strict=True)))
+
+
+def lit(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Change contrast and brightness of each image at random; float (N, C, H, W) in [0, 1], and so returned."""
+    draw = [(2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1).to(images) for _ in range(2)]
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return ((images - mean) * (1 + LIGHT * draw[0]) + mean + LIGHT / 2 * draw[1]).clamp(0, 1)

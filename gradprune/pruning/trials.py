@@ -1,0 +1,108 @@
+"""Try removals for real: what the model would answer without one filter, computing again only what lies behind it."""
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from gradprune.models.inference import evaluating
+from gradprune.pruning.filters import Filters, own_tensors, silence
+
+CHUNK = 64  # images at once: few enough for the cached activations to stay small
+
+
+class Trials:
+    """Runs a model without single filters: activations are computed once, then only what the filter's silence reaches.
+
+    The model is traced with torch.fx; where that fails, or gives other answers than the model itself, every trial
+    runs the whole model instead: the same results, more slowly (`traced` says which).
+    example: float (N, C, H, W) in [0, 1], to check the trace with.
+    """
+
+    def __init__(self, model: nn.Module, found: Filters, example: Tensor) -> None:
+        self.model, self.found = model, found
+        self.graph: fx.GraphModule | None = None
+        with evaluating(model), torch.inference_mode():
+            try:
+                self.graph = fx.symbolic_trace(model)
+                ends = [0, len(found) // 2, len(found) - 1]
+                for mine, whole in zip(self._traced(example, ends), self._whole(example, ends), strict=True):
+                    torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-4)
+            except Exception:  # a stranger's forward() may do what no trace can follow
+                self.graph = None
+
+    @property
+    def traced(self) -> bool:
+        """Whether trials reuse activations."""
+        return self.graph is not None
+
+    def logits(self, images: Tensor, positions: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """The model's logits as it is, (N, classes), and without each filter, (trials, N, classes).
+
+        images: float (N, C, H, W) in [0, 1]. positions: places in the flat list, one trial each. The model is in eval
+        mode meanwhile and comes back bit for bit.
+        """
+        positions = list(positions)
+        with evaluating(self.model), torch.inference_mode():
+            parts = [self._traced(chunk, positions) if self.graph else self._whole(chunk, positions)
+                     for chunk in images.split(CHUNK)]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], dim=1)
+
+    def _traced(self, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
+        """Cache the value of every node; then run, for each trial, the nodes that its filter reaches."""
+        assert self.graph is not None
+        nodes = self.graph.graph.nodes
+        cache: dict[fx.Node, Any] = {}
+        for node in nodes:
+            cache[node] = images if node.op == "placeholder" else _value(self.graph, node, cache)
+        last = next(node for node in nodes if node.op == "output")
+        answers = []
+        for position in positions:
+            layer = self.found.layer_of(position)
+            changed: dict[fx.Node, Any] = {}
+            for node in nodes:
+                if any(source in changed for source in node.all_input_nodes):
+                    changed[node] = _value(self.graph, node, cache | changed)
+                if node.op == "call_module" and node.target == (layer.norm or layer.name):
+                    changed[node] = changed.get(node, cache[node]).clone()
+                    changed[node][:, position - layer.start] = 0
+            answers.append(changed.get(last, cache[last]))
+        return cache[last], torch.stack(answers) if answers else cache[last].new_empty(0, *cache[last].shape)
+
+    def _whole(self, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
+        """The plain way: silence, run, put back."""
+        as_it_is, answers = self.model(images), []
+        for position in positions:
+            tensors = own_tensors(self.model, self.found, position)
+            copies = [tensor.clone() for tensor in tensors]
+            silence(self.model, self.found, [position])
+            answers.append(self.model(images))
+            for tensor, copy in zip(tensors, copies, strict=True):
+                tensor.copy_(copy)
+        return as_it_is, torch.stack(answers) if answers else as_it_is.new_empty(0, *as_it_is.shape)
+
+
+def _value(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """Run one node of the graph; what an operation would overwrite in place is copied first."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
+    if node.op == "output":
+        return args[0]
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(graph)
+    if _overwrites(graph, node):
+        args = fx.node.map_aggregate(args, lambda value: value.clone() if isinstance(value, Tensor) else value)
+    if node.op == "call_module":
+        return graph.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _overwrites(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an operation writes into its input: nn.ReLU(inplace=True), x += y, x.add_(y), F.relu_(x)."""
+    if node.op == "call_module":
+        return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
+    name = getattr(node.target, "__name__", str(node.target))
+    return name in ("iadd", "isub", "imul") or name.endswith("_") or bool(node.kwargs.get("inplace"))

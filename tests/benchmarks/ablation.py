@@ -1,0 +1,186 @@
+"""What recipe `verified` and its fine-tuning owe to each of their choices: data/results/ablation/.
+
+    python tests/benchmarks/ablation.py prune|tune FOLDER [spc] [victims] [defence seeds]
+
+FOLDER keeps the victims, which are trained on first use (seeds 11 and 12: never those that are reported on). The table
+`prune` changes one choice of a base that ends when no trial lowers the objective, `tune` one of the final defaults. The test images only measure, and this table chose the recipe, so its figures are no
+result: those come from other victims.
+"""
+
+import contextlib
+import copy
+import platform
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+import gradprune as gp
+from gradprune.datasets import draw_defense_images
+from gradprune.evaluation import evaluate
+from gradprune.models import predict
+from gradprune.models.checkpoints import save_checkpoint
+from gradprune.paths import write_atomic
+from gradprune.pruning import Augment, FilterMask, Pairs, distilled_tune, fine_tune, pair_up, verified
+from gradprune.pruning.filters import own_tensors
+from gradprune.zoo import attack
+
+RECIPE = sys.modules["gradprune.pruning.verified"]
+OUT = Path(__file__).resolve().parents[2] / "data/results/ablation"
+KINDS = {"badnets": {}, "blended": {}, "sig": {}, "low_frequency": {}, "trojannn": {},
+         "sigcl": {"label_map": "clean_label", "rate": 0.8, "trigger_settings": {"delta": 0.3}}}
+KEPT = "go on when no trial helps (kept)"
+PRUNE = {"base": {}, KEPT: {}, "score taylor": {"score": "taylor"}, "score gradient": {"score": "gradient"},
+         "k 4": {"k": 4}, "k 48": {"k": 48}, "weight 1": {"weight": 1.0}, "weight 10": {"weight": 10.0},
+         "clean term cross-entropy": {}, "no views": {}, "views without light": {}, "filters in blocks alone": {},
+         "stop by training objective alone": {}, "validation pooled with training": {}, "backward pass": {}}
+TUNE = {"defaults": {}, "no pruning": {}, "paper's fine-tuning": {}, "no light": {}, "statistics moving": {},
+        "statistics fixed": {}, "weight 1": {}, "weight 10": {}}
+
+
+class CrossEntropy(RECIPE.Objective):
+    """The true labels as the clean target, not the given model's answers."""
+
+    def __init__(self, given, pairs, weight):
+        super().__init__(given, pairs, weight)
+        self.answers = (F.one_hot(self.labels, self.answers.shape[1]) + 1e-12).log()
+
+
+def downhill(goal):
+    """Trials that end the rounds when no removal lowers the objective."""
+    class Downhill(RECIPE.Trials):
+        def logits(self, images, positions):
+            as_it_is, answers = super().logits(images, positions)
+            if goal(answers).min() >= goal(as_it_is):
+                raise KeyboardInterrupt
+            return as_it_is, answers
+
+    return Downhill
+
+
+def victim_of(folder, kind, seed):
+    path = folder / f"{kind}_{seed}"
+    if not path.with_suffix(".json").exists():
+        settings = KINDS[kind]
+        made = attack("sig" if kind == "sigcl" else kind, seed=seed, progress=False, **settings)
+        save_checkpoint(path, made.model, made.card, made.trigger)
+    return gp.load_victim(path)
+
+
+def joined(*parts):
+    return Pairs(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def put_back(given, model, mask, train):
+    """The backward pass: filters whose return lowers the objective come back, last removed first."""
+    goal, alone = RECIPE.Objective(given, train, RECIPE.WEIGHT), 0
+    for position in reversed(tuple(mask.positions)):
+        tensors = own_tensors(model, mask.filters, position)
+        before, silenced = float(goal(predict(model, goal.images))), [tensor.clone() for tensor in tensors]
+        for tensor, old in zip(tensors, own_tensors(given, mask.filters, position), strict=True):
+            tensor.copy_(old)
+        if float(goal(predict(model, goal.images))) < before:
+            mask.positions.remove(position)
+            alone += 1
+        else:
+            for tensor, old in zip(tensors, silenced, strict=True):
+                tensor.copy_(old)
+    return alone
+
+
+def prune(name, victim, train, validation, seed):
+    """One row of the first table: the pruned model, its mask."""
+    model = copy.deepcopy(victim.model)
+    found = gp.filters(model, train.clean[:1])
+    augment = Augment(model, victim.trigger, train)
+    light = 0.0 if name == "views without light" else sys.modules["gradprune.pruning.augment"].LIGHT
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch("gradprune.pruning.augment.LIGHT", light))
+        more = joined(train, validation) if name == "validation pooled with training" else train
+        views = more if name == "no views" else augment.add_to(more, seed)
+        if name in ("stop by training objective alone", "validation pooled with training"):
+            validation = views
+        if name == "clean term cross-entropy":
+            stack.enter_context(mock.patch.object(RECIPE, "Objective", CrossEntropy))
+        if name != KEPT:
+            goal = RECIPE.Objective(victim.model, views, PRUNE[name].get("weight", RECIPE.WEIGHT))
+            stack.enter_context(mock.patch.object(RECIPE, "Trials", downhill(goal)))
+        if name == "filters in blocks alone":
+            inside = torch.cat([torch.full((layer.count,), layer.norm is not None) for layer in found.layers])
+            score = RECIPE.filter_scores
+            stack.enter_context(mock.patch.object(RECIPE, "filter_scores", lambda *arguments: (
+                (result := score(*arguments))[0].masked_fill(~inside, -1e9), result[1])))
+        outcome = verified(model, found, views, validation, progress=False, **PRUNE[name])
+    if name == "backward pass":
+        outcome.stopped += f"; {put_back(victim.model, model, outcome.mask, views)} put back"
+    return model, outcome
+
+
+def tune(name, victim, train, validation, seed, pruned, mask):
+    """One row of the second table: the fine-tuned model."""
+    module = sys.modules["gradprune.pruning.distilled"]
+    model = copy.deepcopy(victim.model if name == "no pruning" else pruned)
+    mask = FilterMask(mask.filters) if name == "no pruning" else mask
+    if name == "paper's fine-tuning":
+        fine_tune(model, mask, train, validation, seed=seed, progress=False)
+        return model
+    kinds = (name.split()[1],) if name.startswith("statistics") else module.STATISTICS
+    weight = float(name.split()[1]) if name.startswith("weight") else 3.0
+    loss = module.Distilled
+    with mock.patch.object(module, "STATISTICS", kinds), \
+            mock.patch.object(module, "Distilled", lambda given: loss(given, weight)), \
+            mock.patch("gradprune.pruning.augment.LIGHT",
+                       0.0 if name == "no light" else sys.modules["gradprune.pruning.augment"].LIGHT):
+        distilled_tune(victim.model, model, mask, train, validation, Augment(victim.model, victim.trigger, train),
+                       seed=seed, progress=False)
+    return model
+
+
+def rows(table, folder, spc, victims, seeds, done):
+    for victim_name in victims:
+        kind, number = victim_name.rsplit("_", 1)
+        victim = victim_of(folder, kind, int(number))
+        for seed in seeds:
+            train, validation = (pair_up(part, victim.trigger)
+                                 for part in draw_defense_images(victim.data.defense, spc, seed))
+            waiting = [name for name in (PRUNE if table == "prune" else TUNE) if (victim_name, seed, name) not in done]
+            if table == "tune" and waiting:
+                pruned, outcome = prune(KEPT, victim, train, validation, seed)
+            for name in waiting:
+                start = time.process_time()
+                if table == "prune":
+                    model, outcome = prune(name, victim, train, validation, seed)
+                else:
+                    model = tune(name, victim, train, validation, seed, pruned, outcome.mask)
+                taken = time.process_time() - start
+                figures = evaluate(model, victim.data.test.subset(torch.arange(0, 2400, 3)), victim.trigger,
+                                   victim.target, label_map=victim.card["attack"].get("label_map", "all_to_one"))
+                print(f"{victim_name:18} spc {spc} seed {seed} {name:34} {figures} {len(outcome.mask.positions):3} "
+                      f"filters {taken:5.1f} s {outcome.stopped}", flush=True)
+                yield {"victim": victim_name, "spc": spc, "seed": seed, "choice": name,
+                       **{key: round(value, 4) for key, value in figures._asdict().items()},
+                       "filters": len(outcome.mask.positions), "cpu_seconds": round(taken, 1),
+                       "stopped": outcome.stopped if table == "prune" else "", "gradprune": gp.__version__,
+                       "torch": torch.__version__.split("+")[0], "machine": platform.machine()}
+
+
+def main(table, folder, spc="2", victims="blended_11,sig_11,sigcl_11", seeds="10"):
+    """Add the rows that are missing; delete the file to measure anew."""
+    path = OUT / f"{table}_spc{spc}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["victim", "seed", "choice"])
+    done = set(zip(made.victim, made.seed, made.choice, strict=True))
+    seeds = [int(seed) for seed in seeds.split(",")]
+    for row in rows(table, Path(folder), int(spc), victims.split(","), seeds, done):
+        made = pd.concat([made, pd.DataFrame([row])])
+        write_atomic(path, lambda temporary, made=made: made.to_csv(temporary, index=False))
+    print((100 * made.groupby("choice", sort=False)[["acc", "asr", "ra"]].mean()).round(1))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])

@@ -1,0 +1,100 @@
+"""Recipe `verified` on the shipped sign models and on two third-party ones: data/results/verified.csv.
+
+    python tests/benchmarks/verified_table.py [seeds] [spc] [models]     # a run takes half a minute to three minutes
+
+Every row is one draw of the defender's images; the test images only measure. The same settings everywhere. The
+third-party models (I-BAU's published checkpoints, CIFAR-10) lie beside the repository only in development: their
+defence images are drawn from test images 0..4999, and every second one of 5000..9999 measures.
+"""
+
+import io
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import nn
+
+import gradprune as gp
+from gradprune.attacks import BadNets
+from gradprune.datasets import Dataset, ImageSet
+from gradprune.defenses import ft_unlearn
+from gradprune.evaluation import Victim, der
+from gradprune.models import SmallVGG
+from gradprune.paths import write_atomic
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "data/results/verified.csv"
+SHARED = ROOT.parent / "shared"
+PEERS = {"peer_badnets": "badnets_8_02_ckpt.pth", "peer_trojan_wm": "trojan_wm_2_02_ckpt.pth"}
+MODELS = "badnets,blended,sig,peer_badnets,peer_trojan_wm"
+
+
+class Watermark(nn.Module):
+    """Adds a picture to the image and clips."""
+
+    def __init__(self, path):
+        super().__init__()
+        mark = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)
+        self.register_buffer("mark", mark.float() / 255)
+
+    def forward(self, images):
+        return (images + self.mark).clamp(0, 1)
+
+
+def peer(name):
+    """A third-party model with its trigger and data; there is no training set."""
+    packed = np.load(SHARED / "data/cifar10_all_jpeg90.npz", allow_pickle=False)
+    header, data, offsets = packed["header"].tobytes(), packed["data"].tobytes(), packed["offsets"][50_000:]
+    images = torch.from_numpy(np.stack([np.asarray(Image.open(io.BytesIO(header + data[a:b])))
+                                        for a, b in zip(offsets[:-1], offsets[1:], strict=True)]))
+    everything = ImageSet(images.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(packed["y_test"].astype(np.int64)),
+                          tuple(map(str, packed["classes"])))
+    pool, test = everything.subset(torch.arange(5000)), everything.subset(torch.arange(5000, 10_000, 2))
+    model = SmallVGG(10)
+    weights = torch.load(SHARED / "peers/ibau" / PEERS[name], weights_only=True, map_location="cpu")["net"]
+    model.load_state_dict(weights)
+    trigger, target = ((BadNets(size=4, color="white", margin=1), 8) if name == "peer_badnets"
+                       else (Watermark(SHARED / "peers/ibau/trojan_wm.png"), 2))
+    return Victim(model.eval(), trigger, target, Dataset(pool, pool, test), {})
+
+
+def rows(seeds, spcs, models):
+    for name in models:
+        victim = peer(name) if name in PEERS else gp.load_victim(name)
+        given = victim.evaluate()
+        for seed in seeds:
+            for spc in spcs:
+                settings = {"spc": spc, "seed": seed, "progress": False}
+                result = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, recipe="verified", **settings)
+                alone = ft_unlearn(victim.model, victim.data.defense, victim.trigger, **settings)
+                for stage, model in {"before": None, "pruned": result.pruned, "tuned": result.model,
+                                     "ft_unlearn": alone.model}.items():
+                    figures = given if model is None else victim.evaluate(model)
+                    filters = len(result.mask.positions) if stage in ("pruned", "tuned") else 0
+                    print(name, spc, seed, f"{stage:10}", figures, f"{filters} filters", result.seconds, result.stopped, flush=True)
+                    yield {"model": name, "spc": spc, "seed": seed, "stage": stage, "filters": filters,
+                           **{key: round(value, 4) for key, value in figures._asdict().items()},
+                           "der": round(der(given, figures), 4), "gradprune": gp.__version__,
+                           **{f"{key}_seconds": round(value, 1) for key, value in result.seconds.items()},
+                           "torch": torch.__version__.split("+")[0], "machine": platform.machine(),
+                           "threads": torch.get_num_threads()}
+
+
+def main(seeds="0,1,2", spcs="2,10", models=MODELS):
+    """Measure, and put the rows in the place of earlier ones for the same model, spc and seed."""
+    keys = ["model", "spc", "seed", "stage"]
+    table = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame(columns=keys)
+    for row in rows(map(int, seeds.split(",")), list(map(int, spcs.split(","))), models.split(",")):
+        table = pd.concat([table, pd.DataFrame([row])]).drop_duplicates(keys, keep="last")
+        write_atomic(OUT, lambda temporary, table=table: table.to_csv(temporary, index=False))
+    means = table.groupby(["model", "spc", "stage"], sort=False)[["acc", "asr", "ra", "der"]].mean()
+    print((100 * means).round(1))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
