@@ -271,6 +271,7 @@ def test_an_unreachable_scheduler(small, tmp_path, kind, record_property):
         start = time.perf_counter()
         with pytest.raises(InputError, match="no dask scheduler answers at"):
             run(small, tmp_path / "out", scheduler=address, progress=False)
+    assert not (tmp_path / "out").exists()
     record_property("summary", f"unreachable scheduler, {kind}: refused after {time.perf_counter() - start:.1f} s")
 
 

@@ -93,24 +93,35 @@ def _enter_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:
-    """On the workers of a running dask scheduler; dask itself tries a cell again whose worker died.
+def reach(address: str) -> None:
+    """Shake hands with a dask scheduler, such as tcp://HOST:8786.
 
-    address: such as tcp://HOST:8786. Raises InputError where nothing answers there, the scheduler is lost, or the extra
-    `cluster` is not installed.
+    Raises InputError where none answers in time, or the extra `cluster` is not installed.
     """
     try:
-        from distributed import Client, as_completed
+        from distributed.comm.core import connect
     except ImportError:
         raise InputError("--scheduler needs dask: pip install 'gradprune[cluster]'.") from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its tracebacks say less than our sentence
+
+    async def greet() -> None:  # dask's own `Client` waits forever for a scheduler that stays silent
+        connection = await asyncio.wait_for(connect(address, timeout=SCHEDULER_SECONDS), SCHEDULER_SECONDS)
+        await connection.close()
     try:
         with ThreadPoolExecutor(1) as aside:  # a notebook's own thread has an event loop already
-            aside.submit(asyncio.run, _greet(address)).result()
-        client = Client(address, timeout=SCHEDULER_SECONDS, set_as_default=False)
+            aside.submit(asyncio.run, greet()).result()
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"no dask scheduler answers at {address}: {sentence(error)}") from None
-    with client:
+
+
+def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:
+    """On the workers of a dask scheduler that can be reached; dask itself tries a cell again whose worker died.
+
+    Raises InputError where the scheduler is lost.
+    """
+    from distributed import Client, as_completed
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its tracebacks say less than our sentence
+    with Client(address, timeout=SCHEDULER_SECONDS, set_as_default=False) as client:
         cells = {future.key: (future, job) for job, future in
                  zip(jobs, client.map(run_cell, *zip(*jobs, strict=True), pure=False), strict=True)}
         try:
@@ -121,11 +132,3 @@ def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:
                 yield future.result() if future.status == "finished" else empty_row(cell, sentence(future.exception()))
         finally:
             client.cancel([future for future, _ in cells.values()])
-
-
-async def _greet(address: str) -> None:
-    """Shake hands with a scheduler, or raise OSError in time: `Client` waits forever for one that stays silent."""
-    from distributed.comm.core import connect
-
-    connection = await asyncio.wait_for(connect(address, timeout=SCHEDULER_SECONDS), SCHEDULER_SECONDS)
-    await connection.close()

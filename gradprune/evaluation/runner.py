@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from gradprune.errors import InputError, require
 from gradprune.evaluation.cells import Row
-from gradprune.evaluation.executors import Job, cluster, processes, serial
+from gradprune.evaluation.executors import Job, cluster, processes, reach, serial
 from gradprune.evaluation.grid import Grid
 from gradprune.evaluation.store import Store, to_table
 
@@ -28,6 +28,8 @@ def run(grid: Grid, out: str | Path | None = None, *, workers: int = 1, schedule
     """
     require(workers >= 1, f"workers must be at least 1, got {workers}.")
     require(scheduler is None or workers == 1, "give either workers or a scheduler, not both.")
+    if scheduler:
+        reach(scheduler)
     digests, cells = grid.check(), grid.cells()
     with (nullcontext(out) if out else tempfile.TemporaryDirectory()) as folder, Store(folder, digests) as store:
         jobs = [(cell, digests[cell.attack]) for cell in cells if not store.done(cell)]
