@@ -86,7 +86,7 @@ def _table(found: "Scan") -> Table:
 
 def _figures(row: Any) -> tuple[str, str, str]:
     """Norm, success and index of a row as texts."""
-    index = "-" if row.index is None else f"{row.index:.1f}"
+    index = "-" if row.anomaly is None else f"{row.anomaly:.1f}"
     return (f"{row.norm:.1f}" if row.converged else "not found"), f"{row.success:.0%}", index
 
 

@@ -24,7 +24,7 @@ from gradprune.evaluation import Metrics
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 from gradprune.pruning import fine_tuning, recipes
 
-COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "bench", "report", "doctor"]
+COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "bench", "report", "scan", "doctor"]
 
 
 @pytest.fixture(scope="session")

@@ -18,13 +18,13 @@ from gradprune.defenses.fine_pruning import fine_pruning
 from gradprune.defenses.ft import ft
 from gradprune.defenses.ft_sam import ft_sam
 from gradprune.defenses.ft_unlearn import ft_unlearn
-from gradprune.defenses.grad_prune import grad_prune
+from gradprune.defenses.grad_prune import grad_prune, prune_scanned
 from gradprune.defenses.i_bau import i_bau
 from gradprune.defenses.nad import nad
 from gradprune.defenses.neural_cleanse import neural_cleanse
 from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.rnp import rnp
-from gradprune.defenses.scan import Scan, prune_scanned, scan
+from gradprune.defenses.scan import Scan, scan
 from gradprune.errors import unknown
 
 DEFENSES: dict[str, Callable[..., DefenseResult]] = {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradprune import __version__
 from gradprune.defenses import Scan
+from gradprune.defenses.scan import SMALL
 from gradprune.errors import require
 from gradprune.paths import output_folder, write_atomic
 from gradprune.pruning import Inverted, Perturbed, outliers
@@ -23,8 +24,9 @@ _METHOD = """<p>For each class two triggers are synthesised on the model itself,
 the smallest mask with a pattern (Wang et al., 2019, “Neural Cleanse”), measured by the mask’s sum, and the smallest
 pattern added to the whole image (after Moosavi-Dezfooli et al., 2017, arXiv:1610.08401), measured by its Euclidean
 length. Every class of every model can be reached somehow. A backdoor is a shortcut: its class needs far less. The
-anomaly index says how far a norm lies below the median, in robust standard deviations; above {threshold:g} it is an
-alarm.</p>"""
+anomaly index says how far a norm lies below the median, in robust standard deviations. Above {threshold:g} it is an
+alarm, if the norm is also below {small:.0%} of the median: where all classes are much alike, the index alone is easily
+high.</p>"""
 _BLIND = """<ul>
 <li>A class that is suspected need not have been attacked: some classes are easy to reach by nature.</li>
 <li>No alarm is no proof. A trigger that is no small mask and no faint pattern (a warp, one that differs from image to
@@ -58,7 +60,7 @@ def norms(found: Scan) -> Picture:
         for ax, kind in zip(panels, kinds, strict=True):
             rows = [row for row in found.rows if row.kind == kind]
             for row in rows:
-                mark = style.METRICS["asr" if (row.index or 0) > found.threshold else "acc"]
+                mark = style.METRICS["asr" if row.alarm else "acc"]
                 ax.barh(row.label, row.norm, color=mark.color if row.converged else style.EMPTY,
                         hatch="" if row.converged else "//", height=0.7)
             line = _alarm_line([row.norm for row in rows if row.converged], found.threshold)
@@ -70,20 +72,20 @@ def norms(found: Scan) -> Picture:
             ax.set_yticks(range(len(found.classes)), [style.plain(name) for name in found.classes])
             ax.set_ylim(len(found.classes) - 0.5, -0.5)
             least = min(rows, key=lambda row: row.norm)
-            told.append(f"By {kind}, {found.classes[least.label]!r} has the smallest norm: {least.norm:.1f}, the "
+            told.append(f"By {kind}, “{found.classes[least.label]}” has the smallest norm: {least.norm:.1f}, the "
                         f"median is {np.median([row.norm for row in rows]):.1f}")
     return Picture(figure, "; ".join(told) + ".")
 
 
 def _alarm_line(values: list[float], threshold: float) -> float | None:
-    """The norm below which the index exceeds the threshold, or None where that is below 0 or cannot be told."""
+    """The norm below which a class is an alarm, or None where that is below 0 or cannot be told."""
     if len(values) < 3:
         return None
     index, _ = outliers(values)
     middle = float(torch.tensor(values, dtype=torch.double).quantile(0.5))
     far = max(range(len(values)), key=lambda i: index[i])
     line = middle - threshold * abs(values[far] - middle) / index[far] if index[far] else middle
-    return line if line > 0 else None
+    return min(line, SMALL * middle) if line > 0 else None
 
 
 def synthesised(found: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
@@ -110,7 +112,7 @@ def synthesised(found: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
                 _draw(ax, pixels)
     row = found.suspect_row
     assert row is not None  # required above
-    return Picture(figure, f"The trigger synthesised for {found.classes[row.label]!r}; with it {row.success:.1%} of "
+    return Picture(figure, f"The trigger synthesised for “{found.classes[row.label]}”; with it {row.success:.1%} of "
                            "the defender's images of other classes go there.")
 
 
@@ -134,16 +136,18 @@ def _page(found: Scan, facts: Mapping[str, object], card_says: str) -> str:
     if found.trigger is not None:
         trigger = f'<div class="wide">{synthesised(found, found.trigger).html()}</div>'
     rows = [[found.classes[row.label], row.kind, f"{row.norm:.2f}" if row.converged else "did not converge",
-             f"{row.success:.1%}", "–" if row.index is None else f"{row.index:.2f}"] for row in found.rows]
-    settings = {**facts, "alarm above": f"{found.threshold:g}", "images": count(len(found.images), "image"),
-                "gradprune": __version__, "torch": torch.__version__.split("+")[0]}
+             f"{row.success:.1%}", "–" if row.share is None else f"{row.share:.0%}",
+             "–" if row.anomaly is None else f"{row.anomaly:.2f}"] for row in found.rows]
+    settings = {**facts, "alarm": f"index above {found.threshold:g} and norm below {SMALL:.0%} of the median",
+                "images": count(len(found.images), "image"), "gradprune": __version__,
+                "torch": torch.__version__.split("+")[0]}
     sections = {
         "Verdict": f"<p>{escape(found.verdict)}</p>" + (f"<p>{escape(card_says)}</p>" if card_says else ""),
         "The synthesised trigger": trigger,
         "Norms of the classes": f'<div class="wide">{norms(found).html()}</div>',
-        "All figures": table(rows, ["class", "search", "norm", "other images moved", "anomaly index"],
+        "All figures": table(rows, ["class", "search", "norm", "other images moved", "share of median", "index"],
                              "An index is given for norms below the median; others have 0."),
-        "How it was found": _METHOD.format(threshold=found.threshold),
+        "How it was found": _METHOD.format(threshold=found.threshold, small=SMALL),
         "What it cannot see": _BLIND,
         "Settings": table([[key, str(value)] for key, value in settings.items() if str(value)]),
     }

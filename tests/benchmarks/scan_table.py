@@ -2,7 +2,7 @@
 
     python tests/benchmarks/scan_table.py [name ...]
 
-Names: clean21 .. clean25 (trained from nothing, kept in out/scan) and the shipped models; all if none is given. Rows of
+Names: clean41 .. clean44 (trained from nothing, kept in out/scan) and the shipped models; all if none is given. Rows of
 these names are made again, the others stay. One thread. A scan takes half a minute of CPU time.
 """
 
@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 
 import gradprune as gp
-from gradprune.defenses.scan import KINDS, prune_scanned, scan
+from gradprune.defenses import prune_scanned, scan
+from gradprune.defenses.scan import KINDS
 from gradprune.models.checkpoints import save_checkpoint
 from gradprune.paths import data_folder, write_atomic
 
 SPC, SEED = 10, 0
-CLEAN = [f"clean{seed}" for seed in range(21, 26)]
+CLEAN = [f"clean{seed}" for seed in range(41, 45)]
 COMPARED = ["badnets", "trojannn", "blended", "wanet"]
 SHIPPED = [*COMPARED, "clean", "sig", "sig_clean_label", "low_frequency", "bpp", "input_aware", "label_consistent"]
 SCANS, DEFENSES = "scan.csv", "scan_defense.csv"
@@ -41,13 +42,14 @@ def scan_row(name, victim, found):
            "right": found.suspect == target}
     for kind in KINDS:
         rows = [one for one in found.rows if one.kind == kind]
-        first = max(rows, key=lambda one: one.index or 0)
+        first = min(rows, key=lambda one: one.norm)
         key = kind.split()[0]
-        row |= {f"{key}_class": first.label, f"{key}_index": first.index, f"{key}_norm": first.norm,
-                f"{key}_success": first.success, f"{key}_converged": sum(one.converged for one in rows),
-                f"{key}_index_of_target": None if target is None else rows[target].index,
-                f"{key}_alarm_at_2": first.index is not None and first.index > 2}
-    return row | {"threshold": found.threshold, "spc": SPC, "seed": SEED}
+        row |= {f"{key}_class": first.label, f"{key}_index": first.anomaly, f"{key}_share": first.share,
+                f"{key}_norm": first.norm, f"{key}_success": first.success, f"{key}_converged": sum(one.converged for one in rows),
+                f"{key}_index_of_target": None if target is None else rows[target].anomaly,
+                f"{key}_share_of_target": None if target is None else rows[target].share,
+                f"{key}_index_alone_alarms": max(one.anomaly or 0 for one in rows) > 2}
+    return row | {"spc": SPC, "seed": SEED}
 
 
 def defense_rows(name, victim, found):
