@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from gradprune import __version__, cli_bench
+from gradprune import __version__, cli_bench, cli_scan
 from gradprune.errors import InputError
 from gradprune.paths import data_folder
 from gradprune.screen import Json, more, progress, say, show, table
@@ -51,6 +51,7 @@ Target = Annotated[int, typer.Option(help="Class that the trigger shall lead to,
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images, if not the recipe's own.")]
 Recipe = Annotated[str, typer.Option(help="Which filters go, and how many; a wrong name lists them all.")]
 Score = Annotated[str | None, typer.Option(help="Ranks filters: gradient, taylor or gate; else the recipe's own.")]
+Mark = Annotated[str, typer.Option("--trigger", help="known: the attack's own; synthesised: from a scan of the model.")]
 Train = Annotated[bool, typer.Option("--train", help="Train the victim from nothing first.")]
 Report = Annotated[Path, typer.Option(help="Folder for report.html and its pictures.")]
 Trained = Annotated[Path | None, typer.Option(help="Checkpoint to write; out/TRIGGER if not given.")]
@@ -119,8 +120,8 @@ def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet
 
 @app.command(epilog=more("gradprune defend badnets --spc 2 --out out/clean", "gradprune evaluate out/clean"))
 def defend(checkpoint: Checkpoint, spc: Spc = 10, recipe: Recipe = "paper", score: Score = None,
-           seed: Seed = 0, out: Cleaned = None, slim: Slim = False, export: Export = None,
-           as_json: Json = False) -> None:
+           seed: Seed = 0, trigger: Mark = "known", out: Cleaned = None, slim: Slim = False,
+           export: Export = None, as_json: Json = False) -> None:
     """Remove a backdoor from a checkpoint.
 
     Prunes the filters with the largest gradient of the unlearning loss, fine-tunes, and measures the given,
@@ -129,9 +130,10 @@ def defend(checkpoint: Checkpoint, spc: Spc = 10, recipe: Recipe = "paper", scor
     """
     from gradprune.demo import defend_and_save
     told = defend_and_save(checkpoint, out, slim, export, spc=spc, recipe=recipe, score=score, seed=seed,
-                           progress=progress())
-    show(as_json, told, _stages(told), told["sentence"], told["slim"]["sentence"] if slim else "",
-           f"Saved: {told['out']}" if out else "", f"Exported: {told['export']}" if export else "",
+                           trigger=trigger, progress=progress())
+    show(as_json, told, _stages(told), told["scan"] or "", told["sentence"],
+         told["slim"]["sentence"] if slim else "", f"Saved: {told['out']}" if out else "",
+         f"Exported: {told['export']}" if export else "",
            kept="the state reached is " + ("saved" if out else "shown above"))
 
 
@@ -186,6 +188,7 @@ def zoo_build(names: Names = None, out: Folder = None, as_json: Json = False) ->
 
 app.command(epilog=cli_bench.EXAMPLES["bench"])(cli_bench.bench)
 app.command(epilog=cli_bench.EXAMPLES["report"])(cli_bench.report)
+app.command(epilog=cli_scan.EXAMPLE)(cli_scan.scan)
 
 
 @app.command(epilog=more("gradprune doctor --json", figures=False))

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from gradprune import delivery
-from gradprune.defenses import DefenseResult, grad_prune
+from gradprune.defenses import DefenseResult, Scan, grad_prune, prune_scanned, scan
+from gradprune.errors import unknown
 from gradprune.evaluation import Metrics, Victim, der, load_victim, verdict
 from gradprune.models.checkpoints import save_checkpoint
 from gradprune.paths import output_folder
 from gradprune.zoo import attack
+
+TRIGGERS = ("known", "synthesised")  # what `defend_and_save` can work with
 
 
 def run_demo(train: bool = False, spc: int = 10, seed: int = 0, out: str | Path = "out/demo",
@@ -53,36 +56,50 @@ def attack_and_save(path: Path, trigger: str, **settings: Any) -> dict[str, Any]
             "train_images": len(victim.data.train), "target_name": victim.target_name, "out": weights.as_posix()}
 
 
-def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, export: Path | None = None,
-                    **settings: Any) -> dict[str, Any]:
+def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, export: Path | None = None, *,
+                    trigger: str = "known", **settings: Any) -> dict[str, Any]:
     """Defend a checkpoint with these settings of `grad_prune`; save the cleaned model as `path` (or in it).
 
     slim: cut the silent filters out of the model that is saved and exported. export: also write it as this .onnx or
-    .pt2 file. Returns what `summary` does, with `checkpoint`, `out` and `export`, the paths written or None, and `slim`
-    (None, or what `delivery.slimmed` tells). The new card is the given one with the new weights' `metrics`,
-    `removed_filters` and `defense`: settings and stages; a slim model's, also with the sizes of its layers.
+    .pt2 file. trigger: "known" is the attack's own; "synthesised" is that of a scan with the same images, and where the
+    scan suspects no class the model stays as it is.
+    Returns what `summary` does, with `checkpoint`, `scan` (the verdict, or None), `out` and `export`, the paths written
+    or None, and `slim` (None, or what `delivery.slimmed` tells). The new card is the given one with the new weights'
+    `metrics`, `removed_filters` and `defense`: settings and stages; a slim model's, also with the sizes of its layers.
+    Raises InputError for another word as `trigger`.
     """
+    if trigger not in TRIGGERS:
+        raise unknown("kind of trigger", trigger, TRIGGERS)
     if path and path.is_dir():
         path = path / f"{Path(checkpoint).stem}-cleaned"
     delivery.check(slim, export)
     with results_in(path.parent if path else None), results_in(export.parent if export else None):
         victim = load_victim(checkpoint)
-        result, stages = defend_and_measure(victim, **settings)
-        told = summary(victim, result, stages)
-        defense = (*result.settings, "stopped", "interrupted", "seconds", *stages)
+        found = None
+        if trigger == "synthesised":
+            found = scan(victim.model, victim.data.defense,
+                         **{key: settings[key] for key in ("spc", "seed", "progress") if key in settings})
+        result, stages = defend_and_measure(victim, found, **settings)
+        told = summary(victim, result, stages) | {"scan": found.verdict if found else None}
+        defense = (*result.settings, "stopped", "interrupted", "seconds", *stages, *(["scan"] if found else []))
         card = {**victim.card, "metrics": told["tuned"], "removed_filters": told["filters_removed"],
                 "defense": {key: told[key] for key in defense}}
         written = delivery.deliver(victim, result.model, card, path, slim, export)
     return {**told, "checkpoint": checkpoint, **written}
 
 
-def defend_and_measure(victim: Victim, **settings: Any) -> tuple[DefenseResult, dict[str, Metrics]]:
+def defend_and_measure(victim: Victim, found: Scan | None = None, **settings: Any
+                       ) -> tuple[DefenseResult, dict[str, Metrics]]:
     """Run `grad_prune` with these settings; returns its result and the test figures before, pruned and tuned.
 
+    found: a scan, whose trigger then takes the place of the attack's own (see `prune_scanned`).
     The figures are taken when the defence is over: they explain it and choose nothing. Where fine-tuning did
     not take place, "tuned" repeats "pruned". Raises what `grad_prune` raises.
     """
-    result = grad_prune(victim.model, victim.data.defense, victim.trigger, **settings)
+    if found:
+        result = prune_scanned(victim.model, victim.data.defense, found, **settings)
+    else:
+        result = grad_prune(victim.model, victim.data.defense, victim.trigger, **settings)
     stages = {"before": victim.model, "pruned": result.pruned, "tuned": result.model}
     return result, {stage: victim.evaluate(model) for stage, model in stages.items()}
 
@@ -94,7 +111,7 @@ def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
     Per stage `acc`, `asr`, `ra` (0..1); `filters_removed` as [layer, index], first removed first, and their
     total, `filters`; `seconds` of train, prune, tune, None for what was not done; the settings; a `sentence`.
     """
-    seconds = {"train": train_seconds, "prune": result.seconds["prune"], "tune": result.seconds.get("tune")}
+    seconds = {"train": train_seconds, "prune": result.seconds.get("prune"), "tune": result.seconds.get("tune")}
     all_to_all = victim.card["attack"].get("label_map") == "all_to_all"
     return {
         **{stage: {name: round(value, 4) for name, value in figures._asdict().items()}

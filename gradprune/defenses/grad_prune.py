@@ -5,12 +5,14 @@ Source: Dunnett, Arablouei, Miller, Dedeoglu & Jurdak, 2024, arXiv:2405.03918.
 
 import copy
 import time
+from typing import Any
 
 from torch import nn
 
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work
 from gradprune.defenses.result import DefenseResult
+from gradprune.defenses.scan import Scan
 from gradprune.errors import unknown
 from gradprune.pruning import RECIPES, SCORES, Augment, distilled_tune, fine_tune
 
@@ -54,3 +56,17 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     settings = {"recipe": recipe, "score": score, "spc": spc, "alpha": alpha, "patience": patience, "seed": seed}
     interrupted = outcome.interrupted or "interrupted" in history[-1]  # while pruning, or while fine-tuning
     return DefenseResult(final, pruned, outcome.mask, history, seconds, outcome.stopped, settings, interrupted)
+
+
+def prune_scanned(model: nn.Module, clean: ImageSet, found: Scan, *, spc: int = 10, seed: int = 0, **settings: Any
+                  ) -> DefenseResult:
+    """Run `grad_prune` with the trigger that a scan synthesised; without a suspect the model comes back as it was.
+
+    settings: those of `grad_prune`, which says what is raised. Unchanged, `stopped` holds the scan's verdict.
+    """
+    if found.trigger is not None:
+        return grad_prune(model, clean, found.trigger, spc=spc, seed=seed, **settings)
+    work = Work(model, clean, None, spc, seed)
+    work.measure("given")
+    kept = {name: value for name, value in settings.items() if name != "progress"}
+    return work.result("grad_prune", {"spc": spc, "seed": seed, **kept}, pruned=work.model, stopped=found.verdict)

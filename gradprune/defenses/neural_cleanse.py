@@ -14,8 +14,7 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, passes, positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require
-from gradprune.pruning import fine_tune, invert, outliers
-from gradprune.pruning.inversion import Inversion
+from gradprune.pruning import Inversion, fine_tune, invert, outliers
 
 FASTER: dict[str, Any] = {"steps": 100, "batch_size": 16}  # over `pruning.inversion.SEARCH`
 

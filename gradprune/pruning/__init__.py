@@ -7,13 +7,15 @@ from gradprune.pruning.distilled import Distilled, distilled_tune
 from gradprune.pruning.filters import Filter, FilterMask, Filters, Layer, silence
 from gradprune.pruning.fine_tuning import clean_loss, fine_tune
 from gradprune.pruning.gates import gated
-from gradprune.pruning.inversion import Inverted, invert, outliers
+from gradprune.pruning.inversion import Inversion, Inverted, invert, outliers
 from gradprune.pruning.recipes import Pruned, Validation, in_order, paper, validate
+from gradprune.pruning.universal import Perturbed, perturb
 from gradprune.pruning.unlearning import SCORES, Pairs, filter_scores, pair_up, unlearning_loss, unpaired
 from gradprune.pruning.verified import verified
 
 RECIPES: dict[str, Callable[..., Pruned]] = {"paper": paper, "verified": verified}
 
-__all__ = ["RECIPES", "SCORES", "Augment", "Distilled", "Filter", "FilterMask", "Filters", "Inverted", "Layer", "Pairs",
-           "Pruned", "Validation", "clean_loss", "distilled_tune", "filter_scores", "fine_tune", "gated", "in_order",
-           "invert", "outliers", "pair_up", "paper", "silence", "unlearning_loss", "unpaired", "validate", "verified"]
+__all__ = ["RECIPES", "SCORES", "Augment", "Distilled", "Filter", "FilterMask", "Filters", "Inversion", "Inverted",
+           "Layer", "Pairs", "Perturbed", "Pruned", "Validation", "clean_loss", "distilled_tune", "filter_scores",
+           "fine_tune", "gated", "in_order", "invert", "outliers", "pair_up", "paper", "perturb", "silence",
+           "unlearning_loss", "unpaired", "validate", "verified"]

@@ -4,7 +4,7 @@ Source: Wang et al., 2019, "Neural Cleanse", IEEE S&P. A backdoor is a shortcut:
 far smaller than the others need, and the search finds that mark.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,64 +47,88 @@ class Inverted(nn.Module):
 
 
 class Inversion(NamedTuple):
-    """The search for one class: the trigger, its mask's L1 norm, the share of images it sends there, one row a step."""
+    """The search for one class: the trigger, its norm, the share of its batch that it sends there, one row a step.
 
-    trigger: Inverted
+    converged: whether any step reached the goal; if not, trigger and norm are those of the last step and mean little.
+    """
+
+    trigger: nn.Module
     norm: float
     success: float
     history: list[dict[str, float]]
+    converged: bool
 
 
 def invert(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, progress: bool = True,
            **changes: Any) -> Inversion:
-    """Search for the smallest trigger that sends `images` to class `target`; the model is not changed.
+    """Search for the smallest mask and pattern that send `images` to class `target`; the model is not changed.
 
     images: float (N, C, H, W) in [0, 1], clean, on the model's device. changes: any value of `SEARCH`.
     The mask with the lowest L1 norm among the steps that reached the goal is kept; if none did, the last one is.
     Raises InputError for unknown settings or no images.
     """
-    extra = set(changes) - set(SEARCH)
-    require(not extra, f"Unknown search setting {', '.join(sorted(extra))}; known: {', '.join(SEARCH)}.")
-    search = SEARCH | changes
-    require(len(images) > 0, "the search for a trigger needs at least one image.")
-    require(search["steps"] >= 1 and search["batch_size"] >= 1, "steps and batch_size must be at least 1.")
+    def form(free: list[Tensor]) -> tuple[nn.Module, Tensor]:
+        mask, pattern = (0.5 * (tensor.tanh() + 1) for tensor in free)  # tanh keeps both in [0, 1]
+        return Inverted(mask, pattern), mask.sum()
+
     generator = torch.Generator().manual_seed(seed)
-    channels, height, width = images.shape[1:]
-    free = [torch.randn(size, height, width, generator=generator).to(images.device).requires_grad_()
-            for size in (1, channels)]
-    optimizer = torch.optim.Adam(free, search["lr"], search["betas"])
-    labels = torch.full((min(search["batch_size"], len(images)),), target, device=images.device)
-    cost, above, below = search["cost"], 0, 0
+    start = [torch.randn(size, *images.shape[2:], generator=generator) for size in (1, images.shape[1])]
+    return search(model, images, target, start, form, settled(SEARCH, changes), generator, progress)
+
+
+def settled(defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A search's settings with the caller's changes; raises InputError for unknown ones."""
+    extra = set(changes) - set(defaults)
+    require(not extra, f"Unknown search setting {', '.join(sorted(extra))}; known: {', '.join(defaults)}.")
+    return defaults | changes
+
+
+def search(model: nn.Module, images: Tensor, target: int, start: list[Tensor],
+           form: Callable[[list[Tensor]], tuple[nn.Module, Tensor]], settings: dict[str, Any],
+           generator: torch.Generator, progress: bool) -> Inversion:
+    """The loop that all searches share: lower cross-entropy to `target` plus a weight times the trigger's norm.
+
+    form: turns the free tensors, which begin as `start`, into a trigger and its norm. settings: those of `SEARCH`.
+    The weight rises while the goal is reached and falls while it is not.
+    """
+    require(len(images) > 0, "the search for a trigger needs at least one image.")
+    require(settings["steps"] >= 1 and settings["batch_size"] >= 1, "steps and batch_size must be at least 1.")
+    free = [tensor.to(images.device).requires_grad_() for tensor in start]
+    optimizer = torch.optim.Adam(free, settings["lr"], settings["betas"])
+    labels = torch.full((min(settings["batch_size"], len(images)),), target, device=images.device)
+    cost, above, below = settings["cost"], 0, 0
     history: list[dict[str, float]] = []
     best = None
-    bar = tqdm(range(search["steps"]), desc=f"trigger of class {target}", disable=not progress, leave=False)
+    bar = tqdm(range(settings["steps"]), desc=f"trigger of class {target}", disable=not progress, leave=False)
     with evaluating(model):
         for step in bar:
-            mask, pattern = (0.5 * (tensor.tanh() + 1) for tensor in free)  # tanh keeps both in [0, 1]
+            trigger, norm = form(free)
             chosen = torch.randperm(len(images), generator=generator)[: len(labels)].to(images.device)
-            logits = model(Inverted(mask, pattern)(images[chosen]))
-            loss, norm = F.cross_entropy(logits, labels), mask.abs().sum()
+            logits = model(trigger(images[chosen]))
+            loss = F.cross_entropy(logits, labels)
             success = (logits.argmax(1) == target).float().mean().item()
             history.append({"step": step, "loss": loss.item(), "norm": norm.item(), "success": success, "cost": cost})
-            reached = success >= search["goal"]
-            if best is None or (reached, -norm.item()) >= (best[3], -best[1]) or not (reached or best[3]):
-                best = (Inverted(mask.detach(), pattern.detach()), norm.item(), success, reached)
+            reached = success >= settings["goal"]
+            if best is None or (reached, -norm.item()) >= (best.converged, -best.norm) or not (reached
+                                                                                                or best.converged):
+                best = Inversion(form([tensor.detach().clone() for tensor in free])[0], norm.item(), success, history,
+                                 reached)
             above, below = (above + 1, 0) if reached else (0, below + 1)
-            if above == search["patience"]:
-                cost, above = cost * search["factor"], 0
-            elif below == search["patience"]:
-                cost, below = cost / search["factor"] ** 1.5, 0
+            if above == settings["patience"]:
+                cost, above = cost * settings["factor"], 0
+            elif below == settings["patience"]:
+                cost, below = cost / settings["factor"] ** 1.5, 0
             for tensor, gradient in zip(free, torch.autograd.grad(loss + cost * norm, free), strict=True):
                 tensor.grad = gradient
             optimizer.step()
     assert best is not None  # at least one step was made
-    return Inversion(*best[:3], history)
+    return best
 
 
 def outliers(norms: Sequence[float], threshold: float = 2.0) -> tuple[list[float], list[int]]:
     """Which classes have a mark that is suspiciously small, by the median absolute deviation.
 
-    norms: one L1 norm per class. Returns the anomaly index of each, |norm - median| / (1.4826 * MAD) (the factor makes
+    norms: one norm per class. Returns the anomaly index of each, |norm - median| / (1.4826 * MAD) (the factor makes
     it a number of standard deviations for normal data), and the classes whose norm lies below the median with an
     index above `threshold` (the paper's 2: 95 % sure), smallest norm first.
     """

@@ -1,0 +1,157 @@
+"""The audit of a scan: one page with the suspected class, the synthesised trigger, and what a scan cannot see."""
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from gradprune import __version__
+from gradprune.defenses import Scan
+from gradprune.defenses.scan import SMALL
+from gradprune.errors import require
+from gradprune.paths import output_folder, write_atomic
+from gradprune.pruning import Inverted, Perturbed, outliers
+from gradprune.views import style
+from gradprune.views.differences import amplified
+from gradprune.views.page import page, table
+from gradprune.views.picture import Picture, count
+
+_METHOD = """<p>For each class two triggers are synthesised on the model itself, from the defender’s few clean images:
+the smallest mask with a pattern (Wang et al., 2019, “Neural Cleanse”), measured by the mask’s sum, and the smallest
+pattern added to the whole image (after Moosavi-Dezfooli et al., 2017, arXiv:1610.08401), measured by its Euclidean
+length. Every class of every model can be reached somehow. A backdoor is a shortcut: its class needs far less. The
+anomaly index says how far a norm lies below the median, in robust standard deviations. Above {threshold:g} it is an
+alarm, if the norm is also below {small:.0%} of the median: where all classes are much alike, the index alone is easily
+high.</p>"""
+_BLIND = """<ul>
+<li>A class that is suspected need not have been attacked: some classes are easy to reach by nature.</li>
+<li>No alarm is no proof. A trigger that is no small mask and no faint pattern (a warp, one that differs from image to
+image), or one that needs more than the search allows, can go unseen.</li>
+<li>A model with several target classes, or one where every class leads to the next, has no single outlier.</li>
+<li>The synthesised trigger opens the same door, but seldom looks like the attacker’s own.</li>
+<li>Few images and few classes make the index rough; another seed moves it.</li></ul>"""
+
+
+def write_scan_report(folder: str | Path, found: Scan, facts: Mapping[str, object], card_says: str = "") -> Path:
+    """Write scan.html, one file that needs no network; returns its path.
+
+    found: what `scan` returned. facts: shown among the settings. card_says: what the model's card says of an attack,
+    told beside the verdict. Raises InputError for a folder that cannot be written.
+    """
+    folder = output_folder(folder)
+    text = _page(found, facts, card_says)
+    return write_atomic(folder / "scan.html", lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def norms(found: Scan) -> Picture:
+    """The norm of each class's trigger, by kind, with the line below which a norm is an alarm; not converged: hatched.
+
+    Raises InputError for a scan without rows.
+    """
+    require(len(found.rows) > 0, "the scan has no rows.")
+    kinds = list(dict.fromkeys(row.kind for row in found.rows))
+    with style.in_style():
+        figure = style.new_figure(8.4, 1.3 + 0.26 * len(found.classes))
+        panels, told = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], []
+        for ax, kind in zip(panels, kinds, strict=True):
+            rows = [row for row in found.rows if row.kind == kind]
+            for row in rows:
+                mark = style.METRICS["asr" if row.alarm else "acc"]
+                ax.barh(row.label, row.norm, color=mark.color if row.converged else style.EMPTY,
+                        hatch="" if row.converged else "//", height=0.7)
+            line = _alarm_line([row.norm for row in rows if row.converged], found.threshold)
+            if line is not None:
+                ax.axvline(line, color=style.INK, linestyle="--", linewidth=1.2)
+            ax.set_title(f"{kind}: norm by class")
+            ax.set_xlabel("alarm left of the dashed line" if line is not None else
+                          "no norm could be small enough for an alarm")
+            ax.set_yticks(range(len(found.classes)), [style.plain(name) for name in found.classes])
+            ax.set_ylim(len(found.classes) - 0.5, -0.5)
+            least = min(rows, key=lambda row: row.norm)
+            told.append(f"By {kind}, “{found.classes[least.label]}” has the smallest norm: {least.norm:.1f}, the "
+                        f"median is {np.median([row.norm for row in rows]):.1f}")
+    return Picture(figure, "; ".join(told) + ".")
+
+
+def _alarm_line(values: list[float], threshold: float) -> float | None:
+    """The norm below which a class is an alarm, or None where that is below 0 or cannot be told."""
+    if len(values) < 3:
+        return None
+    index, _ = outliers(values)
+    middle = float(torch.tensor(values, dtype=torch.double).quantile(0.5))
+    far = max(range(len(values)), key=lambda i: index[i])
+    line = middle - threshold * abs(values[far] - middle) / index[far] if index[far] else middle
+    return min(line, SMALL * middle) if line > 0 else None
+
+
+def synthesised(found: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
+    """The synthesised trigger by itself, then images of other classes without and with it.
+
+    Raises InputError where the scan suspects no class.
+    """
+    require(found.suspect_row is not None, "the scan suspects no class, so there is no trigger to show.")
+    others = torch.stack([found.images.floats()[found.images.labels == label][0]
+                          for label in range(len(found.classes))
+                          if label != found.suspect and bool((found.images.labels == label).any())][:columns])
+    marked, parts = trigger.cpu()(others), _parts(trigger)
+    with style.in_style():
+        figure = style.new_figure(1.5 + 1.3 * len(others), 4.4)
+        grid = figure.subplots(3, len(others), squeeze=False)
+        for ax in grid.flat:
+            ax.set_axis_off()
+        for ax, (name, pixels) in zip(grid[0], parts.items(), strict=False):
+            _draw(ax, pixels)
+            ax.set_title(name, fontsize=style.SMALL)
+        for axes, name, pictures in ((grid[1], "clean", others), (grid[2], "with it", marked)):
+            style.write(axes[0], name, (0, 0.5), (-12, 0), ha="right", va="center", fontweight="bold")
+            for ax, pixels in zip(axes, pictures, strict=True):
+                _draw(ax, pixels)
+    row = found.suspect_row
+    assert row is not None  # required above
+    return Picture(figure, f"The trigger synthesised for “{found.classes[row.label]}”; with it {row.success:.1%} of "
+                           "the defender's images of other classes go there.")
+
+
+def _parts(trigger: nn.Module) -> dict[str, Tensor]:
+    """What a synthesised trigger consists of, as images."""
+    if isinstance(trigger, Inverted):
+        mask, pattern = trigger.mask.cpu(), trigger.pattern.cpu()
+        return {"mask": mask, "pattern": pattern, "mask × pattern": mask * pattern}
+    assert isinstance(trigger, Perturbed)  # the only other kind
+    shown, gain = amplified(torch.zeros_like(trigger.pattern.cpu()), trigger.pattern.cpu())
+    return {f"pattern × {gain}\n(grey: none)": shown}
+
+
+def _draw(ax: Axes, pixels: Tensor) -> None:
+    ax.imshow(pixels.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
+
+
+def _page(found: Scan, facts: Mapping[str, object], card_says: str) -> str:
+    """The whole page (HTML)."""
+    trigger = ""
+    if found.trigger is not None:
+        trigger = f'<div class="wide">{synthesised(found, found.trigger).html()}</div>'
+    rows = [[found.classes[row.label], row.kind, f"{row.norm:.2f}" if row.converged else "did not converge",
+             f"{row.success:.1%}", "–" if row.share is None else f"{row.share:.0%}",
+             "–" if row.anomaly is None else f"{row.anomaly:.2f}"] for row in found.rows]
+    settings = {**facts, "alarm": f"index above {found.threshold:g} and norm below {SMALL:.0%} of the median",
+                "images": count(len(found.images), "image"), "gradprune": __version__,
+                "torch": torch.__version__.split("+")[0]}
+    sections = {
+        "Verdict": f"<p>{escape(found.verdict)}</p>" + (f"<p>{escape(card_says)}</p>" if card_says else ""),
+        "The synthesised trigger": trigger,
+        "Norms of the classes": f'<div class="wide">{norms(found).html()}</div>',
+        "All figures": table(rows, ["class", "search", "norm", "other images moved", "share of median", "index"],
+                             "An index is given for norms below the median; others have 0."),
+        "How it was found": _METHOD.format(threshold=found.threshold, small=SMALL),
+        "What it cannot see": _BLIND,
+        "Settings": table([[key, str(value)] for key, value in settings.items() if str(value)]),
+    }
+    heading = "No class is suspected" if found.suspect is None else f"Suspected: {found.classes[found.suspect]}"
+    if all(not row.converged for row in found.rows):
+        heading = "No verdict"
+    return page(f"Scan: {facts.get('checkpoint', 'a model')}", escape(found.verdict), sections, heading=heading)
