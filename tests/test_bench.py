@@ -182,7 +182,8 @@ def test_a_full_disk(small, serial, tmp_path):
 
 
 def test_ctrl_c_tells_what_is_safe(toys, tmp_path):
-    process = subprocess.Popen(command(toys, tmp_path, "--workers", "2"), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(toys, tmp_path, "--workers", "2"), stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # nohup ignores it
     wait_for(lambda: rows_in(tmp_path) >= 2, process)
     process.send_signal(signal.SIGINT)
     assert "cells are done and safe in" in process.communicate()[1]
