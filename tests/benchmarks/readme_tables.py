@@ -38,8 +38,16 @@ def cell(part, form):
                       for value in values)
 
 
+def whole(table):
+    """The attacks of each spc that every defence has met with every seed; an unfinished bench has others too."""
+    size = table.groupby(["attack", "spc"]).transform("size")
+    for attack, spc in table[size < size.max()][["attack", "spc"]].drop_duplicates().itertuples(index=False):
+        print(f"left out, not finished: {attack}, spc {spc}", file=sys.stderr)
+    return table[size == size.max()]
+
+
 def main():
-    table = read_results(sys.argv[1] if len(sys.argv) > 1 else FOLDER)
+    table = whole(read_results(sys.argv[1] if len(sys.argv) > 1 else FOLDER))
     by_defense(table)
     print()
     by_attack(table)
