@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,13 @@ def squares(count: int, seed: int, size: int = 16) -> ImageSet:
         row, column = (label // 2) * half + 1, (label % 2) * half + 1
         images[i, :, row:row + half - 3, column:column + half - 3] += 120
     return ImageSet(images.to(torch.uint8), labels.long(), ("north west", "north east", "south west", "south east"))
+
+
+def write_npz(path: Path, data: Dataset) -> None:
+    """A data set as the .npz file that `--data` takes."""
+    arrays = {f"{letter}_{part}": tensor.numpy() for part, images in data._asdict().items()
+              for letter, tensor in (("x", images.images), ("y", images.labels))}
+    np.savez(path, **arrays, classes=np.array(data.train.classes))
 
 
 @pytest.fixture(scope="session", autouse=True)

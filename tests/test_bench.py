@@ -10,10 +10,10 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import psutil
 import pytest
 import torch
+from conftest import write_npz
 
 from gradprune import defenses
 from gradprune.defenses import clp, ft_unlearn
@@ -31,9 +31,7 @@ TIMES = ["seconds", "cell_seconds"]
 def toys(tmp_path_factory, data):
     """Two tiny victims with their data, as checkpoint paths."""
     folder = tmp_path_factory.mktemp("toys")
-    arrays = {f"{letter}_{part}": tensor.numpy() for part, images in data._asdict().items()
-              for letter, tensor in (("x", images.images), ("y", images.labels))}
-    np.savez(folder / "data.npz", **arrays, classes=np.array(data.train.classes))
+    write_npz(folder / "data.npz", data)
     for name, trigger in {"sticker": "badnets", "wave": "sig"}.items():
         attack_and_save(folder / name, trigger, data=str(folder / "data.npz"), target=1, rate=0.15, epochs=4,
                         model={"name": "preact_resnet", "width": 8, "blocks": [1]}, batch_size=32, shift=1, seed=1,

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import write_npz
 from torch import nn
 from typer.testing import CliRunner
 
@@ -34,9 +35,7 @@ COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "be
 def store(tmp_path_factory, data):
     """A folder with a tiny data set, data.npz, and a victim trained on it, victim.safetensors and .json."""
     folder = tmp_path_factory.mktemp("store")
-    arrays = {f"{letter}_{part}": tensor.numpy() for part, images in data._asdict().items()
-              for letter, tensor in (("x", images.images), ("y", images.labels))}
-    np.savez(folder / "data.npz", **arrays, classes=np.array(data.train.classes))
+    write_npz(folder / "data.npz", data)
     attack_and_save(folder / "victim", "badnets", data=str(folder / "data.npz"), target=1, rate=0.15, epochs=8,
                     model={"name": "preact_resnet", "width": 12, "blocks": [1, 1]}, batch_size=32, shift=1, seed=1,
                     trigger_settings={"margin": 0, "color": "checker"}, progress=False)

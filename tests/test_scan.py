@@ -3,9 +3,9 @@
 import json
 import re
 
-import numpy as np
 import pytest
 import torch
+from conftest import write_npz
 from torch import nn
 from typer.testing import CliRunner
 
@@ -56,9 +56,7 @@ def unconverged(victim):
 def store(tmp_path_factory, data, victim, honest):
     """The attacked and the honest toy model as checkpoints, victim and honest."""
     folder = tmp_path_factory.mktemp("scan")
-    arrays = {f"{letter}_{part}": tensor.numpy() for part, images in data._asdict().items()
-              for letter, tensor in (("x", images.images), ("y", images.labels))}
-    np.savez(folder / "data.npz", **arrays, classes=np.array(data.train.classes))
+    write_npz(folder / "data.npz", data)
     attack_and_save(folder / "victim", "badnets", data=str(folder / "data.npz"), target=1, rate=0.15, epochs=8,
                     model={"name": "preact_resnet", "width": 16, "blocks": [1]}, batch_size=32, shift=1,
                     trigger_settings={"size": 3, "margin": 0, "color": "checker"}, progress=False)

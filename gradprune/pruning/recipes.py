@@ -92,9 +92,17 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
                 result.stopped = "one filter was left"
         except KeyboardInterrupt:
             result.stopped, result.interrupted = "interrupted", True
-    for restore in reversed(undo[best_round:]):
+    return back_to(result, best_round, undo)
+
+
+def back_to(result: Pruned, round_: int, undo: list[Callable[[], None]]) -> Pruned:
+    """Put back what fell after a round, the last first, in the model and in the result's mask; returns the result.
+
+    undo: one call a round, see `saved`.
+    """
+    for restore in reversed(undo[round_:]):
         restore()
-    result.mask = FilterMask(found, mask.positions[:best_round], mask.before)
+    result.mask = FilterMask(result.mask.filters, result.mask.positions[:round_], result.mask.before)
     return result
 
 

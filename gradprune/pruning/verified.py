@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from gradprune.errors import require
 from gradprune.models.inference import predict
 from gradprune.pruning.filters import FilterMask, Filters, silent
-from gradprune.pruning.recipes import Pruned, row, saved, validate
+from gradprune.pruning.recipes import Pruned, back_to, row, saved, validate
 from gradprune.pruning.trials import Trials
 from gradprune.pruning.unlearning import Pairs, filter_scores
 
@@ -100,7 +100,4 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
                 result.stopped = "one filter was left"
         except KeyboardInterrupt:
             result.stopped, result.interrupted = "interrupted", True
-    for restore in reversed(undo[best_round:]):
-        restore()
-    result.mask = FilterMask(found, mask.positions[:best_round], mask.before)
-    return result
+    return back_to(result, best_round, undo)
