@@ -154,4 +154,5 @@ def _page(found: Scan, facts: Mapping[str, object], card_says: str) -> str:
     heading = "No class is suspected" if found.suspect is None else f"Suspected: {found.classes[found.suspect]}"
     if all(not row.converged for row in found.rows):
         heading = "No verdict"
-    return page(f"Scan: {facts.get('checkpoint', 'a model')}", escape(found.verdict), sections, heading=heading)
+    lead = f"{len(found.rows)} searches for a trigger, two for each class, on {len(found.images)} clean images."
+    return page(f"Scan: {facts.get('checkpoint', 'a model')}", lead, sections, heading=heading)
