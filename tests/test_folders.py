@@ -154,8 +154,8 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """The names of the pictures that were decoded."""
-    names, decode = [], folder_module._decode
-    monkeypatch.setattr(folder_module, "_decode", lambda path, size: names.append(path.name) or decode(path, size))
+    names, decode = [], folder_module.decode
+    monkeypatch.setattr(folder_module, "decode", lambda path, size: names.append(path.name) or decode(path, size))
     return names
 
 

@@ -5,6 +5,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ def _convert(root: Path, layout: Layout, size: int) -> Arrays:
             kept: list[int] = []
             for path, label in pictures:
                 try:
-                    pixels, colour = _decode(path, size)
+                    pixels, colour = decode(path, size)
                 except Exception as error:  # a damaged picture raises almost anything
                     name = path.relative_to(root).as_posix()
                     skipped.append(readable(f"{name}: {_reason(path, error)}"))
@@ -105,11 +106,11 @@ def _convert(root: Path, layout: Layout, size: int) -> Arrays:
     return {**arrays, "skipped": np.array(skipped, np.str_), "grey": np.array(grey)}
 
 
-def _decode(path: Path, size: int) -> tuple[np.ndarray, bool]:
-    """One picture as uint8 RGB (3, size, size), and whether it had colours."""
+def decode(source: Path | BinaryIO, size: int) -> tuple[np.ndarray, bool]:
+    """One picture as uint8 RGB (3, size, size), and whether it had colours; raises almost anything if it is damaged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own about large pictures; they are refused below
-        with Image.open(path, formats=_FORMATS) as file:
+        with Image.open(source, formats=_FORMATS) as file:
             picture: Image.Image = file
             require(picture.width * picture.height <= LARGEST, f"it claims {picture.width} x {picture.height} pixels")
             picture.draft(None, (2 * size, 2 * size))  # JPEG alone: decode no more than is needed
