@@ -20,7 +20,7 @@ Sources = Annotated[list[str] | None, typer.Argument(help="Names, folders of pic
                                                           "sets that are here if none is given.")]
 
 
-@app.command("list", epilog=more("gradprune data get cifar10", figures=False))
+@app.command("list", epilog=more("gradprune data list --json", "gradprune data get cifar10", figures=False))
 def list_sets(data_dir: Folder = None, as_json: Json = False) -> None:
     """Print the published data sets.
 
@@ -46,6 +46,7 @@ def get(names: Names, data_dir: Folder = None, as_json: Json = False) -> None:
 
     Each once, with its checksum; what is here already is not downloaded again, and a download that was cut
     goes on where it stopped. Where a server cannot be reached, the message says which file to put where.
+    A minute or two on a fast line.
     """
     from gradprune.datasets import get as get_set
     written = {}
@@ -61,7 +62,8 @@ def get(names: Names, data_dir: Folder = None, as_json: Json = False) -> None:
 def check(sources: Sources = None, data_dir: Folder = None, as_json: Json = False) -> None:
     """Read data sets and say what is in them.
 
-    Sizes of the three parts, image size, classes, and the pictures of a folder that cannot be read. No network.
+    Sizes of the three parts, image size, classes, and the pictures of a folder that cannot be read. No network;
+    seconds, but for what is still to be converted.
     """
     from gradprune.datasets.published import PUBLISHED, state
     found = {source: _facts(source, data_dir) for source in

@@ -5,6 +5,8 @@ import os
 import shutil
 import struct
 import zlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +86,32 @@ def test_own_test_and_defense_parts_are_kept(tmp_path):
     picture(tmp_path / "a" / "test" / "cow" / "1.png")
     with pytest.raises(InputError, match=r"test has folders that are no class: cow\."):
         load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(("train", "test", "sizes"), [
+    ("Training", "Testing", [27, 3, 6]), ("train", "validation", [27, 3, 6]), ("TRAIN", None, [21, 3, 6]),
+    ("train", "flat", [21, 3, 6]),
+])
+def test_parts_go_by_several_names(tmp_path, train, test, sizes):
+    folder(tmp_path / "a" / train, count=10)
+    if test == "flat":  # test pictures without labels are of no use here
+        picture(tmp_path / "a" / "test" / "1.png")
+    elif test:
+        folder(tmp_path / "a" / test, count=2)
+    data = load(tmp_path / "a")
+    assert [len(part) for part in data] == sizes
+    assert data.train.classes == ("cat", "dog", "owl")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    assert load(folder(tmp_path / "a", ("bus", "test", "train"), count=3)).train.classes == ("bus", "test", "train")
+
+
+def test_more_than_the_memory_holds_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * 9 * 3 * 512 * 512))
+    with pytest.raises(InputError, match=r"9 pictures of 512 x 512 pixels take 0\.0 GB, .* choose a smaller size\."):
+        load(folder(tmp_path / "pets", count=3), size=512)
+    load(tmp_path / "pets")
 
 
 def test_every_kind_of_picture_is_read(tmp_path, caplog):
@@ -259,6 +287,14 @@ def test_size_is_for_folders_alone(tmp_path):
         load("signs", size=16)
     with pytest.raises(InputError, match="No folder at"):
         read_folder(tmp_path / "none")
+
+
+def test_the_page_on_data_works_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "pictures", count=6)
+    page = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert "Dataset(train=ImageSet(12 images, 3x32x32, 3 classes)" in capsys.readouterr().out
 
 
 # ---- GTSRB as its authors and torchvision lay it out

@@ -25,7 +25,6 @@ from PIL import Image
 from test_download import server  # noqa: F401  (a fixture)
 from typer.testing import CliRunner
 
-import gradprune as gp
 from gradprune.cli import app
 from gradprune.datasets import archives, get, load, published
 from gradprune.datasets.published import PUBLISHED, state
@@ -521,8 +520,13 @@ def test_a_victim_of_such_data_loads_again(cifar, store, tmp_path, kind):
     assert victim.card["data"]["name"] == source
     assert victim.evaluate()._asdict() == pytest.approx(told["metrics"], abs=1e-3)
     assert victim.target_name == ("bird" if kind == "name" else "class 2")
-    (store / "cifar10.npz").unlink(missing_ok=True)
-    (store / "cifar-10-binary.tar.gz").unlink()
-    (tmp_path / "pictures").rename(tmp_path / "moved") if kind == "folder" else None
-    with pytest.raises(gp.InputError, match="The data set cifar10 is not here" if kind == "name" else "data set 'pictures'"):
+    if kind == "folder":
+        (tmp_path / "pictures" / "class 0").rename(tmp_path / "pictures" / "klass 0")
+        with pytest.raises(InputError, match=r"classes of pictures have other names or another order than when .*victim was trained"):
+            load_victim(tmp_path / "victim")
+        (tmp_path / "pictures").rename(tmp_path / "moved")
+    else:
+        (store / "cifar10.npz").unlink()
+        (store / "cifar-10-binary.tar.gz").unlink()
+    with pytest.raises(InputError, match="The data set cifar10 is not here" if kind == "name" else "data set 'pictures'"):
         load_victim(tmp_path / "victim")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -83,6 +84,9 @@ def _listing(root: Path, layout: Layout) -> str:
 def _convert(root: Path, layout: Layout, size: int) -> Arrays:
     """Decode every picture: x_PART uint8 (N, 3, size, size) and y_PART int64 (N,), classes, skipped, grey."""
     total = sum(map(len, layout.parts.values()))
+    needed, free = total * 3 * size * size, psutil.virtual_memory().available
+    require(needed < free / 2, f"{total} pictures of {size} x {size} pixels take {needed / 1e9:.1f} GB, and "
+                               f"{free / 1e9:.1f} GB of memory are free: choose a smaller size.")
     arrays: Arrays = {"classes": np.array([readable(name) for name in layout.classes])}
     skipped: list[str] = []
     grey = 0

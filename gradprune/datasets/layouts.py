@@ -8,6 +8,7 @@ from typing import NamedTuple
 from gradprune.errors import InputError, require
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
+PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "validation"), "defense": ("defense",)}
 Picture = tuple[Path, int]  # a file, and its label
 
 
@@ -21,23 +22,28 @@ class Layout(NamedTuple):
 def find_pictures(root: Path) -> Layout:
     """Find the pictures below `root`, in an order that depends on their names alone.
 
-    Known layouts: root/CLASS/*; root/train/CLASS/* with root/test/CLASS/* (or val) and optionally root/defense/CLASS/*;
-    GTSRB's own, Training/00000/* with Final_Test/Images/* and GT-final_test.csv, in root or in root/GTSRB. Classes are
-    sorted by name, as torchvision's ImageFolder does. Hidden files, other endings and links that lead out of `root`
-    are passed over. Raises InputError for no class, a single one or an empty one.
+    Known layouts: root/CLASS/*; root/train/CLASS/*, where there are with root/test/CLASS/* (or val) and
+    root/defense/CLASS/*; GTSRB's own, Training/00000/* with Final_Test/Images/* and GT-final_test.csv, in root or in
+    root/GTSRB. Classes are sorted by name, as torchvision's ImageFolder does. Hidden files, other endings and links
+    that lead out of `root` are passed over. Raises InputError for no class, a single one or an empty one.
     """
-    for base in (root, root / "GTSRB"):
+    for base in (root / "GTSRB", root):
         for training in (base / "Training", base / "Final_Training" / "Images"):
-            if training.is_dir():
+            if training.is_dir() and (base != root or (base / "Final_Test").is_dir()):
                 return _gtsrb(root, training, base / "Final_Test" / "Images")
-    test = next((root / name for name in ("test", "val") if _folders(root, root / name)), None)
-    if not test or not _folders(root, root / "train"):
+    parts = {part: folder for part, names in PARTS.items() if (folder := _part(root, names))}
+    if "train" not in parts:
         parts = {"all": root}
-    else:
-        parts = {"train": root / "train", "test": test}
-        parts |= {"defense": root / "defense"} if _folders(root, root / "defense") else {}
-    classes = _classes(root, next(iter(parts.values())))
+    elif "test" not in parts:
+        parts["all"] = parts.pop("train")
+    classes = _classes(root, parts.get("all") or parts["train"])
     return Layout({part: _by_class(root, folder, classes) for part, folder in parts.items()}, classes)
+
+
+def _part(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder of a part: the first of these names, in any case, that holds class folders."""
+    found = {name.lower(): root / name for name in _folders(root, root)}
+    return next((found[name] for name in names if name in found and _folders(root, found[name])), None)
 
 
 def _gtsrb(root: Path, training: Path, test: Path) -> Layout:
