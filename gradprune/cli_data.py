@@ -55,7 +55,8 @@ def get(names: Names, data_dir: Folder = None, as_json: Json = False) -> None:
             written[name] = get_set(name, data_dir, progress=progress()).as_posix()
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what has arrived is kept, and the same command goes on") from None
-    show(as_json, {"sets": written}, *(f"{name} is ready: {path}" for name, path in written.items()))
+    show(as_json, {"sets": written}, *(f"{name} is ready: {path}" for name, path in written.items()),
+         f"Other commands find it with GRADPRUNE_DATA={data_dir}" if data_dir else "")
 
 
 @app.command(epilog=more("gradprune data check cifar10", "gradprune data check my/pictures", figures=False))

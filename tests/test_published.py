@@ -416,11 +416,13 @@ def remote_cifar(cifar, store, server, expect):  # noqa: F811
 
 def test_a_set_is_fetched_and_converted_once(remote_cifar, store):
     remote_cifar.faults = ["cut"]
+    (store / ".cifar10-left.npz").write_text("of a run that was killed while it wrote")
     assert state("cifar10") == "absent"
     path = get("cifar10", progress=False)
     assert path == store / "cifar10.npz" and state("cifar10") == "ready"
     assert get("cifar10", progress=False) == path and len(load("cifar10").test) == 60
     assert len(remote_cifar.asked) == 2
+    assert sorted(path.name for path in store.iterdir()) == [".cifar10.lock", "cifar-10-binary.tar.gz", "cifar10.npz"]
 
 
 def test_get_replaces_a_wrong_archive_and_takes_another_folder(remote_cifar, store, tmp_path, caplog):
@@ -435,9 +437,16 @@ def test_get_replaces_a_wrong_archive_and_takes_another_folder(remote_cifar, sto
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, so that the processes start at once")
 def test_two_processes_at_once_download_once(remote_cifar, store):
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=get, args=("cifar10",), kwargs={"progress": False}) for _ in range(3)]
+    begin = context.Event()
+
+    def work():
+        begin.wait(60)
+        get("cifar10", progress=False)
+
+    workers = [context.Process(target=work) for _ in range(3)]
     for worker in workers:
         worker.start()
+    begin.set()
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
@@ -475,8 +484,9 @@ def test_list_get_and_check(remote_cifar, store, tmp_path):
     assert told["folder"] == store.as_posix()
     assert [row["state"] for row in told["sets"].values()] == ["absent"] * 3
     assert "No published set is here" in run("check").stdout
-    result = run("get", "cifar10")
+    result = run("get", "cifar10", "--data-dir", store)
     assert result.exit_code == 0 and "cifar10 is ready" in result.stdout
+    assert f"GRADPRUNE_DATA={store}" in result.stdout
     assert "ready" in run("list").stdout
     facts = json.loads(run("check", "--json").stdout)["sets"]["cifar10"]
     assert (facts["train"], facts["defense"], facts["test"], facts["shape"]) == (270, 30, 60, [3, 32, 32])

@@ -46,7 +46,8 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
     path: a folder laid out as `layouts.find_pictures` says. size: side of the images in pixels, 8..512; a picture that
     is not square is squeezed. Where the folder has no test part, 20 % of every class become it; where it has no
     defense part, 10 % of what is left for training. seed: which ones. The images are cached; when a name, a size or a
-    time in the folder changes they are read again. Pictures that cannot be read are skipped, and a warning is logged.
+    time in the folder changes they are read again. Warnings are logged of pictures that cannot be read, which are
+    skipped, and of grey ones, which become RGB.
     Raises InputError for a folder in no known layout, or where a class has too few pictures that can be read.
     """
     root = Path(path).expanduser()
@@ -62,7 +63,7 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
         _log.warning("%d pictures in %s cannot be read and are left out: %s%s.", len(skipped), root,
                      "; ".join(skipped[:5]), more)
     if grey:
-        _log.info("%d pictures in %s have no colour and were turned into RGB.", grey, root)
+        _log.warning("%d pictures in %s have no colour and were turned into RGB.", grey, root)
     return FolderImages(_split(root, arrays, seed), skipped, grey)
 
 
@@ -116,7 +117,7 @@ def decode(source: Path | BinaryIO, size: int) -> tuple[np.ndarray, bool]:
         warnings.simplefilter("ignore")  # Pillow's own about large pictures; they are refused below
         with Image.open(source, formats=_FORMATS) as file:
             picture: Image.Image = file
-            require(picture.width * picture.height <= LARGEST, f"it claims {picture.width} x {picture.height} pixels")
+            require(picture.width * picture.height <= LARGEST, "too many pixels")
             picture.draft(None, (2 * size, 2 * size))  # JPEG alone: decode no more than is needed
             if picture.mode.startswith("I"):  # 16 bits a pixel
                 picture = Image.fromarray((np.asarray(picture) // 256).clip(0, 255).astype(np.uint8))
@@ -127,8 +128,8 @@ def decode(source: Path | BinaryIO, size: int) -> tuple[np.ndarray, bool]:
 
 def _reason(path: Path, error: Exception) -> str:
     """Why a picture could not be read, in a few words."""
-    if isinstance(error, InputError):
-        return str(error)
+    if isinstance(error, InputError | Image.DecompressionBombError):
+        return "it claims too many pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return "it is empty" if not path.stat().st_size else "damaged, or no picture"

@@ -160,7 +160,7 @@ def _absent(name: str, published: Published, folder: Path) -> InputError:
 
 
 def _convert(name: str, files: list[Path], path: Path) -> None:
-    """Turn the published files into the .npz, whole or not at all."""
+    """Turn the published files into the .npz, whole or not at all; the caller holds the lock."""
     published = _known(name)
     try:
         arrays = published.convert(*files)
@@ -168,6 +168,8 @@ def _convert(name: str, files: list[Path], path: Path) -> None:
         reason = str(error).rstrip(".") or type(error).__name__
         raise InputError(f"{', '.join(map(str, files))} cannot be read ({reason}).") from error
     stored: dict[str, Any] = {**arrays, "classes": np.array(published.classes)}
+    for left in path.parent.glob(f".{name}-*.npz"):  # of a run that was killed while it wrote
+        left.unlink()
     try:
         write_atomic(path, lambda temporary: np.savez(temporary, **stored))
     except OSError as error:
