@@ -347,6 +347,11 @@ def test_absent_sets_say_what_to_do(store):
     with pytest.raises(InputError, match=r"Training_fixed\.zip at .*Images\.zip at .*GT\.zip at .*GT\.zip\.$"):
         load("gtsrb")
     assert not store.exists(), "asking must not leave folders behind"
+    (store / "gtsrb").mkdir(parents=True)
+    with zipfile.ZipFile(store / "gtsrb" / "GTSRB_Final_Test_GT.zip", "w"):
+        pass
+    with pytest.raises(InputError, match=r"GT\.zip is not the published file \(wrong MD5\); run `gradprune data get gtsrb`"):
+        load("gtsrb")
     with pytest.raises(InputError, match=r"Unknown published data set 'cifar'; did you mean cifar10\?"):
         get("cifar")
     with pytest.raises(InputError, match=r"Unknown data set 'fashion-mnist'; did you mean fashion_mnist\?"):

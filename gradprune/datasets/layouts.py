@@ -1,6 +1,5 @@
 """Which pictures a folder holds, and the label of each; no picture is opened here."""
 
-import csv
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -50,22 +49,21 @@ def _gtsrb(root: Path, training: Path, test: Path) -> Layout:
     """The official layout of GTSRB: training pictures by class, test pictures with a table of labels."""
     classes = _classes(root, training)
     pictures = _by_class(root, training, classes)
-    if not test.is_dir():
+    if not test.is_dir() or not _inside(root, test):
         return Layout({"all": pictures}, classes)
     table = next((folder / "GT-final_test.csv" for folder in (root, test.parents[1], test)
                   if (folder / "GT-final_test.csv").is_file()), None)
     if table is None:
         raise InputError(f"the labels of the pictures in {test} are missing: put GT-final_test.csv into {root}.")
     labels = {name.lstrip("0") or "0": label for label, name in enumerate(classes)}
-    found = []
-    with table.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        for row in csv.DictReader(lines, delimiter=";", skipinitialspace=True):
-            name, label = row.get("Filename") or "", labels.get(row.get("ClassId") or "")
-            require(name == Path(name).name != "" and label is not None,
-                    f"{table} has a row without a file name and one of the {len(classes)} classes: {row}.")
-            if _inside(root, test / name):
-                found.append((test / name, label or 0))
-    return Layout({"train": pictures, "test": sorted(found)}, classes)
+    label_of = {}
+    for line in filter(None, table.read_text(encoding="utf-8-sig", errors="replace").splitlines()[1:]):
+        cells = [cell.strip() for cell in line.split(";")]  # Filename;Width;Height;...;ClassId
+        require(cells[0] == Path(cells[0]).name != "" and cells[0].isprintable() and cells[-1] in labels,
+                f"{table} has a row without a file name and one of the {len(classes)} classes: {line[:80]!r}.")
+        label_of[test / cells[0]] = labels[cells[-1]]
+    return Layout({"train": pictures, "test": sorted((path, label) for path, label in label_of.items()
+                                                     if not path.is_symlink() or _inside(root, path))}, classes)
 
 
 def _classes(root: Path, folder: Path) -> tuple[str, ...]:

@@ -154,8 +154,9 @@ def _absent(name: str, published: Published, folder: Path) -> InputError:
     needed = published.choices[0]
     command = f"run `gradprune data get {name}` ({sum(remote.size for remote in needed) / 1e6:.0f} MB)"
     if wrong:
-        return InputError(f"{wrong[0]} is not the published file (wrong MD5); {command} to replace it.")
-    by_hand = ", ".join(f"{remote.urls[0]} at {folder / remote.path}" for remote in needed)
+        return InputError(f"{wrong[0]} is not the published file (wrong MD5); {command}.")
+    by_hand = ", ".join(f"{remote.urls[0]} at {folder / remote.path}" for remote in needed
+                        if not (folder / remote.path).is_file())
     return InputError(f"The data set {name} is not here; {command}, or put by hand {by_hand}.")
 
 
