@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from gradprune.datasets import Dataset, ImageSet, draw_defense_images, load
 from gradprune.defenses import DefenseResult, grad_prune
@@ -14,7 +15,7 @@ from gradprune.evaluation import Victim, load_victim, read_results
 from gradprune.lessons.scanning import search_settings
 from gradprune.lessons.session import mode
 from gradprune.paths import data_folder
-from gradprune.pruning import Inversion, Pairs, invert, pair_up
+from gradprune.pruning import Pairs, invert, pair_up
 from gradprune.zoo import SHIPPED, attack
 
 POINTS: dict[str, Callable[[], Any]] = {}
@@ -61,11 +62,11 @@ def _pairs(now: str) -> Pairs:
 
 
 @cache
-def _searches(now: str) -> list[Inversion]:
-    """A mask for each class of the badnets victim."""
+def _synthesised(now: str) -> nn.Module:
+    """The mask and pattern that the search finds for the target of the badnets victim."""
     victim = _victim("badnets", now)
     images = draw_defense_images(victim.data.defense, SPC).train.floats()
-    return [invert(victim.model, images, label, **search_settings()) for label in range(len(victim.data.test.classes))]
+    return invert(victim.model, images, victim.target, **search_settings()).trigger
 
 
 @cache
@@ -113,9 +114,9 @@ def victim_and_images() -> tuple[Victim, ImageSet]:
 
 
 @point("04_prune")
-def victim_and_searches() -> tuple[Victim, list[Inversion]]:
-    """`victim, found`: and the smallest mask found for each class."""
-    return _victim("badnets", mode()), _searches(mode())
+def victim_and_synthesised() -> tuple[Victim, nn.Module]:
+    """`victim, synthesised`: and the trigger found for its target; searches for other classes are left out."""
+    return _victim("badnets", mode()), _synthesised(mode())
 
 
 @point("04_faint")

@@ -123,6 +123,6 @@ class ScanExplorer(Panel):
         answers = [f"“{self.named(int(chance.argmax()))}”" for chance in computed.chances]
         lost = "" if self.found[label].converged else " The search did not reach its goal, so the norm means little."
         return (f"The trigger synthesised for “{name}” has norm {norm:.1f}, {norm / middle:.0%} of the median: place "
-                f"{rank} of {len(self.norms)}, anomaly index {outliers(self.norms)[0][label]:.1f} {side} the median. It "
-                f"moves {computed.moved:.0%} of the images of other classes. Image {image}, truly "
+                f"{rank} of {len(self.norms)}, anomaly index {outliers(self.norms)[0][label]:.1f} {side} the median. "
+                f"It moves {computed.moved:.0%} of the images of other classes. Image {image}, truly "
                 f"“{self.named(truth)}”: clean {answers[0]}, with it {answers[1]}.{lost}")

@@ -98,7 +98,7 @@ def class_norms(values: Sequence[float], index: Sequence[float], classes: Sequen
             ax.axvline(guess * middle, color=style.INK, linewidth=1.4, linestyle=(0, (1, 1.5)), zorder=4)
             _above(ax, guess * middle, "your guess", style.INK, 12)
         ax.set_xlim(0, 1.2 * max(values))
-        ax.set_title("Norm of the smallest mask found for each class", pad=26)
+        ax.set_title("Norm of the smallest mask found for each class", pad=16 if guess is None else 28)
     least, second = order[:2].tolist()
     told = f"an alarm for {', '.join(f'“{classes[label]}”' for label in alarms)}" if alarms else "no alarm"
     return Picture(figure, f"“{classes[least]}” needs least: {values[least]:.0f}, {values[least] / middle:.0%} of "
@@ -144,7 +144,7 @@ def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str,
             style.write(axes[-1], f"change × {gain} (grey: none)", (0, 0), (0, -13), color=style.FAINT)
             style.write(axes[-1], f"{ATTACKED.symbol} {moved:.0%}", (1, 1), (12, -4), va="top", fontsize=15,
                         color=ATTACKED.color, fontweight="bold")
-            style.write(axes[-1], f"of {len(others)} images\nby {sizes[name]:.0f} of 255\nlevels", (1, 1), (12, -24),
+            style.write(axes[-1], f"of {len(others)} images go\nthere, changed by\n{sizes[name]:.0f} of 255 levels", (1, 1), (12, -24),
                         va="top")
             told.append(f"{name}: {moved:.0%} of {count(len(others), 'image')} of other classes go to "
                         f"“{images.classes[target]}”, changed by {sizes[name]:.0f} of 255 levels")
@@ -171,7 +171,7 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
             color = METRICS["asr"].color if attacked else CLEAN.color
             ax.scatter(own["share"], own["index"], s=52, marker=marker, edgecolors=color, linewidths=1.6, zorder=3,
                        c=color if attacked else style.PAPER, label=f"{'attacked' if attacked else 'clean'}, {kind}")
-        for row in high.to_dict("records"):
+        for row in marks[marks["attacked"] | (marks["index"] > THRESHOLD)].to_dict("records"):
             ax.annotate(plain(row["model"], 16), (row["share"], row["index"]), (7, 3), textcoords="offset points",
                         fontsize=style.SMALL, color=METRICS["asr"].color if row["attacked"] else CLEAN.color)
         ax.axhline(THRESHOLD, color=style.INK, linestyle="--", linewidth=1.2)
