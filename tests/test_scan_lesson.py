@@ -232,10 +232,10 @@ def test_the_panel_says_what_the_model_says(panel, victim, found):
         moved = (answers == label)[images.labels != label].float().mean()
         seen = panel.compute(panel.state())
         assert torch.equal(seen.images, torch.stack([images.floats()[image], marked[image]]))
-        assert f"It moves {moved:.0%} of the images" in panel.sentence
+        assert f"its trigger moves {moved:.0%} of the images" in panel.sentence
         assert f"with it “{images.classes[answers[image]]}”." in panel.sentence
         index = outliers([one.norm for one in found])[0][label]
-        assert f"anomaly index {index:.1f}" in panel.sentence
+        assert f"anomaly index {index:.1f} " in panel.sentence
 
 
 def test_the_panel_tells_a_search_that_failed(victim, found):
@@ -247,7 +247,7 @@ def test_the_panel_tells_a_search_that_failed(victim, found):
 
 def test_the_panel_never_asks_for_the_attackers_trigger(victim, found):
     panel = ScanExplorer(dataclasses.replace(victim, trigger=None, target=None), found)
-    assert "synthesised" in panel.sentence
+    assert "its trigger moves" in panel.sentence
     panel.close()
 
 

@@ -116,7 +116,7 @@ def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str,
                       columns: int = 4) -> Picture:
     """Several triggers, a row each: images with it on and what the model answers, the change alone, how many it moves.
 
-    images: clean; of those of other classes than `target` the first of each class are shown, and all are counted.
+    images: clean; of those of other classes than `target` the first of some classes are shown, all are counted.
     triggers: by name. Raises InputError for no trigger, or no image of another class.
     """
     images.check_target(target)
@@ -124,17 +124,18 @@ def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str,
     images = images.to("cpu")
     others = images.subset(images.labels != target)
     require(len(others) > 0, "triggers are judged on images of other classes than the target.")
-    first = [int((others.labels == label).nonzero()[0]) for label in others.labels.unique()][:columns]
+    present = others.labels.unique()
+    chosen = present[torch.linspace(0, len(present) - 1, min(columns, len(present))).round().long()]
+    first = [int((others.labels == label).nonzero()[0]) for label in chosen]
     shown, sizes, told = others.subset(torch.tensor(first)), typical_changes(others, triggers), []
     with style.in_style():
         figure = blank(0.3 + 1.42 * len(triggers))
         for row, (name, trigger) in enumerate(triggers.items()):
             answers = predict(model, others.triggered(trigger)).argmax(1).cpu()
             moved = float((answers == target).float().mean())
-            axes = [place(figure, 1.5 + 1.12 * column, 0.25 + 1.42 * row, 1.04, 1.04)
+            axes = [place(figure, 1.4 + 1.12 * column, 0.25 + 1.42 * row, 1.04, 1.04)
                     for column in range(len(first) + 1)]
-            style.write(axes[0], plain(name, 60).replace(", ", ",\n"), (0, 0.5), (-10, 0), ha="right", va="center",
-                        fontweight="bold")
+            style.write(axes[0], plain(name), (0, 0.5), (-10, 0), ha="right", va="center", fontweight="bold")
             for ax, image, place_of in zip(axes, shown.triggered(trigger), first, strict=False):
                 show_image(ax, image)
                 verdict = judge(int(answers[place_of]), int(others.labels[place_of]), target)
@@ -172,8 +173,9 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
             ax.scatter(own["share"], own["index"], s=52, marker=marker, edgecolors=color, linewidths=1.6, zorder=3,
                        c=color if attacked else style.PAPER, label=f"{'attacked' if attacked else 'clean'}, {kind}")
         for row in marks[marks["attacked"] | (marks["index"] > THRESHOLD)].to_dict("records"):
-            ax.annotate(plain(row["model"], 16), (row["share"], row["index"]), (7, 3), textcoords="offset points",
-                        fontsize=style.SMALL, color=METRICS["asr"].color if row["attacked"] else CLEAN.color)
+            offset, side = ((7, 3), "left") if row["index"] > THRESHOLD else ((-6, -11), "right")
+            ax.annotate(plain(row["model"], 16), (row["share"], row["index"]), offset, textcoords="offset points",
+                        ha=side, fontsize=style.SMALL, color=(METRICS["asr"] if row["attacked"] else CLEAN).color)
         ax.axhline(THRESHOLD, color=style.INK, linestyle="--", linewidth=1.2)
         ax.axvline(SMALL, color=style.INK, linestyle="--", linewidth=1.2)
         ax.set(xlim=(0, 1.02), ylim=(0, top), xlabel="norm as a share of the median of the classes",

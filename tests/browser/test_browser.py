@@ -176,7 +176,7 @@ def choose_class(page, panel) -> None:
     for key in ("Space", "ArrowUp" if classes.evaluate("select => select.selectedIndex") else "ArrowDown", "Enter"):
         page.keyboard.press(key)
     name = changed(panel, before).split("“")[1].split("”")[0]
-    assert classes.evaluate("select => select.selectedOptions[0].text").endswith(f": {name}")
+    assert classes.evaluate("select => select.selectedOptions[0].text").replace("\xa0", " ").endswith(f": {name}")
     assert panel.locator("img").bounding_box() == box
 
 
