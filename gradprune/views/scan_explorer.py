@@ -122,7 +122,8 @@ class ScanExplorer(Panel):
         side, name = "below" if norm < middle else "above", self.named(label)
         answers = [f"“{self.named(int(chance.argmax()))}”" for chance in computed.chances]
         lost = "" if self.found[label].converged else " The search did not reach its goal, so the norm means little."
-        return (f"“{name}”: norm {norm:.1f}, {norm / middle:.0%} of the median, place {rank} of {len(self.norms)}, anomaly "
-                f"index {outliers(self.norms)[0][label]:.1f} {side} the median; its trigger moves {computed.moved:.0%} of "
-                f"the images of other classes. Image {image}, truly “{self.named(truth)}”: clean {answers[0]}, with it "
+        index = outliers(self.norms)[0][label]
+        return (f"“{name}”: norm {norm:.1f}, {norm / middle:.0%} of the median, place {rank} of {len(self.norms)}, "
+                f"anomaly index {index:.1f} {side} the median; its trigger moves {computed.moved:.0%} of the images of "
+                f"other classes. Image {image}, truly “{self.named(truth)}”: clean {answers[0]}, with it "
                 f"{answers[1]}.{lost}")

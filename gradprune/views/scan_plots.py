@@ -42,9 +42,9 @@ def norms(rows: Sequence[Row], classes: Sequence[str], threshold: float = THRESH
                       [row.label for row in own if not row.converged])
             ax.set_title(f"{kind}: norm by class")
             least = min(own, key=lambda row: row.norm)
-            told.append(f"By {kind}, “{classes[least.label]}” has the smallest norm: {least.norm:.1f}, the "
+            told.append(f"by {kind}, “{classes[least.label]}” has the smallest norm: {least.norm:.1f}, the "
                         f"median is {np.median([row.norm for row in own]):.1f}")
-    return Picture(figure, "; ".join(told) + ".")
+    return Picture(figure, "B" + "; ".join(told)[1:] + ".")
 
 
 def norm_bars(ax: Axes, values: Sequence[float], classes: Sequence[str], line: float | None,
