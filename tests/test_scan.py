@@ -19,7 +19,8 @@ from gradprune.errors import InputError
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 from gradprune.pruning import Perturbed, perturb
-from gradprune.views.scan_report import norms, synthesised, write_scan_report
+from gradprune.views.scan_plots import norms
+from gradprune.views.scan_report import synthesised, write_scan_report
 
 TOY = {"steps": 120, "progress": False}  # among four classes the index is rough before the masks are small
 
@@ -195,7 +196,7 @@ def test_pictures_tell_their_finding(found):
     whole = found._replace(kind="whole image")
     assert "“north east”" in synthesised(found, found.trigger).summary
     assert "“north east”" in synthesised(whole, Perturbed(torch.full((3, 16, 16), 0.1))).summary
-    assert "“north east” has the smallest norm" in norms(found).summary
+    assert "“north east” has the smallest norm" in norms(found.rows, found.classes).summary
 
 
 def test_the_command(store, tmp_path):

@@ -6,14 +6,16 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
-from gradprune.datasets import Dataset, draw_defense_images, load
+from gradprune.datasets import Dataset, ImageSet, draw_defense_images, load
 from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import unknown
 from gradprune.evaluation import Victim, load_victim, read_results
+from gradprune.lessons.scanning import search_settings
 from gradprune.lessons.session import mode
 from gradprune.paths import data_folder
-from gradprune.pruning import Pairs, pair_up
+from gradprune.pruning import Pairs, invert, pair_up
 from gradprune.zoo import SHIPPED, attack
 
 POINTS: dict[str, Callable[[], Any]] = {}
@@ -60,6 +62,14 @@ def _pairs(now: str) -> Pairs:
 
 
 @cache
+def _synthesised(now: str) -> nn.Module:
+    """The mask and pattern that the search finds for the target of the badnets victim."""
+    victim = _victim("badnets", now)
+    images = draw_defense_images(victim.data.defense, SPC).train.floats()
+    return invert(victim.model, images, victim.target, **search_settings()).trigger
+
+
+@cache
 def _pruned(now: str) -> DefenseResult:
     """The sig victim pruned by the paper's recipe, not yet fine-tuned."""
     victim = _victim("sig", now)
@@ -94,6 +104,33 @@ def faint() -> Victim:
 def victim_and_result() -> tuple[Victim, DefenseResult]:
     """`victim, result`: the sig victim, and what the paper's recipe (spc 10) made of it, before fine-tuning."""
     return _victim("sig", mode()), _pruned(mode())
+
+
+@point("04_start")
+def victim_and_images() -> tuple[Victim, ImageSet]:
+    """`victim, images`: the badnets victim, and the 108 clean images that its defender works with."""
+    victim = _victim("badnets", mode())
+    return victim, draw_defense_images(victim.data.defense, SPC).train
+
+
+@point("04_prune")
+def victim_and_synthesised() -> tuple[Victim, nn.Module]:
+    """`victim, synthesised`: and the trigger found for its target; searches for other classes are left out."""
+    return _victim("badnets", mode()), _synthesised(mode())
+
+
+@point("04_faint")
+def pattern_and_images() -> tuple[Victim, ImageSet]:
+    """`faint, images`: the blended victim, whose trigger is a pattern over the whole image, and the clean images."""
+    faint = _victim("blended", mode())
+    return faint, draw_defense_images(faint.data.defense, SPC).train
+
+
+@point("04_table")
+def measured_scans() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`scans, defended`: measured scans, a row a model, and defences with known and with synthesised trigger."""
+    results = data_folder() / "results"
+    return pd.read_csv(results / "scan.csv"), pd.read_csv(results / "scan_defense.csv")
 
 
 @point("05_table", "05_rank", "05_more")

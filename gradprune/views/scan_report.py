@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
@@ -14,11 +13,12 @@ from gradprune.defenses import Scan
 from gradprune.defenses.scan import SMALL
 from gradprune.errors import require
 from gradprune.paths import output_folder, write_atomic
-from gradprune.pruning import Inverted, Perturbed, outliers
+from gradprune.pruning import Inverted, Perturbed
 from gradprune.views import style
 from gradprune.views.differences import amplified
 from gradprune.views.page import page, table
 from gradprune.views.picture import Picture, count
+from gradprune.views.scan_plots import norms
 
 _METHOD = """<p>For each class two triggers are synthesised on the model itself, from the defender’s few clean images:
 the smallest mask with a pattern (Wang et al., 2019, “Neural Cleanse”), measured by the mask’s sum, and the smallest
@@ -45,47 +45,6 @@ def write_scan_report(folder: str | Path, found: Scan, facts: Mapping[str, objec
     folder = output_folder(folder)
     text = _page(found, facts, card_says)
     return write_atomic(folder / "scan.html", lambda temporary: temporary.write_text(text, "utf-8"))
-
-
-def norms(found: Scan) -> Picture:
-    """The norm of each class's trigger, by kind, with the line below which a norm is an alarm; not converged: hatched.
-
-    Raises InputError for a scan without rows.
-    """
-    require(len(found.rows) > 0, "the scan has no rows.")
-    kinds = list(dict.fromkeys(row.kind for row in found.rows))
-    with style.in_style():
-        figure = style.new_figure(8.4, 1.3 + 0.26 * len(found.classes))
-        panels, told = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], []
-        for ax, kind in zip(panels, kinds, strict=True):
-            rows = [row for row in found.rows if row.kind == kind]
-            for row in rows:
-                mark = style.METRICS["asr" if row.alarm else "acc"]
-                ax.barh(row.label, row.norm, color=mark.color if row.converged else style.EMPTY,
-                        hatch="" if row.converged else "//", height=0.7)
-            line = _alarm_line([row.norm for row in rows if row.converged], found.threshold)
-            if line is not None:
-                ax.axvline(line, color=style.INK, linestyle="--", linewidth=1.2)
-            ax.set_title(f"{kind}: norm by class")
-            ax.set_xlabel("alarm left of the dashed line" if line is not None else
-                          "no norm could be small enough for an alarm")
-            ax.set_yticks(range(len(found.classes)), [style.plain(name) for name in found.classes])
-            ax.set_ylim(len(found.classes) - 0.5, -0.5)
-            least = min(rows, key=lambda row: row.norm)
-            told.append(f"By {kind}, “{found.classes[least.label]}” has the smallest norm: {least.norm:.1f}, the "
-                        f"median is {np.median([row.norm for row in rows]):.1f}")
-    return Picture(figure, "; ".join(told) + ".")
-
-
-def _alarm_line(values: list[float], threshold: float) -> float | None:
-    """The norm below which a class is an alarm, or None where that is below 0 or cannot be told."""
-    if len(values) < 3:
-        return None
-    index, _ = outliers(values)
-    middle = float(torch.tensor(values, dtype=torch.double).quantile(0.5))
-    far = max(range(len(values)), key=lambda i: index[i])
-    line = middle - threshold * abs(values[far] - middle) / index[far] if index[far] else middle
-    return min(line, SMALL * middle) if line > 0 else None
 
 
 def synthesised(found: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
@@ -144,7 +103,7 @@ def _page(found: Scan, facts: Mapping[str, object], card_says: str) -> str:
     sections = {
         "Verdict": f"<p>{escape(found.verdict)}</p>" + (f"<p>{escape(card_says)}</p>" if card_says else ""),
         "The synthesised trigger": trigger,
-        "Norms of the classes": f'<div class="wide">{norms(found).html()}</div>',
+        "Norms of the classes": f'<div class="wide">{norms(found.rows, found.classes, found.threshold).html()}</div>',
         "All figures": table(rows, ["class", "search", "norm", "other images moved", "share of median", "index"],
                              "An index is given for norms below the median; others have 0."),
         "How it was found": _METHOD.format(threshold=found.threshold, small=SMALL),

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "out" / "browser"
 NOTEBOOKS = [path.name for number in ("00", "02", "03", "07") for path in sorted((ROOT / "notebooks").glob(f"{number}_*.ipynb"))]
-PANELS = ("TriggerStudio", "FilterExplorer", "PruningPlayer", "BeatGradPrune", "DefenceComparer")
+PANELS = ("TriggerStudio", "FilterExplorer", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer")
 OWN = "panels.ipynb"  # all panels on one page, written by this file
 TABLE = """import itertools
 import pandas as pd
@@ -29,6 +29,11 @@ table = pd.DataFrame([{"attack": attack, "defense": name, "spc": 2, "seed": seed
                        "der": 0.9 - 0.1 * rank - 0.03 * seed * (attack == "sig"), "seconds": 2.0, "error": ""}
                       for attack, (rank, name), seed in itertools.product(("badnets", "sig"), enumerate(("ft", "clp")), (0, 1))])
 DefenceComparer(table)"""
+SEARCHES = """from gradprune.pruning import invert
+from gradprune.views import ScanExplorer
+clean = victim.data.defense.floats()[:24]
+found = [invert(victim.model, clean, label, steps=3, batch_size=8, progress=False) for label in range(12)]
+ScanExplorer(victim, found)"""
 RUN, REACT = 300_000, 20_000  # milliseconds: a whole notebook, and one reaction, on a busy machine
 READY = """async () => { const c = window.jupyterapp.shell.currentWidget.sessionContext; await c.ready;
                          await c.session.kernel.info; }"""
@@ -52,7 +57,7 @@ def own_notebook(path: Path) -> None:
     cells = ["import gradprune as gp\nfrom gradprune.views import BeatGradPrune, FilterExplorer, PruningPlayer, TriggerStudio\n"
              "victim = gp.load_victim('badnets')\n"
              "result = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, tune=False, progress=False)",
-             *(f"{panel}(victim{', result' * (panel == 'PruningPlayer')})" for panel in PANELS[:4]), TABLE]
+             *(f"{panel}(victim{', result' * (panel == 'PruningPlayer')})" for panel in PANELS[:4]), TABLE, SEARCHES]
     book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     book.cells = [nbformat.v4.new_markdown_cell("# Panels\n\n<details><summary>Solution</summary>\n\nLook.\n\n</details>"),
                   *map(nbformat.v4.new_code_cell, cells)]
@@ -163,6 +168,18 @@ def choose_attack(page, panel) -> None:
     assert panel.locator("img").bounding_box() == box
 
 
+def choose_class(page, panel) -> None:
+    """Another class by keyboard: its trigger and its norm come up, and the picture keeps its place and size."""
+    before, box = sentence(panel), panel.locator("img").bounding_box()
+    classes = panel.get_by_label("Class", exact=True)
+    classes.focus()
+    for key in ("Space", "ArrowUp" if classes.evaluate("select => select.selectedIndex") else "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    name = changed(panel, before).split("“")[1].split("”")[0]
+    assert classes.evaluate("select => select.selectedOptions[0].text").replace("\xa0", " ").endswith(f": {name}")
+    assert panel.locator("img").bounding_box() == box
+
+
 @pytest.mark.parametrize("opened", [OWN, *NOTEBOOKS], indirect=True)
 def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
     name = request.node.callspec.params["opened"]
@@ -179,6 +196,8 @@ def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
             choose_filter(opened, panel)
         if kind == "DefenceComparer":
             choose_attack(opened, panel)
+        if kind == "ScanExplorer":
+            choose_class(opened, panel)
         shot(panel, Path(name).stem, kind)
     for fold in opened.locator("details", has_text=re.compile("solution", re.IGNORECASE)).all()[:1]:
         assert fold.get_attribute("open") is None

@@ -15,7 +15,7 @@ from gradprune.lessons import CheckFailed
 from gradprune.lessons.exercises import EXERCISES
 from gradprune.lessons.restart import POINTS
 
-PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "DefenceComparer")
+PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer")
 TAGS = {"setup", "exercise", "restart", "widget"}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
