@@ -85,7 +85,7 @@ class FilterExplorer(Panel):
         return Setting(self.score.value, self.sort.value, self.chosen.position, self.image.value, self.below.value)
 
     def compute(self, state: Setting) -> Detail:
-        """Run one image through the layer, and all pairs through the model without the filter, or the trials (both kept)."""
+        """Run one image through the layer and all training pairs past it; try the shortlist, if that is shown."""
         layer, index = self.found[state.position]
         convolution = cast(nn.Conv2d, self.model.get_submodule(layer))
         images = torch.stack([self.pairs.clean[state.image], self.pairs.triggered[state.image]])

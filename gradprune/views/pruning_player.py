@@ -74,7 +74,7 @@ class PruningPlayer(Panel):
         known = list(RECIPES) if own in RECIPES else [own]
         self.recipe = choice("Recipe", known, own)
         self.settings = {key: settings[key] for key in _SAME if key in settings}
-        first = self._replay(result)
+        first = self.replay_run(result)
         self.unpruned = Run(first.rows[:1], 0, first.reasons[:1], first.chances[:1])
         self.runs = {own: first} if result else {}
         self.round = slider("Round", 0, 1, 0)
@@ -87,8 +87,8 @@ class PruningPlayer(Panel):
         label = widgets.Label("Play the rounds", layout=widgets.Layout(width="110px", justify_content="flex-end"))
         self.show([self.round, label, self.play], *[[self.recipe, self.run]] * (own in RECIPES))
 
-    def _replay(self, result: DefenseResult | None) -> Run:
-        """Replay a run on the sample; None is the model before any."""
+    def replay_run(self, result: DefenseResult | None) -> Run:
+        """Replay a run on the sample, to be put into `runs`; None is the model before any."""
         history = result.rows("prune") if result else [_GIVEN]
         require(len(history) > 0, "the result's history has no pruning rounds.")
         rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target)
@@ -102,9 +102,14 @@ class PruningPlayer(Panel):
                    f"score {row['score']:.3g}" if "score" in row else "" for row in history]
         return Run(rows, len(result.mask.positions) if result else 0, reasons, torch.stack(chances))
 
+    @property
+    def current(self) -> Run:
+        """The chosen recipe's run, or the model before any."""
+        return self.runs.get(self.recipe.value, self.unpruned)
+
     def _go(self) -> None:
         """Fit the controls to the chosen recipe's run; the slider goes to the round that was kept."""
-        run = self.runs.get(self.recipe.value, self.unpruned)
+        run = self.current
         self.round.max = self.play.max = max(1, len(run.rows) - 1)
         self.round.disabled = self.play.disabled = len(run.rows) == 1
         self.round.value = self.play.value = run.kept
@@ -163,7 +168,7 @@ class PruningPlayer(Panel):
         if recipe not in self.runs:
             result = grad_prune(victim.model, victim.data.defense, victim.trigger, recipe=recipe, tune=False,
                                 progress=False, **self.settings)
-            self.runs[recipe] = self._replay(result)
+            self.runs[recipe] = self.replay_run(result)
         self._go()
 
 

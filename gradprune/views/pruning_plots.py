@@ -1,4 +1,4 @@
-"""Figures of the pruning lesson: who chooses, what trials and fine-tuning add, what grows back. Data in, a `Picture` out."""
+"""Figures of the pruning lesson: who chooses, what trials and fine-tuning add, what grows back; as `Picture`s."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean

@@ -39,7 +39,7 @@ def try_shortlist(model: nn.Module, found: Filters, pairs: Pairs, scores: Tensor
     return Tried(positions, (-scores[positions]).tolist(), (goal(without) - goal(before)).tolist())
 
 
-def shortlist(tried: Tried, found: Filters) -> Picture:
+def predicted_and_real(tried: Tried, found: Filters) -> Picture:
     """The filters of a shortlist in the gradient's order, each with the predicted and the real change."""
     with style.in_style():
         figure = blank(2.9)
