@@ -131,8 +131,8 @@ def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], gue
         panels[0].yaxis.set_major_formatter(PercentFormatter(1, 0))
         if guess is not None:
             panels[1].axhline(guess, **_GUESS)
-            panels[1].annotate("your guess", (1, guess), (0, 3), xycoords=("axes fraction", "data"), ha="right",
-                               textcoords="offset points", fontsize=style.SMALL)
+            panels[1].annotate("your guess", (1, guess), (0, 3 if guess < 0.9 else -12), ha="right",
+                               xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=style.SMALL)
         looks = [Line2D([], [], label=plain(name), **_look(style.INK, "o", number)) for number, name in enumerate(runs)]
         ring = Line2D([], [], linestyle="", marker="o", markersize=11, markerfacecolor="none", markeredgewidth=1.3,
                       markeredgecolor=style.INK, label="kept; what follows was taken back")

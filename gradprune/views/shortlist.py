@@ -61,11 +61,10 @@ def pairs_of_bars(ax: Axes, tried: Tried, selected: int | None = None) -> None:
     if selected in tried.positions:
         here = tried.positions.index(selected) + 1
         ax.axvspan(here - 0.5, here + 0.5, color=style.EMPTY, linewidth=0, zorder=0)
-    looks = {"predicted": {"facecolor": style.PAPER, "edgecolor": CLEAN.color, "linewidth": 1.3},
-             "real": {"facecolor": TRIGGERED.color, "edgecolor": TRIGGERED.color, "linewidth": 1.3}}
-    for side, (key, look) in zip((-0.19, 0.19), looks.items(), strict=True):
-        heights = [min(value, high) for value in getattr(tried, key)]
-        ax.bar([here + side for here in places], heights, width=0.32, zorder=3, **look)
+    for side, values, color, face in ((-0.19, tried.predicted, CLEAN.color, style.PAPER),
+                                      (0.19, tried.real, TRIGGERED.color, TRIGGERED.color)):
+        ax.bar([here + side for here in places], [min(value, high) for value in values], width=0.32, zorder=3,
+               facecolor=face, edgecolor=color, linewidth=1.3)
     for here, value in zip(places, tried.real, strict=True):
         if value > high:
             ax.annotate(f"\N{BLACK UP-POINTING TRIANGLE} {value:+.3g}", (here + 0.19, high), (0, 2), ha="center",
@@ -86,7 +85,7 @@ def pairs_of_bars(ax: Axes, tried: Tried, selected: int | None = None) -> None:
 def about_tried(tried: Tried, found: Filters) -> str:
     """Which trial won and where the gradient had put it, and which removals do harm."""
     names = [plain(found[position], 40) for position in tried.positions]
-    best, worst = (tried.real.index(pick(tried.real)) for pick in (min, max))
+    best, worst = tried.real.index(min(tried.real)), tried.real.index(max(tried.real))
     harmful = sum(value > 0 for value in tried.real)
     text = (f"Of {count(len(names), 'filter')} on the shortlist, each removed by itself, {names[best]} has the best "
             f"trial, place {best + 1} in the gradient's order (objective {tried.real[best]:+.3g}, predicted "
