@@ -68,7 +68,7 @@ def test_the_sentence_names_the_best_trial_and_the_harmful_ones():
     assert "1 of the trials makes it worse, stages.7 most (+8, predicted -2)" in text
     text = about_tried(tried(real=(-1.0, -3.0, -0.5)), Names())
     assert "stages.6 has the best trial, place 2" in text
-    assert text.endswith("0 of the trials make it worse.")
+    assert text.endswith("none of the trials makes it worse.")
 
 
 @pytest.mark.parametrize("shown", [tried(), tried((-1.0, -2.0), (-4.0, -3.0)), tried((5.0,), (1.0,)),

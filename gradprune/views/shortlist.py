@@ -58,7 +58,7 @@ def pairs_of_bars(ax: Axes, tried: Tried, selected: int | None = None) -> None:
     low = min(*tried.predicted, *tried.real, -1e-9)
     high = min(max(*tried.predicted, *tried.real, 0.0), -0.6 * low)
     ax.axhline(0, color=style.INK, linewidth=1, zorder=4)
-    if selected in tried.positions:
+    if selected is not None and selected in tried.positions:
         here = tried.positions.index(selected) + 1
         ax.axvspan(here - 0.5, here + 0.5, color=style.EMPTY, linewidth=0, zorder=0)
     for side, values, color, face in ((-0.19, tried.predicted, CLEAN.color, style.PAPER),
@@ -89,7 +89,7 @@ def about_tried(tried: Tried, found: Filters) -> str:
     harmful = sum(value > 0 for value in tried.real)
     text = (f"Of {count(len(names), 'filter')} on the shortlist, each removed by itself, {names[best]} has the best "
             f"trial, place {best + 1} in the gradient's order (objective {tried.real[best]:+.3g}, predicted "
-            f"{tried.predicted[best]:+.3g}); {harmful} of the trials {'make' if harmful != 1 else 'makes'} it worse")
+            f"{tried.predicted[best]:+.3g}); {harmful or 'none'} of the trials {'make' if harmful > 1 else 'makes'} it worse")
     if harmful:
         text += f", {names[worst]} most ({tried.real[worst]:+.3g}, predicted {tried.predicted[worst]:+.3g})"
     return text + "."
