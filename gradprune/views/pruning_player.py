@@ -146,7 +146,7 @@ class PruningPlayer(Panel):
             fell = f"{plain(row['layer'])}[{row['index']}] fell" if row["layer"] else "the given model"
             when = f"Round {computed.round} of {rounds[-1]}" if rounds[-1] else "Nothing pruned yet"
             style.write(ax, f"{when}: {fell}", (0, 1), (-30, 24), fontsize=style.LARGE, fontweight="bold")
-            style.write(ax, why, (0, 1), (-30, 10), color=style.FAINT)
+            style.write(ax, why, (0, 1), (-30, 12), color=style.FAINT)
             for i, (answer, truth) in enumerate(zip(computed.answers.tolist(), truths, strict=True)):
                 tile = place(figure, 4.95 + 1.15 * (i % 3), 0.52 + 1.7 * (i // 3), 1.1, 1.1)
                 show_image(tile, self.pixels[i])

@@ -44,7 +44,7 @@ def predicted_and_real(tried: Tried, found: Filters) -> Picture:
     with style.in_style():
         figure = blank(2.9)
         pairs_of_bars(place(figure, 0.65, 0.72, 7.55, 1.7), tried)
-        figure.text(0.15 / 8.4, 0.92, "Change of the objective without the filter", fontsize=style.LARGE,
+        figure.text(0.15 / 8.4, 0.92, "Without the filter: promised, and real", fontsize=style.LARGE,
                     fontweight="bold")
     return Picture(figure, about_tried(tried, found))
 
@@ -79,7 +79,7 @@ def pairs_of_bars(ax: Axes, tried: Tried, selected: int | None = None) -> None:
     for left, mark, text in ((0.0, CLEAN, "\N{WHITE SQUARE} predicted by the gradient"),
                              (0.3, TRIGGERED, "\N{BLACK SQUARE} found by trial")):
         style.write(ax, text, (left, 1), (0, 13), color=mark.color, fontweight="bold")
-    style.write(ax, "in the gradient's order", (1, 1), (0, 13), ha="right", color=style.FAINT)
+    style.write(ax, "change of the objective, in the gradient's order", (1, 1), (0, 13), ha="right", color=style.FAINT)
 
 
 def about_tried(tried: Tried, found: Filters) -> str:
@@ -87,9 +87,10 @@ def about_tried(tried: Tried, found: Filters) -> str:
     names = [plain(found[position], 40) for position in tried.positions]
     best, worst = tried.real.index(min(tried.real)), tried.real.index(max(tried.real))
     harmful = sum(value > 0 for value in tried.real)
+    harm = f"{harmful or 'none'} of the trials {'make' if harmful > 1 else 'makes'} it worse"
     text = (f"Of {count(len(names), 'filter')} on the shortlist, each removed by itself, {names[best]} has the best "
             f"trial, place {best + 1} in the gradient's order (objective {tried.real[best]:+.3g}, predicted "
-            f"{tried.predicted[best]:+.3g}); {harmful or 'none'} of the trials {'make' if harmful > 1 else 'makes'} it worse")
+            f"{tried.predicted[best]:+.3g}); {harm}")
     if harmful:
         text += f", {names[worst]} most ({tried.real[worst]:+.3g}, predicted {tried.predicted[worst]:+.3g})"
     return text + "."
