@@ -69,7 +69,7 @@ class PruningPlayer(Panel):
         self.shown = first_of_each(others, 1)
         self.shown = self.shown.subset(torch.arange(min(_SHOWN, len(self.shown))))
         self.pixels = self.shown.triggered(victim.trigger)
-        settings = result.settings if result else {"recipe": "paper"}
+        settings: dict[str, Any] = result.settings if result else {"recipe": "paper"}
         own = settings.get("recipe", "")  # other defences that prune know no recipe
         known = list(RECIPES) if own in RECIPES else [own]
         self.recipe = choice("Recipe", known, own)
@@ -89,7 +89,7 @@ class PruningPlayer(Panel):
 
     def replay_run(self, result: DefenseResult | None) -> Run:
         """Replay a run on the sample, to be put into `runs`; None is the model before any."""
-        history = result.rows("prune") if result else [_GIVEN]
+        history: list[dict[str, Any]] = result.rows("prune") if result else [_GIVEN]
         require(len(history) > 0, "the result's history has no pruning rounds.")
         rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target)
         model = copy.deepcopy(self.victim.model)
