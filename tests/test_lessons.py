@@ -30,7 +30,7 @@ from gradprune.lessons.exercises import EXERCISES
 from gradprune.lessons.judging import close
 from gradprune.pruning import SCORES, Pairs, filter_scores, pair_up
 from gradprune.pruning.filters import filters
-from gradprune.views import lesson_plots
+from gradprune.views import filter_picture, lesson_plots
 
 
 @pytest.fixture(autouse=True)
@@ -423,8 +423,8 @@ def test_figures_state_what_they_show(victim: Victim):
         lesson_plots.losses_compared({"clean, true": 0.02, "triggered, true": 8.6}, 4, guess=3.0),
         lesson_plots.turned_down([0, 0.5, 1], [8.0, 3.9, 1.0], -8.2, names[best], guess=2.0),
         lesson_plots.predicted_against_real(scores, scores["taylor"] / 2, names),
-        lesson_plots.score_maps(found, scores), lesson_plots.filter_view(victim.model, found, best, pairs),
-        lesson_plots.filter_view(victim.model, found, 0, pairs_without_place(pairs))]
+        lesson_plots.score_maps(found, scores), filter_picture.filter_view(victim.model, found, best, pairs),
+        filter_picture.filter_view(victim.model, found, 0, pairs_without_place(pairs))]
     told = [str(picture) for picture in pictures]
     assert "Pure guessing among 4 classes gives 1.39" in told[0]
     assert "goes from 8.00 to 1.00; the straight line says -0.20 and holds until about 100% of it is gone" in told[1]
@@ -445,7 +445,7 @@ def test_figures_refuse_what_cannot_be_drawn(victim: Victim):
     for draw in (lambda: lesson_plots.losses_compared({}, 4), lambda: lesson_plots.turned_down([0], [1.0], 1, "f"),
                  lambda: lesson_plots.predicted_against_real({"taylor": torch.ones(2)}, torch.ones(3), ["a"] * 3),
                  lambda: lesson_plots.score_maps(found, {"taylor": torch.ones(2)}),
-                 lambda: lesson_plots.filter_view(victim.model, found, len(found), pairs)):
+                 lambda: filter_picture.filter_view(victim.model, found, len(found), pairs)):
         with pytest.raises(InputError):
             draw()
 

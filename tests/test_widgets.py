@@ -277,7 +277,7 @@ def test_pruning_player_replays_the_run_on_the_first_images_of_each_class(make, 
     test = victim.data.test
     sample = test.subset(torch.cat([(test.labels == label).nonzero()[:10, 0] for label in range(4)]))
     rows = replay(victim.model, result.history, sample, victim.trigger, victim.target)
-    assert [tuple(row.values()) for row in panel.rows] == [tuple(row.values()) for row in rows]
+    assert [tuple(row.values()) for row in panel.current.rows] == [tuple(row.values()) for row in rows]
     assert panel.round.value == len(result.mask.positions)
     found, positions = filters(victim.model, test.floats()[:1]), []
     for row in rows:
@@ -309,8 +309,8 @@ def test_pruning_player_without_a_result_prunes_on_its_button(make):
     assert panel.sentence.startswith("Nothing pruned yet, the given model: ACC")
     panel.run.click()
     assert not panel.round.disabled
-    assert panel.round.value == len(panel.result.mask.positions) > 0
-    assert f"Round {panel.round.value} of {len(panel.rows) - 1}" in panel.sentence
+    assert panel.round.value == panel.current.kept > 0
+    assert f"Round {panel.round.value} of {len(panel.current.rows) - 1}" in panel.sentence
 
 
 def test_pruning_player_refuses_a_result_without_rounds(victim, result):
@@ -486,7 +486,7 @@ def test_two_hundred_updates_leave_no_memory_behind(make):
         for turn in range(rounds):
             put(panels[0].strength, 0.1 * (turn % 9))
             put(panels[1].chosen.rank, 1 + turn % 16)
-            put(panels[2].round, turn % len(panels[2].rows))
+            put(panels[2].round, turn % len(panels[2].current.rows))
             put(panels[3].chosen.rank, 1 + turn % 16)
 
     update(5)

@@ -100,10 +100,16 @@ def faint() -> Victim:
     return _victim("sig", mode())
 
 
-@point("03_tune")
+@point("03_tune", "03_masks")
 def victim_and_result() -> tuple[Victim, DefenseResult]:
     """`victim, result`: the sig victim, and what the paper's recipe (spc 10) made of it, before fine-tuning."""
     return _victim("sig", mode()), _pruned(mode())
+
+
+@point("03_trials")
+def spread() -> Victim:
+    """`spread`: the blended victim, whose trigger is a faint pattern over the whole image."""
+    return _victim("blended", mode())
 
 
 @point("04_start")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from gradprune.errors import InputError
 from gradprune.views.bench_report import write_bench_report
+from gradprune.views.example_images import examples
 from gradprune.views.picture import Picture
-from gradprune.views.plots import before_after, examples, loss_curves, pruning_trajectory, score_heatmap
+from gradprune.views.plots import before_after, loss_curves, pruning_trajectory, score_heatmap
 from gradprune.views.report import write_report
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from gradprune.datasets import draw_defense_images
@@ -20,31 +21,38 @@ from gradprune.views.filter_choice import FilterChoice, heat_map
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, place
 from gradprune.views.picture import Picture
+from gradprune.views.shortlist import Tried, about_tried, pairs_of_bars, try_shortlist
 from gradprune.views.style import CLEAN, TRIGGERED
 
 
 class Setting(NamedTuple):
-    """What the controls say: the score, the order in the heat-map, a flat filter position and a defence image."""
+    """What the controls say: score, order in the map, a flat filter position, a defence image, trials shown or not."""
 
     score: str
     sort: bool
     position: int
     image: int
+    trials: bool
 
 
 class Detail(NamedTuple):
-    """One filter: kernel (inputs, h, w), its response clean and triggered (2, H, W), the unlearning loss without it."""
+    """One filter: kernel (inputs, h, w), its response clean and triggered (2, H, W), the unlearning loss without it.
+
+    tried: the shortlist of recipe `verified`, where it is to be shown.
+    """
 
     setting: Setting
     image: Tensor
     kernel: Tensor
     maps: Tensor
     loss: float
+    tried: Tried | None
 
 
 class FilterExplorer(Panel):
     """All scores as a heat-map; of the chosen filter the kernel, its responses, and its removal, predicted and real.
 
+    Or, in the filter's place, the shortlist of recipe `verified`: what the gradient predicts and what a trial finds.
     victim: a copy of its model is worked on. spc: defence images per class that give the scores, as in `grad_prune`.
     top: how many filters the short list names. Raises InputError as `draw_defense_images` and `filters` do.
     """
@@ -60,22 +68,24 @@ class FilterExplorer(Panel):
         self.scores = {score: values for score, (values, _) in measured.items()}
         self.loss = measured["gradient"][1]
         self._losses: dict[int, float] = {}
+        self._tried: Tried | None = None
         self.score = choice("Score", list(SCORES), "gradient")
         self.image = number("Image", 0, len(train) - 1, 0)
         self.sort = choice("Order in map", [("by index", False), ("by score", True)], False)
+        self.below = choice("Below the map", [("the chosen filter", False), ("the shortlist, tried", True)], False)
         self.chosen = FilterChoice(self.found, self.scores["gradient"], top)
         self.on_change([self.score], lambda: self.chosen.rescore(self.scores[self.score.value]))
-        self.on_change([self.image, self.sort])
+        self.on_change([self.image, self.sort, self.below])
         self.chosen.wire(self)
         self.show([self.score, self.sort], [self.chosen.top, self.chosen.layer],
-                  [self.chosen.rank, self.chosen.index, self.image])
+                  [self.chosen.rank, self.chosen.index, self.image], [self.below])
 
     def state(self) -> Setting:
         """The controls as plain values."""
-        return Setting(self.score.value, self.sort.value, self.chosen.position, self.image.value)
+        return Setting(self.score.value, self.sort.value, self.chosen.position, self.image.value, self.below.value)
 
     def compute(self, state: Setting) -> Detail:
-        """Run one image through the layer, and the model without the filter over all training pairs (kept)."""
+        """Run one image through the layer and all training pairs past it; try the shortlist, if that is shown."""
         layer, index = self.found[state.position]
         convolution = cast(nn.Conv2d, self.model.get_submodule(layer))
         images = torch.stack([self.pairs.clean[state.image], self.pairs.triggered[state.image]])
@@ -88,8 +98,11 @@ class FilterExplorer(Panel):
                 handle.remove()
             if state.position not in self._losses:
                 self._losses[state.position] = self._loss_without(state.position)
+        if state.trials and self._tried is None:
+            self._tried = try_shortlist(self.model, self.found, self.pairs, self.scores["gate"])
         kernel = convolution.weight[index].detach()
-        return Detail(state, images.cpu(), kernel.cpu(), maps[0].cpu(), self._losses[state.position])
+        return Detail(state, images.cpu(), kernel.cpu(), maps[0].cpu(), self._losses[state.position],
+                      self._tried if state.trials else None)
 
     def _loss_without(self, position: int) -> float:
         """The unlearning loss with one filter silent; the copy is put back afterwards."""
@@ -103,35 +116,60 @@ class FilterExplorer(Panel):
                 tensor.copy_(copied)
 
     def draw(self, computed: Detail) -> Picture:
-        """The heat-map above; below the kernel, the responses, and the change of loss."""
-        state, found, scores = computed.setting, self.found, self.scores[computed.setting.score]
-        name, layer = found[state.position], found.layer_of(state.position)
-        rank, best = 1 + int((scores > scores[state.position]).sum()), scores.argsort(descending=True, stable=True)
-        clean, triggered = computed.maps.numpy()
-        guesses = ("taylor", "gate") if layer.norm else ("taylor",)
-        change = {score: -float(self.scores[score][state.position]) for score in guesses}
-        predicted = ", ".join(f"{value:+.3g} by {score}" for score, value in change.items())
-        change["real"] = computed.loss - self.loss
-        peak = max(abs(clean).max(), abs(triggered).max())
+        """The heat-map above; below it the chosen filter, or the shortlist."""
+        state, scores, tried = computed.setting, self.scores[computed.setting.score], computed.tried
+        best = scores.argsort(descending=True, stable=True)[:self.chosen.count].tolist()
         with style.in_style():
             figure = blank(4.9)
             ax = place(figure, 1.55, 0.42, 6.7, 2.25)
-            note = heat_map(ax, found, scores, state.position, top=best[:self.chosen.count], sort=state.sort)
-            ax.set_title(f"{state.score.capitalize()} scores, \N{WHITE CIRCLE} the {self.chosen.count} highest{note}")
-            tiles = {f"kernel {'×'.join(map(str, layer.shape))}": montage(computed.kernel.numpy()),
-                     "response: clean": clean, "triggered": triggered, "difference": triggered - clean}
-            for column, (title, values) in enumerate(tiles.items()):
-                tile = place(figure, 0.15 + 1.43 * column, 3.45, 1.3, 1.3)
-                limit = peak if 0 < column < 3 else np.nanmax(abs(values))
-                tile.imshow(values, cmap="vlag", vmin=-max(limit, 1e-9), vmax=max(limit, 1e-9))
-                tile.set_axis_off()
-                tile.set_title(title, fontsize=style.SMALL)
-            bars(place(figure, 6.1, 3.45, 2.15, 1.3), change)
-        text = (f"{name} has rank {rank} of {len(found)} by {state.score} score ({scores[state.position]:.3g}); "
+            ringed = tried.positions if tried else best
+            note = heat_map(ax, self.found, scores, state.position, top=ringed, sort=state.sort)
+            rings = "the shortlist, by gate score" if tried else f"the {self.chosen.count} highest"
+            ax.set_title(f"{state.score.capitalize()} scores, \N{WHITE CIRCLE} {rings}{note}")
+            if tried:
+                pairs_of_bars(place(figure, 0.65, 3.45, 7.55, 1.0), tried, state.position)
+            else:
+                self._draw_filter(figure, computed)
+        return Picture(figure, self._about_trials(tried, state.position) if tried else self._about_filter(computed))
+
+    def _draw_filter(self, figure: Figure, computed: Detail) -> None:
+        """The kernel, the responses, and the change of loss."""
+        clean, triggered = computed.maps.numpy()
+        kernel, peak = computed.kernel.numpy(), max(abs(clean).max(), abs(triggered).max())
+        tiles = {f"kernel {'×'.join(map(str, kernel.shape))}": montage(kernel), "response: clean": clean,
+                 "triggered": triggered, "difference": triggered - clean}
+        for column, (title, values) in enumerate(tiles.items()):
+            tile = place(figure, 0.15 + 1.43 * column, 3.45, 1.3, 1.3)
+            limit = peak if 0 < column < 3 else np.nanmax(abs(values))
+            tile.imshow(values, cmap="vlag", vmin=-max(limit, 1e-9), vmax=max(limit, 1e-9))
+            tile.set_axis_off()
+            tile.set_title(title, fontsize=style.SMALL)
+        bars(place(figure, 6.1, 3.45, 2.15, 1.3), self._changes(computed))
+
+    def _changes(self, computed: Detail) -> dict[str, float]:
+        """By how much the loss changes without the filter: as each score predicts it, and in fact."""
+        position = computed.setting.position
+        guesses = ("taylor", "gate") if self.found.layer_of(position).norm else ("taylor",)
+        changes = {score: -float(self.scores[score][position]) for score in guesses}
+        return changes | {"real": computed.loss - self.loss}
+
+    def _about_filter(self, computed: Detail) -> str:
+        state, scores, (clean, triggered) = computed.setting, self.scores[computed.setting.score], computed.maps.numpy()
+        *predicted, (_, real) = self._changes(computed).items()
+        told = ", ".join(f"{value:+.3g} by {score}" for score, value in predicted)
+        return (f"{self.found[state.position]} has rank {1 + int((scores > scores[state.position]).sum())} of "
+                f"{len(self.found)} by {state.score} score ({scores[state.position]:.3g}); "
                 f"without it the unlearning loss goes from {self.loss:.3f} to {computed.loss:.3f} "
-                f"({change['real']:+.3g}; predicted {predicted}); the trigger moves its response by up to "
+                f"({real:+.3g}; predicted {told}); the trigger moves its response by up to "
                 f"{abs(triggered - clean).max():.3g} (clean: up to {abs(clean).max():.3g}).")
-        return Picture(figure, text)
+
+    def _about_trials(self, tried: Tried, position: int) -> str:
+        name, text = self.found[position], about_tried(tried, self.found)
+        if position not in tried.positions:
+            return f"{text} {name}, framed, is not on the shortlist."
+        here = tried.positions.index(position)
+        return (f"{text} {name}, framed, has place {here + 1}: predicted {tried.predicted[here]:+.3g}, "
+                f"found {tried.real[here]:+.3g}.")
 
 
 def bars(ax: Axes, changes: dict[str, float]) -> None:

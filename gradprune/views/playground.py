@@ -9,9 +9,9 @@ import ipywidgets as widgets
 from gradprune.evaluation import Victim, load_victim
 from gradprune.evaluation.victim import names
 from gradprune.views.controls import choice
+from gradprune.views.example_images import examples
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import error_html, image_html
-from gradprune.views.plots import examples
 
 
 class Playground(widgets.VBox):

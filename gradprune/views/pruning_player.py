@@ -14,24 +14,40 @@ from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import require
 from gradprune.evaluation import Victim, replay
 from gradprune.models import predict
-from gradprune.pruning import silence
+from gradprune.pruning import RECIPES, silence
 from gradprune.pruning.filters import filters
 from gradprune.views import style
-from gradprune.views.controls import slider
+from gradprune.views.controls import choice, slider
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, judge, place, show_image
 from gradprune.views.picture import Picture, count
 from gradprune.views.style import METRICS, plain
 
 _SHOWN = 6  # example images: the first test image of as many classes, the target left out
+_SAME = "spc", "seed", "alpha", "patience"  # settings that a second run takes from the first
 _GIVEN = {"stage": "prune", "round": 0, "layer": None, "index": None}  # a run before its first round
 
 
-class Frame(NamedTuple):
-    """One round: all rows of the replay, the round that was kept, the one shown, its answers (images,) and how sure."""
+class Run(NamedTuple):
+    """A replayed run: its rows, the round that was kept, why each filter fell, chances (rounds, images, classes)."""
 
     rows: Sequence[dict[str, Any]]
     kept: int
+    reasons: Sequence[str]
+    chances: Tensor
+
+
+class Moment(NamedTuple):
+    """What the controls say: the recipe and the round."""
+
+    recipe: str
+    round: int
+
+
+class Frame(NamedTuple):
+    """One round: the whole run, the round shown, its answers (images,) and how sure."""
+
+    run: Run
     round: int
     answers: Tensor
     sure: Tensor
@@ -40,9 +56,10 @@ class Frame(NamedTuple):
 class PruningPlayer(Panel):
     """ACC, ASR and RA over the rounds of a pruning run; which filter fell; what became of some triggered images.
 
-    victim: the model the run began with. result: what `grad_prune` returned for it; without one, a button runs it
-    (recipe `paper`, no fine-tuning). each: test images per class that are replayed, once. The figures explain the run,
-    they never steer it. Raises InputError for a history without pruning rows or of another model.
+    victim: the model the run began with. result: what `grad_prune` returned for it, or nothing yet. A recipe that has
+    not been run is run by a button, without fine-tuning, on the same images as `result`; once run, each is there to
+    choose. each: test images per class that are replayed, once a run. The figures explain the runs, they never steer
+    them. Raises InputError for a history without pruning rows or of another model.
     """
 
     def __init__(self, victim: Victim, result: DefenseResult | None = None, each: int = 20) -> None:
@@ -52,52 +69,73 @@ class PruningPlayer(Panel):
         self.shown = first_of_each(others, 1)
         self.shown = self.shown.subset(torch.arange(min(_SHOWN, len(self.shown))))
         self.pixels = self.shown.triggered(victim.trigger)
+        settings: dict[str, Any] = result.settings if result else {"recipe": "paper"}
+        own = settings.get("recipe", "")  # other defences that prune know no recipe
+        known = list(RECIPES) if own in RECIPES else [own]
+        self.recipe = choice("Recipe", known, own)
+        self.settings = {key: settings[key] for key in _SAME if key in settings}
+        first = self.replay_run(result)
+        self.unpruned = Run(first.rows[:1], 0, first.reasons[:1], first.chances[:1])
+        self.runs = {own: first} if result else {}
         self.round = slider("Round", 0, 1, 0)
         self.play = widgets.Play(min=0, max=1, interval=900, description="Play the rounds")
         self.run = self.button("Run Grad-Prune", self._run, "Pruning ...", 146)
-        self.take(result)
+        self._go()
+        self.on_change([self.recipe], self._go)
         self.on_change([self.round], lambda: setattr(self.play, "value", self.round.value))
         self.on_change([self.play], lambda: setattr(self.round, "value", self.play.value))
         label = widgets.Label("Play the rounds", layout=widgets.Layout(width="110px", justify_content="flex-end"))
-        self.show([self.round, label, self.play] + [self.run] * (result is None))
+        self.show([self.round, label, self.play], *[[self.recipe, self.run]] * (own in RECIPES))
 
-    def take(self, result: DefenseResult | None) -> None:
-        """Replay a run on the sample; the slider goes to the round that was kept."""
-        self.kept = len(result.mask.positions) if result else 0
-        self.result, history = result, result.rows("prune") if result else [_GIVEN]
+    def replay_run(self, result: DefenseResult | None) -> Run:
+        """Replay a run on the sample, to be put into `runs`; None is the model before any."""
+        history: list[dict[str, Any]] = result.rows("prune") if result else [_GIVEN]
         require(len(history) > 0, "the result's history has no pruning rounds.")
-        self.rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target)
+        rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target)
         model = copy.deepcopy(self.victim.model)
         found, chances = filters(model, self.pixels[:1]), []
-        for row in self.rows:
+        for row in rows:
             if row["layer"] is not None:
                 silence(model, found, [found.position(row["layer"], row["index"])])
             chances.append(predict(model, self.pixels).softmax(1).cpu())
-        self.chances = torch.stack(chances)
-        self.round.max = self.play.max = max(1, len(self.rows) - 1)
-        self.round.disabled = self.play.disabled = len(self.rows) == 1
-        self.round.value = self.play.value = self.kept
+        reasons = [f"place {row['rank'] + 1} on the gradient's shortlist" if "rank" in row else
+                   f"score {row['score']:.3g}" if "score" in row else "" for row in history]
+        return Run(rows, len(result.mask.positions) if result else 0, reasons, torch.stack(chances))
 
-    def state(self) -> int:
-        """The round to show."""
-        return int(self.round.value)
+    @property
+    def current(self) -> Run:
+        """The chosen recipe's run, or the model before any."""
+        return self.runs.get(self.recipe.value, self.unpruned)
 
-    def compute(self, state: int) -> Frame:
+    def _go(self) -> None:
+        """Fit the controls to the chosen recipe's run; the slider goes to the round that was kept."""
+        run = self.current
+        self.round.max = self.play.max = max(1, len(run.rows) - 1)
+        self.round.disabled = self.play.disabled = len(run.rows) == 1
+        self.round.value = self.play.value = run.kept
+
+    def state(self) -> Moment:
+        """The recipe and the round to show."""
+        return Moment(self.recipe.value, self.round.value)
+
+    def compute(self, state: Moment) -> Frame:
         """Look the round up; everything was measured once."""
-        sure, answers = self.chances[state].max(1)
-        return Frame(self.rows, self.kept, state, answers, sure)
+        run = self.runs.get(state.recipe, self.unpruned)
+        sure, answers = run.chances[state.round].max(1)
+        return Frame(run, state.round, answers, sure)
 
     def draw(self, computed: Frame) -> Picture:
         """Curves with the round marked; the triggered images with the answers of that round."""
-        row, target, names = computed.rows[computed.round], self.victim.target, self.shown.classes
-        rounds, truths = [r["round"] for r in computed.rows], self.shown.labels.tolist()
+        run, target, names = computed.run, self.victim.target, self.shown.classes
+        row, why = run.rows[computed.round], run.reasons[computed.round]
+        rounds, truths = [r["round"] for r in run.rows], self.shown.labels.tolist()
         with style.in_style():
             figure = blank(3.95)
             ax = place(figure, 0.65, 0.72, 3.55, 2.65)
-            curves = {mark.name: ([r[key] for r in computed.rows], mark) for key, mark in METRICS.items()}
+            curves = {mark.name: ([r[key] for r in run.rows], mark) for key, mark in METRICS.items()}
             style.draw_lines(ax, rounds, curves, shares=True)
-            if computed.kept < rounds[-1]:
-                ax.axvspan(computed.kept, rounds[-1], color=style.EMPTY, linewidth=0, zorder=0)
+            if run.kept < rounds[-1]:
+                ax.axvspan(run.kept, rounds[-1], color=style.EMPTY, linewidth=0, zorder=0)
                 style.write(ax, "tried, then taken back", (1, 0.5), (-6, 6), ha="right", color=style.FAINT)
             ax.axvline(computed.round, color=style.INK, linewidth=1.5)
             ax.set_xlabel("round")
@@ -107,8 +145,8 @@ class PruningPlayer(Panel):
                 style.write(ax, "here the rounds appear", (0.55, 0.5), (0, 0), ha="center", color=style.FAINT)
             fell = f"{plain(row['layer'])}[{row['index']}] fell" if row["layer"] else "the given model"
             when = f"Round {computed.round} of {rounds[-1]}" if rounds[-1] else "Nothing pruned yet"
-            style.write(ax, f"{when}: {fell}", (0, 1), (-30, 24), fontsize=style.LARGE,
-                        fontweight="bold")
+            style.write(ax, f"{when}: {fell}", (0, 1), (-30, 24), fontsize=style.LARGE, fontweight="bold")
+            style.write(ax, why, (0, 1), (-30, 12), color=style.FAINT)
             for i, (answer, truth) in enumerate(zip(computed.answers.tolist(), truths, strict=True)):
                 tile = place(figure, 4.95 + 1.15 * (i % 3), 0.52 + 1.7 * (i // 3), 1.1, 1.1)
                 show_image(tile, self.pixels[i])
@@ -120,13 +158,18 @@ class PruningPlayer(Panel):
         hits = int((computed.answers == target).sum())
         right = int((computed.answers == self.shown.labels).sum())
         figures = ", ".join(f"{mark.name} {row[key]:.1%}" for key, mark in METRICS.items())
-        return Picture(figure, f"{when}, {fell}: {figures} on "
+        return Picture(figure, f"{when}, {fell}{f' ({why})' * bool(why)}: {figures} on "
                                f"{count(len(self.sample), 'test image')}; of {count(len(truths), 'triggered example')} "
                                f"{right} right, {hits} taken for “{names[target]}”.")
 
     def _run(self) -> None:
-        victim = self.victim
-        self.take(grad_prune(victim.model, victim.data.defense, victim.trigger, tune=False, progress=False))
+        """Run the chosen recipe, unless that has been done."""
+        victim, recipe = self.victim, self.recipe.value
+        if recipe not in self.runs:
+            result = grad_prune(victim.model, victim.data.defense, victim.trigger, recipe=recipe, tune=False,
+                                progress=False, **self.settings)
+            self.runs[recipe] = self.replay_run(result)
+        self._go()
 
 
 def first_of_each(images: ImageSet, each: int) -> ImageSet:

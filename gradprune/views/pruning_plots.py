@@ -1,15 +1,17 @@
-"""Figures of the pruning lesson: who chooses, what fine-tuning adds, what grows back. Numbers in, a `Picture` out."""
+"""Figures of the pruning lesson: who chooses, what trials and fine-tuning add, what grows back; as `Picture`s."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from matplotlib.ticker import PercentFormatter
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from gradprune.errors import require
 from gradprune.evaluation import Metrics
 from gradprune.views import style
-from gradprune.views.picture import Picture, count
+from gradprune.views.picture import Picture, Row, changes, count
 from gradprune.views.style import CLEAN, METRICS, TRIGGERED, plain
 
 _GUESS: dict[str, Any] = {"color": style.INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 2}
@@ -105,3 +107,53 @@ def regrowth(held: Sequence[float], forgotten: Sequence[float], removed: int) ->
     told = f"{count(len(held) - 1, 'training step')} without a mask, {count(removed, 'removed filter')}"
     return Picture(figure, f"After {told} measure {forgotten[-1]:.1%} of what they were; "
                            f"with the mask held, {held[-1]:.1%}.")
+
+
+def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], guess: float | None = None) -> Picture:
+    """ACC, ASR and RA over the filters removed, a panel each, of several ways to prune the same model.
+
+    runs: by name, the baseline first (drawn hollow), what `evaluation.replay` returns. kept: by name, the round whose
+    state was returned; it is ringed, and later rounds are paler. guess: the learner's guess of the last run's ASR.
+    The test figures explain, they choose nothing. Raises InputError without runs, or for a round that is not there.
+    """
+    require(len(runs) > 0 and all(0 <= kept.get(name, -1) < len(rows) for name, rows in runs.items()),
+            "each run needs its rows and the round that was kept.")
+    with style.in_style():
+        figure = style.new_figure(8.4, 3.2)
+        panels = figure.subplots(1, 3, sharey=True, sharex=True)
+        for ax, (key, mark) in zip(panels, METRICS.items(), strict=True):
+            for number, (name, rows) in enumerate(runs.items()):
+                _trajectory(ax, [row[key] for row in rows], kept[name], mark, number)
+            ax.set(ylim=(0, 1), yticks=[0, 0.5, 1], xlabel="filters removed")
+            ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better")
+            ax.grid(axis="y")
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1, 0))
+        if guess is not None:
+            panels[1].axhline(guess, **_GUESS)
+            panels[1].annotate("your guess", (1, guess), (0, 3 if guess < 0.9 else -12), ha="right",
+                               xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=style.SMALL)
+        looks = [Line2D([], [], label=plain(name), **_look(style.INK, "o", number)) for number, name in enumerate(runs)]
+        ring = Line2D([], [], linestyle="", marker="o", markersize=11, markerfacecolor="none", markeredgewidth=1.3,
+                      markeredgecolor=style.INK, label="kept; what follows was taken back")
+        figure.legend(handles=[*looks, ring], loc="outside upper left", ncols=len(looks) + 1, frameon=False,
+                      fontsize=style.SMALL, handlelength=3.2)
+    told = "; ".join(f"{name}, {count(kept[name], 'filter')}: {changes(rows[0], rows[kept[name]])}"
+                     for name, rows in runs.items())
+    return Picture(figure, f"On test images, before any fine-tuning. {told}.")
+
+
+def _trajectory(ax: Axes, values: Sequence[float], kept: int, mark: style.Mark, number: int) -> None:
+    """One run: up to the kept round, paler beyond, and a ring at the kept one."""
+    look = _look(mark.color, mark.marker, number)
+    ax.plot(range(kept, len(values)), values[kept:], alpha=0.3, zorder=3, **look)
+    ax.plot(range(kept + 1), values[:kept + 1], zorder=4, **look)
+    ax.scatter([kept], [values[kept]], s=130, facecolors="none", edgecolors=style.INK, linewidths=1.3, zorder=5,
+               clip_on=False)
+
+
+def _look(color: str, marker: str, number: int) -> dict[str, Any]:
+    """How the run of this number is drawn: the first dashed and hollow, the second solid and full, and so on."""
+    return {"color": color, "marker": marker, "linestyle": ("--", "-", ":")[number % 3], "clip_on": False,
+            "markerfacecolor": color if number % 3 == 1 else style.PAPER, "markeredgecolor": color,
+            "markeredgewidth": 1.3}

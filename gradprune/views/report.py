@@ -13,9 +13,10 @@ from gradprune.errors import require
 from gradprune.evaluation import Metrics, Victim, der, replay, verdict
 from gradprune.paths import output_folder, write_atomic
 from gradprune.pruning import filter_scores, pair_up
+from gradprune.views.example_images import examples
 from gradprune.views.page import DEFINITIONS, page, table, terms
 from gradprune.views.picture import Picture, count
-from gradprune.views.plots import before_after, examples, loss_curves, pruning_trajectory, score_heatmap
+from gradprune.views.plots import before_after, loss_curves, pruning_trajectory, score_heatmap
 from gradprune.views.style import METRICS
 
 _REPLAYED = 6000  # images that the replay looks at, in all rounds together: about 3 seconds on one core

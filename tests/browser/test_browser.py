@@ -158,14 +158,23 @@ def choose_filter(page, panel) -> None:
     assert layer.startswith(name.split("[")[0])
 
 
-def choose_attack(page, panel) -> None:
-    """Another attack by keyboard; the picture keeps its place and size."""
+def choose_next(page, panel, label: str) -> str:
+    """The next entry of a list, by keyboard; the picture keeps its place and size. The new sentence."""
     before, box = sentence(panel), panel.locator("img").bounding_box()
-    panel.get_by_label("Attack", exact=True).focus()
+    panel.get_by_label(label, exact=True).focus()
     for key in ("Space", "ArrowDown", "Enter"):
         page.keyboard.press(key)
-    assert ", badnets, " in changed(panel, before)
+    after = changed(panel, before)
     assert panel.locator("img").bounding_box() == box
+    return after
+
+
+def run_the_other_recipe(page, panel) -> None:
+    """Choose recipe `verified` and run it by its button, both by keyboard."""
+    assert "Nothing pruned yet" in choose_next(page, panel, "Recipe")
+    panel.get_by_role("button", name=re.compile("Run Grad-Prune")).focus()
+    page.keyboard.press("Enter")
+    sync_api.expect(panel.locator('[role="status"]').first).to_contain_text("on the gradient's shortlist", timeout=RUN)
 
 
 def choose_class(page, panel) -> None:
@@ -194,8 +203,14 @@ def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
             move_slider(opened, panel)
         if kind == "FilterExplorer":
             choose_filter(opened, panel)
+            shot(panel, Path(name).stem, kind)
+            assert "on the shortlist" in choose_next(opened, panel, "Below the map")
+            shot(panel, Path(name).stem, kind, "trials")
+            continue
+        if kind == "PruningPlayer" and name == OWN:
+            run_the_other_recipe(opened, panel)
         if kind == "DefenceComparer":
-            choose_attack(opened, panel)
+            assert ", badnets, " in choose_next(opened, panel, "Attack")
         if kind == "ScanExplorer":
             choose_class(opened, panel)
         shot(panel, Path(name).stem, kind)

@@ -1,0 +1,66 @@
+"""Images clean and triggered, with what one or several models answer."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from gradprune.datasets import ImageSet
+from gradprune.errors import require
+from gradprune.models.inference import predict
+from gradprune.views import style
+from gradprune.views.differences import amplified
+from gradprune.views.picture import Picture, about_images
+from gradprune.views.style import plain
+
+
+def examples(models: nn.Module | Mapping[str, nn.Module], images: ImageSet, trigger: nn.Module, target: int,
+             columns: int = 6) -> Picture:
+    """Images clean, triggered and their difference, with each model's answer and confidence.
+
+    models: one model, or several by name ({"before": ..., "after": ...}) to compare. images: all are shown if
+    there are at most `columns`, otherwise the first one of each class, the target's last. target: the
+    attacker's class. Raises InputError for an empty set, a target out of range or a trigger that changes
+    the images' shape or range.
+    """
+    require(len(images) > 0, "there is no image to show.")
+    images.check_target(target)
+    images = images.to("cpu")
+    if len(images) > columns:
+        present = sorted(images.labels.unique().tolist(), key=lambda label: (label == target, label))
+        first = [int((images.labels == label).nonzero()[0]) for label in present]
+        images = images.subset(torch.tensor(first[:columns]))
+    named = dict(models) if isinstance(models, Mapping) else {"the model": models}
+    clean, triggered = images.floats(), images.triggered(trigger)
+    chances = {name: [predict(model, pixels).softmax(1).cpu() for pixels in (clean, triggered)]
+               for name, model in named.items()}
+    shown, gain = amplified(clean, triggered)
+    rows = {"clean": clean, "triggered": triggered, f"difference × {gain}\n(grey: none)": shown}
+    with style.in_style():
+        figure = style.new_figure(max(3.2, 1.5 + 1.15 * len(images)), 3.9 + 0.82 * (len(named) - 1))
+        grid = figure.subplots(3, len(images), squeeze=False)
+        for row, (axes, title, pixels) in enumerate(zip(grid, rows, rows.values(), strict=True)):
+            style.write(axes[0], title, (0, 0.5), (-18, 0), ha="right", va="center", fontweight="bold")
+            for ax, picture in zip(axes, pixels, strict=True):
+                ax.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
+                ax.set_axis_off()
+            for line, name in enumerate(named if row < 2 else ()):
+                below = -14 - 29 * line
+                _write_answers(axes, below, chances[name][row], images, target if row else None)
+                if len(named) > 1:
+                    style.write(axes[0], plain(name, 14), (0, 0), (-18, below), ha="right", color=style.FAINT)
+    answers = {name: [chance.argmax(1) for chance in pair] for name, pair in chances.items()}
+    return Picture(figure, about_images(answers, images, target))
+
+
+def _write_answers(axes: Sequence[Axes], below: float, chances: Tensor, images: ImageSet,
+                   target: int | None) -> None:
+    """Write answers and confidences under a row of images; an answer `target` counts as the attacker's."""
+    for ax, chance, truth in zip(axes, chances, images.labels.tolist(), strict=True):
+        answer = int(chance.argmax())
+        verdict = style.RIGHT if answer == truth else style.ATTACKED if answer == target else style.WRONG
+        said = images.classes[answer] if answer < len(images.classes) else f"class {answer}"
+        lines = f"{verdict.symbol} {plain(said, 14)}", f"{chance[answer]:.0%}"
+        for line, text in enumerate(lines):
+            style.write(ax, text, (0.5, 0), (0, below - 11 * line), ha="center", color=verdict.color)
