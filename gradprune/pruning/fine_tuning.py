@@ -40,9 +40,10 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
               statistics: str = "moving", keep: str = "best", progress: bool = True) -> list[dict[str, Any]]:
     """Minimise CE(f(x), y) + CE(f(trigger(x)), y) in place; returns one history row an epoch (row 0: as given).
 
-    Early stopping watches the validation loss of BOTH terms, and the epoch with the lowest one is kept, the start
-    included, so the result is never worse than the pruned model by that criterion. Where `validation` holds no
-    triggered images (see `unpaired`), no loss tells when a backdoor is gone: all `max_epochs` are run, the last kept.
+    Early stopping watches the validation loss of BOTH terms, and the epoch with the lowest one is kept (its row says
+    `kept`), the start included, so the result is never worse than the pruned model by that criterion. Where
+    `validation` holds no triggered images (see `unpaired`), no loss tells when a backdoor is gone: all `max_epochs` are
+    run, the last kept.
     loss: another one, from (model, batch); optimizer: another class; decay: epoch (from 0) -> share of lr.
     renew: makes each epoch's training pairs from the given ones (see `Augment`). statistics: "moving", where BatchNorm
     learns its statistics anew from all images of a batch together, or "fixed", where it keeps those it has.
@@ -82,6 +83,7 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
         except KeyboardInterrupt:
             history.append({**history[-1], "interrupted": True})
     model.load_state_dict(best_state)
+    best["kept"] = True
     return history
 
 
