@@ -61,6 +61,8 @@ def load_victim(checkpoint: str | Path) -> Victim:
     data.test.check_target(card["attack"]["target"])
     require(len(data.test.classes) == card["model"]["num_classes"],
             f"the model of {path} has {card['model']['num_classes']} classes, its data {len(data.test.classes)}.")
+    require(card["data"].get("classes", list(data.test.classes)) == list(data.test.classes),
+            f"the classes of {card['data']['name']} have other names or another order than when {path} was trained.")
     return Victim(model, trigger, card["attack"]["target"], data, card)
 
 

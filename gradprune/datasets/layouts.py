@@ -1,0 +1,121 @@
+"""Which pictures a folder holds, and the label of each; no picture is opened here."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from gradprune.errors import InputError, require
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
+PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "validation"), "defense": ("defense",)}
+Picture = tuple[Path, int]  # a file, and its label
+
+
+class Layout(NamedTuple):
+    """The pictures of a folder by part ("train", "test", "defense"; or "all", still to be split), and the classes."""
+
+    parts: dict[str, list[Picture]]
+    classes: tuple[str, ...]
+
+
+def find_pictures(root: Path) -> Layout:
+    """Find the pictures below `root`, in an order that depends on their names alone.
+
+    Known layouts: root/CLASS/*; root/train/CLASS/*, where there are with root/test/CLASS/* (or val) and
+    root/defense/CLASS/*; GTSRB's own, Training/00000/* with Final_Test/Images/* and GT-final_test.csv, in root or in
+    root/GTSRB. Classes are sorted by name, as torchvision's ImageFolder does. Hidden files, other endings and links
+    that lead out of `root` are passed over. Raises InputError for no class, a single one or an empty one.
+    """
+    for base in (root / "GTSRB", root):
+        for training in (base / "Training", base / "Final_Training" / "Images"):
+            if training.is_dir() and (base != root or (base / "Final_Test").is_dir()):
+                return _gtsrb(root, training, base / "Final_Test" / "Images")
+    parts = {part: folder for part, names in PARTS.items() if (folder := _part(root, names))}
+    if "train" not in parts:
+        parts = {"all": root}
+    elif "test" not in parts:
+        parts["all"] = parts.pop("train")
+    classes = _classes(root, parts.get("all") or parts["train"])
+    return Layout({part: _by_class(root, folder, classes) for part, folder in parts.items()}, classes)
+
+
+def _part(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder of a part: the first of these names, in any case, that holds class folders."""
+    found = {name.lower(): root / name for name in _folders(root, root)}
+    return next((found[name] for name in names if name in found and _folders(root, found[name])), None)
+
+
+def _gtsrb(root: Path, training: Path, test: Path) -> Layout:
+    """The official layout of GTSRB: training pictures by class, test pictures with a table of labels."""
+    classes = _classes(root, training)
+    pictures = _by_class(root, training, classes)
+    if not test.is_dir() or not _inside(root, test):
+        return Layout({"all": pictures}, classes)
+    table = next((folder / "GT-final_test.csv" for folder in (root, test.parents[1], test)
+                  if (folder / "GT-final_test.csv").is_file()), None)
+    if table is None:
+        raise InputError(f"the labels of the pictures in {test} are missing: put GT-final_test.csv into {root}.")
+    labels = {name.lstrip("0") or "0": label for label, name in enumerate(classes)}
+    label_of = {}
+    for line in filter(None, table.read_text(encoding="utf-8-sig", errors="replace").splitlines()[1:]):
+        cells = [cell.strip() for cell in line.split(";")]  # Filename;Width;Height;...;ClassId
+        require(cells[0] == Path(cells[0]).name != "" and cells[0].isprintable() and cells[-1] in labels,
+                f"{table} has a row without a file name and one of the {len(classes)} classes: {line[:80]!r}.")
+        label_of[test / cells[0]] = labels[cells[-1]]
+    return Layout({"train": pictures, "test": sorted((path, label) for path, label in label_of.items()
+                                                     if not path.is_symlink() or _inside(root, path))}, classes)
+
+
+def _classes(root: Path, folder: Path) -> tuple[str, ...]:
+    """The names of the class folders."""
+    names = _folders(root, folder)
+    if not names and _pictures(root, folder):
+        raise InputError(f"{folder} holds pictures, but no class folders: put the pictures of each class into a folder "
+                         "with the name of that class.")
+    require(bool(names), f"{folder} is no data set: it holds no class folders.")
+    require(len(names) > 1, f"{folder} has one class folder only, {readable(names[0])!r}; a classifier takes two or "
+                            "more.")
+    return tuple(names)
+
+
+def _by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Picture]:
+    """The pictures in the class folders of `folder`, class by class, sorted by name."""
+    names = _folders(root, folder)
+    strange = [readable(name) for name in names if name not in classes]
+    require(not strange, f"{folder} has folders that are no class: {', '.join(strange[:3])}.")
+    found = []
+    for label, name in enumerate(classes):
+        pictures = _pictures(root, folder / name)
+        require(bool(pictures) or name not in names, f"class {readable(name)!r} is empty: there is no picture in "
+                                                     f"{folder / name} ({', '.join(ENDINGS)}).")
+        found += [(path, label) for path in pictures]
+    return found
+
+
+def _folders(root: Path, folder: Path) -> list[str]:
+    return [path.name for path in _visible(folder) if path.is_dir() and _inside(root, path)]
+
+
+def _pictures(root: Path, folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.suffix.lower() in ENDINGS and path.is_file()
+            and (not path.is_symlink() or _inside(root, path))]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """The entries of a folder, sorted by name, without hidden ones; none where there is no such folder."""
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror or error}.") from None
+    return [folder / name for name in names if not name.startswith(".") and name != "__MACOSX"]
+
+
+def _inside(root: Path, path: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def readable(name: str) -> str:
+    """A file's name for a text: bytes that are no character are spelled out."""
+    return name.encode(errors="backslashreplace").decode()
