@@ -1,6 +1,8 @@
 """Recipe `verified`: trials against a naive loop, its rules, and the fine-tuning that goes with it."""
 
 import copy
+import math
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +13,17 @@ from gradprune.datasets import draw_defense_images
 from gradprune.defenses import grad_prune
 from gradprune.errors import InputError
 from gradprune.models import build
-from gradprune.pruning import Augment, Distilled, FilterMask, distilled, distilled_tune, filter_scores, pair_up
+from gradprune.pruning import (
+    Augment,
+    Distilled,
+    FilterMask,
+    distilled,
+    distilled_tune,
+    filter_scores,
+    fine_tuning,
+    pair_up,
+)
+from gradprune.pruning import augment as augmenting
 from gradprune.pruning import verified as recipe
 from gradprune.pruning.filters import filters, silence
 from gradprune.pruning.trials import Trials
@@ -179,33 +191,67 @@ def test_views_keep_range_and_labels_and_carry_the_trigger(victim):
     assert not torch.equal(new.clean[:len(train.labels)], train.clean)
 
 
+def test_mixes_blend_half_of_the_images_and_carry_the_trigger(victim):
+    train, _ = parts(victim)
+    augment = Augment(victim.model, victim.trigger, train)
+    views = augment(train, torch.Generator().manual_seed(0), math.ceil(augmenting.ENOUGH / len(train.labels)))
+    mixed = augment.mixed(train, torch.Generator().manual_seed(0))
+    unmixed = torch.cat([train.clean, views.clean])
+    assert torch.equal(mixed.labels, torch.cat([train.labels, views.labels]))
+    assert torch.equal(mixed.triggered, victim.trigger(mixed.clean))
+    assert mixed.clean.min() >= 0 and mixed.clean.max() <= 1
+    same = (mixed.clean == unmixed).flatten(1).all(1)
+    assert 0.3 < same.float().mean() < 0.7
+    low, high = unmixed.amin(0), unmixed.amax(0)
+    assert ((mixed.clean >= low - 1e-6) & (mixed.clean <= high + 1e-6)).all(), "a mix lies between images"
+
+
 def test_distilled_loss_by_hand(victim):
     train, _ = parts(victim)
     other = copy.deepcopy(victim.model)
     with torch.no_grad():
         other.linear.bias[0] += 1
-        p, q = (model(train.clean).softmax(1) for model in (victim.model, other))
-        wanted = F.cross_entropy(other(train.triggered), train.labels) + 2 * (p * (p / q).log()).sum(1).mean()
+        p, q, r = (model(images).softmax(1) for model, images in
+                   ((victim.model, train.clean), (other, train.clean), (other, train.triggered)))
+        wanted = (p * (p / r).log()).sum(1).mean() + 2 * (p * (p / q).log()).sum(1).mean()
     assert Distilled(victim.model, 2)(other, train).item() == pytest.approx(wanted.item(), rel=1e-3)
 
 
-def test_the_better_kind_of_statistics_is_kept_and_fixed_means_fixed(victim, monkeypatch):
-    monkeypatch.setattr(distilled, "EPOCHS", 2)
+def tuned(victim, losses):
+    """Run `distilled_tune` with validation losses as given: {statistics: [start, epoch 1, epoch 2]}."""
     train, validation = parts(victim)
-    seen = {}
-    original = distilled.fine_tune
+    seen, row, original = {}, fine_tuning._row, distilled.fine_tune
 
-    def noted(model, *arguments, **settings):
-        history = original(model, *arguments, **settings)
-        seen[settings["statistics"]] = min(row["val_loss"] for row in history), copy.deepcopy(model.state_dict())
-        return history
+    def noted(model, *arguments, statistics, **settings):
+        def fixed(model, epoch, validation):
+            seen[statistics, epoch] = copy.deepcopy(model.state_dict())
+            return {**row(model, epoch, validation), "val_loss": losses[statistics][epoch]}
 
-    monkeypatch.setattr(distilled, "fine_tune", noted)
+        with mock.patch.object(fine_tuning, "_row", fixed):
+            return original(model, *arguments, statistics=statistics, **settings)
+
     model = copy.deepcopy(victim.model)
-    history = distilled_tune(victim.model, model, FilterMask(filters(model, train.clean[:1])), train, validation,
-                             Augment(victim.model, victim.trigger, train), progress=False)
-    better = min(seen, key=lambda kind: seen[kind][0])
-    assert {row["statistics"] for row in history} == {better}
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in seen[better][1].items())
+    with mock.patch.object(distilled, "EPOCHS", 2), mock.patch.object(distilled, "fine_tune", noted):
+        history = distilled_tune(victim.model, model, FilterMask(filters(model, train.clean[:1])), train, validation,
+                                 Augment(victim.model, victim.trigger, train), progress=False)
+    return model.state_dict(), history, seen
+
+
+def same(one, other):
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_the_last_epoch_that_helps_is_kept_not_the_best(victim):
+    state, history, seen = tuned(victim, {"moving": [3.0, 1.0, 2.0]})
+    assert same(state, seen["moving", 2]) and {row["statistics"] for row in history} == {"moving"}
+    state, _, seen = tuned(victim, {"moving": [3.0, 1.0, 4.0]})
+    assert same(state, seen["moving", 1]) and not same(state, seen["moving", 2])
+
+
+def test_where_moving_statistics_do_not_help_fixed_ones_are_tried_and_then_the_start(victim):
+    state, history, seen = tuned(victim, {"moving": [3.0, 4.0, 4.0], "fixed": [3.0, 4.0, 2.0]})
+    assert same(state, seen["fixed", 2]) and {row["statistics"] for row in history} == {"fixed"}
     given = victim.model.state_dict()
-    assert all(torch.equal(given[name], seen["fixed"][1][name]) for name in given if "running" in name)
+    assert all(torch.equal(given[name], state[name]) for name in given if "running" in name)
+    state, _, _ = tuned(victim, {"moving": [3.0, 4.0, 4.0], "fixed": [3.0, 4.0, 3.0]})
+    assert same(state, given)

@@ -69,7 +69,7 @@ def history(rounds: int) -> tuple[list[dict], list[dict]]:
 
 def tuning(epochs: int, best: int) -> list[dict]:
     return [{"stage": "tune", "epoch": epoch, "val_acc": 0.9, "val_clean_loss": 0.1, "val_loss": 0.3 + abs(epoch - best) / 9,
-             "val_unlearning_loss": 0.2 + abs(epoch - best) / 9} for epoch in range(epochs + 1)]
+             "val_unlearning_loss": 0.2 + abs(epoch - best) / 9, "kept": epoch == best} for epoch in range(epochs + 1)]
 
 
 def texts(picture: Picture) -> list[Text]:

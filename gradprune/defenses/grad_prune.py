@@ -5,6 +5,7 @@ Source: Dunnett, Arablouei, Miller, Dedeoglu & Jurdak, 2024, arXiv:2405.03918.
 
 import copy
 import time
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -56,6 +57,13 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     settings = {"recipe": recipe, "score": score, "spc": spc, "alpha": alpha, "patience": patience, "seed": seed}
     interrupted = outcome.interrupted or "interrupted" in history[-1]  # while pruning, or while fine-tuning
     return DefenseResult(final, pruned, outcome.mask, history, seconds, outcome.stopped, settings, interrupted)
+
+
+def grad_prune_verified(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, seed: int = 0,
+                        progress: bool = True, **settings: Any) -> DefenseResult:
+    """`grad_prune` with recipe "verified", so that both recipes can stand in one table."""
+    result = grad_prune(model, clean, trigger, spc=spc, recipe="verified", seed=seed, progress=progress, **settings)
+    return replace(result, name="grad_prune_verified")
 
 
 def prune_scanned(model: nn.Module, clean: ImageSet, found: Scan, *, spc: int = 10, seed: int = 0, **settings: Any

@@ -55,7 +55,6 @@ class DefenseResult:
         points = [("given model", (prune or tune or self.history)[0])]
         if prune:
             points.append(("pruned", prune[len(self.mask.positions)]))
-        if tune:  # with a trigger the best epoch is kept, without one the last (see `fine_tune`)
-            best = min(tune, key=lambda row: row["val_loss"]) if "val_unlearning_loss" in tune[0] else tune[-1]
-            points.append(("fine-tuned", best))
+        if tune:
+            points.append(("fine-tuned", next((row for row in tune if row.get("kept")), tune[-1])))
         return points

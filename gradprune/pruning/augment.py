@@ -43,6 +43,21 @@ class Augment:
         return Pairs(*(torch.cat(both) for both in zip(pairs, new, strict=True)))
 
 
+    def mixed(self, pairs: Pairs, generator: torch.Generator) -> Pairs:
+        """The pairs and at least `ENOUGH` new views; half of all are mixed with another image, trigger put on after.
+
+        The share of the other image is uniform in 0..1, the label is the first image's: for losses that ask a model
+        what it sees. Source of mixing: Zhang et al., 2018, "mixup".
+        """
+        views = self(pairs, generator, math.ceil(ENOUGH / len(pairs.labels)))
+        clean = torch.cat([pairs.clean, views.clean])
+        share, coin = (torch.rand(len(clean), 1, 1, 1, generator=generator).to(clean) for _ in range(2))
+        other = clean[torch.randperm(len(clean), generator=generator).to(clean.device)]
+        clean = torch.where(coin < 0.5, share * clean + (1 - share) * other, clean)
+        with torch.no_grad():
+            return Pairs(clean, self.trigger(clean), torch.cat([pairs.labels, views.labels]))
+
+
 def lit(images: Tensor, generator: torch.Generator) -> Tensor:
     """Change contrast and brightness of each image at random; float (N, C, H, W) in [0, 1], and so returned."""
     draw = [(2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1).to(images) for _ in range(2)]

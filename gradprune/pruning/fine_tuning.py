@@ -18,6 +18,7 @@ from gradprune.pruning.unlearning import Pairs
 
 Loss = Callable[[nn.Module, Pairs], Tensor]
 STATISTICS = ("moving", "fixed")
+KEEP = ("best", "last")
 
 
 def both_losses(model: nn.Module, batch: Pairs) -> Tensor:
@@ -36,15 +37,17 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
               momentum: float = 0.9, weight_decay: float = 5e-4, decay: Callable[[int], float] = lambda epoch: 1.0,
               batch_size: int = 128, patience: int = 10, max_epochs: int = 100, seed: int = 0,
               renew: Callable[[Pairs, torch.Generator], Pairs] = lambda train, generator: train,
-              statistics: str = "moving", progress: bool = True) -> list[dict[str, Any]]:
+              statistics: str = "moving", keep: str = "best", progress: bool = True) -> list[dict[str, Any]]:
     """Minimise CE(f(x), y) + CE(f(trigger(x)), y) in place; returns one history row an epoch (row 0: as given).
 
-    Early stopping watches the validation loss of BOTH terms, and the epoch with the lowest one is kept, the start
-    included, so the result is never worse than the pruned model by that criterion. Where `validation` holds no
-    triggered images (see `unpaired`), no loss tells when a backdoor is gone: all `max_epochs` are run, the last kept.
+    Early stopping watches the validation loss of BOTH terms, and the epoch with the lowest one is kept (its row says
+    `kept`), the start included, so the result is never worse than the pruned model by that criterion. Where
+    `validation` holds no triggered images (see `unpaired`), no loss tells when a backdoor is gone: all `max_epochs` are
+    run, the last kept.
     loss: another one, from (model, batch); optimizer: another class; decay: epoch (from 0) -> share of lr.
     renew: makes each epoch's training pairs from the given ones (see `Augment`). statistics: "moving", where BatchNorm
     learns its statistics anew from all images of a batch together, or "fixed", where it keeps those it has.
+    keep: "best", or "last", the last of the epochs with a lower validation loss than the start.
     Removed filters stay silent. Validation takes place in eval mode. Same seed, same result. Ctrl-C keeps the best (or
     last) epoch so far.
     Raises InputError when the loss stops being finite. Source: Dunnett et al., 2024.
@@ -53,6 +56,8 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
             "lr, patience, max_epochs and batch_size must be positive.")
     if statistics not in STATISTICS:
         raise unknown("statistics", statistics, STATISTICS)
+    if keep not in KEEP:
+        raise unknown("keep", keep, KEEP)
     generator = torch.Generator().manual_seed(seed)
     watched = len(validation.triggered) > 0
     history = [_row(model, 0, validation)]
@@ -71,13 +76,14 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
                 history.append(row)
                 bar.update()
                 bar.set_postfix(loss=f"{row['val_loss']:.3f}", acc=f"{row['val_acc']:.2f}", refresh=False)
-                if not watched or row["val_loss"] < best["val_loss"]:
+                if not watched or row["val_loss"] < (best if keep == "best" else history[0])["val_loss"]:
                     best, best_state = row, copy.deepcopy(model.state_dict())
                 if epoch - best["epoch"] >= patience:
                     break
         except KeyboardInterrupt:
             history.append({**history[-1], "interrupted": True})
     model.load_state_dict(best_state)
+    best["kept"] = True
     return history
 
 

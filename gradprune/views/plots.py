@@ -153,7 +153,7 @@ def loss_curves(history: Iterable[Row]) -> Picture:
     else:
         lines = {"": ("loss", style.TRAINING)}
         loss, accuracy, where, mark = "loss", "acc", "Training", style.TRAINING
-    epochs, end = [row["epoch"] for row in rows], min(rows, key=lambda row: row[loss]) if tuned else rows[-1]
+    epochs, end = [row["epoch"] for row in rows], next(row for row in rows if row.get("kept") or row is rows[-1])
     with style.in_style():
         figure = style.new_figure(8.4, 2.9)
         panels = figure.subplots(1, 2)

@@ -9,6 +9,8 @@ result: those come from other victims.
 
 import contextlib
 import copy
+import functools
+import math
 import platform
 import sys
 import time
@@ -29,7 +31,7 @@ from gradprune.pruning import Augment, FilterMask, Pairs, distilled_tune, fine_t
 from gradprune.pruning.filters import own_tensors
 from gradprune.zoo import attack
 
-RECIPE = sys.modules["gradprune.pruning.verified"]
+RECIPE, DISTILLED = (sys.modules[f"gradprune.pruning.{name}"] for name in ("verified", "distilled"))
 OUT = Path(__file__).resolve().parents[2] / "data/results/ablation"
 KINDS = {"badnets": {}, "blended": {}, "sig": {}, "low_frequency": {}, "trojannn": {},
          "sigcl": {"label_map": "clean_label", "rate": 0.8, "trigger_settings": {"delta": 0.3}}}
@@ -38,8 +40,8 @@ PRUNE = {"base": {}, KEPT: {}, "score taylor": {"score": "taylor"}, "score gradi
          "k 4": {"k": 4}, "k 48": {"k": 48}, "weight 1": {"weight": 1.0}, "weight 10": {"weight": 10.0},
          "clean term cross-entropy": {}, "no views": {}, "views without light": {}, "filters in blocks alone": {},
          "stop by training objective alone": {}, "validation pooled with training": {}, "backward pass": {}}
-TUNE = {"defaults": {}, "no pruning": {}, "paper's fine-tuning": {}, "no light": {}, "statistics moving": {},
-        "statistics fixed": {}, "weight 1": {}, "weight 10": {}}
+TUNE = ("not tuned", "defaults", "no pruning", "paper's fine-tuning", "neither", "no mixes", "labels, no mixes",
+        "weight 1", "weight 8", "half the rate", "half the rate, 40 epochs", "best epoch", "statistics fixed")
 
 
 class CrossEntropy(RECIPE.Objective):
@@ -120,21 +122,37 @@ def prune(name, victim, train, validation, seed):
     return model, outcome
 
 
+class Labels(DISTILLED.Distilled):
+    """The true labels for the triggered images, the given model's answers for the clean ones alone."""
+
+    def __call__(self, model, batch):
+        wanted = predict(self.given, batch.clean).log_softmax(1)
+        kept = F.kl_div(model(batch.clean).log_softmax(1), wanted, log_target=True, reduction="batchmean")
+        return F.cross_entropy(model(batch.triggered), batch.labels) + self.weight * kept
+
+
+def unmixed(augment, pairs, generator):
+    """What `Augment.mixed` gives, with no image mixed."""
+    enough = sys.modules["gradprune.pruning.augment"].ENOUGH
+    return joined(pairs, augment(pairs, generator, math.ceil(enough / len(pairs.labels))))
+
+
 def tune(name, victim, train, validation, seed, pruned, mask):
     """One row of the second table: the fine-tuned model."""
-    module = sys.modules["gradprune.pruning.distilled"]
-    model = copy.deepcopy(victim.model if name == "no pruning" else pruned)
-    mask = FilterMask(mask.filters) if name == "no pruning" else mask
-    if name == "paper's fine-tuning":
+    model = copy.deepcopy(victim.model if name in ("no pruning", "neither") else pruned)
+    mask = FilterMask(mask.filters) if name in ("no pruning", "neither") else mask
+    if name == "not tuned":
+        return model
+    if name in ("paper's fine-tuning", "neither"):
         fine_tune(model, mask, train, validation, seed=seed, progress=False)
         return model
-    kinds = (name.split()[1],) if name.startswith("statistics") else module.STATISTICS
-    weight = float(name.split()[1]) if name.startswith("weight") else 3.0
-    loss = module.Distilled
-    with mock.patch.object(module, "STATISTICS", kinds), \
-            mock.patch.object(module, "Distilled", lambda given: loss(given, weight)), \
-            mock.patch("gradprune.pruning.augment.LIGHT",
-                       0.0 if name == "no light" else sys.modules["gradprune.pruning.augment"].LIGHT):
+    changes = {"half the rate": {"LR": 1e-3}, "half the rate, 40 epochs": {"LR": 1e-3, "EPOCHS": 40},
+               "statistics fixed": {"STATISTICS": ("fixed",)}, "labels, no mixes": {"Distilled": Labels},
+               "best epoch": {"fine_tune": lambda *given, keep, **settings: fine_tune(*given, **settings)}}.get(name, {})
+    if name.startswith("weight"):
+        changes = {"Distilled": functools.partial(DISTILLED.Distilled, weight=float(name.split()[1]))}
+    with mock.patch.multiple(DISTILLED, **changes) if changes else contextlib.nullcontext(), \
+            mock.patch.object(Augment, "mixed", unmixed if "no mixes" in name else Augment.mixed):
         distilled_tune(victim.model, model, mask, train, validation, Augment(victim.model, victim.trigger, train),
                        seed=seed, progress=False)
     return model
