@@ -9,6 +9,24 @@ FOLDER = Path(__file__).resolve().parents[2] / "data/results/signs"
 FIGURES = ("acc", "asr", "ra")
 
 
+def overview(table):
+    """One row a defence: ACC / ASR / RA and DER at each spc, by mean DER over all of them."""
+    means = table.groupby(["spc", "defense", "attack"])[[*FIGURES, "der"]].mean().groupby(["spc", "defense"]).mean()
+    sizes = sorted(set(table["spc"]))
+    best = {spc: means.loc[spc, "der"].max() for spc in sizes}
+    print("| defence | " + " | ".join(f"spc {spc}: ACC / ASR / RA | DER" for spc in sizes) + " |\n|---" + "|---|---" * len(sizes) + "|")
+    for name in means["der"].groupby("defense").mean().sort_values(ascending=False).index:
+        cells = []
+        for spc in sizes:
+            if (spc, name) not in means.index:
+                cells += ["not run", ""]
+                continue
+            mean = means.loc[spc, name]
+            bold = "**" if mean["der"] == best[spc] else ""
+            cells += [" / ".join(f"{100 * mean[key]:.1f}" for key in FIGURES), f"{bold}{mean['der']:.3f}{bold}"]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
 def by_defense(table):
     """Means over attacks and seeds, every attack weighing the same; rank and DER with their 95 % interval."""
     print("| spc | defence | ACC | ASR | RA | DER (95 % interval) | mean rank (interval) | seconds |\n|---|---|---|---|---|---|---|---|")
@@ -54,6 +72,8 @@ def whole(table):
 
 def main():
     table = whole(read_results(sys.argv[1] if len(sys.argv) > 1 else FOLDER))
+    overview(table)
+    print()
     by_defense(table)
     print()
     by_attack(table)

@@ -1,10 +1,10 @@
-"""Recipe `verified` on the shipped sign models and on two third-party ones: data/results/verified.csv.
+"""Recipe `verified` and fine-tuning alone on two third-party models: data/results/peers.csv.
 
-    python tests/benchmarks/verified_table.py [seeds] [spc] [models]     # a run takes half a minute to three minutes
+    python tests/benchmarks/peers_table.py [seeds] [spc] [models]     # a run takes one to three minutes
 
-Every row is one draw of the defender's images; the test images only measure. The same settings everywhere. The
-third-party models (I-BAU's published checkpoints, CIFAR-10) lie beside the repository only in development: their
-defence images are drawn from test images 0..4999, and every second one of 5000..9999 measures.
+Every row is one draw of the defender's images; the test images only measure. All settings are the defaults. The models
+(I-BAU's published checkpoints, CIFAR-10) lie beside the repository only in development: their defence images are drawn
+from test images 0..4999, and every second one of 5000..9999 measures.
 """
 
 import io
@@ -27,10 +27,9 @@ from gradprune.models import SmallVGG
 from gradprune.paths import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-OUT = ROOT / "data/results/verified.csv"
+OUT = ROOT / "data/results/peers.csv"
 SHARED = ROOT.parent / "shared"
-PEERS = {"peer_badnets": "badnets_8_02_ckpt.pth", "peer_trojan_wm": "trojan_wm_2_02_ckpt.pth"}
-MODELS = "badnets,blended,sig,peer_badnets,peer_trojan_wm"
+PEERS = {"badnets": "badnets_8_02_ckpt.pth", "trojan_wm": "trojan_wm_2_02_ckpt.pth"}
 
 
 class Watermark(nn.Module):
@@ -57,14 +56,14 @@ def peer(name):
     model = SmallVGG(10)
     weights = torch.load(SHARED / "peers/ibau" / PEERS[name], weights_only=True, map_location="cpu")["net"]
     model.load_state_dict(weights)
-    trigger, target = ((BadNets(size=4, color="white", margin=1), 8) if name == "peer_badnets"
+    trigger, target = ((BadNets(size=4, color="white", margin=1), 8) if name == "badnets"
                        else (Watermark(SHARED / "peers/ibau/trojan_wm.png"), 2))
     return Victim(model.eval(), trigger, target, Dataset(pool, pool, test), {})
 
 
 def rows(seeds, spcs, models):
     for name in models:
-        victim = peer(name) if name in PEERS else gp.load_victim(name)
+        victim = peer(name)
         given = victim.evaluate()
         for seed in seeds:
             for spc in spcs:
@@ -84,7 +83,7 @@ def rows(seeds, spcs, models):
                            "threads": torch.get_num_threads()}
 
 
-def main(seeds="0,1,2", spcs="2,10", models=MODELS):
+def main(seeds="0,1,2", spcs="2,10", models="badnets,trojan_wm"):
     """Measure, and put the rows in the place of earlier ones for the same model, spc and seed."""
     keys = ["model", "spc", "seed", "stage"]
     table = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame(columns=keys)
