@@ -21,7 +21,7 @@ from gradprune.views.style import METRICS, plain
 
 _COLORS = ("#0072B2", "#C45500", "#007F5C", "#AA3377", "#56B4E9", "#E69F00", "#1F2328", "#8A939B", "#332288", "#999933",
            "#882255", "#44AA99")
-_MARKERS = "osD^vPX<>*ph"
+_MARKERS = "osD^vPX<>*pd"
 _NAME = 20  # characters of a name that are shown
 
 
