@@ -55,14 +55,16 @@ def read_card(path: str | Path) -> Card:
     return card
 
 
-def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
+def load_checkpoint(path: str | Path, code: str | None = None) -> tuple[nn.Module, Card]:
     """Load a model in eval mode on the CPU, and its card; no code from the file is run.
 
+    code: the "module:function" that the caller trusts to build the model, where the card names one (see `models.build`).
     Raises InputError for a missing, truncated or tampered checkpoint, or weights that do not fit the card's model.
     """
     tensors, card = _read(path)
     settings = dict(card["model"])
-    model = build(settings.pop("name"), settings.pop("num_classes"), **settings)
+    name = settings.pop("name")
+    model = build(name, settings.pop("num_classes"), code=name == code, **settings)
     try:
         model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_TRIGGER)})
     except RuntimeError as error:
