@@ -42,7 +42,7 @@ Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")
 Checkpoint = Annotated[str, typer.Argument(help="A name of `gradprune zoo list`, or a path.")]
 Trigger = Annotated[str, typer.Argument(help="badnets (a sticker), blended (a pattern), sig (a wave), "
                                            "low_frequency, bpp, wanet, input_aware, label_consistent, trojannn.")]
-Data = Annotated[str, typer.Option(help="signs, or a .npz file with x_train, y_train, x_test, y_test.")]
+Data = Annotated[str, typer.Option(help="signs, a folder of pictures by class, or a .npz file; see docs/data.md.")]
 Model = Annotated[str, typer.Option(help="preact_resnet or small_vgg.")]
 Width = Annotated[int | None, typer.Option(help="Filters of the first stage, if not the model's own.")]
 Rate = Annotated[float | None, typer.Option(help="Share of the training images that are poisoned, 0..1; 0.1 if not "

@@ -1,7 +1,9 @@
-"""Images and labels: the sets in memory, the rendered signs, and loading by name or from a file."""
+"""Images and labels: the sets in memory, the rendered signs, and loading by name, from a folder or from a file."""
 
+from gradprune.datasets.folder import FolderImages, read_folder
 from gradprune.datasets.image_set import Dataset, DefenseImages, ImageSet, draw_defense_images, split_off
 from gradprune.datasets.signs import render_signs
 from gradprune.datasets.sources import load
 
-__all__ = ["Dataset", "DefenseImages", "ImageSet", "draw_defense_images", "load", "render_signs", "split_off"]
+__all__ = ["Dataset", "DefenseImages", "FolderImages", "ImageSet", "draw_defense_images", "load", "read_folder",
+           "render_signs", "split_off"]

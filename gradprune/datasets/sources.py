@@ -1,7 +1,5 @@
-"""Where images come from: a data set's name, or a file of arrays."""
+"""Where images come from: a data set's name, a folder of pictures, or a file of arrays."""
 
-import hashlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,73 +8,53 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
+from gradprune.datasets.cache import Arrays, recall
+from gradprune.datasets.folder import SIZE, read_folder
 from gradprune.datasets.image_set import Dataset, ImageSet, split_off
 from gradprune.datasets.signs import RENDER_VERSION, render_signs
 from gradprune.errors import InputError, require, unknown
-from gradprune.paths import cache_folder, write_atomic
-
-_log = logging.getLogger(__name__)
+from gradprune.paths import cache_folder
 
 
-def load(source: str | Path, *, seed: int = 0) -> Dataset:
-    """Load images by name or from a file, as the three parts train, defense and test.
+def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Dataset:
+    """Load images by name, from a folder or from a file, as the three parts train, defense and test.
 
     source: "signs", the rendered traffic signs (12 classes, 32x32; drawn once, then read from the cache);
+        or a folder of pictures, one folder a class (see `datasets.read_folder`);
         or an ".npz" file with x_train, y_train, x_test, y_test and optionally x_defense, y_defense, classes:
         images uint8 0..255, shape (N, H, W, C), (N, C, H, W) or (N, H, W); labels integers 0..K-1, shape
         (N,); classes K strings. Without x_defense, 10 % of every class of x_train becomes that part.
+        A name goes before a folder of that name; "./signs" is the folder.
     seed: which signs are drawn, or which images are split off.
+    size: the side in pixels to which the pictures of a folder are resized, 32 if not given.
     Raises InputError for an unknown name, or naming the file and the array that is missing or wrong.
     """
     require(isinstance(source, str | Path), f"source must be a name or a path, got {type(source).__name__}.")
     require(isinstance(seed, int) and seed >= 0, f"seed must be a whole number from 0 on, got {seed!r}.")
+    path = Path(source).expanduser()
+    if source not in SOURCES and path.is_dir():
+        return read_folder(path, size=SIZE if size is None else size, seed=seed).data
+    require(size is None, f"size is for folders of pictures, and {str(source)!r} is none.")
     if source in SOURCES:
         return SOURCES[str(source)](seed)
-    if isinstance(source, Path) or Path(source).suffix or Path(source).exists():
-        return _from_file(Path(source).expanduser(), seed)
+    if isinstance(source, Path) or path.suffix or path.exists():
+        return _from_file(path, seed)
+    require(path.name == str(source), f"No folder or file at {path}.")
     raise unknown("data set", source, SOURCES)
 
 
-# ---- rendered signs, cached
-
-
 def _signs(seed: int) -> Dataset:
-    """The cached signs; a missing or damaged copy is drawn again, and without a cache all still works."""
-    path = cache_folder() / f"signs-v{RENDER_VERSION}-seed{seed}.npz"
-    try:
-        return _read_cache(path)
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # a damaged zip raises almost anything; whatever it is, drawing again mends it
-        _log.info("Drawing the signs again: the cached copy %s cannot be used (%s).", path, error)
-    signs = render_signs(seed)
-    arrays = {f"{letter}_{part}": tensor.numpy() for part, images in signs._asdict().items()
-              for letter, tensor in (("x", images.images), ("y", images.labels))}
-    arrays["classes"] = np.array(signs.train.classes)
-    arrays["digest"] = np.array(_digest(path.name, arrays))
-    try:
-        write_atomic(path, lambda temporary: np.savez(temporary, **arrays))
-    except (InputError, OSError) as error:
-        _log.info("The signs are not cached: %s", error)
-    return signs
+    """The signs, drawn once and then read from the cache."""
+    def draw() -> Arrays:
+        signs = render_signs(seed)
+        arrays = {f"{letter}_{part}": tensor.numpy() for part, images in signs._asdict().items()
+                  for letter, tensor in (("x", images.images), ("y", images.labels))}
+        return {**arrays, "classes": np.array(signs.train.classes)}
 
-
-def _read_cache(path: Path) -> Dataset:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    require(str(arrays.pop("digest")) == _digest(path.name, arrays), "its digest does not match")
+    arrays = recall(cache_folder() / f"signs-v{RENDER_VERSION}-seed{seed}.npz", "", draw)
     classes = tuple(arrays["classes"].tolist())
     return Dataset(*(ImageSet(torch.from_numpy(arrays[f"x_{part}"]), torch.from_numpy(arrays[f"y_{part}"]),
                               classes) for part in Dataset._fields))
-
-
-def _digest(name: str, arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 over the file's name (version and seed) and every array's name, type, shape and bytes."""
-    digest = hashlib.sha256(name.encode())
-    for key, array in sorted(arrays.items()):
-        digest.update(f"{key} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 # ---- a file of arrays
@@ -102,7 +80,7 @@ def _from_file(path: Path, seed: int) -> Dataset:
     return Dataset(**parts)
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path) -> Arrays:
     """The arrays of the file that have a meaning here; others are left unread."""
     require(path.is_file(), f"No file at {path}.")
     try:
@@ -122,7 +100,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _classes(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+def _classes(path: Path, arrays: Arrays) -> tuple[str, ...]:
     """The names given; without them the labels of y_train, as strings."""
     if "classes" in arrays:
         names = arrays["classes"]
@@ -155,7 +133,7 @@ def _images(path: Path, name: str, images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images))
 
 
-def _labels(path: Path, part: str, arrays: dict[str, np.ndarray], count: int | None) -> Tensor:
+def _labels(path: Path, part: str, arrays: Arrays, count: int | None) -> Tensor:
     """Labels as int64 (N,), one for each image, below `count` where that is known."""
     labels, images = arrays[f"y_{part}"], len(arrays[f"x_{part}"])
     require(labels.dtype.kind in "iu" and labels.shape == (images,),

@@ -1,0 +1,145 @@
+"""Folders of pictures, one folder a class: read once, resized, cached, split into the three parts."""
+
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from gradprune.datasets.cache import Arrays, recall
+from gradprune.datasets.image_set import Dataset, ImageSet, split_off
+from gradprune.datasets.layouts import Layout, find_pictures, readable
+from gradprune.errors import InputError, require
+from gradprune.paths import cache_folder
+
+SIZE = 32                # side of the images, in pixels, where nothing else is asked for
+LARGEST = 64_000_000     # pixels of a picture; one that claims more is taken for a bomb and never decoded
+TEST_SHARE, DEFENSE_SHARE = 0.2, 0.1  # of every class, where the folder does not say it
+_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")  # others, though Pillow knows them, may start foreign programs
+_VERSION = 1             # raise it with every change of what is cached
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """What a folder of pictures gave.
+
+    data: train, defense and test, uint8 RGB. skipped: the pictures that could not be read, as "class/name: reason".
+    grey: how many pictures without colour were turned into RGB.
+    """
+
+    data: Dataset
+    skipped: tuple[str, ...]
+    grey: int
+
+
+def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderImages:
+    """Read pictures of any size from a folder with one folder a class.
+
+    path: a folder laid out as `layouts.find_pictures` says. size: side of the images in pixels, 8..512; a picture that
+    is not square is squeezed. Where the folder has no test part, 20 % of every class become it; where it has no
+    defense part, 10 % of what is left for training. seed: which ones. The images are cached; when a name, a size or a
+    time in the folder changes they are read again. Pictures that cannot be read are skipped, and a warning is logged.
+    Raises InputError for a folder in no known layout, or where a class has too few pictures that can be read.
+    """
+    root = Path(path).expanduser()
+    require(root.is_dir(), f"No folder at {root}.")
+    require(isinstance(size, int) and 8 <= size <= 512, f"size must be a whole number in 8..512, got {size!r}.")
+    layout = find_pictures(root)
+    place = hashlib.sha256(f"{root.resolve()} {size}".encode(errors="surrogateescape")).hexdigest()[:16]
+    arrays = recall(cache_folder() / f"folder-{place}.npz", _listing(root, layout),
+                    lambda: _convert(root, layout, size))
+    skipped, grey = tuple(arrays["skipped"].tolist()), int(arrays["grey"])
+    if skipped:
+        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        _log.warning("%d pictures in %s cannot be read and are left out: %s%s.", len(skipped), root,
+                     "; ".join(skipped[:5]), more)
+    if grey:
+        _log.info("%d pictures in %s have no colour and were turned into RGB.", grey, root)
+    return FolderImages(_split(root, arrays, seed), skipped, grey)
+
+
+def _listing(root: Path, layout: Layout) -> str:
+    """A digest of all that tells whether the folder changed: the names, sizes and times of its pictures."""
+    digest = hashlib.sha256(f"version {_VERSION} {layout.classes}".encode(errors="backslashreplace"))
+    for part, pictures in layout.parts.items():
+        for path, label in pictures:
+            try:
+                found = path.stat()
+                state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+            except OSError:
+                state = "unreadable"
+            name = path.relative_to(root).as_posix()
+            digest.update(f"{part} {label} {name} {state}\n".encode(errors="backslashreplace"))
+    return digest.hexdigest()
+
+
+def _convert(root: Path, layout: Layout, size: int) -> Arrays:
+    """Decode every picture: x_PART uint8 (N, 3, size, size) and y_PART int64 (N,), classes, skipped, grey."""
+    total = sum(map(len, layout.parts.values()))
+    arrays: Arrays = {"classes": np.array([readable(name) for name in layout.classes])}
+    skipped: list[str] = []
+    grey = 0
+    with tqdm(total=total, desc=f"reading {root.name}", delay=1, leave=False, disable=None) as bar:
+        for part, pictures in layout.parts.items():
+            images = np.empty((len(pictures), 3, size, size), np.uint8)
+            kept: list[int] = []
+            for path, label in pictures:
+                try:
+                    pixels, colour = _decode(path, size)
+                except Exception as error:  # a damaged picture raises almost anything
+                    name = path.relative_to(root).as_posix()
+                    skipped.append(readable(f"{name}: {_reason(path, error)}"))
+                else:
+                    images[len(kept)] = pixels
+                    kept.append(label)
+                    grey += not colour
+                bar.update()
+            arrays |= {f"x_{part}": images[:len(kept)], f"y_{part}": np.array(kept, np.int64)}
+    require(len(skipped) < total, f"none of the {total} pictures in {root} can be read (the first, {skipped[:1]}).")
+    return {**arrays, "skipped": np.array(skipped, np.str_), "grey": np.array(grey)}
+
+
+def _decode(path: Path, size: int) -> tuple[np.ndarray, bool]:
+    """One picture as uint8 RGB (3, size, size), and whether it had colours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own about large pictures; they are refused below
+        with Image.open(path, formats=_FORMATS) as file:
+            picture: Image.Image = file
+            require(picture.width * picture.height <= LARGEST, f"it claims {picture.width} x {picture.height} pixels")
+            picture.draft(None, (2 * size, 2 * size))  # JPEG alone: decode no more than is needed
+            if picture.mode.startswith("I"):  # 16 bits a pixel
+                picture = Image.fromarray((np.asarray(picture) // 256).clip(0, 255).astype(np.uint8))
+            colour = picture.mode not in ("1", "L", "LA")
+            rgb = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(rgb).transpose(2, 0, 1), colour
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a picture could not be read, in a few words."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return "it is empty" if not path.stat().st_size else "damaged, or no picture"
+
+
+def _split(root: Path, arrays: Arrays, seed: int) -> Dataset:
+    """Train, defense and test; parts that the folder does not have are split off."""
+    classes = tuple(arrays["classes"].tolist())
+    parts = {part: ImageSet(torch.from_numpy(arrays[f"x_{part}"]), torch.from_numpy(arrays[f"y_{part}"]), classes)
+             for part in ("all", "train", "defense", "test") if f"x_{part}" in arrays}
+    pool = parts["all" if "all" in parts else "train"]
+    needed = 1 + ("test" not in parts) + ("defense" not in parts)
+    for name, count in zip(classes, torch.bincount(pool.labels, minlength=len(classes)).tolist(), strict=True):
+        require(count >= needed, f"class {name!r} in {root} has {count} pictures that can be read; it takes {needed}, "
+                                 "one for each part.")
+    rest, test = (pool, parts["test"]) if "test" in parts else split_off(pool, TEST_SHARE, seed)
+    require(len(test) > 0, f"no test picture in {root} can be read.")
+    train, defense = (rest, parts["defense"]) if "defense" in parts else split_off(rest, DEFENSE_SHARE, seed)
+    return Dataset(train, defense, test)

@@ -1,0 +1,317 @@
+"""Folders of pictures: layouts, pictures of every kind, damaged ones, the split, the cache, and bad folders."""
+
+import logging
+import os
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+from PIL import Image
+
+from gradprune.datasets import folder as folder_module
+from gradprune.datasets import load, read_folder
+from gradprune.errors import InputError
+
+GTSRB = SHARED / "data" / "gtsrb_ppm_small"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADPRUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def picture(path, seed=0, size=(9, 7), mode="RGB", **options):
+    """A picture of noise around a colour that its seed decides."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 60, (size[1], size[0], 3)) + np.array([seed * 37 % 190, 90, 20])
+    Image.fromarray(noise.astype(np.uint8)).convert(mode).save(path, **options)
+    return path
+
+
+def folder(root, classes=("cat", "dog", "owl"), count=10, ending=".png"):
+    for label, name in enumerate(classes):
+        for i in range(count):
+            picture(root / name / f"{i:02d}{ending}", seed=label * 100 + i)
+    return root
+
+
+def pixels(part):
+    return [image.numpy().tobytes() for image in part.images]
+
+
+def same(a, b):
+    return all(torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) and x.classes == y.classes
+               for x, y in zip(a, b, strict=True))
+
+
+def test_a_folder_becomes_three_parts_that_share_no_image(tmp_path):
+    data = load(folder(tmp_path / "pets"))
+    assert [len(part) for part in data] == [21, 3, 6]
+    for part, each in zip(data, (7, 1, 2), strict=True):
+        assert part.classes == ("cat", "dog", "owl")
+        assert part.labels.bincount().tolist() == [each] * 3
+        assert part.images.shape[1:] == (3, 32, 32)
+    assert len({image for part in data for image in pixels(part)}) == 30
+    assert same(data, load(str(tmp_path / "pets")))
+    assert not same(data, load(tmp_path / "pets", seed=1))
+
+
+def test_pixels_and_labels_are_those_of_the_files(tmp_path):
+    root = folder(tmp_path / "pets", count=4)
+    data = load(root, size=8)
+    wanted = {}
+    for path in sorted(root.rglob("*.png")):
+        resized = Image.open(path).resize((8, 8), Image.Resampling.BILINEAR)
+        wanted[np.asarray(resized).transpose(2, 0, 1).tobytes()] = path.parent.name
+    got = {image: part.classes[label] for part in data for image, label in zip(pixels(part), part.labels, strict=True)}
+    assert got == wanted
+
+
+def test_own_test_and_defense_parts_are_kept(tmp_path):
+    folder(tmp_path / "a" / "train", count=10)
+    folder(tmp_path / "a" / "val", ("cat", "owl"), count=2)
+    data = load(tmp_path / "a")
+    assert [len(part) for part in data] == [27, 3, 4]
+    assert data.test.labels.tolist() == [0, 0, 2, 2], "labels are those of the training classes"
+    folder(tmp_path / "a" / "test", count=3)
+    folder(tmp_path / "a" / "defense", count=5)
+    assert [len(part) for part in load(tmp_path / "a")] == [30, 15, 9]
+    picture(tmp_path / "a" / "test" / "cow" / "1.png")
+    with pytest.raises(InputError, match=r"test has folders that are no class: cow\."):
+        load(tmp_path / "a")
+
+
+def test_every_kind_of_picture_is_read(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        for i, ending in enumerate((".png", ".jpg", ".JPEG", ".ppm", ".bmp", ".webp")):
+            picture(tmp_path / "k" / name / f"{i}{ending}", i, (50, 40))
+        picture(tmp_path / "k" / name / "grey.png", 3, mode="L")
+        picture(tmp_path / "k" / name / "palette.png", 4, mode="P")
+        picture(tmp_path / "k" / name / "clear.png", 5, mode="RGBA")
+        picture(tmp_path / "k" / name / "print.jpg", 6, mode="CMYK")
+        picture(tmp_path / "k" / name / "bits.png", 7, mode="1")
+        deep = np.full((5, 5), 256 * 100, np.uint16)
+        Image.fromarray(deep).save(tmp_path / "k" / name / "deep.png")
+        (tmp_path / "k" / name / "notes.txt").write_text("no picture")
+        (tmp_path / "k" / name / "._1.png").write_text("left by a Mac")
+    with caplog.at_level(logging.INFO, "gradprune"):
+        found = read_folder(tmp_path / "k")
+    assert (found.skipped, found.grey) == ((), 6)
+    assert "6 pictures" in caplog.text and "turned into RGB" in caplog.text
+    assert sum(map(len, found.data)) == 24
+    assert any((image == 100).all() for part in found.data for image in part.images), "16 bits become 8"
+
+
+def bomb(path, side=60000):
+    """A PNG that claims a picture of side x side pixels."""
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+                     + chunk(b"IDAT", zlib.compress(b"\0" * 100000)) + chunk(b"IEND", b""))
+
+
+def test_damaged_pictures_are_listed_and_skipped(tmp_path, caplog):
+    root = folder(tmp_path / "pets", ("cat", "dog"))
+    good = read_folder(root).data
+    (root / "cat" / "empty.png").touch()
+    (root / "cat" / "page.jpg").write_text("<html>not found</html>")
+    bomb(root / "dog" / "bomb.png")
+    bomb(root / "dog" / "small bomb.png", 9000)
+    (root / "dog" / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    whole = picture(root / "dog" / "half.bmp", size=(90, 70)).read_bytes()
+    (root / "dog" / "half.bmp").write_bytes(whole[: len(whole) // 2])
+    with caplog.at_level(logging.WARNING, "gradprune"):
+        found = read_folder(root)
+        again = read_folder(root)
+    assert found.skipped == again.skipped == (
+        "cat/empty.png: it is empty", "cat/page.jpg: damaged, or no picture", "dog/bomb.png: damaged, or no picture",
+        "dog/half.bmp: damaged, or no picture", "dog/script.png: damaged, or no picture",
+        "dog/small bomb.png: it claims 9000 x 9000 pixels")
+    assert len(caplog.messages) == 2
+    assert all("6 pictures in" in message and message.endswith(" and 1 more.") for message in caplog.messages)
+    assert same(found.data, good), "the good ones are split as if the others were not there"
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path):
+    root = folder(tmp_path / "pets", ("cat", "dog"), count=4)
+    good = load(root)
+    secret = picture(tmp_path / "secret" / "a.png", 9)
+    (root / "cat" / "link.png").symlink_to(secret)
+    (root / "spy").symlink_to(secret.parent, target_is_directory=True)
+    (root / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert same(load(root), good)
+    (root / "cat" / "inside.png").symlink_to(root / "dog" / "00.png")
+    assert sum(map(len, load(root))) == 9
+    (tmp_path / "elsewhere").symlink_to(root, target_is_directory=True)
+    assert sum(map(len, load(tmp_path / "elsewhere"))) == 9, "the folder itself may be a link"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the pictures that were decoded."""
+    names, decode = [], folder_module._decode
+    monkeypatch.setattr(folder_module, "_decode", lambda path, size: names.append(path.name) or decode(path, size))
+    return names
+
+
+def test_pictures_are_decoded_once(tmp_path, decoded, cache):
+    root = folder(tmp_path / "pets", count=4)
+    first = load(root)
+    assert len(decoded) == 12
+    assert same(first, load(root)) and not same(first, load(root, seed=3))
+    assert len(decoded) == 12
+    assert len(list(cache.iterdir())) == 1
+    load(root, size=16)
+    assert len(decoded) == 24, "another size is another copy"
+    next(cache.iterdir()).write_bytes(b"damaged")
+    assert same(first, load(root)) and load(root, size=16)
+    assert len(decoded) == 36, "a damaged copy is made again"
+
+
+@pytest.mark.parametrize("change", ["touch", "rename", "remove", "add", "content"])
+def test_a_changed_folder_is_read_again(tmp_path, decoded, change):
+    root = folder(tmp_path / "pets", count=4, ending=".bmp")
+    load(root)
+    decoded.clear()
+    path, state = root / "cat" / "00.bmp", (root / "cat" / "00.bmp").stat()
+    if change == "touch":
+        os.utime(path, ns=(1, 1))
+    elif change == "rename":
+        path.rename(path.with_name("zz.bmp"))
+    elif change == "remove":
+        path.unlink()
+    elif change == "add":
+        picture(root / "cat" / "new.bmp")
+    else:  # the same size and time, other pixels
+        picture(path, seed=77)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+        assert path.stat().st_size == state.st_size
+    load(root)
+    assert decoded
+
+
+def test_two_folders_of_one_name_are_told_apart(tmp_path):
+    a, b = (folder(tmp_path / side / "pets", count=4, ending=".bmp") for side in "ab")
+    for i, path in enumerate(sorted(b.rglob("*.bmp"))):
+        picture(path, seed=500 + i)
+    assert not same(load(a), load(b))
+
+
+def test_folders_work_without_a_cache(tmp_path, cache):
+    cache.write_text("a file where the folder should be")
+    assert len(load(folder(tmp_path / "pets", count=5)).test) == 3
+
+
+def empty(root):
+    shutil.rmtree(root / "owl")
+    (root / "owl").mkdir()
+
+
+def spoil(*parts):
+    def change(root):
+        for path in sorted(root.joinpath(*parts).rglob("*.png")):
+            path.write_bytes(b"")
+    return change
+
+
+def flatten(root):
+    for name in ("cat", "dog", "owl"):
+        shutil.move(root / name / "00.png", root / f"{name}.png")
+        shutil.rmtree(root / name)
+
+
+def keep_one(root):
+    for name in ("dog", "owl"):
+        shutil.rmtree(root / name)
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    (empty, r"class 'owl' is empty: there is no picture in .*owl \(\.png, "),
+    (spoil(), r"none of the 9 pictures in .* can be read .*cat/00\.png: it is empty"),
+    (spoil("dog"), r"class 'dog' in .* has 0 pictures that can be read; it takes 3, one for each part\."),
+    (lambda root: (root / "dog" / "01.png").unlink(), r"class 'dog' in .* has 2 pictures"),
+    (flatten, r"holds pictures, but no class folders"),
+    (keep_one, r"has one class folder only, 'cat'; a classifier takes two or more\."),
+    (lambda root: [shutil.rmtree(path) for path in list(root.iterdir())], r"is no data set: it holds no class folders\."),
+])
+def test_bad_folders_get_one_sentence(tmp_path, change, sentence):
+    root = folder(tmp_path / "pets", count=3)
+    load(root)
+    change(root)
+    with pytest.raises(InputError, match=sentence) as caught:
+        load(root)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("size", [0, 7, 513, 32.0, "32"])
+def test_sizes_outside_the_range_are_refused(tmp_path, size):
+    with pytest.raises(InputError, match=r"size must be a whole number in 8\.\.512"):
+        load(folder(tmp_path / "pets", count=3), size=size)
+
+
+def test_size_is_for_folders_alone(tmp_path):
+    with pytest.raises(InputError, match="size is for folders of pictures, and 'signs' is none"):
+        load("signs", size=16)
+    with pytest.raises(InputError, match="No folder at"):
+        read_folder(tmp_path / "none")
+
+
+# ---- GTSRB as its authors and torchvision lay it out
+
+
+def gtsrb(root, names=("00000", "00007", "00012"), training="GTSRB/Training"):
+    folder(root / training, names, count=4, ending=".ppm")
+    for name in names:
+        (root / training / name / f"GT-{name}.csv").write_text("Filename;Width\n")
+    lines = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    for i in range(5):
+        picture(root / "GTSRB/Final_Test/Images" / f"{i:05d}.ppm", 900 + i)
+        lines.append(f"{i:05d}.ppm;9;7;1;1;5;5;{(0, 7, 12)[i % 3]}")
+    (root / "GT-final_test.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("training", ["GTSRB/Training", "GTSRB/Final_Training/Images"])
+def test_the_official_layout_of_gtsrb(tmp_path, training):
+    data = load(gtsrb(tmp_path / "g", training=training))
+    assert [len(part) for part in data] == [9, 3, 5]
+    assert data.test.classes == ("00000", "00007", "00012")
+    assert data.test.labels.tolist() == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize(("row", "sentence"), [
+    ("../../../x.ppm;9;7;1;1;5;5;0", "row without a file name and one of the 3 classes"),
+    ("00000.ppm;9;7;1;1;5;5;3", "row without a file name"),
+    ("00000.ppm", "row without a file name"),
+])
+def test_bad_rows_in_the_table_of_gtsrb(tmp_path, row, sentence):
+    root = gtsrb(tmp_path / "g")
+    with (root / "GT-final_test.csv").open("a") as table:
+        table.write(row + "\n")
+    with pytest.raises(InputError, match=sentence):
+        load(root)
+
+
+def test_gtsrb_without_its_table(tmp_path):
+    root = gtsrb(tmp_path / "g")
+    (root / "GT-final_test.csv").unlink()
+    with pytest.raises(InputError, match=r"are missing: put GT-final_test\.csv into"):
+        load(root)
+
+
+@pytest.mark.skipif(not GTSRB.is_dir(), reason=f"{GTSRB} is absent: GTSRB's true pictures in their native sizes")
+def test_the_true_gtsrb_in_native_sizes(cache, decoded):
+    data = load(GTSRB)
+    assert [len(part) for part in data] == [129, 43, 129]
+    assert data.train.classes == tuple(f"{label:05d}" for label in range(43))
+    for part in data:
+        assert part.labels.bincount().tolist() == [len(part) // 43] * 43
+        assert part.images.float().std() > 20
+    decoded.clear()
+    assert same(data, load(GTSRB))
+    assert not decoded
