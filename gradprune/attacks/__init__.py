@@ -22,7 +22,8 @@ TRIGGERS: dict[str, type[Trigger]] = {kind.name: kind for kind in (
     BadNets, Blended, SIG, LowFrequency, Bpp, WaNet, InputAware, LabelConsistent, TrojanNN)}
 
 __all__ = ["SIG", "TRIGGERS", "BadNets", "Blended", "Bpp", "InputAware", "LabelConsistent", "LowFrequency", "Picture",
-           "Planted", "Poisoned", "TrainingResult", "Trigger", "TrojanNN", "WaNet", "fit", "make_trigger", "plant", "poison"]
+           "Planted", "Poisoned", "TrainingResult", "Trigger", "TrojanNN", "WaNet", "fit", "make_trigger", "plant",
+           "poison"]
 
 
 def make_trigger(name: str, **settings: Any) -> Trigger:

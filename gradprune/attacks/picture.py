@@ -8,7 +8,10 @@ from torch import Tensor
 
 from gradprune.attacks.badnets import CORNERS
 from gradprune.attacks.trigger import Trigger
+from gradprune.datasets.folder import LARGEST
 from gradprune.errors import InputError, require
+
+_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")  # others, though Pillow knows them, may start foreign programs
 
 
 class Picture(Trigger):
@@ -35,16 +38,18 @@ class Picture(Trigger):
         self.alpha: Tensor
 
     @classmethod
-    def read(cls, path: str | Path, position: str | tuple[int, int] = "bottom_right", opacity: float = 1.0) -> "Picture":
+    def read(cls, path: str | Path, position: str | tuple[int, int] = "bottom_right", opacity: float = 1.0
+             ) -> "Picture":
         """The trigger in a picture file (PNG, JPEG ...), with its transparency if it has one.
 
         Raises InputError for a file that is missing or no picture.
         """
-        from torchvision.transforms.functional import pil_to_tensor  # late: torchvision takes most of a second to import
         from PIL import Image
+        from torchvision.transforms.functional import pil_to_tensor  # late: it takes most of a second to import
         require(Path(path).is_file(), f"there is no trigger picture at {path}.")
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
+                require(image.width * image.height <= LARGEST, f"it claims {image.width} x {image.height} pixels")
                 pixels = pil_to_tensor(image.convert("RGBA")).float() / 255
         except Exception:  # Pillow raises many kinds for damaged files
             raise InputError(f"{path} cannot be read as a picture.") from None
@@ -54,10 +59,11 @@ class Picture(Trigger):
         return trigger
 
     def corner(self, height: int, width: int) -> tuple[int, int]:
-        """Row and column of the picture's top-left pixel on an image of this size; raises InputError if it does not fit."""
+        """Row and column of the picture's top-left pixel on an image of this size, if it fits."""
         high, wide = self.picture.shape[1:]
         require(high <= height and wide <= width,
-                f"the trigger picture has {high}x{wide} pixels, more than the image's {height}x{width}; make it smaller first.")
+                f"the trigger picture has {high}x{wide} pixels, more than the image's {height}x{width}: "
+                "make it smaller.")
         if not isinstance(self.position, str):
             row, column = self.position
         elif self.position == "center":
@@ -76,7 +82,8 @@ class Picture(Trigger):
         high, wide = self.picture.shape[1:]
         alpha = self.alpha * self.opacity
         require((high, wide) != (height, width) or bool((alpha < 1).any()),
-                "the trigger picture hides the whole image; blend it with an opacity below 1 (often 0.2), or use a smaller one.")
+                "the trigger picture hides the whole image; blend it with an opacity below 1 (often 0.2), or "
+                "use a smaller one.")
         picture = self.picture if channels == 3 else self.picture.mean(dim=0, keepdim=True)
         edges = (column, width - wide - column, row, height - high - row)
         alpha, picture = F.pad(alpha, edges), F.pad(picture, edges)

@@ -30,9 +30,10 @@ def build(name: str, num_classes: int, *, seed: int = 0, sizes: dict[str, list[i
           **settings: Any) -> nn.Module:
     """Build a network by name with weights drawn from `seed`; the global random state is left alone.
 
-    name: one of `MODELS`, "timm/NAME", or "module:function", which imports the user's own code and is refused unless `code`
-    says that the name came from the user. settings: the network's own arguments (width, blocks, channels, mean, std ...).
-    sizes: of layers that are smaller than these settings make them, as in a slimmed model (see `models.resizing`).
+    name: one of `MODELS`, "timm/NAME", or "module:function", which imports the user's own code and is refused unless
+    `code` says that the name came from the user. settings: the network's own arguments (width, blocks, channels, mean,
+    std ...). sizes: of layers that are smaller than these settings make them, as in a slimmed model (see
+    `models.resizing`).
     Raises InputError for an unknown name or setting, or a size that does not fit.
     """
     make = _maker(name, code)
@@ -53,6 +54,6 @@ def _maker(name: str, code: bool) -> Callable[..., nn.Module]:
     if name.startswith("timm/"):
         return partial(timm_model, name.removeprefix("timm/"))
     if ":" in name:
-        require(code, f"the model {name!r} is somebody's own code, which runs only if you name it yourself: --model {name}")
+        require(code, f"the model {name!r} is somebody's own code, which runs only if you name it: --model {name}")
         return partial(own_model, name)
     raise unknown("model", name, MODELS)

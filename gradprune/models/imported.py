@@ -1,8 +1,8 @@
 """Networks of torchvision and timm, made for small images.
 
-Nothing is downloaded: the weights are drawn, or come from a file of yours. The parameters keep their names, so checkpoints
-that were made elsewhere fit. The stems were made for 224 pixels; of 32 they would leave one or two, so by default
-(`small`) they keep the size.
+Nothing is downloaded: the weights are drawn, or come from a file of yours. The parameters keep their names, so
+checkpoints that were made elsewhere fit. The stems were made for 224 pixels; of 32 they would leave one or two, so by
+default (`small`) they keep the size.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ NEEDS_TIMM = "models named timm/... need timm; install it with: pip install 'gra
 
 def resnet18(num_classes: int, *, channels: int = 3, small: bool = True, mean: float | list[float] = 0.5,
              std: float | list[float] = 0.25) -> nn.Module:
-    """torchvision's ResNet-18 (He et al., 2016, arXiv:1512.03385).
+    """ResNet-18 (He et al., 2016, arXiv:1512.03385), torchvision's.
 
     small: a 3x3 stem without stride or pooling. Takes float images (N, channels, H, W) in [0, 1]; returns logits
     (N, num_classes).
@@ -34,10 +34,10 @@ def resnet18(num_classes: int, *, channels: int = 3, small: bool = True, mean: f
 
 def mobilenet_v3_small(num_classes: int, *, width: int = 16, channels: int = 3, small: bool = True,
                        mean: float | list[float] = 0.5, std: float | list[float] = 0.25) -> nn.Module:
-    """torchvision's MobileNetV3-Small (Howard et al., 2019, arXiv:1905.02244): depthwise convolutions, squeeze-excitation.
+    """MobileNetV3-Small (Howard et al., 2019, arXiv:1905.02244), torchvision's.
 
-    width: filters of the first convolution. small: the first two strides of five are left out. Images and logits as for
-    `resnet18`.
+    It has depthwise convolutions and squeeze-excitation. width: filters of the first convolution. small: the first two
+    strides of five are left out. Images and logits as for `resnet18`.
     """
     from torchvision.models import mobilenet_v3_small
     require(width >= 1, f"width must be at least 1, got {width}.")
@@ -62,7 +62,8 @@ def timm_model(name: str, num_classes: int, *, channels: int = 3, small: bool = 
     except ModuleNotFoundError:
         raise InputError(NEEDS_TIMM) from None
     try:
-        net: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels, **settings)
+        net: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels,
+                                           **settings)
     except RuntimeError as error:
         raise InputError(f"timm cannot make {name!r}: {error}.") from None
     first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)

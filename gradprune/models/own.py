@@ -16,8 +16,8 @@ def own_model(place: str, num_classes: int, *, mean: float | list[float] | None 
               std: float | list[float] | None = None) -> nn.Module:
     """Import `module:function` and call the function: this runs that code, so call it for code you trust alone.
 
-    The current folder comes first in the search. The function is called with `num_classes` if it has an argument of that
-    name, else with nothing, and returns an nn.Module. mean, std: let it shift and scale its images first, see
+    The current folder comes first in the search. The function is called with `num_classes` if it has an argument of
+    that name, else with nothing, and returns an nn.Module. mean, std: let it shift and scale its images first, see
     `normalized`; without them it is used as it is, on pixels in [0, 1].
     Raises InputError where the module or function is not there, fails, or returns something else.
     """
@@ -44,7 +44,7 @@ def _look_up(place: str) -> Callable[..., nn.Module]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name + ".").startswith(error.name + "."):
-            raise InputError(f"there is no module {module_name!r} in the current folder or among those installed.") from None
+            raise InputError(f"no module {module_name!r} lies in the current folder or is installed.") from None
         raise InputError(f"importing {module_name} failed: {error}.") from error
     except Exception as error:
         raise InputError(f"importing {module_name} failed with {type(error).__name__}: {error}.") from error

@@ -46,8 +46,8 @@ class VGG(nn.Module):
     """VGG-16 or VGG-19 with BatchNorm; the parameters have torchvision's names.
 
     Takes float images (N, channels, H, W) in [0, 1], H and W at least 2; returns logits (N, num_classes).
-    depth: 16 or 19. width: filters of the first stage. small: one linear layer on the mean of the last map; otherwise, as
-    for 224 pixels, three on a map of 7x7, which alone hold 120 million weights.
+    depth: 16 or 19. width: filters of the first stage. small: one linear layer on the mean of the last map; otherwise,
+    as for 224 pixels, three on a map of 7x7, which alone hold 120 million weights.
     """
 
     def __init__(self, depth: int, num_classes: int, *, width: int = 64, channels: int = 3, small: bool = True,

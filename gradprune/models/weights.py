@@ -22,7 +22,7 @@ _LISTED = 5  # names that a message lists
 
 
 class _Unread:
-    """Takes the place of a picture inside a file: its bytes are left unread."""
+    """Takes the place of a picture, or of a script's options, inside a file: what they hold is left unread."""
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -41,7 +41,7 @@ def load_weights(model: Net, path: str | Path) -> Net:
 def read_file(path: str | Path) -> Any:
     """What a file of weights holds: tensors, numbers, strings, lists and dicts, NumPy arrays; never anybody's classes.
 
-    Pictures (PIL) inside become empty stand-ins. Raises InputError for a missing, damaged or refused file.
+    Pictures (PIL) and the options of a script (argparse) become empty stand-ins. Raises InputError for a missing, damaged or refused file.
     """
     path = Path(path)
     require(path.is_file(), f"there is no file of weights at {path}.")
@@ -54,14 +54,14 @@ def read_file(path: str | Path) -> Any:
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)|found in (\S+)|class (\S+)", str(error))
+        named = re.search(r"GLOBAL (\S+)|<class '(\S+)'>", str(error))
         if named is None:
             raise InputError(f"{path} is no file of weights that torch.save wrote.") from None
-        raise InputError(f"{path} was not read: it holds {next(filter(None, named.groups()))}, and to load that would run code; "
-                         "save model.state_dict() alone.") from None
+        raise InputError(f"{path} was not read: it holds {named[1] or named[2]}, and loading that would "
+                         "run code; save model.state_dict() alone.") from None
     except Exception as error:  # cut or foreign files: each fails in its own way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise InputError(f"{path} is no file of weights that torch.save wrote: {reason}.") from None
+        reason = re.split(r"\. |\n", str(error).strip() or type(error).__name__)[0].rstrip(".")
+        raise InputError(f"{path} is no file of weights that torch.save wrote ({reason}).") from None
 
 
 def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
@@ -103,9 +103,11 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What may be built from a file beside torch's own list: NumPy's numbers and arrays, and stand-ins for pictures."""
-    multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
-    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [np.ndarray, np.dtype, (_Unread, "PIL.Image.Image")]
+    """What may be built from a file beside torch's own list: NumPy's numbers and arrays, and stand-ins."""
+    numpy: Any = np
+    multiarray = (numpy._core if hasattr(numpy, "_core") else numpy.core).multiarray
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [np.ndarray, np.dtype]
+    allowed += [(_Unread, name) for name in ("PIL.Image.Image", "argparse.Namespace")]
     for home in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
         allowed += [(getattr(multiarray, name), f"{home}.{name}") for name in ("_reconstruct", "scalar")]
     return allowed + list({type(np.dtype(kind)) for kind in "?bhilqBHILQefd"})
