@@ -41,7 +41,8 @@ def load_weights(model: Net, path: str | Path) -> Net:
 def read_file(path: str | Path) -> Any:
     """What a file of weights holds: tensors, numbers, strings, lists and dicts, NumPy arrays; never anybody's classes.
 
-    Pictures (PIL) and the options of a script (argparse) become empty stand-ins. Raises InputError for a missing, damaged or refused file.
+    Pictures (PIL) and the options of a script (argparse) become empty stand-ins.
+    Raises InputError for a missing, damaged or refused file.
     """
     path = Path(path)
     require(path.is_file(), f"there is no file of weights at {path}.")
