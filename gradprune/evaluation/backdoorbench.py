@@ -5,7 +5,6 @@ clean_data (the data set's name), img_size, data_path, bd_train and bd_test. In 
 images were poisoned and where their pictures lie; in those of 2022 they hold the poisoned images themselves.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -31,7 +30,8 @@ _NORMALIZED: dict[str, tuple[list[float], list[float]]] = {
 # becomes of the parameters' names. Their PreActResNet has no BatchNorm after the last block.
 _MODELS: dict[str, tuple[str, dict[str, Any], str | None, tuple[tuple[str, str], ...]]] = {
     "preactresnet18": ("preact_resnet18", {"last_norm": False}, "conv1.weight",
-                       ((r"^layer(\d)\.", r"stages.\1."), (r"shortcut\.0\.", "shortcut."))),
+                       (*((f"layer{stage + 1}.", f"stages.{stage}.") for stage in range(4)),
+                        (".shortcut.0.", ".shortcut."))),
     "vgg19_bn": ("vgg19_bn", {"small": False}, "features.0.weight", ()),
     "resnet18": ("resnet18", {"small": False}, None, ())}
 
@@ -90,8 +90,8 @@ def from_content(content: Mapping[str, Any], path: str | Path, *, mean: list[flo
     known = _NORMALIZED.get(data, ([], []))
     name, settings, first, renames = _MODELS[theirs]
     tensors = state_dict({"model": content["model"]}, path)
-    for pattern, ours in renames:
-        tensors = {re.sub(pattern, ours, key): tensor for key, tensor in tensors.items()}
+    for part, ours in renames:
+        tensors = {key.replace(part, ours): tensor for key, tensor in tensors.items()}
     settings = {"name": name, **settings, "mean": mean or known[0], "std": std or known[1]}
     if first in tensors:
         settings["width"] = len(tensors[first])

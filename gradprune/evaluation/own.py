@@ -52,7 +52,8 @@ class Own:
         weights: a checkpoint with a card, a .safetensors file, a file that torch.save wrote, or BackdoorBench's
         attack_result.pt. Raises InputError for what is missing, damaged or does not fit together.
         """
-        opened = self._by_hand(Path(weights)) if self._card_missing(Path(weights)) else self._by_card(weights)
+        path = Path(weights) if Path(weights).suffix in _WEIGHTS else checkpoint_path(weights)
+        opened = self._by_hand(path) if self._card_missing(path) else self._by_card(path)
         images, count = opened.data.test, opened.card["model"]["num_classes"]
         outputs = predict(opened.model, images.floats()[:2]).shape[1]
         require(outputs == len(images.classes) == count,
@@ -77,12 +78,14 @@ class Own:
         made = {"trigger": trigger.name, "settings": trigger.settings, "target": target}
         return Victim(model, trigger, target, data, {**card, "attack": {**attack, **made}}, notes=notes)
 
-    def _by_card(self, weights: str | Path) -> Opened:
-        require(self.mean is None and self.std is None, f"mean and std are on the card of {weights}; leave them out.")
-        model, card = load_checkpoint(checkpoint_path(weights), self.model)
+    def _by_card(self, path: Path) -> Opened:
+        require(self.mean is None and self.std is None, f"mean and std are on the card of {path}; leave them out.")
+        named = read_card(path)["model"]["name"]
+        require(self.model in (None, named), f"the card of {path} names the model {named!r}, not {self.model!r}.")
+        model, card = load_checkpoint(path, self.model)
         told = card.get("data")
         told = told if isinstance(told, dict) and isinstance(told.get("name"), str) else {}
-        require(bool(self.data or told), f"the card of {weights} does not say which data made the model.")
+        require(bool(self.data or told), f"the card of {path} does not say which data made the model.")
         told = {"name": self.data, "size": self.size} if self.data else told
         data, notes = in_color(images_of(told), model)
         return Opened(model, {**card, "data": _data_card(data, told)}, data, notes)
@@ -123,12 +126,10 @@ class Own:
         return Opened(found.model, card, data, [NOT_READ, *notes])
 
     def _card_missing(self, path: Path) -> bool:
-        """Whether this is weights alone; also where the user names another model than the card does."""
+        """Whether this is weights alone."""
         if path.suffix in _WEIGHTS:
             return True
-        if not paths(path)[1].is_file():
-            return self.model is not None or path.is_file()
-        return self.model not in (None, read_card(path)["model"]["name"])
+        return not paths(path)[1].is_file() and (self.model is not None or path.is_file())
 
 
 def _data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
