@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from gradprune import __version__, cli_bench, cli_models, cli_scan
+from gradprune import __version__, cli_bench, cli_data, cli_models, cli_scan
 from gradprune.errors import InputError
 from gradprune.paths import data_folder
 from gradprune.screen import Json, more, progress, say, show, table
@@ -36,12 +36,14 @@ app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, ric
                   pretty_exceptions_enable=False)
 zoo_app = typer.Typer(no_args_is_help=True, help="List or rebuild the shipped models.")
 app.add_typer(zoo_app, name="zoo")
+app.add_typer(cli_data.app, name="data")
 
 Spc = Annotated[int, typer.Option(help="Clean images per class for the defender; the paper: 2, 10, 100.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
 Trigger = Annotated[str, typer.Argument(help="badnets (a sticker), blended (a pattern), sig (a wave), "
                                            "low_frequency, bpp, wanet, input_aware, label_consistent, trojannn.")]
-Data = Annotated[str, typer.Option(help="signs, a folder of pictures by class, or a .npz file; see docs/data.md.")]
+Data = Annotated[str, typer.Option(help="signs, a name of `gradprune data list`, a folder of pictures with one folder "
+                                          "a class, or a .npz file.")]
 Model = Annotated[str, typer.Option(help="preact_resnet, preact_resnet18, small_vgg, vgg16_bn, vgg19_bn, resnet18, "
                                          "mobilenet_v3_small, or timm/NAME.")]
 Width = Annotated[int | None, typer.Option(help="Filters of the first stage, if not the model's own.")]

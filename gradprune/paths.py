@@ -23,6 +23,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GRADPRUNE_CACHE") or platformdirs.user_cache_dir("gradprune"))
 
 
+def downloads_folder() -> Path:
+    """Where published data sets go: `GRADPRUNE_DATA`, the repository's `data/downloads/`, or the user's data folder."""
+    if given := os.environ.get("GRADPRUNE_DATA"):
+        return Path(given).expanduser()
+    repository = _PACKAGE.parent / "data"
+    return (repository / "downloads" if (repository / "checkpoints").is_dir()
+            else Path(platformdirs.user_data_dir("gradprune")))
+
+
 def output_folder(folder: str | Path) -> Path:
     """Create a folder for results and prove that it can be written; raises InputError otherwise."""
     folder = Path(folder)

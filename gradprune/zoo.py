@@ -56,7 +56,8 @@ def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = 
     if settings["name"] == "small_vgg":
         settings.setdefault("size", dataset.train.images.shape[-1])
     network = build(**settings, seed=seed)
-    predict(network, dataset.train.floats()[:1])  # a size that the model cannot take fails here, before the work
+    # A size that the model cannot take fails here, before the work.
+    predict(network, dataset.train.subset(torch.arange(1)).floats())
     label_map = label_map or mark.label_map
     rate = RATES.get(label_map, 0.1) if rate is None else rate
     outcome, touched, decoys = plant(network, dataset.train, mark, target, rate=rate, seed=seed, label_map=label_map,

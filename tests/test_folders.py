@@ -5,6 +5,8 @@ import os
 import shutil
 import struct
 import zlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +88,32 @@ def test_own_test_and_defense_parts_are_kept(tmp_path):
         load(tmp_path / "a")
 
 
+@pytest.mark.parametrize(("train", "test", "sizes"), [
+    ("Training", "Testing", [27, 3, 6]), ("train", "validation", [27, 3, 6]), ("TRAIN", None, [21, 3, 6]),
+    ("train", "flat", [21, 3, 6]),
+])
+def test_parts_go_by_several_names(tmp_path, train, test, sizes):
+    folder(tmp_path / "a" / train, count=10)
+    if test == "flat":  # test pictures without labels are of no use here
+        picture(tmp_path / "a" / "test" / "1.png")
+    elif test:
+        folder(tmp_path / "a" / test, count=2)
+    data = load(tmp_path / "a")
+    assert [len(part) for part in data] == sizes
+    assert data.train.classes == ("cat", "dog", "owl")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    assert load(folder(tmp_path / "a", ("bus", "test", "train"), count=3)).train.classes == ("bus", "test", "train")
+
+
+def test_more_than_the_memory_holds_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * 9 * 3 * 512 * 512))
+    with pytest.raises(InputError, match=r"9 pictures of 512 x 512 pixels take 0\.0 GB, .* choose a smaller size\."):
+        load(folder(tmp_path / "pets", count=3), size=512)
+    load(tmp_path / "pets")
+
+
 def test_every_kind_of_picture_is_read(tmp_path, caplog):
     for name in ("cat", "dog"):
         for i, ending in enumerate((".png", ".jpg", ".JPEG", ".ppm", ".bmp", ".webp")):
@@ -99,8 +127,7 @@ def test_every_kind_of_picture_is_read(tmp_path, caplog):
         Image.fromarray(deep).save(tmp_path / "k" / name / "deep.png")
         (tmp_path / "k" / name / "notes.txt").write_text("no picture")
         (tmp_path / "k" / name / "._1.png").write_text("left by a Mac")
-    with caplog.at_level(logging.INFO, "gradprune"):
-        found = read_folder(tmp_path / "k")
+    found = read_folder(tmp_path / "k")
     assert (found.skipped, found.grey) == ((), 6)
     assert "6 pictures" in caplog.text and "turned into RGB" in caplog.text
     assert sum(map(len, found.data)) == 24
@@ -129,9 +156,9 @@ def test_damaged_pictures_are_listed_and_skipped(tmp_path, caplog):
         found = read_folder(root)
         again = read_folder(root)
     assert found.skipped == again.skipped == (
-        "cat/empty.png: it is empty", "cat/page.jpg: damaged, or no picture", "dog/bomb.png: damaged, or no picture",
+        "cat/empty.png: it is empty", "cat/page.jpg: damaged, or no picture", "dog/bomb.png: it claims too many pixels",
         "dog/half.bmp: damaged, or no picture", "dog/script.png: damaged, or no picture",
-        "dog/small bomb.png: it claims 9000 x 9000 pixels")
+        "dog/small bomb.png: it claims too many pixels")
     assert len(caplog.messages) == 2
     assert all("6 pictures in" in message and message.endswith(" and 1 more.") for message in caplog.messages)
     assert same(found.data, good), "the good ones are split as if the others were not there"
@@ -154,8 +181,8 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """The names of the pictures that were decoded."""
-    names, decode = [], folder_module._decode
-    monkeypatch.setattr(folder_module, "_decode", lambda path, size: names.append(path.name) or decode(path, size))
+    names, decode = [], folder_module.decode
+    monkeypatch.setattr(folder_module, "decode", lambda path, size: names.append(path.name) or decode(path, size))
     return names
 
 
@@ -261,6 +288,14 @@ def test_size_is_for_folders_alone(tmp_path):
         read_folder(tmp_path / "none")
 
 
+def test_the_page_on_data_works_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "pictures", count=6)
+    page = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert "Dataset(train=ImageSet(12 images, 3x32x32, 3 classes)" in capsys.readouterr().out
+
+
 # ---- GTSRB as its authors and torchvision lay it out
 
 
@@ -284,10 +319,33 @@ def test_the_official_layout_of_gtsrb(tmp_path, training):
     assert data.test.labels.tolist() == [0, 1, 2, 0, 1]
 
 
+def test_a_picture_that_the_table_of_gtsrb_names_may_be_missing(tmp_path):
+    root = gtsrb(tmp_path / "g")
+    (root / "GTSRB/Final_Test/Images/00003.ppm").unlink()
+    found = read_folder(root)
+    assert found.skipped == ("GTSRB/Final_Test/Images/00003.ppm: no such file or directory",)
+    assert found.data.test.labels.tolist() == [0, 1, 2, 1]
+
+
+def test_large_photographs_are_shrunk_as_others_are(tmp_path):
+    smooth = np.linspace(0, 255, 900 * 700 * 3).reshape(700, 900, 3).astype(np.uint8)
+    for name in ("cat", "dog"):
+        for i in range(3):
+            (tmp_path / "p" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.roll(smooth, i * 100, 0)).save(tmp_path / "p" / name / f"{i}.jpg", quality=95)
+    data = load(tmp_path / "p")
+    whole = [np.asarray(Image.fromarray(np.roll(smooth, i * 100, 0)).resize((32, 32), Image.Resampling.BILINEAR)) for i in range(3)]
+    for part in data:
+        for image in part.images:
+            assert min(np.abs(image.permute(1, 2, 0).numpy().astype(int) - other).mean() for other in whole) < 2
+
+
 @pytest.mark.parametrize(("row", "sentence"), [
     ("../../../x.ppm;9;7;1;1;5;5;0", "row without a file name and one of the 3 classes"),
     ("00000.ppm;9;7;1;1;5;5;3", "row without a file name"),
     ("00000.ppm", "row without a file name"),
+    ("\0" * 300000, "row without a file name"),
+    ("a\0.ppm;9;7;1;1;5;5;0", "row without a file name"),
 ])
 def test_bad_rows_in_the_table_of_gtsrb(tmp_path, row, sentence):
     root = gtsrb(tmp_path / "g")

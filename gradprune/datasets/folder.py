@@ -5,8 +5,10 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -44,7 +46,8 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
     path: a folder laid out as `layouts.find_pictures` says. size: side of the images in pixels, 8..512; a picture that
     is not square is squeezed. Where the folder has no test part, 20 % of every class become it; where it has no
     defense part, 10 % of what is left for training. seed: which ones. The images are cached; when a name, a size or a
-    time in the folder changes they are read again. Pictures that cannot be read are skipped, and a warning is logged.
+    time in the folder changes they are read again. Warnings are logged of pictures that cannot be read, which are
+    skipped, and of grey ones, which become RGB.
     Raises InputError for a folder in no known layout, or where a class has too few pictures that can be read.
     """
     root = Path(path).expanduser()
@@ -60,7 +63,7 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
         _log.warning("%d pictures in %s cannot be read and are left out: %s%s.", len(skipped), root,
                      "; ".join(skipped[:5]), more)
     if grey:
-        _log.info("%d pictures in %s have no colour and were turned into RGB.", grey, root)
+        _log.warning("%d pictures in %s have no colour and were turned into RGB.", grey, root)
     return FolderImages(_split(root, arrays, seed), skipped, grey)
 
 
@@ -82,6 +85,9 @@ def _listing(root: Path, layout: Layout) -> str:
 def _convert(root: Path, layout: Layout, size: int) -> Arrays:
     """Decode every picture: x_PART uint8 (N, 3, size, size) and y_PART int64 (N,), classes, skipped, grey."""
     total = sum(map(len, layout.parts.values()))
+    needed, free = total * 3 * size * size, psutil.virtual_memory().available
+    require(needed < free / 2, f"{total} pictures of {size} x {size} pixels take {needed / 1e9:.1f} GB, and "
+                               f"{free / 1e9:.1f} GB of memory are free: choose a smaller size.")
     arrays: Arrays = {"classes": np.array([readable(name) for name in layout.classes])}
     skipped: list[str] = []
     grey = 0
@@ -91,7 +97,7 @@ def _convert(root: Path, layout: Layout, size: int) -> Arrays:
             kept: list[int] = []
             for path, label in pictures:
                 try:
-                    pixels, colour = _decode(path, size)
+                    pixels, colour = decode(path, size)
                 except Exception as error:  # a damaged picture raises almost anything
                     name = path.relative_to(root).as_posix()
                     skipped.append(readable(f"{name}: {_reason(path, error)}"))
@@ -105,13 +111,13 @@ def _convert(root: Path, layout: Layout, size: int) -> Arrays:
     return {**arrays, "skipped": np.array(skipped, np.str_), "grey": np.array(grey)}
 
 
-def _decode(path: Path, size: int) -> tuple[np.ndarray, bool]:
-    """One picture as uint8 RGB (3, size, size), and whether it had colours."""
+def decode(source: Path | BinaryIO, size: int) -> tuple[np.ndarray, bool]:
+    """One picture as uint8 RGB (3, size, size), and whether it had colours; raises almost anything if it is damaged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own about large pictures; they are refused below
-        with Image.open(path, formats=_FORMATS) as file:
+        with Image.open(source, formats=_FORMATS) as file:
             picture: Image.Image = file
-            require(picture.width * picture.height <= LARGEST, f"it claims {picture.width} x {picture.height} pixels")
+            require(picture.width * picture.height <= LARGEST, "too many pixels")
             picture.draft(None, (2 * size, 2 * size))  # JPEG alone: decode no more than is needed
             if picture.mode.startswith("I"):  # 16 bits a pixel
                 picture = Image.fromarray((np.asarray(picture) // 256).clip(0, 255).astype(np.uint8))
@@ -122,8 +128,8 @@ def _decode(path: Path, size: int) -> tuple[np.ndarray, bool]:
 
 def _reason(path: Path, error: Exception) -> str:
     """Why a picture could not be read, in a few words."""
-    if isinstance(error, InputError):
-        return str(error)
+    if isinstance(error, InputError | Image.DecompressionBombError):
+        return "it claims too many pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return "it is empty" if not path.stat().st_size else "damaged, or no picture"

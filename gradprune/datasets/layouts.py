@@ -1,6 +1,5 @@
 """Which pictures a folder holds, and the label of each; no picture is opened here."""
 
-import csv
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 from gradprune.errors import InputError, require
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
+PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "validation"), "defense": ("defense",)}
 Picture = tuple[Path, int]  # a file, and its label
 
 
@@ -21,45 +21,49 @@ class Layout(NamedTuple):
 def find_pictures(root: Path) -> Layout:
     """Find the pictures below `root`, in an order that depends on their names alone.
 
-    Known layouts: root/CLASS/*; root/train/CLASS/* with root/test/CLASS/* (or val) and optionally root/defense/CLASS/*;
-    GTSRB's own, Training/00000/* with Final_Test/Images/* and GT-final_test.csv, in root or in root/GTSRB. Classes are
-    sorted by name, as torchvision's ImageFolder does. Hidden files, other endings and links that lead out of `root`
-    are passed over. Raises InputError for no class, a single one or an empty one.
+    Known layouts: root/CLASS/*; root/train/CLASS/*, where there are with root/test/CLASS/* (or val) and
+    root/defense/CLASS/*; GTSRB's own, Training/00000/* with Final_Test/Images/* and GT-final_test.csv, in root or in
+    root/GTSRB. Classes are sorted by name, as torchvision's ImageFolder does. Hidden files, other endings and links
+    that lead out of `root` are passed over. Raises InputError for no class, a single one or an empty one.
     """
-    for base in (root, root / "GTSRB"):
+    for base in (root / "GTSRB", root):
         for training in (base / "Training", base / "Final_Training" / "Images"):
-            if training.is_dir():
+            if training.is_dir() and (base != root or (base / "Final_Test").is_dir()):
                 return _gtsrb(root, training, base / "Final_Test" / "Images")
-    test = next((root / name for name in ("test", "val") if _folders(root, root / name)), None)
-    if not test or not _folders(root, root / "train"):
+    parts = {part: folder for part, names in PARTS.items() if (folder := _part(root, names))}
+    if "train" not in parts:
         parts = {"all": root}
-    else:
-        parts = {"train": root / "train", "test": test}
-        parts |= {"defense": root / "defense"} if _folders(root, root / "defense") else {}
-    classes = _classes(root, next(iter(parts.values())))
+    elif "test" not in parts:
+        parts["all"] = parts.pop("train")
+    classes = _classes(root, parts.get("all") or parts["train"])
     return Layout({part: _by_class(root, folder, classes) for part, folder in parts.items()}, classes)
+
+
+def _part(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder of a part: the first of these names, in any case, that holds class folders."""
+    found = {name.lower(): root / name for name in _folders(root, root)}
+    return next((found[name] for name in names if name in found and _folders(root, found[name])), None)
 
 
 def _gtsrb(root: Path, training: Path, test: Path) -> Layout:
     """The official layout of GTSRB: training pictures by class, test pictures with a table of labels."""
     classes = _classes(root, training)
     pictures = _by_class(root, training, classes)
-    if not test.is_dir():
+    if not test.is_dir() or not _inside(root, test):
         return Layout({"all": pictures}, classes)
     table = next((folder / "GT-final_test.csv" for folder in (root, test.parents[1], test)
                   if (folder / "GT-final_test.csv").is_file()), None)
     if table is None:
         raise InputError(f"the labels of the pictures in {test} are missing: put GT-final_test.csv into {root}.")
     labels = {name.lstrip("0") or "0": label for label, name in enumerate(classes)}
-    found = []
-    with table.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        for row in csv.DictReader(lines, delimiter=";", skipinitialspace=True):
-            name, label = row.get("Filename") or "", labels.get(row.get("ClassId") or "")
-            require(name == Path(name).name != "" and label is not None,
-                    f"{table} has a row without a file name and one of the {len(classes)} classes: {row}.")
-            if _inside(root, test / name):
-                found.append((test / name, label or 0))
-    return Layout({"train": pictures, "test": sorted(found)}, classes)
+    label_of = {}
+    for line in filter(None, table.read_text(encoding="utf-8-sig", errors="replace").splitlines()[1:]):
+        cells = [cell.strip() for cell in line.split(";")]  # Filename;Width;Height;...;ClassId
+        require(cells[0] == Path(cells[0]).name != "" and cells[0].isprintable() and cells[-1] in labels,
+                f"{table} has a row without a file name and one of the {len(classes)} classes: {line[:80]!r}.")
+        label_of[test / cells[0]] = labels[cells[-1]]
+    return Layout({"train": pictures, "test": sorted((path, label) for path, label in label_of.items()
+                                                     if not path.is_symlink() or _inside(root, path))}, classes)
 
 
 def _classes(root: Path, folder: Path) -> tuple[str, ...]:

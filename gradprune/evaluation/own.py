@@ -87,7 +87,7 @@ class Own:
         told = told if isinstance(told, dict) and isinstance(told.get("name"), str) else {}
         require(bool(self.data or told), f"the card of {path} does not say which data made the model.")
         told = {"name": self.data, "size": self.size} if self.data else told
-        data, notes = in_color(images_of(told), model)
+        data, notes = in_color(images_of(told, path), model)
         return Opened(model, {**card, "data": _data_card(data, told)}, data, notes)
 
     def _by_hand(self, path: Path) -> Opened:
@@ -97,7 +97,7 @@ class Own:
         require(self.data is not None,
                 f"{path} does not say which images it is for: give --data a folder, a .npz file or a name.")
         told = {"name": str(self.data), "size": self.size}
-        data = images_of(told)
+        data = images_of(told, path)
         settings: dict[str, Any] = {"name": self.model, "num_classes": len(data.test.classes)}
         settings |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         if MODELS.get(self.model) is MODELS["small_vgg"]:
@@ -112,7 +112,7 @@ class Own:
         found = from_content(content, path, mean=self.mean, std=self.std)
         told = {"name": self.data or found.data, "size": self.size}
         try:
-            data = images_of(told)
+            data = images_of(told, path)
         except InputError as error:
             if self.data:
                 raise

@@ -61,7 +61,7 @@ def load_victim(checkpoint: str | Path, code: str | None = None) -> Victim:
             and isinstance(card["attack"].get("settings", {}), dict),
             f"the card of {path} does not say which attack and data made the model.")
     trigger = trigger_of(path, card)
-    data, notes = in_color(images_of(card["data"]), model)
+    data, notes = in_color(images_of(card["data"], path), model)
     data.test.check_target(card["attack"]["target"])
     require(len(data.test.classes) == card["model"]["num_classes"],
             f"the model of {path} has {card['model']['num_classes']} classes, its data {len(data.test.classes)}.")
@@ -78,9 +78,12 @@ def trigger_of(path: str | Path, card: Card) -> Trigger:
     return trigger
 
 
-def images_of(told: dict[str, Any]) -> Dataset:
-    """The images that a card names; `size` stands there if they come from a folder and are not of the usual size."""
-    return load(told["name"], size=told["size"]) if told.get("size") else load(told["name"])
+def images_of(told: dict[str, Any], path: str | Path) -> Dataset:
+    """The images that the card of `path` names, with `size` for a folder's; raises InputError if the classes differ."""
+    data = load(told["name"], size=told["size"]) if told.get("size") else load(told["name"])
+    require(told.get("classes", list(data.test.classes)) == list(data.test.classes),
+            f"the classes of {told['name']} have other names or another order than when {path} was trained.")
+    return data
 
 
 def in_color(data: Dataset, model: nn.Module) -> tuple[Dataset, list[str]]:

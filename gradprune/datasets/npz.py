@@ -1,0 +1,99 @@
+"""A file of arrays, checked array by array."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.npyio import NpzFile
+from torch import Tensor
+
+from gradprune.datasets.cache import Arrays
+from gradprune.datasets.image_set import Dataset, ImageSet, split_off
+from gradprune.errors import InputError, require
+
+
+def read_npz(path: Path, seed: int) -> Dataset:
+    """The data set in an .npz file; `datasets.load` says which arrays it takes and what is refused."""
+    arrays = _read_arrays(path)
+    own_defense = "x_defense" in arrays or "y_defense" in arrays
+    names = ("train", "test", "defense") if own_defense else ("train", "test")
+    for name in (f"{letter}_{part}" for part in names for letter in "xy"):
+        require(name in arrays, f"{path} has no array {name}, only {', '.join(sorted(arrays)) or 'others'}.")
+    images = {part: _images(path, f"x_{part}", arrays[f"x_{part}"]) for part in names}
+    shapes = {f"x_{part}": tuple(tensor.shape[1:]) for part, tensor in images.items()}
+    require(len(set(shapes.values())) == 1, f"Images in {path} must share one shape (C, H, W), got {shapes}.")
+    classes = _classes(path, arrays)
+    parts = {part: ImageSet(images[part], _labels(path, part, arrays, len(classes)), classes)
+             for part in names}
+    if not own_defense:
+        for label, count in enumerate(torch.bincount(parts["train"].labels).tolist()):
+            require(count != 1, f"x_train in {path} has one image of class {classes[label]!r}: "
+                                "splitting off a defense part takes two (or add x_defense, y_defense).")
+        parts["train"], parts["defense"] = split_off(parts["train"], 0.1, seed)
+    return Dataset(**parts)
+
+
+def _read_arrays(path: Path) -> Arrays:
+    """The arrays of the file that have a meaning here; others are left unread."""
+    require(path.is_file(), f"No file at {path}.")
+    try:
+        file = np.load(path, allow_pickle=False)
+    except Exception:  # pickles, pictures, cut downloads: each fails in its own way and means the same
+        file = None
+    if not isinstance(file, NpzFile):
+        raise InputError(f"{path} is not a readable .npz file; write one with numpy.savez.")
+    known = {"classes"} | {f"{letter}_{part}" for letter in "xy" for part in Dataset._fields}
+    arrays = {}
+    with file:
+        for name in known & set(file.files):
+            try:
+                arrays[name] = file[name]
+            except Exception as error:  # damaged bytes, or Python objects, which are never unpickled
+                raise InputError(f"{name} in {path} cannot be read: {str(error).rstrip('.')}.") from None
+    return arrays
+
+
+def _classes(path: Path, arrays: Arrays) -> tuple[str, ...]:
+    """The names given; without them the labels of y_train, as strings."""
+    if "classes" in arrays:
+        names = arrays["classes"]
+        require(names.dtype.kind == "U" and names.ndim == 1 and len(names) > 1,
+                f"classes in {path} must be 2 or more strings, got {names.dtype} {names.shape}.")
+        return tuple(names.tolist())
+    used = np.unique(_labels(path, "train", arrays, None))
+    require(len(used) > 1 and used[0] == 0 and used[-1] == len(used) - 1,
+            f"y_train in {path} must use every label of 0..K-1, K > 1, got {len(used)} different ones in "
+            f"{used[0]}..{used[-1]}; renumber them, or add the array 'classes'.")
+    return tuple(str(label) for label in used)
+
+
+def _images(path: Path, name: str, images: np.ndarray) -> Tensor:
+    """Images as uint8 (N, C, H, W), whichever layout they came in."""
+    if images.dtype.kind == "f" and images.size:
+        low, high = images.min(), images.max()
+        cure = "multiply by 255" if low >= 0 and high <= 1 else "undo the normalisation, bring it to 0..255"
+        raise InputError(f"{name} in {path} must be uint8 0..255, got {images.dtype} {low:.3g}..{high:.3g}; "
+                         f"{cure} and cast to uint8.")
+    require(images.dtype == np.uint8, f"{name} in {path} must be uint8 0..255, got {images.dtype}.")
+    shape = images.shape
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[1] not in (1, 3):
+        images = np.moveaxis(images, -1, 1)
+    require(images.ndim == 4 and images.shape[1] in (1, 3) and images.size > 0,
+            f"{name} in {path} must be (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, "
+            f"got {shape}.")
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def _labels(path: Path, part: str, arrays: Arrays, count: int | None) -> Tensor:
+    """Labels as int64 (N,), one for each image, below `count` where that is known."""
+    labels, images = arrays[f"y_{part}"], len(arrays[f"x_{part}"])
+    require(labels.dtype.kind in "iu" and labels.shape == (images,),
+            f"y_{part} in {path} must be integers ({images},), one for each image, "
+            f"got {labels.dtype} {labels.shape}.")
+    if count is not None:
+        low, high = labels.min(), labels.max()
+        require(low >= 0 and high < count,
+                f"y_{part} in {path} must lie in 0..{count - 1}, got {low}..{high}.")
+    return torch.from_numpy(labels.astype(np.int64))

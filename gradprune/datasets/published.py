@@ -1,0 +1,204 @@
+"""The published data sets: which files hold them, and how these become one .npz, once."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from gradprune.datasets import archives
+from gradprune.datasets.cache import Arrays
+from gradprune.datasets.download import Remote, fetch, md5_of
+from gradprune.datasets.image_set import Dataset
+from gradprune.datasets.npz import read_npz
+from gradprune.errors import InputError, unknown
+from gradprune.paths import downloads_folder, output_folder, write_atomic
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published data set.
+
+    choices: sets of files, each enough to make it; the first is what is downloaded, the others serve where they are
+    there already. Places are torchvision's, so its folder can be shared. convert: their paths to x_train, y_train,
+    x_test, y_test.
+    """
+
+    about: str
+    choices: tuple[tuple[Remote, ...], ...]
+    convert: Callable[..., Arrays]
+    classes: tuple[str, ...]
+
+
+_TORONTO = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
+_ERDA = ("https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/",)
+_FASHION = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/")
+
+
+def _at(servers: tuple[str, ...], folder: str, name: str, md5: str, size: int) -> Remote:
+    return Remote(folder + name, tuple(server + name for server in servers), md5, size)
+
+
+PUBLISHED = {
+    "cifar10": Published(
+        "60,000 photographs, 32x32, 10 classes (Krizhevsky 2009)",
+        ((_at(_TORONTO, "", "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", 170_052_171),),
+         (_at(_TORONTO, "", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", 170_498_071),)),
+        archives.cifar10,
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")),
+    "gtsrb": Published(
+        "39,270 photographs of German traffic signs, made 32x32, 43 classes (Stallkamp et al. 2012)",
+        ((_at(_ERDA, "gtsrb/", "GTSRB-Training_fixed.zip", "513f3c79a4c5141765e10e952eaa2478", 187_490_228),
+          _at(_ERDA, "gtsrb/", "GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185", 88_978_620),
+          _at(_ERDA, "gtsrb/", "GTSRB_Final_Test_GT.zip", "fe31e9c9270bbcd7b84b7f21a9d9d9e5", 99_620)),),
+        archives.gtsrb,
+        ("speed limit 20", "speed limit 30", "speed limit 50", "speed limit 60", "speed limit 70", "speed limit 80",
+         "end of speed limit 80", "speed limit 100", "speed limit 120", "no passing", "no passing for lorries",
+         "priority at the next crossing", "priority road", "give way", "stop", "no vehicles", "no lorries", "no entry",
+         "danger", "bend left", "bend right", "double bend", "bumpy road", "slippery road", "road narrows on the right",
+         "road works", "traffic lights", "pedestrians", "children", "bicycles", "ice or snow", "wild animals",
+         "end of all limits", "turn right ahead", "turn left ahead", "ahead only", "ahead or right", "ahead or left",
+         "keep right", "keep left", "roundabout", "end of no passing", "end of no passing for lorries")),
+    "fashion_mnist": Published(
+        "70,000 grey pictures of clothes, 28x28, 10 classes (Xiao et al. 2017)",
+        (tuple(_at(_FASHION, "FashionMNIST/raw/", f"{name}-ubyte.gz", md5, size) for name, md5, size in (
+            ("train-images-idx3", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880),
+            ("train-labels-idx1", "25c81989df183df01b3e8a0aad5dffbe", 29_515),
+            ("t10k-images-idx3", "bef4ecab320f06d8554ea6380940ec79", 4_422_102),
+            ("t10k-labels-idx1", "bb300cfdad3c16e7a12a480ee83cd310", 5_148))),
+         tuple(_at((), "FashionMNIST/raw/", f"{name}-ubyte", md5, size) for name, md5, size in (
+            ("train-images-idx3", "f4a8712d7a061bf5bd6d2ca38dc4d50a", 47_040_016),
+            ("train-labels-idx1", "9018921c3c673c538a1fc5bad174d6f9", 60_008),
+            ("t10k-images-idx3", "8181f5470baa50b63fa0f6fddb340f0a", 7_840_016),
+            ("t10k-labels-idx1", "15d484375f8d13e6eb1aabb0c3f46965", 10_008)))),
+        archives.fashion_mnist,
+        ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")),
+}
+
+
+def get(name: str, folder: str | Path | None = None, *, progress: bool = True) -> Path:
+    """Download a published data set and convert it, as far as that is still to do; returns the path of its .npz.
+
+    name: "cifar10", "gtsrb" or "fashion_mnist". folder: where its files go, by default `GRADPRUNE_DATA` or
+    data/downloads/. Cut downloads go on where they stopped; two processes at once wait for each other.
+    Raises InputError, in one sentence, for an unknown name, a folder or disk that takes no more, and a download that
+    fails: it says which file to put where by hand.
+    """
+    published, folder = _known(name), _folder(folder)
+    with _alone(folder, name):
+        if not (path := folder / f"{name}.npz").exists():
+            if not (files := _verified(published, folder)):
+                files = [fetch(remote, folder, progress) for remote in published.choices[0]]
+            _convert(name, files, path)
+    _read(name, path, 0)
+    return path
+
+
+def load_published(name: str, seed: int = 0, folder: str | Path | None = None) -> Dataset:
+    """Load a published data set from its .npz, which is made from the published files if only these are there.
+
+    Needs no network. Raises InputError, in one sentence, where neither is there or a file is not the published one.
+    """
+    published, folder = _known(name), _folder(folder)
+    path = folder / f"{name}.npz"
+    if not path.exists():
+        if not (files := _verified(published, folder)):
+            raise _absent(name, published, folder)
+        with _alone(folder, name):
+            if not path.exists():
+                _convert(name, files, path)
+    return _read(name, path, seed)
+
+
+def state(name: str, folder: str | Path | None = None) -> str:
+    """How far a published data set is: "ready", "downloaded" (to be converted when first loaded) or "absent"."""
+    published, folder = _known(name), _folder(folder)
+    if (folder / f"{name}.npz").exists():
+        return "ready"
+    return "downloaded" if any(_here(choice, folder) for choice in published.choices) else "absent"
+
+
+def _known(name: str) -> Published:
+    if name not in PUBLISHED:
+        raise unknown("published data set", name, PUBLISHED)
+    return PUBLISHED[name]
+
+
+def _folder(folder: str | Path | None) -> Path:
+    return Path(folder).expanduser() if folder else downloads_folder()
+
+
+def _here(choice: tuple[Remote, ...], folder: Path) -> bool:
+    return all((folder / remote.path).is_file() for remote in choice)
+
+
+def _verified(published: Published, folder: Path) -> list[Path]:
+    """The first choice of files that is there, every MD5 right; empty where there is none."""
+    for choice in published.choices:
+        if _here(choice, folder) and all(md5_of(folder / remote.path) == remote.md5 for remote in choice):
+            return [folder / remote.path for remote in choice]
+    return []
+
+
+def _absent(name: str, published: Published, folder: Path) -> InputError:
+    """The sentence that says what to do where the files are not there, or other ones."""
+    here = [(folder / remote.path, remote.md5) for choice in published.choices for remote in choice]
+    wrong = [path for path, md5 in here if path.is_file() and md5_of(path) != md5]
+    needed = published.choices[0]
+    command = f"run `gradprune data get {name}` ({sum(remote.size for remote in needed) / 1e6:.0f} MB)"
+    if wrong:
+        return InputError(f"{wrong[0]} is not the published file (wrong MD5); {command}.")
+    by_hand = ", ".join(f"{remote.urls[0]} at {folder / remote.path}" for remote in needed
+                        if not (folder / remote.path).is_file())
+    return InputError(f"The data set {name} is not here; {command}, or put by hand {by_hand}.")
+
+
+def _convert(name: str, files: list[Path], path: Path) -> None:
+    """Turn the published files into the .npz, whole or not at all; the caller holds the lock."""
+    published = _known(name)
+    try:
+        arrays = published.convert(*files)
+    except Exception as error:  # a damaged archive raises almost anything
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise InputError(f"{', '.join(map(str, files))} cannot be read ({reason}).") from error
+    stored: dict[str, Any] = {**arrays, "classes": np.array(published.classes)}
+    for left in path.parent.glob(f".{name}-*.npz"):  # of a run that was killed while it wrote
+        left.unlink()
+    try:
+        write_atomic(path, lambda temporary: np.savez(temporary, **stored))
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror or error}; make room ({_size(arrays)} MB) or choose "
+                         "another folder with GRADPRUNE_DATA.") from None
+
+
+def _size(arrays: Arrays) -> int:
+    return round(sum(array.nbytes for array in arrays.values()) / 1e6) + 1
+
+
+def _read(name: str, path: Path, seed: int) -> Dataset:
+    try:
+        return read_npz(path, seed)
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; move {path} away and run `gradprune data get {name}`.") from None
+
+
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a data set; a second process waits here for the first."""
+    lock = FileLock(output_folder(folder) / f".{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.warning("Another process is fetching %s; waiting for it.", name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
