@@ -15,12 +15,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradprune.attacks import fit, make_trigger, poison
+    from gradprune.attacks import Picture, fit, make_trigger, poison
     from gradprune.datasets import ImageSet, load
     from gradprune.defenses import DefenseResult, grad_prune
     from gradprune.errors import InputError
     from gradprune.evaluation import Metrics, Victim, der, evaluate, load_victim
-    from gradprune.models import build
+    from gradprune.models import build, load_weights
     from gradprune.pruning import FilterMask, filter_scores
     from gradprune.pruning.filters import filters
     from gradprune.pruning.slimming import slim
@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 
 # Loaded when first used: torch takes seconds, `gradprune --help` needs none of it, and `gradprune doctor` must run
 # where torch is broken.
-_HOMES = {"attacks": "fit make_trigger poison", "datasets": "ImageSet load", "defenses": "DefenseResult grad_prune",
-          "errors": "InputError", "evaluation": "Metrics Victim der evaluate load_victim", "models": "build",
+_HOMES = {"attacks": "Picture fit make_trigger poison", "datasets": "ImageSet load",
+          "defenses": "DefenseResult grad_prune", "errors": "InputError",
+          "evaluation": "Metrics Victim der evaluate load_victim", "models": "build load_weights",
           "pruning": "FilterMask filter_scores", "pruning.filters": "filters", "pruning.slimming": "slim",
           "zoo": "attack"}
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = ["DefenseResult", "FilterMask", "ImageSet", "InputError", "Metrics", "Victim", "attack", "build", "der",
-           "evaluate", "filter_scores", "filters", "fit", "grad_prune", "load", "load_victim", "make_trigger",
-           "poison", "slim"]
+__all__ = ["DefenseResult", "FilterMask", "ImageSet", "InputError", "Metrics", "Picture", "Victim", "attack", "build",
+           "der", "evaluate", "filter_scores", "filters", "fit", "grad_prune", "load", "load_victim", "load_weights",
+           "make_trigger", "poison", "slim"]
 
 
 def __getattr__(name: str) -> Any:

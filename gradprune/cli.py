@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from gradprune import __version__, cli_bench, cli_data, cli_scan
+from gradprune import __version__, cli_bench, cli_data, cli_models, cli_scan
 from gradprune.errors import InputError
 from gradprune.paths import data_folder
 from gradprune.screen import Json, more, progress, say, show, table
@@ -40,12 +40,12 @@ app.add_typer(cli_data.app, name="data")
 
 Spc = Annotated[int, typer.Option(help="Clean images per class for the defender; the paper: 2, 10, 100.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
-Checkpoint = Annotated[str, typer.Argument(help="A name of `gradprune zoo list`, or a path.")]
 Trigger = Annotated[str, typer.Argument(help="badnets (a sticker), blended (a pattern), sig (a wave), "
                                            "low_frequency, bpp, wanet, input_aware, label_consistent, trojannn.")]
 Data = Annotated[str, typer.Option(help="signs, a name of `gradprune data list`, a folder of pictures with one folder "
                                           "a class, or a .npz file.")]
-Model = Annotated[str, typer.Option(help="preact_resnet or small_vgg.")]
+Model = Annotated[str, typer.Option(help="preact_resnet, preact_resnet18, small_vgg, vgg16_bn, vgg19_bn, resnet18, "
+                                         "mobilenet_v3_small, or timm/NAME.")]
 Width = Annotated[int | None, typer.Option(help="Filters of the first stage, if not the model's own.")]
 Rate = Annotated[float | None, typer.Option(help="Share of the training images that are poisoned, 0..1; 0.1 if not "
                                                  "given. label_consistent: of the target class; 0.5.")]
@@ -53,7 +53,6 @@ Target = Annotated[int, typer.Option(help="Class that the trigger shall lead to,
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images, if not the recipe's own.")]
 Recipe = Annotated[str, typer.Option(help="Which filters go, and how many; a wrong name lists them all.")]
 Score = Annotated[str | None, typer.Option(help="Ranks filters: gradient, taylor or gate; else the recipe's own.")]
-Mark = Annotated[str, typer.Option("--trigger", help="known: the attack's own; synthesised: from a scan of the model.")]
 Train = Annotated[bool, typer.Option("--train", help="Train the victim from nothing first.")]
 Report = Annotated[Path, typer.Option(help="Folder for report.html and its pictures.")]
 Trained = Annotated[Path | None, typer.Option(help="Checkpoint to write; out/TRIGGER if not given.")]
@@ -120,40 +119,52 @@ def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet
            kept=f"the model reached in epoch {told['training']['epochs_done'] + 1} is saved")
 
 
-@app.command(epilog=more("gradprune defend badnets --spc 2 --out out/clean", "gradprune evaluate out/clean"))
-def defend(checkpoint: Checkpoint, spc: Spc = 10, recipe: Recipe = "paper", score: Score = None,
-           seed: Seed = 0, trigger: Mark = "known", out: Cleaned = None, slim: Slim = False,
-           export: Export = None, as_json: Json = False) -> None:
+@app.command(epilog=more("gradprune defend badnets --spc 2 --out out/clean", "gradprune evaluate out/clean",
+                         cli_models.EXAMPLE))
+def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "paper", score: Score = None,
+           seed: Seed = 0, trigger: cli_models.Trigger = "known", model: cli_models.Model = None,
+           data: cli_models.Data = None, target: cli_models.Target = None,
+           position: cli_models.Position = "bottom_right", opacity: cli_models.Opacity = 1.0,
+           size: cli_models.Size = None, mean: cli_models.Mean = None, std: cli_models.Std = None, out: Cleaned = None,
+           slim: Slim = False, export: Export = None, as_json: Json = False) -> None:
     """Remove a backdoor from a checkpoint.
 
     Prunes the filters with the largest gradient of the unlearning loss, fine-tunes, and measures the given,
     the pruned and the fine-tuned model; the given checkpoint is not changed. About half a minute on a laptop
-    for the shipped models. Ctrl-C keeps the state reached so far.
+    for the shipped models. Ctrl-C keeps the state reached so far. For a model of your own give --model, --data,
+    --trigger and --target.
     """
     from gradprune.demo import defend_and_save
-    told = defend_and_save(checkpoint, out, slim, export, spc=spc, recipe=recipe, score=score, seed=seed,
-                           trigger=trigger, progress=progress())
-    show(as_json, told, _stages(told), told["scan"] or "", told["sentence"],
-         told["slim"]["sentence"] if slim else "", f"Saved: {told['out']}" if out else "",
-         f"Exported: {told['export']}" if export else "",
+    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity)
+    told = defend_and_save(checkpoint, out, slim, export, spc=spc, recipe=recipe, score=score, seed=seed, own=own,
+                           trigger="known" if own and own.trigger else trigger, progress=progress())
+    show(as_json, told, _stages(told) if "tuned" in told else "", told["scan"] or "", told["sentence"],
+         *told.get("notes", []), told["slim"]["sentence"] if told["slim"] else "",
+         f"Saved: {told['out']}" if told["out"] else "", f"Exported: {told['export']}" if told["export"] else "",
            kept="the state reached is " + ("saved" if out else "shown above"))
 
 
 @app.command(epilog=more("gradprune evaluate badnets"))
-def evaluate(checkpoint: Checkpoint, as_json: Json = False) -> None:
+def evaluate(checkpoint: cli_models.Checkpoint, trigger: cli_models.Seen = "known", model: cli_models.Model = None,
+             data: cli_models.Data = None, target: cli_models.Target = None,
+             position: cli_models.Position = "bottom_right", opacity: cli_models.Opacity = 1.0,
+             size: cli_models.Size = None, mean: cli_models.Mean = None, std: cli_models.Std = None,
+             as_json: Json = False) -> None:
     """Measure a checkpoint on its test images.
 
     The figures on its card stand beside those measured now. Seconds on a laptop.
     """
     from gradprune.evaluation import load_victim
-    victim = load_victim(checkpoint)
+    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity)
+    victim = own.victim(checkpoint) if own else load_victim(checkpoint)
     measured = {name: round(value, 4) for name, value in victim.evaluate()._asdict().items()}
     card = victim.card.get("metrics")
     told = {"checkpoint": checkpoint, **measured, "card": card, "trigger": victim.card["attack"]["trigger"],
-            "target": victim.target, "target_name": victim.target_name, "test_images": len(victim.data.test)}
+            "target": victim.target, "target_name": victim.target_name, "test_images": len(victim.data.test),
+            "notes": victim.notes}
     rows = {"measured now": measured} | ({"on its card": card} if card else {})
     show(as_json, told, table(checkpoint, rows), f"{told['test_images']} test images; the trigger "
-           f"{told['trigger']} leads to {victim.target_name!r}.")
+           f"{told['trigger']} leads to {victim.target_name!r}.", *victim.notes)
 
 
 @zoo_app.command("list", epilog=more("gradprune zoo list --json"))

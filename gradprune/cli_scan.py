@@ -7,19 +7,21 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from gradprune.errors import require
+from gradprune import cli_models
 from gradprune.screen import Json, more, progress, show
 
 if TYPE_CHECKING:
     from gradprune.defenses import Scan
+    from gradprune.evaluation import Own
 
-Checkpoint = Annotated[str, typer.Argument(help="A name of `gradprune zoo list`, or a path.")]
 Spc = Annotated[int, typer.Option(help="Clean images per class that the scan may use.")]
 Seed = Annotated[int, typer.Option(help="Of the draw of the images and of the searches.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for scan.html; nothing is written if not given.")]
 
 
-def scan(checkpoint: Checkpoint, spc: Spc = 10, seed: Seed = 0, out: Out = None, as_json: Json = False) -> None:
+def scan(checkpoint: cli_models.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: cli_models.Model = None,
+         data: cli_models.Data = None, size: cli_models.Size = None, mean: cli_models.Mean = None,
+         std: cli_models.Std = None, out: Out = None, as_json: Json = False) -> None:
     """Look for a backdoor without knowing its trigger.
 
     Synthesises, for every class, the smallest mark and the smallest pattern over the whole image that lead
@@ -27,32 +29,31 @@ def scan(checkpoint: Checkpoint, spc: Spc = 10, seed: Seed = 0, out: Out = None,
     checkpoint's card says of an attack is only told beside the verdict. About a minute on a laptop.
     """
     from gradprune.demo import results_in
+    own = cli_models.own(checkpoint, model, data, size, mean, std)
     with results_in(out):
-        found, card, names = _scan(checkpoint, spc, seed)
+        found, card, notes = _scan(checkpoint, own, spc, seed)
         told: dict[str, Any] = {"checkpoint": checkpoint, "spc": spc, "seed": seed, "threshold": found.threshold,
-                "suspect": found.suspect, "suspect_name": None if found.suspect is None else names[found.suspect],
+                "suspect": found.suspect,
+                "suspect_name": None if found.suspect is None else found.classes[found.suspect],
                 "kind": found.kind, "verdict": found.verdict, "card_says": _card_says(card, found),
-                "rows": [row._asdict() | {"class": names[row.label]} for row in found.rows], "report": None}
+                "rows": [row._asdict() | {"class": found.classes[row.label]} for row in found.rows], "report": None,
+                "notes": notes}
         if out:
             from gradprune.views.scan_report import write_scan_report
             facts = {"checkpoint": checkpoint, "images per class": spc, "seed": seed,
                      "weights, sha256": str(card.get("sha256", ""))[:16]}
             told["report"] = write_scan_report(out, found, facts, told["card_says"]).as_posix()
-    show(as_json, told, _table(found), found.verdict, told["card_says"], f"Report: {told['report']}" if out else "")
+    show(as_json, told, _table(found), found.verdict, told["card_says"], *notes,
+         f"Report: {told['report']}" if out else "")
 
 
-def _scan(checkpoint: str, spc: int, seed: int) -> tuple["Scan", dict[str, Any], tuple[str, ...]]:
-    """The scan of a checkpoint, its card and the names of its classes; of the card only the data's name is used."""
-    from gradprune.datasets import load
+def _scan(checkpoint: str, own: "Own | None", spc: int, seed: int) -> tuple["Scan", dict[str, Any], list[str]]:
+    """The scan of a model, its card and what to know of its images; of the card only the data's name is used."""
     from gradprune.defenses import scan
-    from gradprune.evaluation.victim import checkpoint_path
-    from gradprune.models.checkpoints import load_checkpoint
-    model, card = load_checkpoint(checkpoint_path(checkpoint))
-    data = card.get("data")
-    require(isinstance(data, dict) and isinstance(data.get("name"), str),
-            f"the card of {checkpoint} does not say which data made the model.")
-    found = scan(model, load(card["data"]["name"]).defense, spc=spc, seed=seed, progress=progress())
-    return found, card, found.classes
+    from gradprune.evaluation import Own
+    model, card, data, notes = (own or Own()).open(checkpoint)
+    found = scan(model, data.defense, spc=spc, seed=seed, progress=progress())
+    return found, card, notes
 
 
 def _card_says(card: dict[str, Any], found: "Scan") -> str:

@@ -9,12 +9,13 @@ from typing import Any
 from gradprune import delivery
 from gradprune.defenses import DefenseResult, Scan, grad_prune, prune_scanned, scan
 from gradprune.errors import unknown
-from gradprune.evaluation import Metrics, Victim, der, load_victim, verdict
+from gradprune.evaluation import Metrics, Own, Victim, der, load_victim, verdict
+from gradprune.evaluation.victim import SYNTHESISED
 from gradprune.models.checkpoints import save_checkpoint
 from gradprune.paths import output_folder
 from gradprune.zoo import attack
 
-TRIGGERS = ("known", "synthesised")  # what `defend_and_save` can work with
+TRIGGERS = ("known", SYNTHESISED)  # what `defend_and_save` can work with
 
 
 def run_demo(train: bool = False, spc: int = 10, seed: int = 0, out: str | Path = "out/demo",
@@ -57,12 +58,13 @@ def attack_and_save(path: Path, trigger: str, **settings: Any) -> dict[str, Any]
 
 
 def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, export: Path | None = None, *,
-                    trigger: str = "known", **settings: Any) -> dict[str, Any]:
+                    trigger: str = "known", own: Own | None = None, **settings: Any) -> dict[str, Any]:
     """Defend a checkpoint with these settings of `grad_prune`; save the cleaned model as `path` (or in it).
 
     slim: cut the silent filters out of the model that is saved and exported. export: also write it as this .onnx or
     .pt2 file. trigger: "known" is the attack's own; "synthesised" is that of a scan with the same images, and where the
-    scan suspects no class the model stays as it is.
+    scan suspects no class the model stays as it is. own: what the user says of a model without a card, or in place of
+    it; a synthesised trigger then also measures, and without a suspect nothing is measured or written.
     Returns what `summary` does, with `checkpoint`, `scan` (the verdict, or None), `out` and `export`, the paths written
     or None, and `slim` (None, or what `delivery.slimmed` tells). The new card is the given one with the new weights'
     `metrics`, `removed_filters` and `defense`: settings and stages; a slim model's, also with the sizes of its layers.
@@ -74,11 +76,10 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
         path = path / f"{Path(checkpoint).stem}-cleaned"
     delivery.check(slim, export)
     with results_in(path.parent if path else None), results_in(export.parent if export else None):
-        victim = load_victim(checkpoint)
-        found = None
-        if trigger == "synthesised":
-            found = scan(victim.model, victim.data.defense,
-                         **{key: settings[key] for key in ("spc", "seed", "progress") if key in settings})
+        victim, found = _attacked(checkpoint, trigger, own, settings)
+        if victim is None:
+            return {"checkpoint": checkpoint, "scan": found.verdict if found else None, "out": None, "export": None,
+                    "slim": None, "sentence": "Nothing was changed or written."}
         result, stages = defend_and_measure(victim, found, **settings)
         told = summary(victim, result, stages) | {"scan": found.verdict if found else None}
         defense = (*result.settings, "stopped", "interrupted", "seconds", *stages, *(["scan"] if found else []))
@@ -86,6 +87,24 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
                 "defense": {key: told[key] for key in defense}}
         written = delivery.deliver(victim, result.model, card, path, slim, export)
     return {**told, "checkpoint": checkpoint, **written}
+
+
+def _attacked(checkpoint: str, trigger: str, own: Own | None, settings: dict[str, Any]
+              ) -> tuple[Victim | None, Scan | None]:
+    """The victim, and the scan if one was asked for; no victim where only a scan could tell the trigger and did not."""
+    if trigger != SYNTHESISED:
+        return own.victim(checkpoint) if own else load_victim(checkpoint), None
+    searched = {key: settings[key] for key in ("spc", "seed", "progress") if key in settings}
+    if own is None:
+        victim = load_victim(checkpoint)
+        return victim, scan(victim.model, victim.data.defense, **searched)
+    model, card, data, notes = own.open(checkpoint)
+    found = scan(model, data.defense, **searched)
+    if found.suspect is None or found.trigger is None:
+        return None, found
+    card = {**card, "attack": {"trigger": SYNTHESISED, "target": found.suspect}}
+    mark: Any = found.trigger  # no `Trigger`, since it has no settings; it stamps like one
+    return Victim(model, mark, found.suspect, data, card, notes=notes), found
 
 
 def defend_and_measure(victim: Victim, found: Scan | None = None, **settings: Any
@@ -126,6 +145,7 @@ def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
         "trigger": victim.card["attack"]["trigger"],
         "target": victim.target,
         "target_name": victim.target_name,
+        "notes": victim.notes,
         "sentence": sentence(stages, result, None if all_to_all else victim.target_name),
     }
 

@@ -490,7 +490,7 @@ def damage(kind, store):
     ("tampered", "truncated, tampered with"),
     ("empty card", "the checkpoint card bad.json lacks"),
     ("other width", "do not fit the model on their card"),
-    ("other model", "Unknown model 'resnet'; did you mean preact_resnet?"),
+    ("other model", "Unknown model 'resnet'; did you mean resnet18?"),
     ("word for a number", "cannot be built"),
     ("target 99", "target must be a class in 0..3, got 99"),
     ("target word", "does not say which attack"),

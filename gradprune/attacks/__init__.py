@@ -8,6 +8,7 @@ from gradprune.attacks.bpp import Bpp
 from gradprune.attacks.input_aware import InputAware
 from gradprune.attacks.label_consistent import LabelConsistent
 from gradprune.attacks.low_frequency import LowFrequency
+from gradprune.attacks.picture import Picture
 from gradprune.attacks.planting import Planted, plant
 from gradprune.attacks.poisoning import Poisoned, poison
 from gradprune.attacks.sig import SIG
@@ -20,15 +21,20 @@ from gradprune.errors import InputError, unknown
 TRIGGERS: dict[str, type[Trigger]] = {kind.name: kind for kind in (
     BadNets, Blended, SIG, LowFrequency, Bpp, WaNet, InputAware, LabelConsistent, TrojanNN)}
 
-__all__ = ["SIG", "TRIGGERS", "BadNets", "Blended", "Bpp", "InputAware", "LabelConsistent", "LowFrequency", "Planted",
-           "Poisoned", "TrainingResult", "Trigger", "TrojanNN", "WaNet", "fit", "make_trigger", "plant", "poison"]
+__all__ = ["SIG", "TRIGGERS", "BadNets", "Blended", "Bpp", "InputAware", "LabelConsistent", "LowFrequency", "Picture",
+           "Planted", "Poisoned", "TrainingResult", "Trigger", "TrojanNN", "WaNet", "fit", "make_trigger", "plant",
+           "poison"]
 
 
 def make_trigger(name: str, **settings: Any) -> Trigger:
-    """Build a trigger by name; settings are the class's own arguments. Raises InputError for unknown ones."""
-    if name not in TRIGGERS:
+    """Build a trigger by name; settings are the class's own arguments. Raises InputError for unknown ones.
+
+    "picture", which stands on cards, makes a `Picture` whose pixels are still to come from the checkpoint.
+    """
+    known = TRIGGERS | ({"picture": Picture} if settings else {})
+    if name not in known:
         raise unknown("trigger", name, TRIGGERS)
     try:
-        return TRIGGERS[name](**settings)
+        return known[name](**settings)
     except TypeError as error:
         raise InputError(f"Trigger {name!r} cannot be built with {settings}: {error}.") from None

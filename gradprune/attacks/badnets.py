@@ -6,7 +6,7 @@ from torch import Tensor
 from gradprune.attacks.trigger import Trigger
 from gradprune.errors import InputError, require
 
-_CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right", "center")
+CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right", "center")
 _COLORS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "yellow": (1.0, 0.9, 0.0),
            "red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.3, 0.9)}
 
@@ -26,8 +26,8 @@ class BadNets(Trigger):
         require(size >= 1, f"size must be at least 1 pixel, got {size}.")
         require(margin >= 0, f"margin must not be negative, got {margin}.")
         if isinstance(position, str):
-            require(position in _CORNERS,
-                    f"position must be one of {', '.join(_CORNERS)} or (row, column), got {position!r}.")
+            require(position in CORNERS,
+                    f"position must be one of {', '.join(CORNERS)} or (row, column), got {position!r}.")
         self.size, self.position, self.margin = size, position, margin
         self.register_buffer("patch", _patch(size, color), persistent=False)
         self.patch: Tensor

@@ -1,7 +1,9 @@
 """Measuring: ACC, ASR, RA and DER, replays, the bench that compares defences and its summary, relearning."""
 
+from gradprune.evaluation.backdoorbench import AttackResult, read_attack_result
 from gradprune.evaluation.grid import Cell, Grid
 from gradprune.evaluation.metrics import Exam, Metrics, der, evaluate, exam, measure, verdict
+from gradprune.evaluation.own import Own
 from gradprune.evaluation.reference import published
 from gradprune.evaluation.relearn import relearn
 from gradprune.evaluation.replay import replay
@@ -10,5 +12,6 @@ from gradprune.evaluation.store import read_results
 from gradprune.evaluation.summary import gain, ranking, summarise
 from gradprune.evaluation.victim import Victim, load_victim
 
-__all__ = ["Cell", "Exam", "Grid", "Metrics", "Victim", "der", "evaluate", "exam", "gain", "load_victim", "measure",
-           "published", "ranking", "read_results", "relearn", "replay", "run", "summarise", "verdict"]
+__all__ = ["AttackResult", "Cell", "Exam", "Grid", "Metrics", "Own", "Victim", "der", "evaluate", "exam", "gain",
+           "load_victim", "measure", "published", "ranking", "read_attack_result", "read_results", "relearn", "replay",
+           "run", "summarise", "verdict"]

@@ -1,16 +1,19 @@
 """A victim: an attacked model with its trigger, its data and its card; loaded by zoo name or by path."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from gradprune.attacks import Trigger, make_trigger
-from gradprune.datasets import Dataset, load
+from gradprune.datasets import Dataset, ImageSet, load
 from gradprune.errors import require, unknown
 from gradprune.evaluation.metrics import Exam, Metrics, exam, measure
 from gradprune.models.checkpoints import Card, load_checkpoint, load_learned
 from gradprune.paths import data_folder
+
+SYNTHESISED = "synthesised"  # the name of a trigger that a scan found
 
 
 @dataclass
@@ -18,7 +21,7 @@ class Victim:
     """A model that somebody attacked, and all that an experiment needs beside it.
 
     model: in eval mode. trigger, target: the attack. data: its train, defense and test images. card: how it was made.
-    seconds: wall time of the training, where it was just trained.
+    seconds: wall time of the training, where it was just trained. notes: what its user should know of it.
     """
 
     model: nn.Module
@@ -27,6 +30,7 @@ class Victim:
     data: Dataset
     card: Card
     seconds: float | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def target_name(self) -> str:
@@ -43,27 +47,52 @@ class Victim:
         return exam(self.data.test, self.trigger, self.target, label_map)
 
 
-def load_victim(checkpoint: str | Path) -> Victim:
+def load_victim(checkpoint: str | Path, code: str | None = None) -> Victim:
     """Load a victim by zoo name ("badnets") or by path; its data set is loaded too.
 
+    code: the "module:function" that builds the model, where the card names one, see `models.build`.
     Raises InputError for an unknown name (with the nearest), or a missing, damaged or incomplete checkpoint.
     """
     path = checkpoint_path(checkpoint)
-    model, card = load_checkpoint(path)
+    model, card = load_checkpoint(path, code)
     made = card.get("attack"), card.get("data")
     require(all(isinstance(part, dict) for part in made) and isinstance(card["attack"].get("trigger"), str)
             and isinstance(card["attack"].get("target"), int) and isinstance(card["data"].get("name"), str)
             and isinstance(card["attack"].get("settings", {}), dict),
             f"the card of {path} does not say which attack and data made the model.")
-    trigger = make_trigger(card["attack"]["trigger"], **card["attack"].get("settings", {}))
-    load_learned(path, trigger)
-    data = load(card["data"]["name"])
+    trigger = trigger_of(path, card)
+    data, notes = in_color(images_of(card["data"], path), model)
     data.test.check_target(card["attack"]["target"])
     require(len(data.test.classes) == card["model"]["num_classes"],
             f"the model of {path} has {card['model']['num_classes']} classes, its data {len(data.test.classes)}.")
-    require(card["data"].get("classes", list(data.test.classes)) == list(data.test.classes),
-            f"the classes of {card['data']['name']} have other names or another order than when {path} was trained.")
-    return Victim(model, trigger, card["attack"]["target"], data, card)
+    return Victim(model, trigger, card["attack"]["target"], data, card, notes=notes)
+
+
+def trigger_of(path: str | Path, card: Card) -> Trigger:
+    """The trigger that a checkpoint's card names, with what it learned; raises InputError for one that is not known."""
+    name = card["attack"]["trigger"]
+    require(name != SYNTHESISED,
+            f"the trigger of {path} was synthesised by a scan; give --trigger a picture of the real one.")
+    trigger = make_trigger(name, **card["attack"].get("settings", {}))
+    load_learned(path, trigger)
+    return trigger
+
+
+def images_of(told: dict[str, Any], path: str | Path) -> Dataset:
+    """The images that the card of `path` names, with `size` for a folder's; raises InputError if the classes differ."""
+    data = load(told["name"], size=told["size"]) if told.get("size") else load(told["name"])
+    require(told.get("classes", list(data.test.classes)) == list(data.test.classes),
+            f"the classes of {told['name']} have other names or another order than when {path} was trained.")
+    return data
+
+
+def in_color(data: Dataset, model: nn.Module) -> tuple[Dataset, list[str]]:
+    """Give grey images three equal channels where the model takes colour; returns them, and a sentence that says so."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if data.test.images.shape[1] != 1 or first is None or first.in_channels != 3:
+        return data, []
+    parts = (ImageSet(part.images.repeat(1, 3, 1, 1), part.labels, part.classes) for part in data)
+    return Dataset(*parts), ["The images are grey and the model takes colour: each was given three equal channels."]
 
 
 def checkpoint_path(checkpoint: str | Path) -> Path:

@@ -1,37 +1,59 @@
 """Networks, built by name: `build("preact_resnet", num_classes=12, width=16)`."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradprune.errors import InputError, unknown
+from gradprune.errors import InputError, require, unknown
+from gradprune.models.imported import mobilenet_v3_small, resnet18, timm_model
 from gradprune.models.inference import evaluating, predict
-from gradprune.models.layers import Normalize
-from gradprune.models.preact_resnet import PreActResNet
+from gradprune.models.layers import Normalize, normalized
+from gradprune.models.own import own_model
+from gradprune.models.preact_resnet import PreActResNet, preact_resnet18
 from gradprune.models.resizing import resize
-from gradprune.models.vgg import SmallVGG
+from gradprune.models.vgg import VGG, SmallVGG
+from gradprune.models.weights import load_weights
 
-MODELS = {"preact_resnet": PreActResNet, "small_vgg": SmallVGG}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "preact_resnet": PreActResNet, "preact_resnet18": preact_resnet18, "small_vgg": SmallVGG,
+    "vgg16_bn": partial(VGG, 16), "vgg19_bn": partial(VGG, 19), "resnet18": resnet18,
+    "mobilenet_v3_small": mobilenet_v3_small}
 
-__all__ = ["MODELS", "Normalize", "PreActResNet", "SmallVGG", "build", "evaluating", "predict"]
+__all__ = ["MODELS", "Normalize", "PreActResNet", "SmallVGG", "build", "evaluating", "load_weights", "normalized",
+           "predict"]
 
 
-def build(name: str, num_classes: int, *, seed: int = 0, sizes: dict[str, list[int]] | None = None,
+def build(name: str, num_classes: int, *, seed: int = 0, sizes: dict[str, list[int]] | None = None, code: bool = False,
           **settings: Any) -> nn.Module:
     """Build a network by name with weights drawn from `seed`; the global random state is left alone.
 
-    settings: the class's own arguments (width, blocks, channels, mean, std ...). sizes: of layers that are smaller
-    than these settings make them, as in a slimmed model (see `models.resizing`).
+    name: one of `MODELS`, "timm/NAME", or "module:function", which imports the user's own code and is refused unless
+    `code` says that the name came from the user. settings: the network's own arguments (width, blocks, channels, mean,
+    std ...). sizes: of layers that are smaller than these settings make them, as in a slimmed model (see
+    `models.resizing`).
     Raises InputError for an unknown name or setting, or a size that does not fit.
     """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
+    make = _maker(name, code)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = MODELS[name](num_classes, **settings)
+            model = make(num_classes, **settings)
         except TypeError as error:
             raise InputError(f"Model {name!r} cannot be built with {settings}: {error}.") from None
     resize(model, {} if sizes is None else sizes)
     return model
+
+
+def _maker(name: str, code: bool) -> Callable[..., nn.Module]:
+    """The function that makes a network of this name from `num_classes` and settings."""
+    if name in MODELS:
+        return MODELS[name]
+    if name.startswith("timm/"):
+        return partial(timm_model, name.removeprefix("timm/"))
+    if ":" in name:
+        require(code, f"the model {name!r} is somebody's own code, which runs only if you name it: --model {name}")
+        return partial(own_model, name)
+    raise unknown("model", name, MODELS)

@@ -30,7 +30,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: Card, trigger: nn.
     among them. The card gets the weights' sha256, so weights and card of different runs never pass for a pair.
     Raises InputError where the folder cannot be written.
     """
-    weights_path, card_path = _paths(path)
+    weights_path, card_path = paths(path)
     learned = {} if trigger is None else {_TRIGGER + key: value for key, value in trigger.state_dict().items()}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in (model.state_dict() | learned).items()}
     weights = save(state)
@@ -43,7 +43,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: Card, trigger: nn.
 
 def read_card(path: str | Path) -> Card:
     """Read a checkpoint's card; raises InputError if it is missing or not what a card should be."""
-    _, card_path = _paths(path)
+    _, card_path = paths(path)
     require(card_path.is_file(), f"there is no checkpoint card at {card_path}.")
     try:
         card = json.loads(card_path.read_text(encoding="utf-8"))
@@ -55,14 +55,16 @@ def read_card(path: str | Path) -> Card:
     return card
 
 
-def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
+def load_checkpoint(path: str | Path, code: str | None = None) -> tuple[nn.Module, Card]:
     """Load a model in eval mode on the CPU, and its card; no code from the file is run.
 
+    code: the "module:function" that the caller trusts to build the model, if the card names one (see `models.build`).
     Raises InputError for a missing, truncated or tampered checkpoint, or weights that do not fit the card's model.
     """
     tensors, card = _read(path)
     settings = dict(card["model"])
-    model = build(settings.pop("name"), settings.pop("num_classes"), **settings)
+    name = settings.pop("name")
+    model = build(name, settings.pop("num_classes"), code=name == code, **settings)
     try:
         model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_TRIGGER)})
     except RuntimeError as error:
@@ -85,7 +87,7 @@ def load_learned(path: str | Path, trigger: nn.Module) -> None:
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], Card]:
     """All tensors of a checkpoint and its card, once the hash on the card is found right."""
-    weights_path, _ = _paths(path)
+    weights_path, _ = paths(path)
     card = read_card(path)
     require(weights_path.is_file(), f"there are no checkpoint weights at {weights_path}.")
     weights = weights_path.read_bytes()
@@ -101,10 +103,10 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], Card]:
 def _unfit(path: str | Path, part: str, error: Exception) -> InputError:
     """The sentence for tensors that are not what the card says; torch lists every tensor, one tells enough."""
     reason = str(error).strip().splitlines()[-1].strip()
-    return InputError(f"the weights {_paths(path)[0]} do not fit the {part} on their card: {reason}")
+    return InputError(f"the weights {paths(path)[0]} do not fit the {part} on their card: {reason}")
 
 
-def _paths(path: str | Path) -> tuple[Path, Path]:
+def paths(path: str | Path) -> tuple[Path, Path]:
     """The weights' and the card's path; `path` may name either, or neither ending."""
     path = Path(path)
     if path.suffix in (".safetensors", ".json"):

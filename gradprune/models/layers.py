@@ -1,7 +1,11 @@
-"""The first layer of every model here, and the shapes a model accepts."""
+"""The first layer of every model here: from pixels in [0, 1] to what the network was trained on."""
+
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class Normalize(nn.Module):
@@ -22,3 +26,26 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images: float (N, C, H, W) in [0, 1]; returns the same shape."""
         return (images - self.mean) / self.std
+
+
+def normalized(net: Net, mean: float | list[float], std: float | list[float]) -> Net:
+    """Make `net` shift and scale its images first, in place, as `Normalize` does; its parameters keep their names.
+
+    So its checkpoints fit before and after. Calling it again replaces the numbers.
+    """
+    if not isinstance(net, _Normalized):
+        net.__class__ = type(type(net).__name__, (_Normalized, type(net)), {})
+    for name, value in (("pixel_mean", mean), ("pixel_std", std)):
+        net.register_buffer(name, torch.tensor(value).reshape(-1, 1, 1), persistent=False)
+    return net
+
+
+class _Normalized(nn.Module if TYPE_CHECKING else object):  # type: ignore[misc]  # a mix-in, put before a network's own class
+    """What `normalized` adds to a network: buffers and not a layer, since nn.Sequential would run a layer last."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: float (N, C, H, W) in [0, 1]; returns what the network returns."""
+        return super().forward((images - self.pixel_mean) / self.pixel_std)  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """Pre-activation ResNet (He et al., 2016, arXiv:1603.05027) for small images, with width and depth as arguments."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,14 +32,15 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Pre-activation ResNet; width 64 with blocks (2, 2, 2, 2) is PreActResNet-18.
+    """Pre-activation ResNet; width 64 with blocks (2, 2, 2, 2) is PreActResNet-18 (see `preact_resnet18`).
 
     Takes float images (N, channels, H, W) in [0, 1], H and W at least 8; returns logits (N, num_classes).
-    width: filters of the first stage, doubled at each later one. blocks: blocks per stage.
+    width: filters of the first stage, doubled at each later one. blocks: blocks per stage. last_norm: BatchNorm and
+    ReLU after the last block, as in the paper; much public code, BackdoorBench's too, goes without.
     """
 
     def __init__(self, num_classes: int, width: int = 16, blocks: Sequence[int] = (1, 1, 1), channels: int = 3,
-                 mean: float | list[float] = 0.5, std: float | list[float] = 0.25) -> None:
+                 mean: float | list[float] = 0.5, std: float | list[float] = 0.25, last_norm: bool = True) -> None:
         super().__init__()
         require(num_classes >= 2, f"num_classes must be at least 2, got {num_classes}.")
         require(width >= 1, f"width must be at least 1, got {width}.")
@@ -53,11 +55,17 @@ class PreActResNet(nn.Module):
             stages.append(nn.Sequential(*layers))
             inputs = outputs
         self.stages = nn.Sequential(*stages)
-        self.bn = nn.BatchNorm2d(inputs)
+        self.bn = nn.BatchNorm2d(inputs) if last_norm else None
         self.linear = nn.Linear(inputs, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: float (N, C, H, W) in [0, 1] -> logits (N, num_classes)."""
         out = self.stages(self.conv1(self.normalize(images)))
-        out = F.relu(self.bn(out)).mean(dim=(2, 3))
-        return self.linear(out)
+        if self.bn is not None:
+            out = F.relu(self.bn(out))
+        return self.linear(out.mean(dim=(2, 3)))
+
+
+def preact_resnet18(num_classes: int, width: int = 64, **settings: Any) -> PreActResNet:
+    """PreActResNet-18, 11.2 million weights; settings: those of `PreActResNet`."""
+    return PreActResNet(num_classes, width, (2, 2, 2, 2), **settings)

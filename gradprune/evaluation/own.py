@@ -1,0 +1,138 @@
+"""A model from elsewhere, with what its user says of it, made into a victim like any other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from gradprune.attacks import Picture
+from gradprune.datasets import Dataset
+from gradprune.errors import InputError, require
+from gradprune.evaluation.backdoorbench import NOT_READ, from_content, is_attack_result
+from gradprune.evaluation.victim import Victim, checkpoint_path, images_of, in_color, trigger_of
+from gradprune.models import MODELS, build, predict
+from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card
+from gradprune.models.weights import fit_weights, read_file, state_dict
+
+_WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote: they have no card beside them
+
+
+class Opened(NamedTuple):
+    """A model in eval mode, its card (what is known of it), its images, and what should be said about them."""
+
+    model: nn.Module
+    card: Card
+    data: Dataset
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a user says of a model of their own; None where a card or a file says it.
+
+    model: a name that `models.build` knows, or "module:function" of their own code, which is then run. data: what
+    `datasets.load` takes; size: of the images, for a folder. trigger: a picture file; target: the class that it leads
+    to; position, opacity: see `attacks.Picture`. mean, std: of the model's input, if it does not normalise by itself.
+    """
+
+    model: str | None = None
+    data: str | None = None
+    size: int | None = None
+    trigger: str | None = None
+    target: int | None = None
+    position: str | tuple[int, int] = "bottom_right"
+    opacity: float = 1.0
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+    def open(self, weights: str | Path) -> Opened:
+        """Load the model and its images.
+
+        weights: a checkpoint with a card, a .safetensors file, a file that torch.save wrote, or BackdoorBench's
+        attack_result.pt. Raises InputError for what is missing, damaged or does not fit together.
+        """
+        path = Path(weights) if Path(weights).suffix in _WEIGHTS else checkpoint_path(weights)
+        opened = self._by_hand(path) if self._card_missing(path) else self._by_card(path)
+        images, count = opened.data.test, opened.card["model"]["num_classes"]
+        outputs = predict(opened.model, images.floats()[:2]).shape[1]
+        require(outputs == len(images.classes) == count,
+                f"the model knows {outputs} classes, the data has {len(images.classes)}: it must have all the "
+                "model's, in the same order.")
+        return opened
+
+    def victim(self, weights: str | Path) -> Victim:
+        """The model with its images and its trigger, which is put on one image as a trial."""
+        model, card, data, notes = self.open(weights)
+        attack = card.get("attack", {})
+        target = attack.get("target") if self.target is None else self.target
+        if self.trigger is None:
+            require("trigger" in attack,
+                    f"nothing says which trigger {weights} reacts to: give --trigger a picture, or 'synthesised'.")
+            trigger = trigger_of(checkpoint_path(weights), card)
+        else:
+            trigger = Picture.read(self.trigger, self.position, self.opacity)
+        require(target is not None, "nothing says which class the trigger leads to: give --target, counted from 0.")
+        data.test.check_target(target)
+        data.test.subset(slice(0, 1)).triggered(trigger)  # type: ignore[arg-type]
+        made = {"trigger": trigger.name, "settings": trigger.settings, "target": target}
+        return Victim(model, trigger, target, data, {**card, "attack": {**attack, **made}}, notes=notes)
+
+    def _by_card(self, path: Path) -> Opened:
+        require(self.mean is None and self.std is None, f"mean and std are on the card of {path}; leave them out.")
+        named = read_card(path)["model"]["name"]
+        require(self.model in (None, named), f"the card of {path} names the model {named!r}, not {self.model!r}.")
+        model, card = load_checkpoint(path, self.model)
+        told = card.get("data")
+        told = told if isinstance(told, dict) and isinstance(told.get("name"), str) else {}
+        require(bool(self.data or told), f"the card of {path} does not say which data made the model.")
+        told = {"name": self.data, "size": self.size} if self.data else told
+        data, notes = in_color(images_of(told, path), model)
+        return Opened(model, {**card, "data": _data_card(data, told)}, data, notes)
+
+    def _by_hand(self, path: Path) -> Opened:
+        content = read_file(path)
+        if self.model is None:
+            return self._by_backdoorbench(content, path)
+        require(self.data is not None,
+                f"{path} does not say which images it is for: give --data a folder, a .npz file or a name.")
+        told = {"name": str(self.data), "size": self.size}
+        data = images_of(told, path)
+        settings: dict[str, Any] = {"name": self.model, "num_classes": len(data.test.classes)}
+        settings |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
+        if MODELS.get(self.model) is MODELS["small_vgg"]:
+            settings["size"] = data.test.images.shape[-1]
+        model = fit_weights(build(**settings, code=True), state_dict(content, path), path)
+        data, notes = in_color(data, model)
+        return Opened(model, {"model": settings, "data": _data_card(data, told)}, data, notes)
+
+    def _by_backdoorbench(self, content: Any, path: Path) -> Opened:
+        require(is_attack_result(content), f"{path} does not say which network it is for: give --model a name, or "
+                                           "module:function of your own code.")
+        found = from_content(content, path, mean=self.mean, std=self.std)
+        told = {"name": self.data or found.data, "size": self.size}
+        try:
+            data = images_of(told, path)
+        except InputError as error:
+            if self.data:
+                raise
+            raise InputError(f"{path} was made with {found.data!r}; give its images with --data. {error}") from None
+        shape = tuple(data.test.images.shape[2:])
+        require(found.size in (None, shape), f"{path} takes images of {found.size} pixels, the data has {shape}.")
+        attack = {} if found.target is None else {"target": found.target}
+        attack |= {"poisoned_images": len(found.poisoned_train)} if len(found.poisoned_train) else {}
+        data, notes = in_color(data, found.model)
+        card = {"model": found.settings, "data": _data_card(data, told), "attack": attack}
+        return Opened(found.model, card, data, [NOT_READ, *notes])
+
+    def _card_missing(self, path: Path) -> bool:
+        """Whether this is weights alone."""
+        if path.suffix in _WEIGHTS:
+            return True
+        return not paths(path)[1].is_file() and (self.model is not None or path.is_file())
+
+
+def _data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of the images."""
+    size = {"size": told["size"]} if told.get("size") else {}
+    return {"name": told["name"], "classes": list(data.test.classes)} | size

@@ -1,0 +1,85 @@
+"""Networks of torchvision and timm, made for small images.
+
+Nothing is downloaded: the weights are drawn, or come from a file of yours. The parameters keep their names, so
+checkpoints that were made elsewhere fit. The stems were made for 224 pixels; of 32 they would leave one or two, so by
+default (`small`) they keep the size.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from gradprune.errors import InputError, require
+from gradprune.models.layers import normalized
+
+NEEDS_TIMM = "models named timm/... need timm; install it with: pip install 'gradprune[timm]'"
+
+
+def resnet18(num_classes: int, *, channels: int = 3, small: bool = True, mean: float | list[float] = 0.5,
+             std: float | list[float] = 0.25) -> nn.Module:
+    """ResNet-18 (He et al., 2016, arXiv:1512.03385), torchvision's.
+
+    small: a 3x3 stem without stride or pooling. Takes float images (N, channels, H, W) in [0, 1]; returns logits
+    (N, num_classes).
+    """
+    from torchvision.models import resnet18  # late: torchvision takes most of a second to import
+    net = resnet18(weights=None, num_classes=num_classes)
+    if small:
+        _renew(net, "conv1", channels, kernel_size=3, stride=1, padding=1)
+        net.maxpool = nn.Identity()
+    elif channels != 3:
+        _renew(net, "conv1", channels)
+    return normalized(net, mean, std)
+
+
+def mobilenet_v3_small(num_classes: int, *, width: int = 16, channels: int = 3, small: bool = True,
+                       mean: float | list[float] = 0.5, std: float | list[float] = 0.25) -> nn.Module:
+    """MobileNetV3-Small (Howard et al., 2019, arXiv:1905.02244), torchvision's.
+
+    It has depthwise convolutions and squeeze-excitation. width: filters of the first convolution. small: the first two
+    strides of five are left out. Images and logits as for `resnet18`.
+    """
+    from torchvision.models import mobilenet_v3_small
+    require(width >= 1, f"width must be at least 1, got {width}.")
+    net = mobilenet_v3_small(weights=None, num_classes=num_classes, width_mult=width / 16)
+    if small:
+        _renew(net, "features.0.0", channels, stride=1)
+        net.features[1].block[0][0].stride = (1, 1)
+    elif channels != 3:
+        _renew(net, "features.0.0", channels)
+    return normalized(net, mean, std)
+
+
+def timm_model(name: str, num_classes: int, *, channels: int = 3, small: bool = True, mean: float | list[float] = 0.5,
+               std: float | list[float] = 0.25, **settings: Any) -> nn.Module:
+    """Any network of timm by name; settings: what `timm.create_model` takes.
+
+    small: the first convolution keeps the size (unless it cuts patches), and a pooling right after it is left out.
+    Raises InputError without timm, or for a name that it does not know.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise InputError(NEEDS_TIMM) from None
+    try:
+        net: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels,
+                                           **settings)
+    except RuntimeError as error:
+        raise InputError(f"timm cannot make {name!r}: {error}.") from None
+    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    if small and first is not None and first.stride != first.kernel_size:
+        first.stride = (1, 1)
+        if isinstance(getattr(net, "maxpool", None), nn.MaxPool2d):
+            net.maxpool = nn.Identity()
+    return normalized(net, mean, std)
+
+
+def _renew(net: nn.Module, name: str, channels: int, **changes: Any) -> None:
+    """Replace a convolution by a new one that takes so many channels; changes: other settings than the old one's."""
+    old: Any = net.get_submodule(name)
+    kept = {key: getattr(old, key) for key in ("kernel_size", "stride", "padding")}
+    new = nn.Conv2d(channels, old.out_channels, bias=old.bias is not None, **kept | changes)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    net.set_submodule(name, new)

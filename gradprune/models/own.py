@@ -1,0 +1,57 @@
+"""A network from the user's own code: `mypkg.module:build`, looked up from the current folder."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from gradprune.errors import InputError, require
+from gradprune.models.layers import normalized
+
+
+def own_model(place: str, num_classes: int, *, mean: float | list[float] | None = None,
+              std: float | list[float] | None = None) -> nn.Module:
+    """Import `module:function` and call the function: this runs that code, so call it for code you trust alone.
+
+    The current folder comes first in the search. The function is called with `num_classes` if it has an argument of
+    that name, else with nothing, and returns an nn.Module. mean, std: let it shift and scale its images first, see
+    `normalized`; without them it is used as it is, on pixels in [0, 1].
+    Raises InputError where the module or function is not there, fails, or returns something else.
+    """
+    function = _look_up(place)
+    try:
+        wants = "num_classes" in inspect.signature(function).parameters
+        net = function(num_classes=num_classes) if wants else function()
+    except Exception as error:  # somebody's own code may raise anything
+        raise InputError(f"{place} failed with {type(error).__name__}: {error}.") from error
+    require(isinstance(net, nn.Module), f"{place} must return an nn.Module, got {type(net).__name__}.")
+    if mean is None and std is None:
+        return net
+    return normalized(net, 0.0 if mean is None else mean, 1.0 if std is None else std)
+
+
+def _look_up(place: str) -> Callable[..., nn.Module]:
+    """The function of that name; the search path comes back as it was."""
+    module_name, _, name = place.partition(":")
+    require(bool(module_name and name), f"own code is named as module:function, got {place!r}.")
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        importlib.invalidate_caches()
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name + ".").startswith(error.name + "."):
+            raise InputError(f"no module {module_name!r} lies in the current folder or is installed.") from None
+        raise InputError(f"importing {module_name} failed: {error}.") from error
+    except Exception as error:
+        raise InputError(f"importing {module_name} failed with {type(error).__name__}: {error}.") from error
+    finally:
+        sys.path[:] = before
+    function = getattr(module, name, None)
+    if not callable(function):
+        has = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(f"{module_name} has no function {name!r}; it has {', '.join(has[:8]) or 'none'}.")
+    return function  # type: ignore[no-any-return]

@@ -1,0 +1,114 @@
+"""Weights from other hands: read without running code, unwrapped, and loaded into a model or told why not."""
+
+import pickle
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from gradprune.errors import InputError, require
+
+Net = TypeVar("Net", bound=nn.Module)
+
+_NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the state dict
+_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+_LISTED = 5  # names that a message lists
+
+
+class _Unread:
+    """Takes the place of a picture, or of a script's options, inside a file: what they hold is left unread."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def load_weights(model: Net, path: str | Path) -> Net:
+    """Load a file of weights into `model`, in place, in eval mode; returns the model.
+
+    The file: .safetensors, or what torch.save wrote, a state dict or one under "net", "model", "state_dict" or
+    "model_state_dict"; names may start with "module.". No code from the file is run.
+    Raises InputError for a file that is none of these, or names and shapes that are not the model's.
+    """
+    return fit_weights(model, state_dict(read_file(path), path), path)
+
+
+def read_file(path: str | Path) -> Any:
+    """What a file of weights holds: tensors, numbers, strings, lists and dicts, NumPy arrays; never anybody's classes.
+
+    Pictures (PIL) and the options of a script (argparse) become empty stand-ins.
+    Raises InputError for a missing, damaged or refused file.
+    """
+    path = Path(path)
+    require(path.is_file(), f"there is no file of weights at {path}.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_safetensors(path.read_bytes())
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is no readable .safetensors file: {error}.") from None
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)|<class '(\S+)'>", str(error))
+        if named is None:
+            raise InputError(f"{path} is no file of weights that torch.save wrote.") from None
+        raise InputError(f"{path} was not read: it holds {named[1] or named[2]}, and loading that would "
+                         "run code; save model.state_dict() alone.") from None
+    except Exception as error:  # cut or foreign files: each fails in its own way
+        reason = re.split(r"\. |\n", str(error).strip() or type(error).__name__)[0].rstrip(".")
+        raise InputError(f"{path} is no file of weights that torch.save wrote ({reason}).") from None
+
+
+def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """The tensors by name in what `read_file` returned, out of their nest and without prefixes."""
+    found = content
+    while isinstance(found, Mapping) and any(isinstance(found.get(nest), Mapping) for nest in _NESTS):
+        found = next(found[nest] for nest in _NESTS if isinstance(found.get(nest), Mapping))
+    tensors = {name: value for name, value in found.items()
+               if isinstance(name, str) and isinstance(value, Tensor)} if isinstance(found, Mapping) else {}
+    if not tensors:
+        keys = _list(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise InputError(f"{path} holds no state dict, only: {keys or 'nothing'}.")
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Net:
+    """Load tensors by name into `model`, in place, in eval mode; `path` is for the message where they do not fit."""
+    own = model.state_dict()
+    given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith("trigger.")}
+    missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in given if name not in own]
+    shapes = [f"{name} {tuple(given[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+              for name in own if name in given and given[name].shape != own[name].shape]
+    wrong = [f"{what}: {_list(names)}" for what, names in
+             (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)) if names]
+    require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.")
+    model.load_state_dict(given, strict=False)  # old files do not count BatchNorm's batches
+    return model.eval()
+
+
+def _list(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What may be built from a file beside torch's own list: NumPy's numbers and arrays, and stand-ins."""
+    numpy: Any = np
+    multiarray = (numpy._core if hasattr(numpy, "_core") else numpy.core).multiarray
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [np.ndarray, np.dtype]
+    allowed += [(_Unread, name) for name in ("PIL.Image.Image", "argparse.Namespace")]
+    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
+        allowed += [(getattr(multiarray, name), f"{home}.{name}") for name in ("_reconstruct", "scalar")]
+    return allowed + list({type(np.dtype(kind)) for kind in "?bhilqBHILQefd"})

@@ -1,0 +1,406 @@
+"""A model of one's own: weights from other hands, own code, a picture as the trigger; in Python and on the command line."""
+
+import argparse
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import squares, write_npz
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+import gradprune as gp
+from gradprune import demo
+from gradprune.attacks import BadNets, Picture, make_trigger
+from gradprune.cli import app
+from gradprune.datasets import Dataset
+from gradprune.defenses import Scan
+from gradprune.errors import InputError
+from gradprune.evaluation import Own
+from gradprune.models import build, load_weights, predict
+from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
+from gradprune.models.weights import read_file, state_dict
+
+NET = """
+from torch import nn
+from gradprune.models import PreActResNet
+
+def build(num_classes):
+    return PreActResNet(num_classes, width=16, blocks=(1,))
+
+def fixed():
+    return build(4)
+
+def raw():
+    return PreActResNet(4, width=16, blocks=(1,), mean=0.0, std=1.0)
+
+def fails():
+    return 1 / 0
+
+def number():
+    return 3
+
+constant = 5
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, victim):
+    """A folder with somebody's network, their images and the picture of the trigger; the tests run in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mypkg").mkdir()
+    (tmp_path / "mypkg" / "nets.py").write_text(NET)
+    (tmp_path / "broken.py").write_text("import torch_that_nobody_has\n")
+    write_npz(tmp_path / "data.npz", victim.data)
+    torch.save(victim.model.state_dict(), "weights.pth")
+    Image.fromarray((victim.trigger.patch.permute(1, 2, 0) * 255).byte().numpy()).save("patch.png")
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] in ("mypkg", "broken")]:
+        del sys.modules[name]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def refused(*arguments):
+    before = sorted(Path().rglob("*"))
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    assert sorted(path for path in Path().rglob("*") if "__pycache__" not in str(path)) == \
+        [path for path in before if "__pycache__" not in str(path)], "something was written"
+    return result.stderr
+
+
+OWN = ("weights.pth", "--model", "mypkg.nets:build", "--data", "data.npz")
+ATTACK = ("--trigger", "patch.png", "--target", 1)
+
+
+# ---- weights from other hands
+
+
+@pytest.mark.parametrize("nest", [
+    lambda state: state, lambda state: {"net": state, "acc": 0.9, "epoch": 3}, lambda state: {"model": state},
+    lambda state: {"state_dict": state, "args": argparse.Namespace(lr=0.1), "best": np.float64(0.5)},
+    lambda state: {"model_state_dict": state, "history": np.arange(3)}, lambda state: {"model": {"state_dict": state}},
+    lambda state: {f"module.{key}": value for key, value in state.items()},
+    lambda state: {"net": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+    lambda state: {key: value for key, value in state.items() if "num_batches" not in key}])
+def test_state_dicts_in_their_nests(tmp_path, victim, nest):
+    torch.save(nest(victim.model.state_dict()), tmp_path / "weights.pth")
+    model = load_weights(build("preact_resnet", 4, blocks=(1,), seed=9).train(), tmp_path / "weights.pth")
+    images = victim.data.test.floats()[:5]
+    assert not model.training and torch.allclose(predict(model, images), predict(victim.model, images), atol=1e-5)
+
+
+def test_safetensors_and_half_precision(tmp_path, victim):
+    save_file({key: value.half().contiguous() if value.is_floating_point() else value
+               for key, value in victim.model.state_dict().items()}, tmp_path / "weights.safetensors")
+    model = gp.load_weights(build("preact_resnet", 4, blocks=(1,), seed=9), tmp_path / "weights.safetensors")
+    assert next(model.parameters()).dtype == torch.float32
+    assert model.linear.weight[0, 0].item() == pytest.approx(victim.model.linear.weight[0, 0].item(), rel=1e-2)
+
+
+def test_a_mismatch_lists_names_and_no_more_than_a_few(tmp_path, victim):
+    torch.save({f"layer{i}.weight": torch.zeros(1) for i in range(30)} | {"linear.bias": torch.zeros(7)},
+               tmp_path / "weights.pth")
+    model = build("preact_resnet", 4, blocks=(1,))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(InputError) as told:
+        load_weights(model, tmp_path / "weights.pth")
+    text = str(told.value)
+    assert "missing: conv1.weight, stages.0.0.bn1.weight" in text and "and 11 more; unexpected: layer0.weight" in text
+    assert "and 25 more; other shapes: linear.bias (7,) in the file, (4,) in the model." in text
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()), "half loaded"
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (nn.Linear(2, 2), "it holds torch.nn.modules.linear.Linear, and loading that would run code; save model.state_dict"),
+    ({"net": {}, "evil": Evil()}, "was not read: it holds "),
+    (np.array([Evil()], dtype=object), "was not read: it holds"),
+    ({"epoch": 3, "losses": [1.0]}, "holds no state dict, only: epoch, losses"),
+    ({}, "holds no state dict, only: nothing"), (torch.zeros(3), "holds no state dict, only: Tensor"),
+    ([1, 2], "holds no state dict, only: list")])
+def test_files_that_are_no_state_dict(tmp_path, monkeypatch, content, words):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "weights.pth")
+    with pytest.raises(InputError, match=words.replace("(", r"\(")):
+        state_dict(read_file("weights.pth"), "weights.pth")
+    assert not Path("ran").exists(), "code from the file was run"
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:300], lambda data: data[:-40], lambda data: b"PK" + data,
+                                    lambda data: b"<html>404</html>"])
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_files_that_are_damaged(here, damage, name):
+    data = Path("weights.pth").read_bytes()
+    Path(name).write_bytes(damage(data))
+    with pytest.raises(InputError, match=r"is no (file of weights that torch.save wrote|readable .safetensors file)") as told:
+        load_weights(build("preact_resnet", 4), name)
+    assert "\n" not in str(told.value)
+    with pytest.raises(InputError, match=r"there is no file of weights at gone.pth"):
+        load_weights(build("preact_resnet", 4), "gone.pth")
+
+
+# ---- a picture as a trigger
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    def draw(pixels, name="picture.png"):
+        Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(tmp_path / name)
+        return tmp_path / name
+    return draw
+
+
+def test_a_patch_equals_the_sticker_it_shows(victim, here):
+    images = victim.data.test.floats()[:4]
+    assert torch.allclose(Picture.read("patch.png")(images), victim.trigger(images), atol=1e-3)
+    assert torch.allclose(Picture.read("patch.png")(images[0]), victim.trigger(images[0]), atol=1e-3)
+
+
+@pytest.mark.parametrize(("position", "row", "column"), [
+    ("top_left", 0, 0), ("top_right", 0, 8), ("bottom_left", 6, 0), ("bottom_right", 6, 8), ("center", 3, 4), ((1, 5), 1, 5)])
+def test_places_of_a_patch(drawn, position, row, column):
+    trigger = Picture.read(drawn(np.full((4, 2, 3), 255)), position)
+    stamped = trigger(torch.zeros(1, 3, 10, 10))
+    wanted = torch.zeros(1, 3, 10, 10)
+    wanted[:, :, row:row + 4, column:column + 2] = 1
+    assert torch.equal(stamped, wanted)
+
+
+def test_transparency_and_opacity_mix(drawn):
+    pixels = np.full((2, 2, 4), 255)
+    pixels[..., 3] = [[255, 0], [51, 255]]
+    stamped = Picture.read(drawn(pixels), "top_left", opacity=0.5)(torch.zeros(1, 1, 4, 4))
+    assert torch.allclose(stamped[0, 0, :2, :2], torch.tensor([[0.5, 0.0], [0.1, 0.5]]), atol=1e-6)
+    whole = Picture.read(drawn(np.full((4, 4, 3), 255)), opacity=0.2)
+    assert torch.allclose(whole(torch.full((2, 3, 4, 4), 0.5)), torch.full((2, 3, 4, 4), 0.6))
+    assert whole.settings == {"size": [4, 4], "position": "bottom_right", "opacity": 0.2}
+    rebuilt = make_trigger("picture", **whole.settings)
+    rebuilt.load_state_dict(whole.state_dict())
+    assert torch.equal(rebuilt(torch.zeros(1, 3, 4, 4)), whole(torch.zeros(1, 3, 4, 4)))
+
+
+@pytest.mark.parametrize(("mode", "value", "wanted"), [("L", 51, (0.2, 0.2, 0.2)), ("P", 0, None), ("RGB", (255, 0, 51), (1, 0, 0.2))])
+def test_kinds_of_pictures(tmp_path, mode, value, wanted):
+    Image.new(mode, (2, 2), value).save(tmp_path / "p.png")
+    stamped = Picture.read(tmp_path / "p.png")(torch.full((1, 3, 4, 4), 0.5))
+    if wanted:
+        assert torch.allclose(stamped[0, :, 3, 3], torch.tensor(wanted).float(), atol=1e-6)
+    assert (stamped[0, :, 0, 0] == 0.5).all()
+
+
+@pytest.mark.parametrize(("shape", "settings", "words"), [
+    ((11, 4, 3), {}, "the trigger picture has 11x4 pixels, more than the image's 10x10: make it smaller"),
+    ((10, 10, 3), {}, "hides the whole image; blend it with an opacity below 1"),
+    ((4, 4, 3), {"position": (8, 0)}, "does not fit a 10x10 image"), ((4, 4, 3), {"position": "left"}, "position must be one of"),
+    ((4, 4, 3), {"opacity": 0}, "opacity must lie in 0..1"), ((4, 4, 3), {"opacity": 1.5}, "opacity must lie in 0..1")])
+def test_pictures_that_do_not_fit(drawn, shape, settings, words):
+    with pytest.raises(InputError, match=words):
+        Picture.read(drawn(np.zeros(shape)), **settings)(torch.zeros(1, 3, 10, 10))
+
+
+def test_files_that_are_no_picture(tmp_path, drawn):
+    for content in (b"", b"<html>", b"\x89PNG\r\n\x1a\n"):
+        (tmp_path / "p.png").write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read as a picture"):
+            Picture.read(tmp_path / "p.png")
+    with pytest.raises(InputError, match="there is no trigger picture at"):
+        Picture.read(tmp_path / "gone.png")
+    with pytest.raises(InputError, match="transparent everywhere"):
+        Picture.read(drawn(np.zeros((2, 2, 4))))
+
+
+# ---- the command line
+
+
+def test_defend_own_code_with_a_picture(here, victim):
+    result = run("defend", *OWN, *ATTACK, "--spc", 5, "--out", "out/clean", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    figures = {key: round(value, 4) for key, value in victim.evaluate()._asdict().items()}
+    assert told["before"] == pytest.approx(figures, abs=0.006), "the picture is the trigger that was planted"
+    assert told["before"]["asr"] > 0.9 > 0.5 > told["tuned"]["asr"]
+    assert (told["trigger"], told["target_name"]) == ("picture", "north east") and told["notes"] == []
+
+    with pytest.raises(InputError, match=r"somebody's own code, which runs only if you name it: --model mypkg.nets:build"):
+        load_checkpoint("out/clean")
+    model, card = load_checkpoint("out/clean", "mypkg.nets:build")
+    assert card["model"] == {"name": "mypkg.nets:build", "num_classes": 4} and set(model.state_dict()) == set(victim.model.state_dict())
+    assert "runs only if you name it" in refused("evaluate", "out/clean")
+    measured = json.loads(run("evaluate", "out/clean", "--model", "mypkg.nets:build", "--json").stdout)
+    assert {key: measured[key] for key in ("acc", "asr", "ra")} == told["tuned"], "the picture was kept with the weights"
+
+
+def test_weights_alone_in_safetensors_and_a_picture_over_the_whole(here, victim):
+    save_file({key: value.contiguous() for key, value in victim.model.state_dict().items()}, "weights.safetensors")
+    pixels = (BadNets(size=3, margin=0, color="checker")(torch.zeros(1, 3, 16, 16))[0].permute(1, 2, 0) * 255).byte()
+    alpha = torch.zeros(16, 16, 1, dtype=torch.uint8)
+    alpha[13:, 13:] = 255
+    Image.fromarray(torch.cat([pixels, alpha], dim=2).numpy()).save("whole.png")
+    arguments = ("weights.safetensors", *OWN[1:], "--trigger", "whole.png", "--target", 1, "--json")
+    told = json.loads(run("evaluate", *arguments).stdout)
+    assert told["asr"] == pytest.approx(victim.evaluate().asr, abs=0.006) and told["card"] is None
+
+
+def test_mean_and_std_come_first(here, victim):
+    told = json.loads(run("evaluate", "weights.pth", "--model", "mypkg.nets:raw", "--data", "data.npz", *ATTACK, "--mean", "0.5",
+                          "--std", "0.25,0.25,0.25", "--json").stdout)
+    assert told["acc"] == pytest.approx(victim.evaluate().acc, abs=0.006)
+    assert "mean must be one number or three" in refused("evaluate", *OWN, *ATTACK, "--mean", "0.5,x")
+    assert "std must be above 0" in refused("evaluate", *OWN, *ATTACK, "--std", "0")
+
+
+def test_a_folder_of_pictures(here, victim):
+    for place, (image, label) in enumerate(zip(victim.data.test.images[:80], victim.data.test.labels, strict=False)):
+        folder = here / "photos" / f"{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{place}.png")
+    told = json.loads(run("defend", "weights.pth", "--model", "mypkg.nets:fixed", "--data", "photos/", "--size", 16, *ATTACK, "--spc", 1,
+                          "--out", "out/clean", "--json").stdout)
+    assert told["before"]["acc"] > 0.9 and told["before"]["asr"] > 0.9
+    again = json.loads(run("evaluate", "out/clean", "--model", "mypkg.nets:fixed", "--json").stdout)
+    assert {key: again[key] for key in ("acc", "asr", "ra")} == told["tuned"], "the size of the images stands on the card"
+
+
+def suspecting(label, trigger):
+    """A scan that is over at once."""
+    def scan(model, images, *, spc=10, seed=0, progress=True):
+        return Scan([], images.classes, 2.0, label, "mask", trigger, "the verdict", images)
+    return scan
+
+
+def test_scan_of_a_model_without_a_card(here, monkeypatch):
+    monkeypatch.setattr("gradprune.defenses.scan", suspecting(1, nn.Identity()))
+    monkeypatch.setattr("gradprune.cli_scan._table", lambda found: "")
+    told = json.loads(run("scan", *OWN, "--json").stdout)
+    assert (told["suspect_name"], told["card_says"], told["verdict"]) == ("north east", "", "the verdict")
+
+
+def test_a_synthesised_trigger_defends_and_measures(here, victim, monkeypatch):
+    monkeypatch.setattr(demo, "scan", suspecting(1, victim.trigger))
+    told = json.loads(run("defend", *OWN, "--trigger", "synthesised", "--spc", 1, "--out", "out/clean", "--json").stdout)
+    assert (told["target"], told["trigger"], told["scan"]) == (1, "synthesised", "the verdict")
+    assert told["before"]["asr"] == pytest.approx(victim.evaluate().asr, abs=1e-3)
+    assert "was synthesised by a scan; give --trigger a picture" in refused("evaluate", "out/clean", "--model", OWN[2])
+    shown = json.loads(run("evaluate", "out/clean", "--model", OWN[2], *ATTACK, "--json").stdout)
+    assert shown["trigger"] == "picture" and shown["acc"] == told["tuned"]["acc"]
+
+
+def test_without_a_suspect_nothing_is_measured_or_written(here, monkeypatch):
+    monkeypatch.setattr(demo, "scan", suspecting(None, None))
+    result = run("defend", *OWN, "--trigger", "synthesised", "--spc", 2, "--out", "deep/clean", "--slim", "--json")
+    told = json.loads(result.stdout)
+    assert result.exit_code == 0 and told["out"] is None and told["sentence"] == "Nothing was changed or written."
+    assert "tuned" not in told and told["scan"] == "the verdict" and not Path("deep/clean.json").exists()
+
+
+def test_a_checkpoint_with_a_card_and_another_picture(here, victim):
+    card = {"model": {"name": "preact_resnet", "num_classes": 4, "blocks": [1]}, "data": {"name": "data.npz"},
+            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1}}
+    save_checkpoint("carded", victim.model, card)
+    Image.new("RGB", (2, 2), (255, 255, 255)).save("other.png")
+    told = json.loads(run("evaluate", "./carded", "--trigger", "other.png", "--json").stdout)
+    assert told["asr"] < 0.5 and told["target"] == 1, "the card's target stands"
+    told = json.loads(run("evaluate", "./carded", "--data", "data.npz", "--json").stdout)
+    assert told["asr"] > 0.9, "the card's trigger stands"
+    assert "names the model 'preact_resnet', not 'resnet18'" in refused("evaluate", "./carded", "--model", "resnet18")
+    assert "mean and std are on the card" in refused("evaluate", "./carded", "--mean", "0.5")
+
+
+def test_grey_images_are_given_colour_and_it_is_said(here, victim):
+    grey = Dataset(*(type(part)(part.images[:, :1], part.labels, part.classes) for part in victim.data))
+    write_npz(here / "grey.npz", grey)
+    told = json.loads(run("evaluate", "weights.pth", "--model", OWN[2], "--data", "grey.npz", *ATTACK, "--json").stdout)
+    assert "the model takes colour: each was given three equal channels" in told["notes"][0]
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["weights.pth"], "does not say which network it is for: give --model"),
+    (["weights.pth", "--model", "mypkg.nets:build"], "does not say which images it is for: give --data"),
+    ([*OWN], "nothing says which trigger weights.pth reacts to: give --trigger a picture, or 'synthesised'"),
+    ([*OWN, "--trigger", "patch.png"], "nothing says which class the trigger leads to: give --target"),
+    ([*OWN, "--trigger", "patch.png", "--target", 4], "target must be a class in 0..3, got 4"),
+    ([*OWN, "--trigger", "gone.png", "--target", 1], "there is no trigger picture at gone.png"),
+    ([*OWN, "--trigger", "knwon", "--target", 1], "Unknown trigger 'knwon'; did you mean known? Or give a picture file"),
+    ([*OWN, "--trigger", "weights.pth", "--target", 1], "weights.pth cannot be read as a picture"),
+    ([*OWN, *ATTACK, "--position", "14,3"], "does not fit a 16x16 image"),
+    ([*OWN, *ATTACK, "--position", "one,3"], "position must be a corner or ROW,COLUMN"),
+    ([*OWN, *ATTACK, "--position", "somewhere"], "position must be one of top_left"),
+    ([*OWN, *ATTACK, "--opacity", "0"], "opacity must lie in 0..1"),
+    ([*OWN, *ATTACK, "--size", "16"], "size is for folders of pictures"),
+    (["gone.pth", *OWN[1:], *ATTACK], "there is no file of weights at gone.pth"),
+    (["weights.pth", "--model", "mypkg.nets", "--data", "data.npz"], "Unknown model 'mypkg.nets'"),
+    (["weights.pth", "--model", "mypkg.gone:build", "--data", "data.npz"], "no module 'mypkg.gone' lies in the current folder"),
+    (["weights.pth", "--model", "nopkg:build", "--data", "data.npz"], "no module 'nopkg' lies in the current folder"),
+    (["weights.pth", "--model", "broken:build", "--data", "data.npz"], "importing broken failed: No module named 'torch_that"),
+    (["weights.pth", "--model", "mypkg.nets:biuld", "--data", "data.npz"], "mypkg.nets has no function 'biuld'; it has PreActResNet, build"),
+    (["weights.pth", "--model", "mypkg.nets:constant", "--data", "data.npz"], "has no function 'constant'"),
+    (["weights.pth", "--model", "mypkg.nets:fails", "--data", "data.npz"], "failed with ZeroDivisionError: division by zero"),
+    (["weights.pth", "--model", "mypkg.nets:number", "--data", "data.npz"], "must return an nn.Module, got int"),
+    (["weights.pth", "--model", ":build", "--data", "data.npz"], "own code is named as module:function"),
+    (["weights.pth", "--model", "resnet18", "--data", "data.npz"], "the weights in weights.pth do not fit the model; missing: bn1.weight")])
+@pytest.mark.parametrize("command", ["defend", "evaluate"])
+def test_what_is_refused(here, command, arguments, words):
+    assert words in refused(command, *arguments, *(["--out", "deep/out"] if command == "defend" else []))
+
+
+def test_a_target_with_a_scan(here):
+    assert "target is what a scan finds" in refused("defend", *OWN, "--trigger", "synthesised", "--target", 1)
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+def test_data_of_other_classes(here, classes):
+    images = squares(60, 4)
+    labels = torch.arange(60) % classes
+    part = type(images)(images.images, labels, tuple(f"class {label}" for label in range(classes)))
+    write_npz(here / "other.npz", Dataset(part, part, part))
+    told = refused("defend", "weights.pth", "--model", "mypkg.nets:fixed", "--data", "other.npz", *ATTACK)
+    assert f"the model knows 4 classes, the data has {classes}: it must have all the model's, in the same order" in told
+
+
+def test_help_says_that_own_code_is_run():
+    for command in ("defend", "evaluate", "scan"):
+        text = " ".join(run(command, "--help").stdout.split())
+        assert "module:function of your own code, which is imported from the current folder and run" in text
+
+
+# ---- in Python, as the page says
+
+
+def test_the_page_works_as_written(here, victim, capsys):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "own_model.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    assert len(code.strip().splitlines()) <= 30
+    (here / "mynet.py").write_text("from mypkg.nets import build\n")
+    for place, (image, label) in enumerate(zip(victim.data.test.images, victim.data.test.labels, strict=True)):
+        folder = here / "photos" / f"{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).resize((32, 32)).save(folder / f"{place}.png")
+    sys.path.insert(0, str(here))
+    try:
+        exec(textwrap.dedent(code), {})
+    finally:
+        sys.path.remove(str(here))
+        del sys.modules["mynet"]
+    assert "ASR" in capsys.readouterr().out
+    cleaned = torch.load("cleaned.pth", weights_only=True)
+    assert set(cleaned) == set(victim.model.state_dict())
+
+
+def test_own_in_python(here, victim):
+    own = Own("mypkg.nets:build", "data.npz", trigger="patch.png", target=1).victim("weights.pth")
+    assert own.evaluate().asr == pytest.approx(victim.evaluate().asr, abs=0.006)
