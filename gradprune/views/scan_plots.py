@@ -172,7 +172,9 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
             color = METRICS["asr"].color if attacked else CLEAN.color
             ax.scatter(own["share"], own["index"], s=52, marker=marker, edgecolors=color, linewidths=1.6, zorder=3,
                        c=color if attacked else style.PAPER, label=f"{'attacked' if attacked else 'clean'}, {kind}")
-        for row in marks[marks["attacked"] | (marks["index"] > THRESHOLD)].to_dict("records"):
+        marks["low"] = marks["index"] <= THRESHOLD
+        named = marks.sort_values(["low", "share"]).drop_duplicates("model")  # once each, lest names overlap
+        for row in named[named["attacked"] | (named["index"] > THRESHOLD)].to_dict("records"):
             offset, side = ((7, 3), "left") if row["index"] > THRESHOLD else ((-6, -11), "right")
             ax.annotate(plain(row["model"], 16), (row["share"], row["index"]), offset, textcoords="offset points",
                         ha=side, fontsize=style.SMALL, color=(METRICS["asr"] if row["attacked"] else CLEAN).color)
