@@ -85,7 +85,7 @@ def test_the_figure_tells_both_ends():
 
 
 @pytest.mark.parametrize("attacks", [{}, {"badnets": {}}, {"badnets": {"a": []}}, {"badnets": {"a": runs(0, 0, 0), "b": runs(0, 0, 0)[:2]}},
-                                     {"badnets": {str(i): runs(0, 0, 0) for i in range(7)}}])
+                                     {"badnets": {str(i): runs(0, 0, 0) for i in range(8)}}])
 def test_the_figure_refuses(attacks):
     with pytest.raises(InputError):
         relearn_curve(attacks)

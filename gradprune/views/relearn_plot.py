@@ -17,7 +17,7 @@ Rows = Sequence[Mapping[str, Any]]
 # Okabe & Ito's colours, the light ones darkened; marker and line style tell the lines apart without colour.
 _MARKS = [Mark("#0072B2", "o", "-", "", ""), Mark("#C45500", "^", "--", "", ""), Mark("#007F5C", "s", "-.", "", ""),
           Mark("#AA3377", "D", (0, (3, 1)), "", ""), Mark("#7A6A00", "v", (0, (5, 1, 1, 1)), "", ""),
-          Mark("#1F2328", "P", (0, (1, 1)), "", "")]
+          Mark("#1F2328", "P", (0, (1, 1)), "", ""), Mark("#56B4E9", "X", (0, (6, 2)), "", "")]
 
 
 def relearn_curve(attacks: Mapping[str, Mapping[str, Rows]]) -> Picture:
