@@ -20,8 +20,8 @@ from gradprune.paths import data_folder, write_atomic
 
 SPC, SEED = 10, 0
 CLEAN = [f"clean{seed}" for seed in (25, 41, 42, 43)]  # 21 to 24 and 31 served to find the rule for an alarm
-COMPARED = ["badnets", "trojannn", "blended", "wanet"]
-SHIPPED = [*COMPARED, "clean", "sig", "sig_clean_label", "low_frequency", "bpp", "input_aware", "label_consistent"]
+COMPARED = ["badnets", "trojannn", "blended", "wanet", "low_frequency", "input_aware"]
+SHIPPED = [*COMPARED, "clean", "sig", "sig_clean_label", "bpp", "label_consistent"]
 SCANS, DEFENSES = "scan.csv", "scan_defense.csv"
 
 
