@@ -33,7 +33,6 @@ Std = Annotated[str | None, typer.Option("--std", help="What the pixels are divi
 
 EXAMPLE = "gradprune defend weights.pth --model mynet:build --data photos/\n    --trigger patch.png --target 3"
 KINDS = ("known", "synthesised")  # of triggers, beside a picture
-WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files without a card
 
 
 def own(checkpoint: str, model: str | None, data: str | None, size: int | None, mean: str | None, std: str | None,
@@ -45,9 +44,9 @@ def own(checkpoint: str, model: str | None, data: str | None, size: int | None, 
         raise InputError(f"{unknown('trigger', picture, KINDS)} Or give a picture file.")
     if trigger == "synthesised" and target is not None:
         raise InputError("target is what a scan finds; leave it out with a synthesised trigger.")
+    from gradprune.evaluation.own import WEIGHTS, Own
     if Path(checkpoint).suffix not in WEIGHTS and not any((model, data, size, mean, std, picture, target is not None)):
         return None
-    from gradprune.evaluation import Own
     return Own(model, data, size, picture, target, _place(position), opacity, _numbers("mean", mean),
                _numbers("std", std))
 

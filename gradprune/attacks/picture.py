@@ -8,10 +8,8 @@ from torch import Tensor
 
 from gradprune.attacks.badnets import CORNERS
 from gradprune.attacks.trigger import Trigger
-from gradprune.datasets.folder import LARGEST
+from gradprune.datasets.folder import FORMATS, LARGEST
 from gradprune.errors import InputError, require
-
-_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")  # others, though Pillow knows them, may start foreign programs
 
 
 class Picture(Trigger):
@@ -48,7 +46,7 @@ class Picture(Trigger):
         from torchvision.transforms.functional import pil_to_tensor  # late: it takes most of a second to import
         require(Path(path).is_file(), f"there is no trigger picture at {path}.")
         try:
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 require(image.width * image.height <= LARGEST, f"it claims {image.width} x {image.height} pixels")
                 pixels = pil_to_tensor(image.convert("RGBA")).float() / 255
         except Exception:  # Pillow raises many kinds for damaged files

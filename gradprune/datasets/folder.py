@@ -22,7 +22,7 @@ from gradprune.paths import cache_folder
 SIZE = 32                # side of the images, in pixels, where nothing else is asked for
 LARGEST = 64_000_000     # pixels of a picture; one that claims more is taken for a bomb and never decoded
 TEST_SHARE, DEFENSE_SHARE = 0.2, 0.1  # of every class, where the folder does not say it
-_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")  # others, though Pillow knows them, may start foreign programs
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")  # others, though Pillow knows them, may start foreign programs
 _VERSION = 1             # raise it with every change of what is cached
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def decode(source: Path | BinaryIO, size: int) -> tuple[np.ndarray, bool]:
     """One picture as uint8 RGB (3, size, size), and whether it had colours; raises almost anything if it is damaged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own about large pictures; they are refused below
-        with Image.open(source, formats=_FORMATS) as file:
+        with Image.open(source, formats=FORMATS) as file:
             picture: Image.Image = file
             require(picture.width * picture.height <= LARGEST, "too many pixels")
             picture.draft(None, (2 * size, 2 * size))  # JPEG alone: decode no more than is needed

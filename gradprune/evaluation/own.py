@@ -15,7 +15,7 @@ from gradprune.models import MODELS, build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card
 from gradprune.models.weights import fit_weights, read_file, state_dict
 
-_WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote: they have no card beside them
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote: they have no card beside them
 
 
 class Opened(NamedTuple):
@@ -52,7 +52,7 @@ class Own:
         weights: a checkpoint with a card, a .safetensors file, a file that torch.save wrote, or BackdoorBench's
         attack_result.pt. Raises InputError for what is missing, damaged or does not fit together.
         """
-        path = Path(weights) if Path(weights).suffix in _WEIGHTS else checkpoint_path(weights)
+        path = Path(weights) if Path(weights).suffix in WEIGHTS else checkpoint_path(weights)
         opened = self._by_hand(path) if self._card_missing(path) else self._by_card(path)
         images, count = opened.data.test, opened.card["model"]["num_classes"]
         outputs = predict(opened.model, images.floats()[:2]).shape[1]
@@ -127,7 +127,7 @@ class Own:
 
     def _card_missing(self, path: Path) -> bool:
         """Whether this is weights alone."""
-        if path.suffix in _WEIGHTS:
+        if path.suffix in WEIGHTS:
             return True
         return not paths(path)[1].is_file() and (self.model is not None or path.is_file())
 
