@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from gradprune.attacks import fit, make_trigger, poison
 from gradprune.datasets import Dataset, ImageSet
@@ -29,6 +30,19 @@ def squares(count: int, seed: int, size: int = 16) -> ImageSet:
         row, column = (label // 2) * half + 1, (label % 2) * half + 1
         images[i, :, row:row + half - 3, column:column + half - 3] += 120
     return ImageSet(images.to(torch.uint8), labels.long(), ("north west", "north east", "south west", "south east"))
+
+
+def lived_in(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """Give the BatchNorms statistics, scales and shifts such as training leaves."""
+    torch.manual_seed(1)
+    model.train()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+        model(images)
+    return model.eval()
 
 
 def write_npz(path: Path, data: Dataset) -> None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torchvision
+from conftest import lived_in
 from torch import nn
 
 from gradprune.errors import InputError
@@ -29,15 +30,7 @@ def network(name):
     """One of the networks, with BatchNorms as training leaves them."""
     if name.startswith("timm/"):
         pytest.importorskip("timm", reason="timm is an optional extra")
-    model = build(name, 5, **NETWORKS[name]).train()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(-0.5, 0.5)
-        model(IMAGES)
-    return model.eval()
+    return lived_in(build(name, 5, **NETWORKS[name]), IMAGES)
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))

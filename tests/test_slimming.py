@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from conftest import lived_in
 from torch import nn
 
 import gradprune as gp
@@ -26,19 +27,6 @@ def slim():
     return slim
 
 
-def lived_in(model, images=IMAGES):
-    """Give the BatchNorms statistics, scales and shifts such as training leaves."""
-    torch.manual_seed(1)
-    model.train()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(-0.5, 0.5)
-        model(images)
-    return model.eval()
-
-
 def masked(model, share, images=IMAGES):
     found = filters(model, images[:1])
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(2)).tolist()
@@ -54,7 +42,7 @@ def assert_same_answers(result, model, images=IMAGES):
     ("preact_resnet", {"width": 8}), ("preact_resnet", {"width": 4, "blocks": (2, 2)}), ("small_vgg", {"width": 6, "size": 16})])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
 def test_the_smaller_model_answers_as_the_masked_one(slim, name, settings, share):
-    model = masked(lived_in(build(name, 4, **settings)), share)
+    model = masked(lived_in(build(name, 4, **settings), IMAGES), share)
     before = copy.deepcopy(model.state_dict())
     result = slim(model, IMAGES)
     assert_same_answers(result, model)
@@ -70,7 +58,7 @@ def test_the_smaller_model_answers_as_the_masked_one(slim, name, settings, share
 
 
 def test_a_plain_chain_loses_every_silent_filter(slim):
-    model = masked(lived_in(build("small_vgg", 4, width=6, size=16)), 0.4)
+    model = masked(lived_in(build("small_vgg", 4, width=6, size=16), IMAGES), 0.4)
     result = slim(model, IMAGES)
     assert not result.left
     last = sizes(result.model)["features.19"][0]
@@ -83,7 +71,7 @@ def test_a_plain_chain_loses_every_silent_filter(slim):
     (("conv1", "stages.0.0.conv2"), 5.0, 0),     # BatchNorm makes a constant of it
     (("stages.0.0.conv1",), 5.0, 1)])            # inside the block: its BatchNorm is silent with it
 def test_what_silence_becomes_decides_on_a_shortcut_channel(slim, layers, shift, cut):
-    model = lived_in(build("preact_resnet", 4, width=4, blocks=(1, 1)))
+    model = lived_in(build("preact_resnet", 4, width=4, blocks=(1, 1)), IMAGES)
     found = filters(model, IMAGES[:1])
     with torch.no_grad():
         for norm in ("stages.0.0.bn1", "stages.1.0.bn1"):
@@ -96,7 +84,7 @@ def test_what_silence_becomes_decides_on_a_shortcut_channel(slim, layers, shift,
 
 
 def test_one_filter_of_a_layer_stays(slim):
-    model = lived_in(build("small_vgg", 4, width=4, size=16))
+    model = lived_in(build("small_vgg", 4, width=4, size=16), IMAGES)
     found = filters(model, IMAGES[:1])
     silence(model, found, range(4))
     result = slim(model, IMAGES)
@@ -156,7 +144,7 @@ def test_shipped_models_pruned_by_the_defence(slim, name):
 @pytest.mark.parametrize(("name", "settings"), [("preact_resnet", {"width": 4}), ("small_vgg", {"width": 4, "size": 16})])
 def test_saved_and_loaded_again(slim, tmp_path, name, settings):
     made = {"name": name, "num_classes": 4, **settings}
-    model = masked(lived_in(build(**made)), 0.5)
+    model = masked(lived_in(build(**made), IMAGES), 0.5)
     smaller = slim(model, IMAGES).model
     full = sizes(model)
     changed = {layer: size for layer, size in sizes(smaller).items() if size != full[layer]}
