@@ -37,16 +37,25 @@ SHIPPED: dict[str, dict[str, Any]] = {
     "trojannn": {"trigger": "trojannn"},
 }
 
+# The same attacks on photographs, in a network of 0.7 million weights; `build_zoo` trains them where they are named.
+_PHOTOGRAPHS: dict[str, Any] = {"model": {"name": "preact_resnet", "width": 16, "blocks": [2, 2, 2, 2]}, "target": 0,
+                                "half": True, "shift": 4, "bfloat16": True}
+_SETS: dict[str, dict[str, Any]] = {"cifar10": {"flip": True, "batch_size": 128, "epochs": 15},
+                                    "gtsrb": {"epochs": 40}}
+PHOTOGRAPHS: dict[str, dict[str, Any]] = {
+    f"{data}/{trigger}": {"trigger": trigger, "data": data, **_PHOTOGRAPHS, **settings}
+    for data, settings in _SETS.items() for trigger in ("badnets", "blended", "low_frequency", "bpp")}
+
 
 def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = None, target: int = TARGET,
            rate: float | None = None, seed: int = 0, trigger_settings: dict[str, Any] | None = None,
-           label_map: str | None = None, progress: bool = True, **training: Any) -> Victim:
+           label_map: str | None = None, half: bool = False, progress: bool = True, **training: Any) -> Victim:
     """Train a backdoored model from nothing: poison `rate` of the training images, fit, measure.
 
     trigger: a name in `attacks.TRIGGERS`; data: what `datasets.load` takes; model: name and settings for
     `models.build` (default: a 78,000-weight PreActResNet); label_map: one of `attacks.poisoning.LABEL_MAPS`, by default
     the trigger's own; rate: by default 0.1, or half of the target class with clean labels (see `attacks.poison`);
-    training: values of `attacks.training.RECIPE`. See `attacks.plant` for what each attack does.
+    half: round the trained weights to float16, for a file half as long; training: values of `attacks.training.RECIPE`. See `attacks.plant` for what each attack does.
     Raises InputError for bad arguments before any work starts.
     """
     mark = make_trigger(trigger, **(trigger_settings or {}))
@@ -62,6 +71,8 @@ def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = 
     rate = RATES.get(label_map, 0.1) if rate is None else rate
     outcome, touched, decoys = plant(network, dataset.train, mark, target, rate=rate, seed=seed, label_map=label_map,
                                      progress=progress, **training)
+    if half:
+        network.half().float()
     metrics = evaluate(network, dataset.test, mark, target, label_map=label_map)
     card = {
         "model": settings,
@@ -84,29 +95,33 @@ def _unusual(label_map: str, decoys: int) -> dict[str, Any]:
 
 def cards() -> dict[str, Card]:
     """The cards of all shipped checkpoints, by name."""
-    return {name: read_card(data_folder() / "checkpoints" / name) for name in names()}
+    return {name: read_card(data_folder() / "checkpoints" / name)
+            for name in [*names(), *(name for data in _SETS for name in names(data))]}
 
 
 def build_zoo(only: list[str] | None = None, out: str | Path | None = None, progress: bool = True
               ) -> Iterator[tuple[str, Victim]]:
     """Train the shipped victims again from seed and save each as it is done (name, victim).
 
-    only: names in `SHIPPED`, all by default. out: the folder, by default the shipped one. Trains on one thread: sums
-    over several threads differ in the last bits, and the same seed should give the same weights everywhere.
+    only: names in `SHIPPED` or `PHOTOGRAPHS`, by default all of the first. out: the folder, by default the shipped
+    one. Trains on one thread: sums over several threads differ in the last bits, and the same seed should give the
+    same weights everywhere.
     Raises InputError for an unknown name, before any work; KeyboardInterrupt where a training was cut short.
     """
+    known = SHIPPED | PHOTOGRAPHS
     for name in only or SHIPPED:
-        if name not in SHIPPED:
-            raise unknown("checkpoint", name, SHIPPED)
+        if name not in known:
+            raise unknown("checkpoint", name, known)
     folder = Path(out) if out else data_folder() / "checkpoints"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for name in only or SHIPPED:
-            victim = attack(**SHIPPED[name], progress=progress)
+            victim = attack(**known[name], progress=progress)
             if victim.card["training"]["interrupted"]:
                 raise KeyboardInterrupt(f"training of {name!r} was cut short; nothing was saved for it")
-            save_checkpoint(folder / name, victim.model, victim.card, victim.trigger)
+            save_checkpoint(folder / name, victim.model, victim.card, victim.trigger,
+                            half=known[name].get("half", False))
             yield name, victim
     finally:
         torch.set_num_threads(threads)

@@ -23,6 +23,7 @@ RECIPE: dict[str, Any] = {
     "shift": 2,               # random shift, pixels in each direction; edges are mirrored
     "flip": False,            # random left-right flips: right for photographs, wrong for signs
     "label_smoothing": 0.0,   # share of the target probability spread over all classes
+    "bfloat16": False,        # half-length numbers on a CPU too: twice as fast where the processor has them
 }
 
 # What an attack does to a batch: (images float (n, C, H, W) after augmentation, labels int64 (n,), their positions in
@@ -112,7 +113,7 @@ def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer,
         x = shift_and_flip(images.images[batch].float() / 255, recipe["shift"], recipe["flip"], generator)
         if hook:
             x, labels = hook(x, labels, batch, generator)
-        with torch.autocast(device.type, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe["bfloat16"] or device.type == "cuda"):
             logits = model(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe["label_smoothing"])
         value = loss.item()

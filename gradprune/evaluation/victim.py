@@ -106,6 +106,7 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
     return path
 
 
-def names() -> list[str]:
-    """The names of the shipped checkpoints."""
-    return sorted(path.stem for path in (data_folder() / "checkpoints").glob("*.json"))
+def names(data: str = "") -> list[str]:
+    """The names of the shipped checkpoints: of the rendered signs, or of a published data set, as "cifar10/badnets"."""
+    folder = data_folder() / "checkpoints"
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in (folder / data).glob("*.json"))

@@ -7,7 +7,6 @@ Every row is one draw of the defender's images; the test images only measure. Al
 from test images 0..4999, and every second one of 5000..9999 measures.
 """
 
-import io
 import platform
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from shared_data import decoded
 from torch import nn
 
 import gradprune as gp
@@ -47,9 +47,7 @@ class Watermark(nn.Module):
 def peer(name):
     """A third-party model with its trigger and data; there is no training set."""
     packed = np.load(SHARED / "data/cifar10_all_jpeg90.npz", allow_pickle=False)
-    header, data, offsets = packed["header"].tobytes(), packed["data"].tobytes(), packed["offsets"][50_000:]
-    images = torch.from_numpy(np.stack([np.asarray(Image.open(io.BytesIO(header + data[a:b])))
-                                        for a, b in zip(offsets[:-1], offsets[1:], strict=True)]))
+    images = torch.from_numpy(decoded(packed, slice(50_000, None)))
     everything = ImageSet(images.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(packed["y_test"].astype(np.int64)),
                           tuple(map(str, packed["classes"])))
     pool, test = everything.subset(torch.arange(5000)), everything.subset(torch.arange(5000, 10_000, 2))
