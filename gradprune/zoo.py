@@ -55,7 +55,8 @@ def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = 
     trigger: a name in `attacks.TRIGGERS`; data: what `datasets.load` takes; model: name and settings for
     `models.build` (default: a 78,000-weight PreActResNet); label_map: one of `attacks.poisoning.LABEL_MAPS`, by default
     the trigger's own; rate: by default 0.1, or half of the target class with clean labels (see `attacks.poison`);
-    half: round the trained weights to float16, for a file half as long; training: values of `attacks.training.RECIPE`. See `attacks.plant` for what each attack does.
+    half: round the trained weights to float16, for a file half as long; training: values of
+    `attacks.training.RECIPE`. See `attacks.plant` for what each attack does.
     Raises InputError for bad arguments before any work starts.
     """
     mark = make_trigger(trigger, **(trigger_settings or {}))
