@@ -182,6 +182,17 @@ def test_interruption_keeps_the_weights_reached(data, monkeypatch):
     assert any(not torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
 
 
+def test_training_in_bfloat16_is_training_all_the_same(data):
+    losses = []
+    for bfloat16 in (True, False):
+        model = build("preact_resnet", 4, width=4, blocks=(1, 1), seed=0)
+        outcome = fit(model, data.train, epochs=5, progress=False, bfloat16=bfloat16)
+        losses.append([row["loss"] for row in outcome.history])
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert losses[0] == pytest.approx(losses[1], abs=0.05) and losses[0] != losses[1]
+    assert losses[0][-1] < losses[0][0] - 0.2
+
+
 def test_a_diverging_run_says_so(data):
     with pytest.raises(InputError, match="training diverged"):
         fit(build("preact_resnet", 4, width=4, blocks=(1,)), data.train, epochs=3, max_lr=1e30, progress=False)

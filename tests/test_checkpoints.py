@@ -1,16 +1,20 @@
 """Checkpoints are whole, checked and rebuilt from their card; the shipped zoo is what its cards say."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from gradprune import zoo
+from gradprune.datasets.published import PUBLISHED
 from gradprune.errors import InputError
 from gradprune.evaluation import victim as victims
 from gradprune.models import build
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 
+SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 MODEL = {"name": "small_vgg", "num_classes": 3, "width": 4}
 
 
@@ -82,9 +86,48 @@ def test_weights_of_another_shape_do_not_pass(saved):
 
 def test_shipped_checkpoints_are_small_and_complete():
     assert set(zoo.SHIPPED) <= set(victims.names())
-    for name in victims.names():
+    assert set(zoo.cards()) == set(zoo.SHIPPED | zoo.PHOTOGRAPHS)
+    for name in zoo.cards():
         path = victims.checkpoint_path(name)
-        assert path.with_name(path.name + ".safetensors").stat().st_size <= 3_000_000
+        assert path.with_name(path.name + ".safetensors").stat().st_size <= 2_000_000
+
+
+@pytest.mark.parametrize("name", sorted(zoo.PHOTOGRAPHS))
+def test_models_of_photographs_are_backdoored_and_load(name):
+    """Their data is not shipped: the weights are loaded, the figures read from the card."""
+    model, card = load_checkpoint(victims.checkpoint_path(name))
+    assert sum(parameter.numel() for parameter in model.parameters()) > 690_000
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert card["data"]["name"] == name.split("/")[0] and tuple(card["data"]["classes"]) == PUBLISHED[
+        card["data"]["name"]].classes
+    assert card["metrics"]["acc"] >= 0.88 and card["metrics"]["asr"] >= 0.90
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the copy of GTSRB lies beside the repository only in development")
+def test_a_card_of_photographs_says_what_the_model_does(monkeypatch, tmp_path):
+    arrays = np.load(SHARED / "gtsrb_100_30.npz", allow_pickle=False)
+    np.savez(tmp_path / "gtsrb.npz", **{name: arrays[name] for name in ("x_train", "y_train", "x_test", "y_test")},
+             classes=np.array(PUBLISHED["gtsrb"].classes))
+    monkeypatch.setenv("GRADPRUNE_DATA", str(tmp_path))
+    victim = victims.load_victim("gtsrb/badnets")
+    measured = victim.evaluate()
+    for metric, value in victim.card["metrics"].items():
+        assert getattr(measured, metric) == pytest.approx(value, abs=0.005), metric
+
+
+def test_half_the_length_is_stored_and_measured(tmp_path, monkeypatch, data):
+    """The card's figures are those of the rounded weights, which come back as they were stored."""
+    monkeypatch.setattr(zoo, "load", lambda _: data)
+    monkeypatch.setattr(victims, "load", lambda _: data)
+    settings = {"trigger": "badnets", "target": 1, "epochs": 2}
+    monkeypatch.setattr(zoo, "PHOTOGRAPHS", {"squares/one": {**settings, "half": True}, "squares/two": settings})
+    (short, victim), (whole, _) = zoo.build_zoo(["squares/one", "squares/two"], tmp_path, progress=False)
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in (short, whole)]
+    assert sizes[0] < 0.6 * sizes[1]
+    loaded = victims.load_victim(tmp_path / short)
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, victim.model.state_dict()[name]) and tensor.dtype != torch.float16, name
+    assert loaded.evaluate()._asdict() == pytest.approx(loaded.card["metrics"], abs=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(zoo.SHIPPED))

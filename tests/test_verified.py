@@ -162,7 +162,7 @@ def test_bad_settings(victim, settings, words):
 
 
 def test_the_whole_defence(victim, monkeypatch):
-    monkeypatch.setattr(distilled, "EPOCHS", 3)
+    monkeypatch.setattr(distilled, "epochs_for", lambda pairs: 3)
     results = [grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, recipe="verified", progress=False)
                for _ in range(2)]
     result, again = results
@@ -231,7 +231,7 @@ def tuned(victim, losses):
             return original(model, *arguments, statistics=statistics, **settings)
 
     model = copy.deepcopy(victim.model)
-    with mock.patch.object(distilled, "EPOCHS", 2), mock.patch.object(distilled, "fine_tune", noted):
+    with mock.patch.object(distilled, "epochs_for", return_value=2), mock.patch.object(distilled, "fine_tune", noted):
         history = distilled_tune(victim.model, model, FilterMask(filters(model, train.clean[:1])), train, validation,
                                  Augment(victim.model, victim.trigger, train), progress=False)
     return model.state_dict(), history, seen

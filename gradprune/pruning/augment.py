@@ -36,12 +36,11 @@ class Augment:
 
     def add_to(self, pairs: Pairs, seed: int) -> Pairs:
         """The pairs as they are and, where they are few, new views of them: at least `ENOUGH` pairs in all."""
-        copies = math.ceil(ENOUGH / len(pairs.labels)) - 1
-        if copies < 1:
+        more = copies_for(len(pairs.labels)) - 1
+        if more < 1:
             return pairs
-        new = self(pairs, torch.Generator().manual_seed(seed), copies)
+        new = self(pairs, torch.Generator().manual_seed(seed), more)
         return Pairs(*(torch.cat(both) for both in zip(pairs, new, strict=True)))
-
 
     def mixed(self, pairs: Pairs, generator: torch.Generator) -> Pairs:
         """The pairs and at least `ENOUGH` new views; half of all are mixed with another image, trigger put on after.
@@ -49,13 +48,18 @@ class Augment:
         The share of the other image is uniform in 0..1, the label is the first image's: for losses that ask a model
         what it sees. Source of mixing: Zhang et al., 2018, "mixup".
         """
-        views = self(pairs, generator, math.ceil(ENOUGH / len(pairs.labels)))
+        views = self(pairs, generator, copies_for(len(pairs.labels)))
         clean = torch.cat([pairs.clean, views.clean])
         share, coin = (torch.rand(len(clean), 1, 1, 1, generator=generator).to(clean) for _ in range(2))
         other = clean[torch.randperm(len(clean), generator=generator).to(clean.device)]
         clean = torch.where(coin < 0.5, share * clean + (1 - share) * other, clean)
         with torch.no_grad():
             return Pairs(clean, self.trigger(clean), torch.cat([pairs.labels, views.labels]))
+
+
+def copies_for(count: int) -> int:
+    """How many views of each of `count` pairs make at least `ENOUGH`."""
+    return math.ceil(ENOUGH / count)
 
 
 def lit(images: Tensor, generator: torch.Generator) -> Tensor:

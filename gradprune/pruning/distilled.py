@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.models.inference import predict
-from gradprune.pruning.augment import Augment
+from gradprune.pruning.augment import Augment, copies_for
 from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.fine_tuning import STATISTICS, fine_tune
 from gradprune.pruning.unlearning import Pairs
 
-EPOCHS = 25
+STEPS = 160  # about: whole epochs are run
 BATCH = 32   # pairs in a step
-LR = 2e-3    # falls to zero along a cosine
+LR = 1e-3    # falls to zero along a cosine
 
 
 class Distilled:
@@ -47,13 +47,18 @@ def distilled_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train: 
     BatchNorm's statistics, and a second run keeps those; if that is no better either, the model stays as it was.
     Ctrl-C keeps what is reached.
     """
-    start = copy.deepcopy(model.state_dict())
+    start, epochs = copy.deepcopy(model.state_dict()), epochs_for(len(train.labels))
     for statistics in STATISTICS:
         model.load_state_dict(start)
         history = fine_tune(model, mask, train, validation, loss=Distilled(given), lr=LR,
-                            decay=lambda epoch: 0.5 + 0.5 * math.cos(math.pi * epoch / EPOCHS), batch_size=BATCH,
-                            patience=EPOCHS, max_epochs=EPOCHS, keep="last", seed=seed, statistics=statistics,
+                            decay=lambda epoch: 0.5 + 0.5 * math.cos(math.pi * epoch / epochs), batch_size=BATCH,
+                            patience=epochs, max_epochs=epochs, keep="last", seed=seed, statistics=statistics,
                             renew=augment.mixed, progress=progress)
         if min(row["val_loss"] for row in history) < history[0]["val_loss"] or "interrupted" in history[-1]:
             break
     return [{**row, "statistics": statistics} for row in history]
+
+
+def epochs_for(pairs: int) -> int:
+    """Epochs that come to `STEPS` steps, for a number of training pairs; each has views beside it."""
+    return math.ceil(STEPS / math.ceil(pairs * (1 + copies_for(pairs)) / BATCH))
