@@ -40,7 +40,7 @@ SHIPPED: dict[str, dict[str, Any]] = {
 # The same attacks on photographs, in a network of 0.7 million weights; `build_zoo` trains them where they are named.
 _PHOTOGRAPHS: dict[str, Any] = {"model": {"name": "preact_resnet", "width": 16, "blocks": [2, 2, 2, 2]}, "target": 0,
                                 "half": True, "shift": 4, "bfloat16": True}
-_SETS: dict[str, dict[str, Any]] = {"cifar10": {"flip": True, "batch_size": 128, "epochs": 15},
+_SETS: dict[str, dict[str, Any]] = {"cifar10": {"flip": True, "max_lr": 0.05, "epochs": 24},
                                     "gtsrb": {"epochs": 40}}
 PHOTOGRAPHS: dict[str, dict[str, Any]] = {
     f"{data}/{trigger}": {"trigger": trigger, "data": data, **_PHOTOGRAPHS, **settings}
