@@ -42,9 +42,10 @@ _PHOTOGRAPHS: dict[str, Any] = {"model": {"name": "preact_resnet", "width": 16, 
                                 "half": True, "shift": 4, "bfloat16": True}
 _SETS: dict[str, dict[str, Any]] = {"cifar10": {"flip": True, "max_lr": 0.05, "epochs": 24},
                                     "gtsrb": {"epochs": 40}}
+_MARKS: dict[str, dict[str, Any]] = {"badnets": {}, "blended": {}, "low_frequency": {}, "bpp": {"levels": 5}}
 PHOTOGRAPHS: dict[str, dict[str, Any]] = {
-    f"{data}/{trigger}": {"trigger": trigger, "data": data, **_PHOTOGRAPHS, **settings}
-    for data, settings in _SETS.items() for trigger in ("badnets", "blended", "low_frequency", "bpp")}
+    f"{data}/{trigger}": {"trigger": trigger, "trigger_settings": mark, "data": data, **_PHOTOGRAPHS, **settings}
+    for data, settings in _SETS.items() for trigger, mark in _MARKS.items()}
 
 
 def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = None, target: int = TARGET,

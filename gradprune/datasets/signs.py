@@ -1,12 +1,10 @@
-"""Traffic signs drawn by this file: a data set that needs no download and no foreign picture.
+"""Traffic signs drawn here: a data set that needs no download and no foreign picture.
 
 Twelve templates are drawn once, from pen strokes and convex shapes. Every image is then one template seen by
 a made-up camera: placed and tilted, put before a scene, lit, shaded, blurred and sampled with noise.
 """
 
-import itertools
 import math
-from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from gradprune.datasets.image_set import Dataset, ImageSet
+from gradprune.datasets.pen import Layer, arc, convex, disc, grid, regular, stroke, template, text
 from gradprune.errors import require
 
 CLASSES = ("speed limit 30", "speed limit 50", "speed limit 80", "stop", "give way", "no entry",
@@ -22,111 +21,34 @@ CLASSES = ("speed limit 30", "speed limit 50", "speed limit 80", "stop", "give w
 # which were trained on exactly these pixels, must be built again. Version 2 is final: do not change the drawing.
 RENDER_VERSION = 2
 SIZE = 32           # image side in pixels
-_FINE = 48          # template side: twice a sign's size in the image, so that bilinear sampling stays clean
 _BATCH = 500        # images drawn at once: few enough to stay in the processor's cache
-_COLOURS = {"red": (0.80, 0.07, 0.10), "white": (0.96, 0.96, 0.94), "black": (0.07, 0.07, 0.08),
-            "blue": (0.03, 0.30, 0.68), "yellow": (0.99, 0.76, 0.05)}
-Point = tuple[float, float]
-Layer = tuple[str, Tensor]  # a colour's name, and the signed distance to a shape's edge, negative inside
-
-# ---- drawing: shapes are signed distances over a grid that spans -1..1, so that edges come out smooth
-
-
-def _grid(side: int) -> tuple[Tensor, ...]:
-    """The coordinates x (right) and y (down) of the pixel centres of a picture that spans -1..1."""
-    line = (torch.arange(side) + 0.5) * 2 / side - 1
-    return torch.meshgrid(line, line, indexing="xy")
-
-
-def _stroke(points: Sequence[Point], pen: float) -> Tensor:
-    """A pen of that width drawn through the points, with round ends and corners."""
-    x, y = _grid(_FINE)
-    near = torch.full_like(x, 9.0)
-    for (ax, ay), (bx, by) in itertools.pairwise(points):
-        dx, dy = bx - ax, by - ay
-        along = (((x - ax) * dx + (y - ay) * dy) / max(dx * dx + dy * dy, 1e-9)).clamp(0, 1)
-        near = torch.minimum(near, torch.hypot(x - ax - along * dx, y - ay - along * dy))
-    return near - pen / 2
-
-
-def _convex(points: Sequence[Point], grow: float = 0) -> Tensor:
-    """A convex shape, corners in clockwise order, moved outward by `grow`, which rounds its corners."""
-    x, y = _grid(_FINE)
-    closed = [*points, points[0]]
-    edges = torch.stack([((x - ax) * (by - ay) - (y - ay) * (bx - ax)) / math.hypot(bx - ax, by - ay)
-                         for (ax, ay), (bx, by) in itertools.pairwise(closed)]).amax(0)
-    return torch.where(edges < 0, edges, _stroke(closed, 0)) - grow
-
-
-def _disc(radius: float, centre: Point = (0, 0)) -> Tensor:
-    return _stroke([centre, centre], 2 * radius)
-
-
-def _arc(centre: Point, radii: Point, start: float, end: float, steps: int = 16) -> list[Point]:
-    """Points on an ellipse from `start` to `end` degrees; 0 points right, 90 down."""
-    angles = [math.radians(start + (end - start) * i / steps) for i in range(steps + 1)]
-    return [(centre[0] + radii[0] * math.cos(a), centre[1] + radii[1] * math.sin(a)) for a in angles]
-
-
-def _regular(corners: int, radius: float, turn: float, y: float = 0) -> list[Point]:
-    """A shape with equal sides around (0, y), its first corner `turn` degrees from the right."""
-    return _arc((0, y), (radius, radius), turn, turn + 360, corners)[:-1]
-
-
-# Characters as pen strokes in a box of width and height 1 around (0, 0).
-_LETTERS: dict[str, list[list[Point]]] = {
-    "0": [_arc((0, 0), (0.5, 0.5), 0, 360)],
-    "3": [[*_arc((0, -0.25), (0.45, 0.25), -160, 90), *_arc((0, 0.23), (0.5, 0.27), -90, 160)]],
-    "5": [[(0.42, -0.5), (-0.36, -0.5), (-0.44, -0.04), *_arc((-0.02, 0.17), (0.52, 0.33), -150, 150)]],
-    "8": [_arc((0, -0.26), (0.42, 0.24), 0, 360), _arc((0, 0.24), (0.5, 0.26), 0, 360)],
-    "S": [[*_arc((0, -0.25), (0.45, 0.25), -20, -270), *_arc((0, 0.25), (0.45, 0.25), -90, 160)]],
-    "T": [[(-0.5, -0.5), (0.5, -0.5)], [(0, -0.5), (0, 0.5)]],
-    "P": [[(-0.4, 0.5), (-0.4, -0.5), *_arc((0, -0.22), (0.42, 0.28), -90, 90), (-0.4, 0.06)]],
-}
-
-
-def _text(word: str, width: float, height: float, gap: float, pen: float) -> Tensor:
-    """A word in the middle of the sign; `width`, `height` and `gap` are taken between stroke centres."""
-    starts = [(i - (len(word) - 1) / 2) * (width + gap) for i in range(len(word))]
-    strokes = [_stroke([(start + x * width, y * height) for x, y in line], pen)
-               for start, letter in zip(starts, word, strict=True) for line in _LETTERS[letter]]
-    return torch.stack(strokes).amin(0)
-
-
-def _template(*layers: Layer) -> Tensor:
-    """Paint layers from back to front: (4, side, side), colours already multiplied by the coverage."""
-    picture = torch.zeros(4, _FINE, _FINE)
-    for colour, distance in layers:
-        cover = (0.5 - distance * _FINE / 2).clamp(0, 1)
-        picture = torch.lerp(picture, torch.tensor([*_COLOURS[colour], 1.0])[:, None, None], cover)
-    return picture
 
 
 def _triangle(turn: float, y: float, *symbol: Layer) -> Tensor:
-    base = _regular(3, 0.78, turn, y)
-    return _template(("white", _convex(base, 0.29)), ("red", _convex(base, 0.25)), ("white", _convex(base)), *symbol)
+    base = regular(3, 0.78, turn, y)
+    return template(("white", convex(base, 0.29)), ("red", convex(base, 0.25)), ("white", convex(base)), *symbol)
 
 
 @cache
 def _templates() -> Tensor:
     """All signs in the order of CLASSES: (12, 4, side, side)."""
-    eight, four = _regular(8, 0.94, 22.5), _regular(4, 0.86, 0)
-    bend = torch.minimum(_stroke([(0.22, 0.48), *_arc((0.04, 0.26), (0.18, 0.18), 0, -90)], 0.18),
-                         _convex([(-0.37, 0.08), (-0.02, -0.2), (-0.02, 0.36)]))
-    turn = torch.minimum(_stroke([(0.3, 0.55), *_arc((0, 0.1), (0.3, 0.22), 0, -90)], 0.25),
-                         _convex([(-0.68, -0.12), (-0.13, -0.54), (-0.13, 0.3)]))
+    eight, four = regular(8, 0.94, 22.5), regular(4, 0.86, 0)
+    bend = torch.minimum(stroke([(0.22, 0.48), *arc((0.04, 0.26), (0.18, 0.18), 0, -90)], 0.18),
+                         convex([(-0.37, 0.08), (-0.02, -0.2), (-0.02, 0.36)]))
+    turn = torch.minimum(stroke([(0.3, 0.55), *arc((0, 0.1), (0.3, 0.22), 0, -90)], 0.25),
+                         convex([(-0.68, -0.12), (-0.13, -0.54), (-0.13, 0.3)]))
     bend_left = _triangle(-90, 0.195, ("black", bend))
-    turn_left = _template(("white", _disc(0.97)), ("blue", _disc(0.91)), ("white", turn))
+    turn_left = template(("white", disc(0.97)), ("blue", disc(0.91)), ("white", turn))
     return torch.stack([
-        *(_template(("white", _disc(0.97)), ("red", _disc(0.93)), ("white", _disc(0.69)),
-                    ("black", _text(number, 0.33, 0.67, 0.24, 0.16))) for number in ("30", "50", "80")),
-        _template(("white", _convex(eight, 0.08)), ("red", _convex(eight)),
-                  ("white", _text("ST0P", 0.26, 0.58, 0.17, 0.12))),
+        *(template(("white", disc(0.97)), ("red", disc(0.93)), ("white", disc(0.69)),
+                    ("black", text(number, 0.33, 0.67, 0.24, 0.16))) for number in ("30", "50", "80")),
+        template(("white", convex(eight, 0.08)), ("red", convex(eight)),
+                  ("white", text("ST0P", 0.26, 0.58, 0.17, 0.12))),
         _triangle(90, -0.195),
-        _template(("white", _disc(0.97)), ("red", _disc(0.92)), ("white", _stroke([(-0.5, 0), (0.5, 0)], 0.32))),
-        _template(("black", _convex(four, 0.1)), ("white", _convex(four, 0.05)),
-                  ("yellow", _convex(_regular(4, 0.6, 0)))),
-        _triangle(-90, 0.195, ("black", torch.minimum(_stroke([(0, -0.18), (0, 0.16)], 0.2), _disc(0.12, (0, 0.43))))),
+        template(("white", disc(0.97)), ("red", disc(0.92)), ("white", stroke([(-0.5, 0), (0.5, 0)], 0.32))),
+        template(("black", convex(four, 0.1)), ("white", convex(four, 0.05)),
+                  ("yellow", convex(regular(4, 0.6, 0)))),
+        _triangle(-90, 0.195, ("black", torch.minimum(stroke([(0, -0.18), (0, 0.16)], 0.2), disc(0.12, (0, 0.43))))),
         bend_left, bend_left.flip(-1), turn_left, turn_left.flip(-1)])
 
 
@@ -151,7 +73,7 @@ def _pick(rng: Generator, count: int, hexes: str) -> Tensor:
 
 def _road(rng: Generator, count: int) -> Tensor:
     """A sky that pales toward hills, and ground in front of them."""
-    _, y = _grid(SIZE)
+    _, y = grid(SIZE)
     sky = _pick(rng, count, "548fdb 9eb3c7 dba885 739ecc") + 0.18 * (y + 1)
     ground = _pick(rng, count, "545459 4d6b33 806e4d 384d33") + 0.06 * _clouds(rng, count, 1, 16)
     hills = _uniform(rng, -0.1, 0.7, count, 1, 1, 1) + 0.2 * _clouds(rng, count, 1, 5)[:, :, :1]
@@ -166,7 +88,7 @@ def _foliage(rng: Generator, count: int) -> Tensor:
 
 def _houses(rng: Generator, count: int) -> Tensor:
     """A wall with rows of windows, and a strip of sky beside it."""
-    x, y = _grid(SIZE)
+    x, y = grid(SIZE)
     wall = _pick(rng, count, "b8a185 945745 9e9ea3 d9ccad") + 0.03 * _clouds(rng, count, 1, 16)
     spacing, start = _uniform(rng, 5, 10, 2, count, 1, 1, 1), _uniform(rng, 0, 7, 2, count, 1, 1, 1)
     window = torch.minimum(torch.sin(x * spacing[0] + start[0]), torch.sin(y * spacing[1] + start[1]))
@@ -194,13 +116,13 @@ def _placement(rng: Generator, count: int) -> Tensor:
     forward = torch.stack([cos * wide, cos * shear * wide - sin * high,
                            sin * wide, sin * shear * wide + cos * high], -1).view(count, 2, 2)
     shift = _uniform(rng, -0.13, 0.07, count, 1, 2)  # up and left: the bottom right corner stays free
-    sign = (torch.stack(_grid(SIZE), -1).view(1, -1, 2) - shift) @ torch.linalg.inv(forward).transpose(1, 2)
+    sign = (torch.stack(grid(SIZE), -1).view(1, -1, 2) - shift) @ torch.linalg.inv(forward).transpose(1, 2)
     return (sign / (1 + sign @ _uniform(rng, -0.13, 0.13, count, 2, 1))).view(count, SIZE, SIZE, 2)
 
 
 def _expose(rng: Generator, picture: Tensor) -> Tensor:
     """A straight-edged shadow (every third image), colour cast, haze, blur, exposure and sensor noise."""
-    count, (x, y) = len(picture), _grid(SIZE)
+    count, (x, y) = len(picture), grid(SIZE)
     angle = _uniform(rng, 0, 2 * math.pi, count, 1, 1, 1)
     edge = torch.cos(angle) * x + torch.sin(angle) * y - _uniform(rng, -0.4, 0.6, count, 1, 1, 1)
     depth = _uniform(rng, -1.2, 0.6, count, 1, 1, 1).clamp(min=0)
