@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class InputError(ValueError):
@@ -21,3 +22,10 @@ def require(condition: bool, sentence: str) -> None:
     """Raise `InputError(sentence)` unless the condition holds."""
     if not condition:
         raise InputError(sentence)
+
+
+def settled(kind: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The default settings with the caller's changes; raises InputError for names that `defaults` does not have."""
+    extra = set(changes) - set(defaults)
+    require(not extra, f"Unknown {kind} setting {', '.join(sorted(extra))}; known: {', '.join(defaults)}.")
+    return defaults | changes

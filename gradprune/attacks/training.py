@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.datasets import ImageSet
-from gradprune.errors import InputError, require
+from gradprune.errors import InputError, require, settled
 
 RECIPE: dict[str, Any] = {
     "epochs": 8,              # passes over the training set
@@ -73,9 +73,7 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     Ctrl-C stops after the current step and keeps the weights reached. Random numbers depend on `seed` alone.
     Raises InputError for unknown settings, an empty set, or a loss that is no longer finite.
     """
-    extra = set(changes) - set(RECIPE)
-    require(not extra, f"Unknown training setting {', '.join(sorted(extra))}; known: {', '.join(RECIPE)}.")
-    recipe = RECIPE | changes
+    recipe = settled("training", RECIPE, changes)
     require(len(images) > 0, "the training set is empty.")
     require(recipe["epochs"] >= 1 and recipe["batch_size"] >= 1, "epochs and batch_size must be at least 1.")
     device = next(model.parameters()).device

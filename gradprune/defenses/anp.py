@@ -13,7 +13,7 @@ from torch.func import functional_call
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, closed, endless, settled
+from gradprune.defenses.common import Work, adopted, closed, endless
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Filters, Pairs, gated
@@ -59,7 +59,7 @@ def anp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     model's statistics: those of a few images would shake the model on their own.
     Raises InputError for bad arguments or too few images.
     """
-    paper = settled("anp", DEFAULTS, changes)
+    paper = adopted("anp", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(len(work.found), device=work.train.clean.device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
-from gradprune.errors import require
+from gradprune.errors import require, settled
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning import FilterMask, Pairs, clean_loss, fine_tune, in_order, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
@@ -112,12 +112,11 @@ def closed(mask: Tensor, threshold: float) -> list[int]:
     return [int(i) for i in mask.argsort(stable=True) if mask[i] < threshold]
 
 
-def settled(name: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def adopted(name: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A method's settings with the caller's changes; raises InputError for unknown ones or values not above zero."""
-    extra = set(changes) - set(defaults)
-    require(not extra, f"Unknown {name} setting {', '.join(sorted(extra))}; known: {', '.join(defaults)}.")
+    paper = settled(name, defaults, changes)
     positive(**changes)
-    return defaults | changes
+    return paper
 
 
 def positive(**values: float) -> None:

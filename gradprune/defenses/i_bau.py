@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, endless, settled
+from gradprune.defenses.common import Work, adopted, endless
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs
@@ -73,7 +73,7 @@ def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *
     keeps the model's statistics, and dropout is off. One history row a round; the last one is kept.
     Raises InputError for bad arguments or too few images.
     """
-    paper = settled("i_bau", DEFAULTS, changes)
+    paper = adopted("i_bau", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     stream = endless(work.train, torch.Generator().manual_seed(seed), paper["batch_size"])
     parameters = list(work.model.parameters())

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, passes, settled
+from gradprune.defenses.common import Work, adopted, passes
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune
@@ -74,7 +74,7 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     is kept. History rows are the student's. Raises InputError for bad arguments, too few images, or a loss that is not
     finite.
     """
-    paper = settled("nad", DEFAULTS, changes)
+    paper = adopted("nad", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     common: dict[str, Any] = {"lr": paper["lr"], "weight_decay": 1e-4, "batch_size": paper["batch_size"], "seed": seed,
                               "progress": progress}

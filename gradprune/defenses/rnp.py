@@ -18,7 +18,7 @@ from torch.func import functional_call
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, batch_statistics, closed, endless, settled
+from gradprune.defenses.common import Work, adopted, batch_statistics, closed, endless
 from gradprune.defenses.result import DefenseResult
 from gradprune.pruning import Filters, Pairs, gated
 
@@ -79,7 +79,7 @@ def rnp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     clean validation accuracy would have fallen by this much. changes: any value of `DEFAULTS`.
     Raises InputError for bad arguments or too few images.
     """
-    paper = settled("rnp", DEFAULTS, changes)
+    paper = adopted("rnp", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     stream = endless(work.train, torch.Generator().manual_seed(seed), paper["batch_size"])
     scratch, values = copy.deepcopy(work.model), torch.ones(len(work.found))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gradprune.errors import require
+from gradprune.errors import require, settled
 from gradprune.models.inference import evaluating
 
 SEARCH: dict[str, Any] = {
@@ -73,14 +73,7 @@ def invert(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, prog
 
     generator = torch.Generator().manual_seed(seed)
     start = [torch.randn(size, *images.shape[2:], generator=generator) for size in (1, images.shape[1])]
-    return search(model, images, target, start, form, settled(SEARCH, changes), generator, progress)
-
-
-def settled(defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A search's settings with the caller's changes; raises InputError for unknown ones."""
-    extra = set(changes) - set(defaults)
-    require(not extra, f"Unknown search setting {', '.join(sorted(extra))}; known: {', '.join(defaults)}.")
-    return defaults | changes
+    return search(model, images, target, start, form, settled("search", SEARCH, changes), generator, progress)
 
 
 def search(model: nn.Module, images: Tensor, target: int, start: list[Tensor],

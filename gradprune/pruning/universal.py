@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import require
-from gradprune.pruning.inversion import SEARCH, Inversion, search, settled
+from gradprune.errors import require, settled
+from gradprune.pruning.inversion import SEARCH, Inversion, search
 
 WHOLE: dict[str, Any] = SEARCH | {
     "cost": 1e-2,   # first weight of the perturbation's L2 norm
@@ -45,7 +45,7 @@ def perturb(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, pro
     The pattern with the lowest L2 norm among the steps that reached the goal is kept; if none did, the last one is.
     Raises InputError for unknown settings, a bound outside 0..1, or no images.
     """
-    settings = settled(WHOLE, changes)
+    settings = settled("search", WHOLE, changes)
     require(0 < settings["bound"] <= 1, f"bound must lie in 0..1, above 0, got {settings['bound']}.")
 
     def form(free: list[Tensor]) -> tuple[nn.Module, Tensor]:
