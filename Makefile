@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lab lint bench notebooks zoo clean
+.PHONY: demo test lab lint audit bench notebooks zoo clean
 
 demo: $(STAMP)
 	$(BIN)/gradprune demo
@@ -17,6 +17,12 @@ lab: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Known weaknesses of the installed versions, from PyPI; in an environment of its own.
+audit: $(STAMP)
+	$(PYTHON) -m venv out/audit
+	out/audit/bin/pip install --quiet pip-audit
+	out/audit/bin/pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench_core.py --train
