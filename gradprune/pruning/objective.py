@@ -3,6 +3,7 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.models.inference import predict
@@ -17,28 +18,31 @@ class Objective:
     """
 
     def __init__(self, given: nn.Module, pairs: Pairs, weight: float) -> None:
-        self.labels, self.weight = pairs.labels, weight
+        self.pairs = len(pairs.labels)
         self.images = torch.cat([pairs.clean, pairs.triggered])
-        self.answers = predict(given, pairs.clean).log_softmax(1)
+        self.labels = pairs.labels.repeat(2)
+        self.is_clean = torch.arange(len(self.labels), device=self.labels.device) < self.pairs
+        answers = predict(given, pairs.clean).softmax(1)
+        true = F.one_hot(pairs.labels, answers.shape[1]).to(answers)  # KL(true || answers) is the cross-entropy
+        self.wanted = torch.cat([answers, true])
+        self.weights = torch.where(self.is_clean, weight, 1.0)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """logits: (..., 2N, classes) of `images`; returns (...)."""
-        return self.terms(logits).mean(-1)
+        """logits: (..., 2N, classes) of `images`, clean ones first; returns (...)."""
+        return self.terms(logits).sum(-1) / self.pairs
 
     def terms(self, logits: Tensor) -> Tensor:
-        """What each pair adds, never below zero: float (..., N); its mean is the objective."""
-        now = logits.log_softmax(-1)
-        clean, triggered = now.split(len(self.labels), dim=-2)
-        unlearning = -triggered[..., torch.arange(len(self.labels), device=now.device), self.labels]
-        return unlearning + self.weight * (self.answers.exp() * (self.answers - clean)).sum(-1)
+        """What each image adds to N times the objective, never below zero: float (..., 2N)."""
+        apart = F.kl_div(logits.log_softmax(-1), self.wanted.expand_as(logits), reduction="none").sum(-1)
+        return self.weights * apart
 
-    def right(self, logits: Tensor) -> Tensor:
-        """Which clean images are given their true label: bool (..., N); logits as above."""
-        return logits[..., : len(self.labels), :].argmax(-1) == self.labels
+    def wrong(self, logits: Tensor) -> Tensor:
+        """Which images are clean and given another label than the true one: bool (..., 2N)."""
+        return self.is_clean & (logits.argmax(-1) != self.labels)
 
     def of(self, chosen: Tensor) -> "Objective":
-        """The objective on some of the pairs, int64 (M,), in that order."""
+        """The terms of some of the images, int64 (M,), in that order; the number of pairs stays N."""
         part = copy.copy(self)
-        part.labels, part.answers = self.labels[chosen], self.answers[chosen]
-        part.images = self.images[torch.cat([chosen, chosen + len(self.labels)])]
+        for name in ("images", "labels", "is_clean", "wanted", "weights"):
+            setattr(part, name, getattr(self, name)[chosen])
         return part

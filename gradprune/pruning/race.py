@@ -1,8 +1,8 @@
 """The best of many trials, found without running every trial on every image.
 
-A pair of images adds to a trial's objective and never takes away. So what a trial has lost on some of the pairs is the
-least that it can lose on all, and a trial that has lost more already than another one in all is beaten. Where the pairs
-that cost most come first, most trials are beaten after a few.
+An image adds to a trial's objective and never takes away. So what a trial has lost on some of the images is the least
+that it can lose on all, and a trial that has lost more already than another one in all is beaten. Where the images that
+cost most come first, most trials are beaten after a few.
 """
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 from gradprune.pruning.objective import Objective
 from gradprune.pruning.trials import Trials
 
-PIECE = 16  # pairs between two looks at who is beaten
+PIECE = 32  # images between two looks at who is beaten
 
 
 def race(trials: Trials, goal: Objective, positions: list[int], expected: Tensor, mistakes: float
          ) -> tuple[int, Tensor] | None:
-    """The trial with the lowest objective among those that count, by its place in `positions`, and its terms (N,).
+    """The trial with the lowest objective among those that count, by its place in `positions`, and its terms (2N,).
 
-    expected: float (N,), about what each pair will add; says which pairs come first and when a trial is left lying.
+    expected: float (2N,), about what each image will add; says which images come first and when a trial is left lying.
     It decides on the time, not on the winner: a trial left lying that may still win is taken up again.
     mistakes: so many clean images given a wrong label, and a trial does not count. None where no trial counts.
     """
@@ -37,7 +37,7 @@ def race(trials: Trials, goal: Objective, positions: list[int], expected: Tensor
             part = goal.of(chosen)
             _, logits = trials.logits(part.images, [positions[trial] for trial in running])
             terms[running[:, None], chosen] = part.terms(logits).cpu().double()
-            wrong[running] += (~part.right(logits)).sum(-1).cpu()
+            wrong[running] += part.wrong(logits).sum(-1).cpu()
             done[running] += 1
             total = terms[running].sum(1)
             lost[running] = total.masked_fill((wrong[running] >= mistakes) | total.isnan(), torch.inf)

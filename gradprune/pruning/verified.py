@@ -45,8 +45,8 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
     goal, check = (Objective(model, pairs, weight) for pairs in (train, validation))
     best, best_round = float(check(predict(model, check.images))), 0
     logits = predict(model, goal.images)
-    terms = goal.terms(logits)  # what each pair adds to the objective
-    mistakes = float((~goal.right(logits)).sum()) + len(train.labels) * (alpha - 1e-6)
+    terms = goal.terms(logits)  # what each image adds to the objective
+    mistakes = float(goal.wrong(logits).sum()) + goal.pairs * (alpha - 1e-6)
     result = Pruned(mask, [row(0, mask, validate(model, validation), val_objective=best)])
     bar = tqdm(total=len(found) - 1, desc="pruning", unit="filter", disable=not progress, leave=False)
     with bar:
@@ -66,7 +66,8 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
                 now, objective = validate(model, validation), float(check(predict(model, check.images)))
                 round_ = len(mask.positions)
                 result.history.append(row(round_, mask, now, score=float(scores[position]), train_loss=loss,
-                                          rank=choice, objective=float(terms.mean()), val_objective=objective))
+                                          rank=choice, objective=float(terms.sum()) / goal.pairs,
+                                          val_objective=objective))
                 bar.update()
                 bar.set_postfix(objective=f"{objective:.3f}", acc=f"{now.acc:.2f}", refresh=False)
                 if objective < best:

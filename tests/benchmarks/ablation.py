@@ -50,13 +50,13 @@ class CrossEntropy(RECIPE.Objective):
 
     def __init__(self, given, pairs, weight):
         super().__init__(given, pairs, weight)
-        self.answers = (F.one_hot(self.labels, self.answers.shape[1]) + 1e-12).log()
+        self.wanted = F.one_hot(self.labels, self.wanted.shape[1]).to(self.wanted)
 
 
 def downhill(trials, goal, positions, terms, mistakes):
     """A race that ends the rounds when no removal lowers the objective."""
     won = race(trials, goal, positions, terms, mistakes)
-    if won is not None and won[1].mean() >= terms.mean():
+    if won is not None and won[1].sum() >= terms.sum():
         raise KeyboardInterrupt
     return won
 
