@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from unittest import mock
 
 import pytest
@@ -160,7 +161,7 @@ def test_interruption_keeps_the_best_round(victim, monkeypatch):
             raise KeyboardInterrupt
         return race(*arguments)
 
-    monkeypatch.setattr("gradprune.pruning.verified.race", stop_at_the_second)
+    monkeypatch.setattr(sys.modules[recipe.__module__], "race", stop_at_the_second)
     result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2, recipe="verified", progress=False)
     assert result.interrupted and len(result.mask.positions) == 1
     layer, index = result.mask.removed[0]
