@@ -1,48 +1,26 @@
 """Recipe `verified`: the gradient proposes, a real trial decides.
 
 The gradient is a first-order guess. Here it only makes a shortlist: the best-scoring living filters are removed one by
-one for real, and the removal that leaves the lowest objective stays.
+one for real, and the removal that leaves the lowest objective stays (see `race` for how that is found in little time).
 """
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from gradprune.errors import require
 from gradprune.models.inference import predict
 from gradprune.pruning.filters import FilterMask, Filters, silent
+from gradprune.pruning.objective import Objective
+from gradprune.pruning.race import race
 from gradprune.pruning.recipes import Pruned, back_to, row, saved, validate
 from gradprune.pruning.trials import Trials
 from gradprune.pruning.unlearning import Pairs, filter_scores
 
 K = 16        # filters on the shortlist
 WEIGHT = 3.0  # of the clean term against the unlearning loss
-
-
-class Objective:
-    """Unlearning loss + weight * KL(given model's answers || answers now) on the clean images, as a mean over pairs.
-
-    The second term asks for what the given model said, right or wrong: it changes with every removal that touches the
-    clean task, long before ten images show a mistake.
-    """
-
-    def __init__(self, given: nn.Module, pairs: Pairs, weight: float) -> None:
-        self.labels, self.weight = pairs.labels, weight
-        self.images = torch.cat([pairs.clean, pairs.triggered])
-        self.answers = predict(given, pairs.clean).log_softmax(1)
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """logits: (..., 2N, classes) of `images`; returns (...)."""
-        now = logits.log_softmax(-1)
-        clean, triggered = now.split(len(self.labels), dim=-2)
-        unlearning = -triggered[..., torch.arange(len(self.labels), device=now.device), self.labels].mean(-1)
-        return unlearning + self.weight * (self.answers.exp() * (self.answers - clean)).sum(-1).mean(-1)
-
-    def accuracy(self, logits: Tensor) -> Tensor:
-        """Share of the clean images that are given their true label; shapes as above."""
-        return (logits[..., : len(self.labels), :].argmax(-1) == self.labels).float().mean(-1)
 
 
 def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, score: str = "gate",
@@ -65,7 +43,10 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
     undo: list[Callable[[], None]] = []
     trials = Trials(model, found, train.clean[:2])
     goal, check = (Objective(model, pairs, weight) for pairs in (train, validation))
-    best, best_round, first_acc = float(check(predict(model, check.images))), 0, 0.0
+    best, best_round = float(check(predict(model, check.images))), 0
+    logits = predict(model, goal.images)
+    terms = goal.terms(logits)  # what each image adds to the objective
+    mistakes = float(goal.wrong(logits).sum()) + goal.pairs * (alpha - 1e-6)
     result = Pruned(mask, [row(0, mask, validate(model, validation), val_objective=best)])
     bar = tqdm(total=len(found) - 1, desc="pruning", unit="filter", disable=not progress, leave=False)
     with bar:
@@ -74,21 +55,19 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
                 scores, loss = filter_scores(model, found, train.triggered, train.labels, score)
                 living = scores.masked_fill(~mask.alive, -torch.inf)
                 shortlist = living.topk(min(k, int(mask.alive.sum()) - 1)).indices.tolist()
-                as_it_is, without = trials.logits(goal.images, shortlist)
-                first_acc = float(goal.accuracy(as_it_is)) if not undo else first_acc
-                dear = first_acc - goal.accuracy(without) >= alpha - 1e-6
-                if bool(dear.all()):
+                won = race(trials, goal, shortlist, terms, mistakes)
+                if won is None:
                     result.stopped = f"every trial would cost {alpha:.0%} of clean accuracy on the training pairs"
                     break
-                after = goal(without).masked_fill(dear, torch.inf)
-                choice = int(after.argmin())
+                choice, terms = won
                 position = shortlist[choice]
                 undo.append(saved(model, found, position))
                 mask.remove(model, position)
                 now, objective = validate(model, validation), float(check(predict(model, check.images)))
                 round_ = len(mask.positions)
                 result.history.append(row(round_, mask, now, score=float(scores[position]), train_loss=loss,
-                                          rank=choice, objective=float(after[choice]), val_objective=objective))
+                                          rank=choice, objective=float(terms.sum()) / goal.pairs,
+                                          val_objective=objective))
                 bar.update()
                 bar.set_postfix(objective=f"{objective:.3f}", acc=f"{now.acc:.2f}", refresh=False)
                 if objective < best:

@@ -6,9 +6,10 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from gradprune.pruning.filters import Filters
+from gradprune.pruning.objective import Objective
 from gradprune.pruning.trials import Trials
 from gradprune.pruning.unlearning import Pairs
-from gradprune.pruning.verified import WEIGHT, K, Objective
+from gradprune.pruning.verified import WEIGHT, K
 from gradprune.views import style
 from gradprune.views.panel_parts import blank, place
 from gradprune.views.picture import Picture, count

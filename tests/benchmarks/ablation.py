@@ -30,6 +30,7 @@ from gradprune.models.checkpoints import save_checkpoint
 from gradprune.paths import write_atomic
 from gradprune.pruning import Augment, FilterMask, Pairs, distilled_tune, fine_tune, pair_up, verified
 from gradprune.pruning.filters import own_tensors
+from gradprune.pruning.race import race
 from gradprune.zoo import attack
 
 RECIPE, DISTILLED = (sys.modules[f"gradprune.pruning.{name}"] for name in ("verified", "distilled"))
@@ -51,19 +52,15 @@ class CrossEntropy(RECIPE.Objective):
 
     def __init__(self, given, pairs, weight):
         super().__init__(given, pairs, weight)
-        self.answers = (F.one_hot(self.labels, self.answers.shape[1]) + 1e-12).log()
+        self.wanted = F.one_hot(self.labels, self.wanted.shape[1]).to(self.wanted)
 
 
-def downhill(goal):
-    """Trials that end the rounds when no removal lowers the objective."""
-    class Downhill(RECIPE.Trials):
-        def logits(self, images, positions):
-            as_it_is, answers = super().logits(images, positions)
-            if goal(answers).min() >= goal(as_it_is):
-                raise KeyboardInterrupt
-            return as_it_is, answers
-
-    return Downhill
+def downhill(trials, goal, positions, terms, mistakes):
+    """A race that ends the rounds when no removal lowers the objective."""
+    won = race(trials, goal, positions, terms, mistakes)
+    if won is not None and won[1].sum() >= terms.sum():
+        raise KeyboardInterrupt
+    return won
 
 
 def victim_of(folder, kind, seed):
@@ -111,8 +108,7 @@ def prune(name, victim, train, validation, seed):
         if name == "clean term cross-entropy":
             stack.enter_context(mock.patch.object(RECIPE, "Objective", CrossEntropy))
         if name != KEPT:
-            goal = RECIPE.Objective(victim.model, views, PRUNE[name].get("weight", RECIPE.WEIGHT))
-            stack.enter_context(mock.patch.object(RECIPE, "Trials", downhill(goal)))
+            stack.enter_context(mock.patch.object(RECIPE, "race", downhill))
         if name == "filters in blocks alone":
             inside = torch.cat([torch.full((layer.count,), layer.norm is not None) for layer in found.layers])
             score = RECIPE.filter_scores

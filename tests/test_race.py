@@ -1,0 +1,93 @@
+"""Recipe `verified` against rounds by hand: what its race leaves out changes nothing."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_verified import Grouped, Shared, Untraceable, network, parts
+
+from gradprune.pruning import Pairs, filter_scores
+from gradprune.pruning import verified as recipe
+from gradprune.pruning.filters import filters, silence, silent
+from gradprune.pruning.objective import Objective
+from gradprune.pruning.race import race
+from gradprune.pruning.trials import Trials
+
+
+def by_hand(model, found, train, alpha, rounds, k=8, weight=3):
+    """The recipe without any of its shortcuts: every trial is a copy of the model, run on every image."""
+    given, fallen, rows = copy.deepcopy(model).eval(), silent(model, found), []
+    model = copy.deepcopy(given)
+    with torch.no_grad():
+        wanted = given(train.clean).log_softmax(1)
+    right = (wanted.argmax(1) == train.labels).float().mean()
+    for _ in range(rounds):
+        scores, _ = filter_scores(model, found, train.triggered, train.labels, "gate")
+        scores[fallen] = -torch.inf
+        tried = {}
+        for position in scores.topk(min(k, len(found) - len(fallen) - 1)).indices.tolist():
+            trial = copy.deepcopy(model)
+            silence(trial, found, [position])
+            with torch.no_grad():
+                clean, loss = trial(train.clean), F.cross_entropy(trial(train.triggered), train.labels)
+            kept = F.kl_div(clean.log_softmax(1), wanted, log_target=True, reduction="batchmean")
+            if right - (clean.argmax(1) == train.labels).float().mean() < alpha - 1e-6:
+                tried[position] = (loss + weight * kept).item()
+        if not tried:
+            break
+        best = min(tried, key=tried.__getitem__)
+        silence(model, found, [best])
+        fallen.append(best)
+        rows.append((*found[best], pytest.approx(tried[best], rel=1e-4)))
+    return rows
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.2])
+@pytest.mark.parametrize("kind", ["preact_resnet", "small_vgg", Grouped, Shared, Untraceable])
+def test_rounds_equal_rounds_by_hand(kind, alpha, monkeypatch):
+    """Filters in blocks, on a residual sum, in groups and depthwise; some trials too dear, one filter silent before."""
+    monkeypatch.setattr("gradprune.pruning.race.PIECE", 5)
+    model, generator = network(kind).eval(), torch.Generator().manual_seed(2)
+    clean, triggered = torch.rand(2, 12, 3, 32, 32, generator=generator)
+    with torch.no_grad():
+        labels = model(clean).argmax(1)  # so that removals cost accuracy
+    labels[0] = (labels[0] + 1) % 4
+    train = Pairs(clean, triggered, labels)
+    found = filters(model, clean[:1])
+    silence(model, found, [2])
+    wanted = by_hand(model, found, train, alpha, 3)
+    result = recipe(model, found, train, Pairs(clean[:6], triggered[:6], labels[:6]), alpha=alpha, k=8, patience=3,
+                    progress=False)
+    assert [(row["layer"], row["index"], row["objective"]) for row in result.history[1:4]] == wanted
+
+
+def test_a_race_has_the_winner_of_all_trials_on_all_images(victim, monkeypatch):
+    """Whatever the guess says, and also where some or all trials cost too much, or two are alike."""
+    monkeypatch.setattr("gradprune.pruning.race.PIECE", 7)
+    train, _ = parts(victim, 5)
+    model, count = copy.deepcopy(victim.model), 2 * len(train.labels)
+    found = filters(model, train.clean[:1])
+    silence(model, found, [7, 5])
+    trials, goal, positions = Trials(model, found, train.clean[:2]), Objective(victim.model, train, 3), [*range(8, 24), 7, 5]
+    now, logits = trials.logits(goal.images, positions)
+    wrong = goal.wrong(logits).sum(1)
+    assert len(wrong.unique()) > 2 and wrong.max() < count / 2
+    ran, original = [], Trials.logits
+    monkeypatch.setattr(Trials, "logits", lambda self, images, chosen: (
+        ran.append(len(images) * len(chosen)), original(self, images, chosen))[1])
+    for mistakes in (math.inf, *(wrong.unique() + 0.5).tolist(), 0):
+        values = goal(logits).masked_fill(wrong >= mistakes, torch.inf)
+        for guess in (goal.terms(now), -goal.terms(now), torch.zeros(count), torch.rand(count) * 9):
+            won = race(trials, goal, positions, guess, mistakes)
+            assert (won is None) == bool(values.isinf().all())
+            if won is not None:
+                assert won[0] == int(values.argmin())
+                torch.testing.assert_close(won[1].float(), goal.terms(logits)[won[0]], rtol=1e-4, atol=1e-5)
+    ran.clear()
+    lowest = int(goal(logits).argmin())
+    assert race(trials, goal, positions, goal.terms(logits)[lowest], math.inf)[0] == lowest
+    assert sum(ran) < 0.85 * logits[..., 0].numel(), "trials that are beaten are not run on"
+    alike = [5, 7]
+    assert race(trials, goal, alike, goal.terms(now), math.inf)[0] == 0, "of two alike the first on the list"
