@@ -169,13 +169,11 @@ def _convert(name: str, files: list[Path], path: Path) -> None:
         reason = str(error).rstrip(".") or type(error).__name__
         raise InputError(f"{', '.join(map(str, files))} cannot be read ({reason}).") from error
     stored: dict[str, Any] = {**arrays, "classes": np.array(published.classes)}
-    for left in path.parent.glob(f".{name}-*.npz"):  # of a run that was killed while it wrote
-        left.unlink()
     try:
         write_atomic(path, lambda temporary: np.savez(temporary, **stored))
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror or error}; make room ({_size(arrays)} MB) or choose "
-                         "another folder with GRADPRUNE_DATA.") from None
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; make room ({_size(arrays)} MB) or choose another folder with "
+                         "GRADPRUNE_DATA.") from None
 
 
 def _size(arrays: Arrays) -> int:

@@ -54,8 +54,8 @@ class Store:
             known = read_facts(self.folder)["checkpoints"] if self.facts.exists() else {}
             made = {"format": FORMAT, **_versions(), "checkpoints": known | self.digests}
             write_atomic(self.facts, lambda temporary: temporary.write_text(json.dumps(made, indent=2) + "\n", "utf-8"))
-            if not self.table.exists():
-                self._append(_HEAD)
+            if not self.rows:  # none yet, or a run that stopped before its first row
+                self.tidy([])
         except BaseException:
             self._lock.release()
             raise

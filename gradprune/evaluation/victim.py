@@ -108,4 +108,4 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
 
 def names() -> list[str]:
     """The names of the shipped checkpoints."""
-    return sorted(path.stem for path in (data_folder() / "checkpoints").glob("*.json"))
+    return sorted(path.stem for path in (data_folder() / "checkpoints").glob("[!.]*.json"))
