@@ -151,8 +151,8 @@ def _line(row: Row) -> str:
     """One line of the file: the values and the checksum of all before it."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(
-        "" if (value := row[name]) is None else " ".join(value.split()) if kind is str else value
-        for name, kind in COLUMNS.items())
+        "" if (value := row[name]) is None else " ".join(value.split()) if name in ("stopped", "error") else value
+        for name in COLUMNS)
     return f"{text.getvalue()},{_check(text.getvalue())}"
 
 
