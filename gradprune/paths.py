@@ -84,7 +84,7 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
 
 def _mark(path: Path) -> str:
     """How the temporary files of this machine for a path begin; the process and a random word follow."""
-    return f".{path.stem}-{socket.gethostname()}-"
+    return f".{path.stem[:60]}-{socket.gethostname()}-"
 
 
 def _sweep(path: Path) -> None:

@@ -58,7 +58,7 @@ CASES = [(job, fault) for job, row in TABLE.items() for fault, cell in row.items
 def fresh():
     """Starts processes from one that has the package loaded and has not computed anything: they begin at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "pandas", "gradprune.cli", "gradprune.demo", "gradprune.evaluation",
+    context.set_forkserver_preload(["__main__", "pandas", "torch._dynamo", "gradprune.cli", "gradprune.demo", "gradprune.evaluation",
                                     "gradprune.lessons.progress", "faults"])
     return context
 

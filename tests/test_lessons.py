@@ -1,5 +1,6 @@
 """The lessons' tools: checks that diagnose, predictions that are kept, restart points, and progress that survives."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -479,6 +480,26 @@ def test_figures_refuse_what_cannot_be_drawn(victim: Victim):
 # ---- restart points
 
 
+def test_work_that_was_cut_short_is_not_kept_for_later(victim: Victim, monkeypatch):
+    restart._victim.cache_clear(), restart._pruned.cache_clear()
+    cut = [True]
+    trained = dataclasses.replace(victim, card={"training": {"interrupted": True}})
+    pruned = restart.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=1, patience=1, tune=False, progress=False)
+    monkeypatch.setattr(restart, "load_victim", lambda name: victim)
+    monkeypatch.setattr(restart, "attack", lambda **_: trained)
+    monkeypatch.setattr(restart, "grad_prune", lambda *_, **__: dataclasses.replace(pruned, interrupted=cut.pop()))
+    with pytest.raises(KeyboardInterrupt, match="run it again"):
+        checkpoint("03_tune")
+    cut.append(False)
+    assert checkpoint("03_tune")[1].mask.positions == pruned.mask.positions
+    monkeypatch.setenv("GRADPRUNE_MODE", "full")
+    with pytest.raises(KeyboardInterrupt, match="run it again"):
+        checkpoint("03_start")
+    trained.card["training"]["interrupted"] = False
+    assert checkpoint("03_start").card == trained.card
+    restart._victim.cache_clear(), restart._pruned.cache_clear()
+
+
 def test_restart_points_hand_out_copies_over_shared_images(victim: Victim, monkeypatch):
     restart._victim.cache_clear(), restart._pairs.cache_clear(), restart._pruned.cache_clear()
     monkeypatch.setattr(restart, "load_victim", lambda name: victim)
@@ -502,7 +523,8 @@ def test_restart_points_hand_out_copies_over_shared_images(victim: Victim, monke
 def test_full_mode_trains(victim: Victim, monkeypatch):
     restart._victim.cache_clear()
     monkeypatch.setenv("GRADPRUNE_MODE", "full")
-    monkeypatch.setattr(restart, "attack", lambda **_: victim)
+    trained = dataclasses.replace(victim, card={"training": {"interrupted": False}})
+    monkeypatch.setattr(restart, "attack", lambda **_: trained)
     monkeypatch.setattr(restart, "load_victim", lambda _: 1 / 0)
     assert checkpoint("02_start").target == victim.target
     restart._victim.cache_clear()

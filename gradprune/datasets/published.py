@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,9 @@ def get(name: str, folder: str | Path | None = None, *, progress: bool = True) -
     fails: it says which file to put where by hand.
     """
     published, folder = _known(name), _folder(folder)
-    with _alone(folder, name):
-        if not (path := folder / f"{name}.npz").exists():
+    path = folder / f"{name}.npz"
+    with nullcontext() if path.exists() else _alone(folder, name):  # what is ready may lie where nothing can be written
+        if not path.exists():
             if not (files := _verified(published, folder)):
                 files = [fetch(remote, folder, progress) for remote in published.choices[0]]
             _convert(name, files, path)
