@@ -58,8 +58,8 @@ CASES = [(job, fault) for job, row in TABLE.items() for fault, cell in row.items
 def fresh():
     """Starts processes from one that has the package loaded and has not computed anything: they begin at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "pandas", "torch._dynamo", "gradprune.cli", "gradprune.demo", "gradprune.evaluation",
-                                    "gradprune.lessons.progress", "faults"])
+    context.set_forkserver_preload(["__main__", "pandas", "pydantic", "torch._dynamo", "gradprune.cli", "gradprune.demo",
+                                    "gradprune.evaluation", "gradprune.lessons.progress", "faults"])
     return context
 
 
@@ -120,7 +120,7 @@ def visible(made):
 
 def left(made):
     """What an unfinished write left."""
-    return [path.name for path in made.rglob(".*") if path.suffix != ".lock"]
+    return [path.name for path in made.rglob(".*") if not path.name.endswith(".lock")]
 
 
 def assert_whole(made):
