@@ -13,15 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import squares, write_npz
 from PIL import Image
 from test_download import server  # noqa: F401
 
+from gradprune.attacks import fit
 from gradprune.datasets import Dataset
 from gradprune.demo import attack_and_save
+from gradprune.errors import InputError
 from gradprune.evaluation import read_results
 from gradprune.evaluation.store import _read
+from gradprune.models import build
 from gradprune.models.checkpoints import load_checkpoint
+from gradprune.pruning import FilterMask, clean_loss, fine_tune, unpaired
+from gradprune.pruning.filters import filters
 
 if sys.platform == "win32":
     pytest.skip("kills with signals and limits the size of files", allow_module_level=True)
@@ -181,6 +187,27 @@ def test_files_are_whole_and_the_same_command_completes(run, store, wanted, tmp_
         assert_whole(made)
         assert code == KILLED or left(made) == []
     assert finished(made) == wanted[command]
+
+
+def test_gradients_that_are_nan_in_the_very_last_step_are_told(monkeypatch):
+    """No later loss tells of them, and where no trigger is watched the last state is the one that is kept."""
+    real = torch.optim.SGD.step
+
+    def spoiled(optimizer, closure=None):
+        def spoil():
+            value = closure() if closure else None
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.grad.fill_(float("nan"))
+            return value
+        return real(optimizer, spoil)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spoiled)
+    images, model = squares(16, 1), build("preact_resnet", 4, width=4, blocks=(1,))
+    pairs = unpaired(images)
+    with pytest.raises(InputError, match="fine-tuning diverged: the validation loss became nan"):
+        fine_tune(model, FilterMask(filters(model)), pairs, pairs, loss=clean_loss, max_epochs=1, progress=False)
+    with pytest.raises(InputError, match="training diverged: the last step made weights that are not finite"):
+        fit(build("preact_resnet", 4, width=4, blocks=(1,)), images, epochs=1, progress=False)
 
 
 def test_the_table_names_tests_that_exist():
