@@ -21,6 +21,7 @@ from gradprune.datasets import Dataset, load
 from gradprune.datasets.signs import render_signs
 from gradprune.defenses import DEFENSES
 from gradprune.evaluation import load_victim
+from gradprune.pruning import distilled
 
 scan = importlib.import_module("gradprune.defenses.scan")  # the package's own name is the function
 
@@ -44,9 +45,9 @@ def main(out, noise):
         Image.fromarray(image).save(f"pictures/class {i % 2}/{i}.png")
     told = {"signs": [digest([part.images, part.labels]) for part in render_signs(3, 2, 1, 1)],
             "pictures": [digest([part.images, part.labels]) for part in load("pictures", size=8)]}
-    low_frequency.STEPS, scan.FASTER["steps"] = 3, 4
+    low_frequency.STEPS, distilled.EPOCHS, scan.FASTER["steps"] = 3, 3, 4
     for trigger in ("badnets", "low_frequency"):
-        command(f"attack {trigger} --data data.npz --width 4 --epochs 2 --target 1 --out {trigger}")
+        command(f"attack {trigger} --data data.npz --width 4 --epochs 12 --rate 0.3 --target 1 --out {trigger}")
     slim = " --slim" if importlib.util.find_spec("torch_pruning") else ""
     command(f"defend badnets.safetensors --spc 2 --out cleaned{slim}")
     command("defend low_frequency.safetensors --spc 1 --recipe verified --out verified")
@@ -54,7 +55,7 @@ def main(out, noise):
     for name, defend in DEFENSES.items():
         result = defend(victim.model, victim.data.defense, victim.trigger, spc=2, progress=False, **QUICK[name])
         told[name] = [digest(result.model.state_dict().values()), result.history]
-    command("bench --attacks badnets.safetensors --defenses clp,ft --spc 2 --seeds 2 --out bench")
+    command("bench --attacks badnets.safetensors --defenses clp,ft --spc 2 --seeds 1 --out bench")
     command("scan badnets.safetensors --spc 2 --out scan")
     Path("told.json").write_text(json.dumps(told, indent=1))
 
