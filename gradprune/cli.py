@@ -30,6 +30,12 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             say(Console(stderr=True), f"Interrupted: {str(stop) or 'nothing was written'}.")
             raise typer.Exit(130) from None
+        except (MemoryError, RuntimeError) as error:  # torch says RuntimeError for both
+            if not isinstance(error, MemoryError) and "allocate" not in str(error):
+                raise
+            say(Console(stderr=True), "Error: there is not enough memory; close other programs, or take fewer or "
+                                      "smaller images or a smaller model.")
+            raise typer.Exit(2) from None
 
 
 app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, rich_markup_mode=None,

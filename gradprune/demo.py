@@ -82,7 +82,7 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
                     "slim": None, "sentence": "Nothing was changed or written."}
         result, stages = defend_and_measure(victim, found, **settings)
         told = summary(victim, result, stages) | {"scan": found.verdict if found else None}
-        defense = (*result.settings, "stopped", "interrupted", "seconds", *stages, *(["scan"] if found else []))
+        defense = (*result.settings, "stopped", "interrupted", *stages, *(["scan"] if found else []))
         card = {**victim.card, "metrics": told["tuned"], "removed_filters": told["filters_removed"],
                 "defense": {key: told[key] for key in defense}}
         written = delivery.deliver(victim, result.model, card, path, slim, export)

@@ -1,8 +1,10 @@
 """Where files live, and how they are written: whole or not at all."""
 
+import glob
 import os
+import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import platformdirs
@@ -47,16 +49,49 @@ def output_folder(folder: str | Path) -> Path:
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write(temporary)` fill a temporary file beside `path`, then rename it over `path`.
 
-    After a crash at any point `path` holds either its old content or the whole new one.
+    After a crash at any point `path` holds either its old content or the whole new one. Raises InputError where the
+    folder or the disk takes no more.
     """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=output_folder(path.parent), prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    write_together({Path(path): write})
+    return Path(path)
+
+
+def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
+    """`write_atomic` for files that belong together: no file gets its name before all of them are written.
+
+    What a killed run of this machine left half-written beside them is removed.
+    """
+    written: dict[Path, Path] = {}
     try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
+        for path, write in writes.items():
+            output_folder(path.parent)
+            _sweep(path)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_mark(path)}{os.getpid()}-", suffix=path.suffix)
+            os.close(handle)
+            written[path] = Path(name)
+            write(written[path])
+            written[path].chmod(0o644)
+            with written[path].open("rb+") as file:
+                os.fsync(file.fileno())  # or a machine that stops now could keep the name and lose the content
+        for path, temporary in written.items():
+            os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from None
     finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _mark(path: Path) -> str:
+    """How the temporary files of this machine for a path begin; the process and a random word follow."""
+    return f".{path.stem[:60]}-{socket.gethostname()}-"
+
+
+def _sweep(path: Path) -> None:
+    """Remove the temporary files of a path whose process is gone."""
+    for left in path.parent.glob(f"{glob.escape(_mark(path))}*{glob.escape(path.suffix)}"):
+        import psutil  # late: `--help` and `doctor` do without
+
+        process = left.name.removeprefix(_mark(path)).partition("-")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            left.unlink(missing_ok=True)

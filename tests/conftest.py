@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 from gradprune.attacks import fit, make_trigger, poison
@@ -16,6 +17,12 @@ from gradprune.models import build
 # One thread a process: on a busy machine two threads that wait for each other make small models 20 x as slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# No deadline and no judgement on speed: on a busy machine either would fail a test that is right.
+settings.register_profile("quick", max_examples=8, deadline=None, derandomize=True, database=None,
+                          suppress_health_check=list(HealthCheck))
+settings.register_profile("nightly", max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -20,7 +20,7 @@ from gradprune.defenses import clp, ft_unlearn
 from gradprune.demo import attack_and_save
 from gradprune.errors import InputError
 from gradprune.evaluation import Cell, Grid, der, evaluate, load_victim, read_results, run, runner
-from gradprune.evaluation.cells import COLUMNS
+from gradprune.evaluation.cells import COLUMNS, empty_row
 from gradprune.evaluation.executors import cluster
 from gradprune.evaluation.store import Store
 
@@ -144,6 +144,15 @@ def test_a_damaged_last_row_is_found_and_redone(small, serial, tmp_path, damage,
     assert again[:3].equals(kept[:3]), "whole rows were made again"
     assert ("damaged" in capsys.readouterr().out) == (damage != "no newline")
     assert len(table.read_bytes().splitlines()) == 5, "the damaged line is still there"
+
+
+@pytest.mark.parametrize("begun", [b"", b"attack,def"])
+def test_the_first_row_after_a_torn_beginning_is_no_header(tmp_path, begun):
+    with Store(tmp_path, {}):
+        (tmp_path / "cells.csv").write_bytes(begun)
+    with Store(tmp_path, {}) as store:
+        store.add(empty_row(Cell("a", "clp", 2, 0)))
+    assert len(read_results(tmp_path)) == 1
 
 
 def test_rows_of_other_cells_stay(toys, tmp_path):

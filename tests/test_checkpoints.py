@@ -1,6 +1,8 @@
 """Checkpoints are whole, checked and rebuilt from their card; the shipped zoo is what its cards say."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,36 @@ def test_an_interrupted_write_leaves_the_old_file(saved, monkeypatch):
         save_checkpoint(path, model, {"model": MODEL})
     assert path.with_suffix(".safetensors").read_bytes() == old
     assert len(list(path.parent.iterdir())) == 2, "a temporary file was left behind"
+
+
+def test_a_disk_that_fills_before_the_card_is_written_keeps_the_old_pair(saved, monkeypatch):
+    path, model = saved
+    old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model.classifier.weight += 1
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(InputError, match=r"Cannot write .*model\.json: No space left on device\."):
+            save_checkpoint(path, model, {"model": MODEL})
+    loaded, _ = load_checkpoint(path)
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in old.items())
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_what_a_killed_write_left_is_swept_and_is_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(victims, "data_folder", lambda: tmp_path)
+    folder, host = tmp_path / "checkpoints", socket.gethostname()
+    folder.mkdir()
+    names = [f".model-{host}-{process}-x.json" for process in (99999999, os.getpid())]  # the second is at work
+    for name in [*names, ".model-elsewhere-99999999-x.json"]:
+        (folder / name).write_text("{")
+    assert victims.names() == []
+    save_checkpoint(folder / "model", build(**MODEL), {"model": MODEL})
+    assert victims.names() == ["model"]
+    assert sorted(path.name for path in folder.glob(".*")) == sorted([names[1], ".model-elsewhere-99999999-x.json"])
 
 
 @pytest.mark.parametrize(("damage", "words"), [

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import socket
 import sys
 import tarfile
 import time
@@ -421,13 +422,19 @@ def remote_cifar(cifar, store, server, expect):  # noqa: F811
 
 def test_a_set_is_fetched_and_converted_once(remote_cifar, store):
     remote_cifar.faults = ["cut"]
-    (store / ".cifar10-left.npz").write_text("of a run that was killed while it wrote")
+    (store / f".cifar10-{socket.gethostname()}-99999999-x.npz").write_text("of a run that was killed while it wrote")
     assert state("cifar10") == "absent"
     path = get("cifar10", progress=False)
     assert path == store / "cifar10.npz" and state("cifar10") == "ready"
     assert get("cifar10", progress=False) == path and len(load("cifar10").test) == 60
     assert len(remote_cifar.asked) == 2
     assert sorted(path.name for path in store.iterdir()) == [".cifar10.lock", "cifar-10-binary.tar.gz", "cifar10.npz"]
+
+
+def test_a_set_that_is_ready_may_lie_where_nothing_can_be_written(cifar, store, monkeypatch):
+    load("cifar10")
+    monkeypatch.setattr(published, "_alone", lambda *_: pytest.fail("a lock was asked for"))
+    assert get("cifar10", progress=False) == store / "cifar10.npz"
 
 
 def test_get_replaces_a_wrong_archive_and_takes_another_folder(remote_cifar, store, tmp_path, caplog):

@@ -1,5 +1,6 @@
 """Training in memory: one-cycle SGD over two tensors, no DataLoader, no workers."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
         except KeyboardInterrupt:
             interrupted = True
     model.eval()
+    require(all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()),
+            f"training diverged: the last step made weights that are not finite; try a smaller max_lr than "
+            f"{recipe['max_lr']}.")
     return TrainingResult(model, history, time.perf_counter() - start, interrupted)
 
 
@@ -115,7 +119,7 @@ def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer,
             logits = model(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe["label_smoothing"])
         value = loss.item()
-        if value != value or value == float("inf"):
+        if not math.isfinite(value):
             raise InputError(f"training diverged: the loss became {value}; "
                              f"try a smaller max_lr than {recipe['max_lr']}.")
         optimizer.zero_grad(set_to_none=True)

@@ -31,7 +31,7 @@ def recall(path: Path, key: str, make: Callable[[], Arrays]) -> Arrays:
     stored: dict[str, Any] = {**arrays, "digest": np.array(_digest(path.name + key, arrays))}
     try:
         write_atomic(path, lambda temporary: np.savez(temporary, **stored))
-    except (InputError, OSError) as error:
+    except InputError as error:
         _log.info("%s is not cached: %s", path.name, error)
     return arrays
 

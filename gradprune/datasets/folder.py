@@ -98,6 +98,8 @@ def _convert(root: Path, layout: Layout, size: int) -> Arrays:
             for path, label in pictures:
                 try:
                     pixels, colour = decode(path, size)
+                except MemoryError:  # says nothing of the picture
+                    raise
                 except Exception as error:  # a damaged picture raises almost anything
                     name = path.relative_to(root).as_posix()
                     skipped.append(readable(f"{name}: {_reason(path, error)}"))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,9 @@ def get(name: str, folder: str | Path | None = None, *, progress: bool = True) -
     fails: it says which file to put where by hand.
     """
     published, folder = _known(name), _folder(folder)
-    with _alone(folder, name):
-        if not (path := folder / f"{name}.npz").exists():
+    path = folder / f"{name}.npz"
+    with nullcontext() if path.exists() else _alone(folder, name):  # what is ready may lie where nothing can be written
+        if not path.exists():
             if not (files := _verified(published, folder)):
                 files = [fetch(remote, folder, progress) for remote in published.choices[0]]
             _convert(name, files, path)
@@ -169,13 +170,11 @@ def _convert(name: str, files: list[Path], path: Path) -> None:
         reason = str(error).rstrip(".") or type(error).__name__
         raise InputError(f"{', '.join(map(str, files))} cannot be read ({reason}).") from error
     stored: dict[str, Any] = {**arrays, "classes": np.array(published.classes)}
-    for left in path.parent.glob(f".{name}-*.npz"):  # of a run that was killed while it wrote
-        left.unlink()
     try:
         write_atomic(path, lambda temporary: np.savez(temporary, **stored))
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror or error}; make room ({_size(arrays)} MB) or choose "
-                         "another folder with GRADPRUNE_DATA.") from None
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; make room ({_size(arrays)} MB) or choose another folder with "
+                         "GRADPRUNE_DATA.") from None
 
 
 def _size(arrays: Arrays) -> int:

@@ -54,8 +54,8 @@ class Store:
             known = read_facts(self.folder)["checkpoints"] if self.facts.exists() else {}
             made = {"format": FORMAT, **_versions(), "checkpoints": known | self.digests}
             write_atomic(self.facts, lambda temporary: temporary.write_text(json.dumps(made, indent=2) + "\n", "utf-8"))
-            if not self.table.exists():
-                self._append(_HEAD)
+            if not self.rows:  # none yet, or a run that stopped before its first row
+                self.tidy([])
         except BaseException:
             self._lock.release()
             raise
@@ -151,8 +151,8 @@ def _line(row: Row) -> str:
     """One line of the file: the values and the checksum of all before it."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(
-        "" if (value := row[name]) is None else " ".join(value.split()) if kind is str else value
-        for name, kind in COLUMNS.items())
+        "" if (value := row[name]) is None else " ".join(value.split()) if name in ("stopped", "error") else value
+        for name in COLUMNS)
     return f"{text.getvalue()},{_check(text.getvalue())}"
 
 

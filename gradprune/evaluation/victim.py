@@ -109,4 +109,4 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
 def names(data: str = "") -> list[str]:
     """The names of the shipped checkpoints: of the rendered signs, or of a published data set, as "cifar10/badnets"."""
     folder = data_folder() / "checkpoints"
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in (folder / data).glob("*.json"))
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in (folder / data).glob("[!.]*.json"))

@@ -6,13 +6,13 @@ answers. A damaged file is set aside, never overwritten. Where nothing can be wr
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 from gradprune.errors import InputError
 from gradprune.paths import write_atomic
@@ -20,7 +20,7 @@ from gradprune.paths import write_atomic
 Value = str | int | float | bool
 _KINDS = ("answers", "exercises")
 _MOST_ENTRIES, _MOST_CHARACTERS, _MOST_BYTES = 500, 200, 500_000
-_LOCK_PATIENCE, _LOCK_STALE = 2.0, 10.0  # seconds
+_LOCK_PATIENCE = 2.0  # seconds
 _memory: dict[str, dict[str, Value]] = {kind: {} for kind in _KINDS}  # what this kernel was told
 _said: set[str] = set()
 
@@ -44,7 +44,7 @@ def remember(kind: str, key: str, value: Value) -> None:
     _memory[kind][key] = value
     try:
         with _lock():
-            content = _read()
+            content = _content()
             entries = content[kind]
             entries.pop(key, None)
             entries[key] = value  # newest last
@@ -67,21 +67,29 @@ def told(notebook: str) -> str:
 
 
 def _read() -> dict[str, dict[str, Value]]:
-    """The file's content; empty where there is none, and where it was damaged and set aside."""
-    empty: dict[str, dict[str, Value]] = {kind: {} for kind in _KINDS}
+    """The file's content; empty where it cannot be read."""
+    try:
+        return _content()
+    except OSError:
+        return {kind: {} for kind in _KINDS}
+
+
+def _content() -> dict[str, dict[str, Value]]:
+    """The file's content; empty where there is none, and where it was damaged and set aside.
+
+    Raises OSError for a file that cannot be read: it may be whole, so nothing may take its place.
+    """
     file = path()
     try:
         if not file.is_file():
-            return empty
+            return {kind: {} for kind in _KINDS}
         if file.stat().st_size > _MOST_BYTES:
             raise ValueError("too large")
         content = json.loads(file.read_text(encoding="utf-8"))
         return {kind: _entries(content, kind) for kind in _KINDS}
-    except OSError:
-        return empty
     except (ValueError, RecursionError):
         _set_aside(file)
-        return empty
+        return {kind: {} for kind in _KINDS}
 
 
 def _entries(content: Any, kind: str) -> dict[str, Value]:
@@ -104,24 +112,16 @@ def _set_aside(file: Path) -> None:
 
 @contextmanager
 def _lock() -> Iterator[None]:
-    """Hold a lock file beside the progress file; a forgotten one (a killed kernel) is taken over."""
-    lock, start = path().with_name(path().name + ".lock"), time.monotonic()
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
-            break
-        except FileExistsError:
-            with suppress(OSError):
-                if time.time() - lock.stat().st_mtime > _LOCK_STALE:
-                    lock.unlink()
-            if time.monotonic() - start > _LOCK_PATIENCE:
-                break  # better a rare lost update than a notebook that hangs
-            time.sleep(0.01)
+    """Hold the lock file beside the progress file; the system frees it where a kernel is killed."""
+    file = path()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file.with_name(file.name + ".lock"))
+    with suppress(Timeout, NotImplementedError):  # better a rare lost update than a notebook that hangs
+        lock.acquire(timeout=_LOCK_PATIENCE, poll_interval=0.01)
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        lock.release()
 
 
 def _say(sentence: str) -> None:

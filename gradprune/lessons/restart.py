@@ -51,7 +51,11 @@ def point(*names: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
 @cache
 def _victim(name: str, now: str) -> Victim:
     """A victim by zoo name: shipped, or trained here in mode "full"."""
-    return attack(**SHIPPED[name]) if now == "full" else load_victim(name)
+    if now != "full":
+        return load_victim(name)
+    victim = attack(**SHIPPED[name])
+    _finished(victim.card["training"]["interrupted"])
+    return victim
 
 
 @cache
@@ -73,7 +77,15 @@ def _synthesised(now: str) -> nn.Module:
 def _pruned(now: str) -> DefenseResult:
     """The sig victim pruned by the paper's recipe, not yet fine-tuned."""
     victim = _victim("sig", now)
-    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, tune=False, progress=False)
+    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, tune=False, progress=False)
+    _finished(result.interrupted)
+    return result
+
+
+def _finished(interrupted: bool) -> None:
+    """Raise KeyboardInterrupt where work was cut short: it must not be kept for the rest of the kernel's life."""
+    if interrupted:
+        raise KeyboardInterrupt("the work was cut short, so the restart point has nothing to hand out; run it again")
 
 
 @point("01_start")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradprune.errors import InputError, require
 from gradprune.models import build
-from gradprune.paths import write_atomic
+from gradprune.paths import write_together
 
 Card = dict[str, Any]
 
@@ -30,7 +30,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: Card, trigger: nn.
 
     card: plain JSON values; `card["model"]` holds `name` and the settings that `models.build` takes, `num_classes`
     among them. The card gets the weights' sha256, so weights and card of different runs never pass for a pair.
-    Raises InputError where the folder cannot be written.
+    Raises InputError where the folder or the disk takes no more; the old pair, if there is one, then stays.
     """
     weights_path, card_path = paths(path)
     learned = {} if trigger is None else {_TRIGGER + key: value for key, value in trigger.state_dict().items()}
@@ -40,8 +40,8 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: Card, trigger: nn.
     weights = save(state)
     card = {**card, "sha256": hashlib.sha256(weights).hexdigest()}
     text = json.dumps(card, indent=2) + "\n"
-    write_atomic(weights_path, lambda temporary: temporary.write_bytes(weights))
-    write_atomic(card_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_together({weights_path: lambda temporary: temporary.write_bytes(weights),
+                    card_path: lambda temporary: temporary.write_text(text, encoding="utf-8")})
     return weights_path
 
 

@@ -73,6 +73,8 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
                 _epoch(model, steps, renew(train, generator), batch_size, generator, loss, statistics)
                 schedule.step()
                 row = _row(model, epoch, validation)
+                require(math.isfinite(row["val_loss"]), f"fine-tuning diverged: the validation loss became "
+                                                        f"{row['val_loss']}; try a smaller lr.")
                 history.append(row)
                 bar.update()
                 bar.set_postfix(loss=f"{row['val_loss']:.3f}", acc=f"{row['val_acc']:.2f}", refresh=False)

@@ -112,28 +112,27 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
 
     order: positions in the flat list, first to go first. values: float (number of filters,), what the order rests on;
     for the history. alpha: the first filter with which accuracy has fallen by alpha (0..1) or more is put back, and
-    that ends it; None removes all. Filters that are silent already are passed over. Ctrl-C keeps what is removed.
+    that ends it; None removes all. Filters that are silent already are passed over. Ctrl-C keeps what has been
+    removed and measured.
     """
     require(alpha is None or 0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
-    mask = FilterMask(found, before=silent(model, found))
+    mask, undo, kept = FilterMask(found, before=silent(model, found)), [], 0
     start = validate(model, validation)
     result = Pruned(mask, [row(0, mask, start)], "all filters that the method picked were removed")
     waiting = [position for position in order if mask.alive[position]]
     try:
         for position in tqdm(waiting, desc="pruning", unit="filter", disable=not progress, leave=False):
-            restore = saved(model, found, position)
+            undo.append(saved(model, found, position))
             mask.remove(model, position)
             now = validate(model, validation)
             result.history.append(row(len(mask.positions), mask, now, score=float(values[position])))
             if alpha is not None and start.acc - now.acc >= alpha - 1e-6:
-                restore()
-                result.mask = FilterMask(found, mask.positions[:-1], mask.before)
                 result.stopped = f"validation accuracy fell by {start.acc - now.acc:.0%} (alpha is {alpha:.0%})"
                 break
+            kept += 1
     except KeyboardInterrupt:
         result.stopped, result.interrupted = "interrupted", True
-        mask.apply(model)
-    return result
+    return back_to(result, kept, undo)
 
 
 def saved(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:

@@ -1,0 +1,217 @@
+"""Faults at every place that writes: afterwards each file is whole or absent, and the same command completes.
+
+TABLE has a row for each place and a column for each fault: the exit code that is expected, or in words which test looks
+at it or why it makes no sense. Places and faults are made in faults.py. A restart of a notebook's kernel is "kill".
+"""
+
+import json
+import multiprocessing
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import squares, write_npz
+from PIL import Image
+from test_download import server  # noqa: F401
+
+from gradprune.attacks import fit
+from gradprune.datasets import Dataset
+from gradprune.demo import attack_and_save
+from gradprune.errors import InputError
+from gradprune.evaluation import read_results
+from gradprune.evaluation.store import _read
+from gradprune.models import build
+from gradprune.models.checkpoints import load_checkpoint
+from gradprune.pruning import FilterMask, clean_loss, fine_tune, unpaired
+from gradprune.pruning.filters import filters
+
+if sys.platform == "win32":
+    pytest.skip("kills with signals and limits the size of files", allow_module_level=True)
+
+from faults import CONTENT, JOBS, KILLED, work
+
+FAULTS = ["kill", "kill in the write", "Ctrl-C", "Ctrl-C in the write", "full disk", "read-only", "clock", "two at once",
+          "half a file", "NaN", "memory"]
+SAME = "the same command and the same write as in fine-tuning"
+NO_NUMBERS = "there is nothing to compute"
+TABLE = {job: dict(zip(FAULTS, row, strict=True)) for job, row in {
+    "training": [KILLED, KILLED, "test_cli: interrupted_training_keeps_whole_epochs", 130, 2, 2, 0, 0, 0, 2, 2],
+    "pruning": [KILLED, SAME, "test_cli: interrupted_defence_keeps_its_stage", SAME, SAME, SAME, SAME, SAME, SAME,
+                "test_unlearning: bad_scores_and_losses; test_cli: weights_that_are_nan", 2],
+    "fine-tuning": [KILLED, KILLED, "test_cli: interrupted_defence_keeps_its_stage", 130, 2, 2, 0, 0, 0, 2, 2],
+    "zoo build": [KILLED, KILLED, "test_cli: interrupted_zoo_build_names_what_is_finished", 130, 2, 2, 0, 0, 0, 2, 2],
+    "download": [KILLED, KILLED, "test_download: ctrl_c_keeps_what_has_arrived", 1,
+                 1, 1, 0, "test_published: two_processes_at_once_download_once",
+                 "test_download: parts_that_an_earlier_run_left", NO_NUMBERS, 1],
+    "conversion": [KILLED, KILLED, 1, "test_published: a_conversion_that_stops_leaves_no_half_file", 1, 1, 0,
+                   "test_published: two_processes_at_once_download_once",
+                   "test_published: a_damaged_npz_is_not_overwritten, as it may be the user's own", NO_NUMBERS, 1],
+    "folder cache": [KILLED, KILLED, 1, 1, 0, 0, 0, 0, 0, NO_NUMBERS, 1],
+    "progress file": [KILLED, KILLED, 1, 1, 0, 0, 0, 0, "test_lessons: a_damaged_file_is_set_aside_and_told", NO_NUMBERS,
+                      1],
+    "bench": [KILLED, KILLED, "test_bench: ctrl_c_tells_what_is_safe", 130, "test_bench: a_full_disk", 2, 0,
+              "test_bench: two_runs_on_one_folder", "test_bench: a_damaged_last_row_is_found_and_redone",
+              "as any exception, test_bench: a_failed_cell_is_a_row_and_is_run_again", 0],
+}.items()}
+CASES = [(job, fault) for job, row in TABLE.items() for fault, cell in row.items() if isinstance(cell, int)]
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Starts processes from one that has the package loaded and has not computed anything: they begin at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "pandas", "pydantic", "torch._dynamo", "gradprune.cli", "gradprune.demo",
+                                    "gradprune.evaluation", "gradprune.lessons.progress", "faults"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A tiny data set, a tiny victim, and a folder with pictures."""
+    path = tmp_path_factory.mktemp("faults")
+    write_npz(path / "data.npz", Dataset(squares(48, 1), squares(24, 2), squares(24, 3)))
+    attack_and_save(path / "victim", "badnets", data=str(path / "data.npz"), target=1, rate=0.2, epochs=2, seed=1,
+                    model={"name": "preact_resnet", "width": 4, "blocks": [1]}, batch_size=16, progress=False)
+    for i, image in enumerate(squares(12, 4).images.permute(0, 2, 3, 1).numpy()):
+        (path / "pictures" / f"class {i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path / "pictures" / f"class {i % 2}" / f"{i}.png")
+    return path
+
+
+@pytest.fixture
+def run(request, fresh, store):
+    """Runs a job with a fault in a process of its own, or several at once; returns exit codes and what they said."""
+    def run(job, fault, made, count=1):
+        server = request.getfixturevalue("server")  # noqa: F811
+        server.content["/toy.bin"] = CONTENT
+        pipes, children = [], []
+        for _ in range(count):
+            pipe, end = fresh.Pipe(duplex=False)
+            children.append(fresh.Process(target=work, args=(end, job, fault, store, made, server.url("/toy.bin"))))
+            children[-1].start()
+            end.close()
+            pipes.append(pipe)
+        told = []
+        for pipe, child in zip(pipes, children, strict=True):
+            try:
+                told.append(pipe.recv())
+            except EOFError:
+                told.append(None)
+            child.join(60)
+        return [said or (child.exitcode, "") for said, child in zip(told, children, strict=True)]
+    return run
+
+
+def prepare(job, store, made):
+    """What stands there before: an older checkpoint of that name, the published file, yesterday's answer."""
+    made.mkdir()
+    if job in ("training", "pruning", "fine-tuning", "zoo build"):
+        for ending in (".safetensors", ".json"):
+            shutil.copy(store / f"victim{ending}", made / f"model{ending}")
+    elif job == "conversion":
+        (made / "toy.bin").write_bytes(CONTENT)
+    elif job == "progress file":
+        (made / "progress.json").write_text(json.dumps({"answers": {"01.old": 1}, "exercises": {}}))
+    return made
+
+
+def visible(made):
+    return [path for path in sorted(made.rglob("*")) if path.is_file() and not path.name.startswith(".")
+            and path.suffix not in (".lock", ".part")]
+
+
+def left(made):
+    """What an unfinished write left."""
+    return [path.name for path in made.rglob(".*") if not path.name.endswith(".lock")]
+
+
+def assert_whole(made):
+    for path in visible(made):
+        if path.suffix == ".safetensors":
+            load_checkpoint(path)
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+            assert path.stem in ("bench", "progress") or path.with_suffix(".safetensors").exists()
+        elif path.suffix == ".npz":
+            with np.load(path) as arrays:
+                assert all(arrays[name].nbytes for name in ("x_train", "x_all") if name in arrays.files)
+        elif path.suffix == ".csv":
+            assert _read(path)[1] == 0
+        else:
+            assert path.read_bytes() == CONTENT
+
+
+def contents(made):
+    """Every file's bytes; of a bench the rows without their seconds."""
+    found = {path.name: path.read_bytes() for path in visible(made)}
+    if "cells.csv" in found:
+        found["cells.csv"] = read_results(made).drop(columns=["seconds", "cell_seconds"]).to_csv()
+    return found
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    """The files of each job that nothing disturbed."""
+    return {}
+
+
+@pytest.mark.parametrize(("job", "fault"), CASES)
+def test_files_are_whole_and_the_same_command_completes(run, store, wanted, tmp_path, job, fault):
+    def finished(made, before="none"):
+        codes = run(job, "none", made, 2 if before == "two at once" else 1)
+        assert all(code == 0 for code, _ in codes), codes
+        assert_whole(made)
+        assert left(made) == []
+        return contents(made)
+
+    command = JOBS[job][0]
+    if command not in wanted:
+        wanted[command] = finished(prepare(job, store, tmp_path / "undisturbed"))
+    made = prepare(job, store, tmp_path / "made")
+    if fault == "two at once":
+        assert finished(made, fault) == wanted[command]
+        return
+    if fault == "half a file":
+        finished(made)
+        for path in visible(made):
+            path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    else:
+        [(code, said)] = run(job, fault, made)
+        made.chmod(0o755)
+        assert code == TABLE[job][fault], said
+        assert code != 2 or (said.startswith("Error: ") and said.count("\n") == 1), said
+        assert_whole(made)
+        assert code == KILLED or left(made) == []
+    assert finished(made) == wanted[command]
+
+
+def test_gradients_that_are_nan_in_the_very_last_step_are_told(monkeypatch):
+    """No later loss tells of them, and where no trigger is watched the last state is the one that is kept."""
+    real = torch.optim.SGD.step
+
+    def spoiled(optimizer, closure=None):
+        def spoil():
+            value = closure() if closure else None
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.grad.fill_(float("nan"))
+            return value
+        return real(optimizer, spoil)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spoiled)
+    images, model = squares(16, 1), build("preact_resnet", 4, width=4, blocks=(1,))
+    pairs = unpaired(images)
+    with pytest.raises(InputError, match="fine-tuning diverged: the validation loss became nan"):
+        fine_tune(model, FilterMask(filters(model)), pairs, pairs, loss=clean_loss, max_epochs=1, progress=False)
+    with pytest.raises(InputError, match="training diverged: the last step made weights that are not finite"):
+        fit(build("preact_resnet", 4, width=4, blocks=(1,)), images, epochs=1, progress=False)
+
+
+def test_the_table_names_tests_that_exist():
+    assert set(TABLE) == set(JOBS)
+    for text in (cell for row in TABLE.values() for cell in row.values() if isinstance(cell, str)):
+        for file, names in re.findall(r"(test_\w+): (\w+)", text):
+            assert f"def test_{names}(" in Path(__file__).with_name(f"{file}.py").read_text(encoding="utf-8"), text
