@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_an_attack_is_added_as_the_page_says(tmp_path, monkeypatch, capsys):
     exec(code("add_attack.md"), names)
     assert "Stripes(every=4, depth=0.6)" in capsys.readouterr().out
     given, cleaned = names["victim"].evaluate(), names["victim"].evaluate(names["result"].model)
-    assert given.acc > 0.9 and given.asr > 0.8 and cleaned.asr < given.asr
+    assert given.acc > 0.8 and given.asr > 0.8 and cleaned.asr < given.asr
     stripes = gp.make_trigger("stripes", every=2, depth=0.5)
     assert stripes(torch.full((1, 4, 2), 0.8))[0, :, 0].tolist() == pytest.approx([0.4, 0.8, 0.4, 0.8])
 
@@ -75,5 +76,8 @@ def test_the_reference_holds_every_public_name_with_its_docstring(tmp_path):
     sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', page, re.S))
     assert set(gp.__all__) <= set(sections)
     assert [name for name in gp.__all__ if 'class="docstring"' not in sections[name]] == []
-    assert {path.stem for path in (tmp_path / "gradprune").glob("*.html")} >= {
-        "datasets", "models", "attacks", "pruning", "defenses", "evaluation", "views", "lessons"}
+    for room in ("datasets", "models", "attacks", "pruning", "defenses", "evaluation", "views", "lessons"):
+        page = (tmp_path / "gradprune" / f"{room}.html").read_text(encoding="utf-8")
+        names = set(import_module(f"gradprune.{room}").__all__)
+        assert names <= set(re.findall(r'<section id="(\w+)">', page)), room
+    assert (tmp_path / "index.html").is_file()

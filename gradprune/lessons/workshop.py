@@ -92,8 +92,8 @@ def bought(train: bool = False, progress: bool = True) -> dict[str, Tensor]:
 
 def _packed(weights: dict[str, Tensor]) -> dict[str, object]:
     """A file as training scripts leave it: the weights of a DataParallel, in a nest, beside other things."""
-    return {"epoch": 20, "optimizer": {"lr": 0.0},
-            "state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}
+    names = sign_net.SignNet(len(CLASSES)).state_dict()  # their order, which safetensors does not keep
+    return {"epoch": 20, "optimizer": {"lr": 0.0}, "state_dict": {f"module.{name}": weights[name] for name in names}}
 
 
 def _bytes(image: Tensor) -> np.ndarray:
