@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, as_tensor
+from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, Untouched
 from gradprune.lessons.partner_exercise import PARTNERS
 
 # ---- unwrap(content) -> name -> tensor
@@ -41,9 +41,11 @@ def _files() -> list[tuple[dict[str, Any]]]:
 def _names_and_values(function: Function, case: Sequence[Any]) -> Seen:
     """How many entries, and each by name: its name as numbers, then its value."""
     found = function(*case)
-    if found is not None and found is not ... and not isinstance(found, Mapping):
+    if found is None or found is ...:
+        raise Untouched
+    if not isinstance(found, Mapping):
         raise Complaint("a dict is wanted, name -> tensor, as `model.state_dict()` gives and `load_state_dict` takes.")
-    seen = [as_tensor(None if found is None or found is ... else len(found))]
+    seen = [torch.tensor(len(found)).double()]
     for name, value in sorted((str(name), value) for name, value in found.items()):
         seen += [torch.tensor([*name.encode()]).double(),
                  value.double() if isinstance(value, Tensor) else torch.tensor([-1.0]).double()]
