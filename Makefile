@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lab lint audit bench notebooks zoo clean
+.PHONY: demo test lab lint audit bench notebooks docs zoo clean
 
 demo: $(STAMP)
 	$(BIN)/gradprune demo
@@ -31,6 +31,9 @@ bench: $(STAMP)
 
 notebooks: $(STAMP)
 	$(BIN)/python -m gradprune.lessons.build
+
+docs: $(STAMP)
+	$(BIN)/python docs/build_api.py
 
 zoo: $(STAMP)
 	$(BIN)/gradprune zoo build

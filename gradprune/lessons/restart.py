@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,9 +12,11 @@ from torch import nn
 from gradprune.datasets import Dataset, ImageSet, draw_defense_images, load
 from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import unknown
-from gradprune.evaluation import Victim, load_victim, read_results
+from gradprune.evaluation import Own, Victim, load_victim, read_results
 from gradprune.lessons.scanning import search_settings
 from gradprune.lessons.session import mode
+from gradprune.lessons.workshop import MEAN, STD, TARGET, photographs, workshop
+from gradprune.models import build, load_weights, normalized
 from gradprune.paths import data_folder
 from gradprune.pruning import Pairs, invert, pair_up
 from gradprune.zoo import SHIPPED, attack
@@ -155,3 +158,31 @@ def measured_scans() -> tuple[pd.DataFrame, pd.DataFrame]:
 def bench() -> pd.DataFrame:
     """`table`: the measured bench of this repository, one row a cell; the same in every mode."""
     return read_results(data_folder() / "results" / "signs")
+
+
+@point("06_start")
+def own_folder() -> Path:
+    """`here`: the folder with pictures, weights and sticker; the kernel works there from now on."""
+    return workshop(code=False)
+
+
+@point("06_model")
+def own_network() -> tuple[Dataset, nn.Module]:
+    """`data, model`: the pictures of that folder, and its network with its weights, normalised as it was trained."""
+    workshop()
+    data = load("photos")
+    model = build("mynet:SignNet", num_classes=len(data.test.classes), code=True)
+    return data, normalized(load_weights(model, "bought.pth"), MEAN, STD)
+
+
+@point("06_scan", "06_save")
+def own_victim() -> Victim:
+    """`victim`: all of that and the sticker, as one object."""
+    workshop()
+    return Own("mynet:SignNet", "photos", trigger="patch.png", target=TARGET, mean=MEAN, std=STD).victim("bought.pth")
+
+
+@point("06_photographs")
+def real_photographs() -> Victim | None:
+    """`victim`: the shipped model of CIFAR-10, or None, and a sentence, where the images are not here."""
+    return photographs("cifar10/badnets")

@@ -23,7 +23,10 @@ SETTINGS = {  # no question about news, every cell in the page: a test must see 
 
 
 def environment(home: Path, theme: str = "JupyterLab Light") -> dict[str, str]:
-    """Settings, workspaces, history, progress: everything a server or a kernel writes goes into `home`."""
+    """Settings, workspaces, history, progress: everything a server or a kernel writes goes into `home`.
+
+    The mode is the shortest: what the pages show and answer is tested here, whole runs are in tests/notebooks.
+    """
     for name, values in (SETTINGS | {"apputils-extension/themes": {"theme": theme}}).items():
         package, plugin = name.split("/")
         path = home / "settings" / "@jupyterlab" / package / f"{plugin}.jupyterlab-settings"
@@ -32,7 +35,7 @@ def environment(home: Path, theme: str = "JupyterLab Light") -> dict[str, str]:
     own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
            "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
            "GRADPRUNE_PROGRESS": "progress.json"}
-    return {**os.environ, **{name: str(home / place) for name, place in own.items()}, "GRADPRUNE_MODE": "quick",
+    return {**os.environ, **{name: str(home / place) for name, place in own.items()}, "GRADPRUNE_MODE": "ci",
             "JUPYTER_NO_CONFIG": "1"}
 
 

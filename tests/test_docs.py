@@ -1,0 +1,83 @@
+"""The pages of docs/ say what works: their code is run as written, and the reference holds every public name."""
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import squares, write_npz
+
+import gradprune as gp
+from gradprune.attacks import TRIGGERS
+from gradprune.datasets import Dataset
+from gradprune.defenses import DEFENSES
+from gradprune.evaluation import victim as victims
+from gradprune.models.checkpoints import save_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def code(page: str) -> str:
+    """The one block of Python on a page."""
+    block, = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.S)
+    assert len(block.strip().splitlines()) <= 35
+    return block
+
+
+def test_an_attack_is_added_as_the_page_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TRIGGERS, "stripes", None)  # taken out again afterwards
+    write_npz(tmp_path / "mine.npz", Dataset(squares(240, 1), squares(40, 2), squares(80, 3)))
+    names: dict = {}
+    exec(code("add_attack.md"), names)
+    assert "Stripes(every=4, depth=0.6)" in capsys.readouterr().out
+    given, cleaned = names["victim"].evaluate(), names["victim"].evaluate(names["result"].model)
+    assert given.acc > 0.8 and given.asr > 0.8 and cleaned.asr < given.asr
+    stripes = gp.make_trigger("stripes", every=2, depth=0.5)
+    assert stripes(torch.full((1, 4, 2), 0.8))[0, :, 0].tolist() == pytest.approx([0.4, 0.8, 0.4, 0.8])
+
+
+def test_a_defence_is_added_as_the_page_says(tmp_path, monkeypatch, capsys, victim):
+    """With a small model in place of the shipped one of that name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(DEFENSES, "small_filters", None)
+    write_npz(tmp_path / "data.npz", victim.data)
+    card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 16, "blocks": [1]}, "data": {"name": "data.npz"},
+            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": victim.target}}
+    save_checkpoint(tmp_path / "checkpoints" / "badnets", victim.model, card)
+    monkeypatch.setattr(victims, "data_folder", lambda: tmp_path)
+    names: dict = {}
+    exec(code("add_defense.md"), names)
+    result, table = names["result"], names["table"].set_index("defense")
+    assert result.mask.positions and result.rows("tune") and result.pruned is not result.model
+    assert all(not result.model.get_submodule(layer).weight[index].any() for layer, index in result.mask.removed)
+    assert table["error"].eq("").all() and table.loc["small_filters", "acc"] > 0.8
+    assert "small_filters(spc=2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_and_files_of_the_pages_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
+        assert re.match("https?://", target) or (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:gradprune|tests)/[\w/.]+\.py)`", text):
+        assert (ROOT / path).is_file(), path
+    assert f"docs/{page.name}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_reference_holds_every_public_name_with_its_docstring(tmp_path):
+    done = subprocess.run([sys.executable, "docs/build_api.py", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path / "gradprune.html").read_text(encoding="utf-8")
+    sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', page, re.S))
+    assert set(gp.__all__) <= set(sections)
+    assert [name for name in gp.__all__ if 'class="docstring"' not in sections[name]] == []
+    for room in ("datasets", "models", "attacks", "pruning", "defenses", "evaluation", "views", "lessons"):
+        page = (tmp_path / "gradprune" / f"{room}.html").read_text(encoding="utf-8")
+        names = set(import_module(f"gradprune.{room}").__all__)
+        assert names <= set(re.findall(r'<section id="(\w+)">', page)), room
+    assert (tmp_path / "index.html").is_file()
