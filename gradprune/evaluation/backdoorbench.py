@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
+from reprlib import repr  # a nest without end does not get a text without end
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,7 @@ def from_content(content: Mapping[str, Any], path: str | Path, *, mean: list[flo
     theirs, count, data = content["model_name"], content["num_classes"], content.get("clean_data", "")
     data = "" if data is None else data
     require(isinstance(count, Integral) and isinstance(data, str),
-            f"num_classes and clean_data in {path} must be a number and a name, got {type(count).__name__} and "
-            f"{type(data).__name__}.")
+            f"num_classes and clean_data in {path} must be a number and a name, got {repr(count)} and {repr(data)}.")
     if theirs not in _MODELS:
         raise InputError(f"{unknown('BackdoorBench model', theirs, _MODELS)} Or give your own code of it with --model.")
     require(data in _NORMALIZED or (mean is not None and std is not None),

@@ -4,12 +4,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
+import torch
+from torch.overrides import TorchFunctionMode
 
 from gradprune.errors import require
 
 SMALL = 150_000_000  # numbers that any network may hold (600 MB)
 _TENSORS = 20_000    # in a network; the largest known ones have a few thousand
+_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 
 def in_proportion(weights: Path) -> int:
@@ -17,7 +19,7 @@ def in_proportion(weights: Path) -> int:
     return max(SMALL, weights.stat().st_size)
 
 
-class AtMost(TorchDispatchMode):
+class AtMost(TorchFunctionMode):
     """While it lasts (`with`), new tensors may hold this many numbers in all; None: any.
 
     Raises InputError where more are asked for, before the memory is taken.
@@ -27,10 +29,10 @@ class AtMost(TorchDispatchMode):
         super().__init__()
         self.left, self.tensors = numbers, 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count what is about to be made from a shape alone (empty, zeros, rand ...), then let it be made."""
-        shape = args[0] if args else None
-        if self.left is not None and isinstance(shape, list | tuple) and all(isinstance(side, int) for side in shape):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count what is about to be made from a shape alone, then let it be made."""
+        if self.left is not None and func in _MAKERS:
+            shape = args[0] if args and isinstance(args[0], list | tuple) else args
             self.left, self.tensors = self.left - prod(shape), self.tensors + 1
             require(self.left >= 0 and self.tensors <= _TENSORS,
                     "the settings ask for far more numbers than the file of weights has bytes.")

@@ -78,8 +78,10 @@ def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in found.items()
                if isinstance(name, str) and _plain(value)} if isinstance(found, Mapping) else {}
     if not tensors:
-        keys = isinstance(found, Mapping) and _list(str(key) for key in found if isinstance(key, str | int))
-        raise InputError(f"{path} holds no state dict, only: {keys or type(found).__name__}.")
+        keys = type(found).__name__
+        if isinstance(found, Mapping):
+            keys = _list(str(key) for key in found if isinstance(key, str | int)) or "nothing"
+        raise InputError(f"{path} holds no state dict, only: {keys}.")
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
