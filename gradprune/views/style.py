@@ -60,7 +60,6 @@ _DPI = 150  # 1.5 pixels for each one shown: sharp on fine screens, quick enough
 
 _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": NORMAL, "text.color": INK, "text.usetex": False,
-    "text.parse_math": False,  # names may hold dollar signs
     "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER, "savefig.bbox": None,
     "savefig.transparent": False, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "axes.labelsize": SMALL,
     "axes.titlesize": LARGE, "axes.titlecolor": INK, "axes.titlelocation": "left", "axes.titleweight": "bold",

@@ -8,6 +8,7 @@ kept, and its path printed.
 """
 
 import argparse
+import contextlib
 import faulthandler
 import json
 import os
@@ -36,8 +37,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
     given = parser.parse_args()
-    os.environ["HOME"] = tempfile.mkdtemp(prefix="fuzz-home-")
+    home = os.environ["HOME"] = tempfile.mkdtemp(prefix="fuzz-home-")
     import torch
+    import torch._dynamo  # timm imports it, which makes a folder
     from bombs import BOMBS
     from formats import FORMATS
     torch.set_num_threads(1)
@@ -50,6 +52,7 @@ def main() -> None:
         told = run(name, cases, given.seed)
         failed |= bool(told["failures"])
         print(json.dumps(told), flush=True)
+    shutil.rmtree(home)
     sys.exit(failed)
 
 
@@ -213,11 +216,8 @@ def _keep(room: Path, name: str, case: int) -> str:
     """Copy the files of a failure to where they stay."""
     kept = HERE.parents[1] / "out" / "fuzz" / f"{name}-{case}"
     shutil.rmtree(kept, ignore_errors=True)
-    with_links = shutil.ignore_patterns("*.fifo")
-    try:
-        shutil.copytree(room / "case", kept, symlinks=True, ignore=with_links)
-    except shutil.Error:  # a pipe cannot be copied; the rest was
-        pass
+    with contextlib.suppress(shutil.Error):  # a pipe cannot be copied; the rest is
+        shutil.copytree(room / "case", kept, symlinks=True)
     return str(kept)
 
 
