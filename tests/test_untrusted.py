@@ -1,5 +1,6 @@
 """What strangers may write into cards, tables and names; whole spoiled files are in tests/fuzz."""
 
+import contextlib
 import html
 import io
 import json
@@ -34,6 +35,17 @@ def one_sentence(error: InputError) -> bool:
     return 0 < len(str(error)) <= 1000 and str(error).isprintable()
 
 
+@contextlib.contextmanager
+def refused_or_right():
+    """What is in it goes well, or ends in one sentence."""
+    refusal = None
+    try:
+        yield
+    except InputError as error:
+        refusal = error
+    assert refusal is None or one_sentence(refusal)
+
+
 # ---- cards
 
 @pytest.fixture(scope="module")
@@ -49,11 +61,8 @@ def card(tmp_path_factory):
 def test_any_value_in_a_cards_model(card, part, value):
     path, content = card
     path.with_suffix(".json").write_text(json.dumps({**content, "model": {**NET, part: value}}))
-    try:
+    with refused_or_right():
         model, _ = load_checkpoint(path)
-    except InputError as error:
-        assert one_sentence(error)
-    else:
         assert all(tensor.shape == build(**NET).state_dict()[name].shape for name, tensor in model.state_dict().items())
 
 
@@ -62,11 +71,8 @@ def test_any_value_in_a_cards_model(card, part, value):
 def test_any_value_as_a_part_of_a_card(card, part, value):
     path, content = card
     path.with_suffix(".json").write_text(json.dumps({**content, part: value}))
-    try:
+    with refused_or_right():
         read = read_card(path)
-    except InputError as error:
-        assert one_sentence(error)
-    else:
         assert all(isinstance(read.get(name, {}), dict) for name in ("model", "attack", "data", "training", "metrics", "defense"))
 
 
@@ -166,7 +172,7 @@ def test_a_nest_that_holds_itself(tmp_path):
 @pytest.mark.parametrize("odd", [torch.eye(3).to_sparse(), torch.empty(3, device="meta")])
 def test_tensors_without_numbers_of_their_own(tmp_path, odd):
     torch.save({**build(**NET).state_dict(), "linear.bias": odd}, tmp_path / "odd.pth")
-    with pytest.raises(InputError, match=r"missing: linear.bias|no file of weights"):
+    with pytest.raises(InputError, match=r"do not fit the model"):
         load_weights(build(**NET), tmp_path / "odd.pth")
 
 
@@ -225,6 +231,6 @@ def test_pages_show_names_as_they_are(name):
         found.feed(page(word, html.escape(word), {word: "a", "b": table([[word, word]], [word], word) + terms({word: word})}))
         return found
     assert read(name).tags == read("plain").tags
-    assert not name.strip() or "".join(read(name).texts).count(name.replace("\r\n", "\n").replace("\r", "\n")) >= 1 or "\0" in name
+    assert name in "".join(read(name).texts)
 
 

@@ -16,7 +16,7 @@ _MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.r
 
 def in_proportion(weights: Path) -> int:
     """How many numbers a network may hold whose weights lie in this file: as many as the file has bytes, or `SMALL`."""
-    return max(SMALL, weights.stat().st_size)
+    return max(SMALL, weights.stat().st_size if weights.is_file() else 0)
 
 
 class AtMost(TorchFunctionMode):

@@ -99,14 +99,17 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     wrong = [f"{what}: {_list(names)}" for what, names in
              (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)) if names]
     require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.")
-    model.load_state_dict(given, strict=False)  # old files do not count BatchNorm's batches
+    try:
+        model.load_state_dict(given, strict=False)  # old files do not count BatchNorm's batches
+    except (RuntimeError, NotImplementedError) as error:  # tensors without memory, as of the device "meta"
+        raise InputError(f"the weights in {path} do not fit the model: {error}.") from None
     return model.eval()
 
 
 def _plain(value: Any) -> bool:
-    """Whether this is a tensor with numbers of its own: not sparse, quantised, or of a device without memory."""
-    return (isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
-            and value.device.type == "cpu" and not value.is_nested)
+    """Whether this is a plain tensor: not sparse, nested or quantised."""
+    return (isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
+            and not value.is_quantized)
 
 
 def _look_over(path: Path) -> None:
