@@ -1,5 +1,7 @@
 """Weights from other hands: read without running code, unwrapped, and loaded into a model or told why not."""
 
+import io
+import mmap
 import pickle
 import re
 import zipfile
@@ -115,13 +117,14 @@ def _plain(value: Any) -> bool:
 def _look_over(path: Path) -> None:
     """Refuse a file whose pickles or packed members would take far more than it has bytes."""
     size = path.stat().st_size
-    with path.open("rb") as file:
-        if file.peek(4)[:4] == b"PK\x03\x04":
+    require(size > 0, f"{path} is no file of weights that torch.save wrote: it is empty.")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content[:4] == b"PK\x03\x04":
             _look_over_zip(file, size, path)
             return
         for _ in range(_OLD_PICKLES):  # torch's older format
-            if file.tell() < size:
-                look_over(file, path)
+            if content.tell() < size:
+                look_over(content, path, size)
 
 
 def _look_over_zip(file: IO[bytes], size: int, path: Path) -> None:
@@ -133,7 +136,7 @@ def _look_over_zip(file: IO[bytes], size: int, path: Path) -> None:
                     f"{path} was not read: its members are packed, or claim more bytes than the file has.")
             for member in members:
                 if member.filename.endswith("data.pkl"):
-                    look_over(archive.open(member), path)
+                    look_over(io.BytesIO(archive.read(member)), path, size)
     except Exception as error:  # a damaged zip raises almost anything
         if isinstance(error, InputError):
             raise
