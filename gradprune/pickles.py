@@ -1,9 +1,8 @@
 """A look over a pickle before anything loads it: what would hang or fill the memory is refused. Nothing is run."""
 
 import pickletools
-from mmap import mmap
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gradprune.errors import InputError
 
@@ -52,8 +51,8 @@ class _Pickle:
         return taken
 
 
-def look_over(file: IO[bytes] | mmap, path: str | Path, size: int | None = None) -> None:
-    """Read one pickle to its end, without building what it says.
+def look_over(file: Any, path: str | Path, size: int | None = None) -> None:
+    """Read one pickle of an open file to its end, without building what it says.
 
     A tuple of twice the same tuple, forty times over, makes a file of 400 bytes that takes hours where it is the key of
     a dict. Raises InputError for such a one, for a number in the memo that no file needs, for a storage of more values
