@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lab lint audit bench notebooks docs zoo clean
+.PHONY: demo test fuzz lab playground lint audit bench notebooks docs zoo clean
 
 demo: $(STAMP)
 	$(BIN)/gradprune demo
@@ -11,8 +11,16 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Spoiled files of every format, ten times as many as in the tests. Failures are kept in out/fuzz/.
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/run.py --count 2000
+
+# Both serve this machine alone, and ask for a token, which stands in the address that they print.
 lab: $(STAMP)
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_start_here.ipynb
+
+playground: $(STAMP)
+	$(BIN)/voila --token --Voila.ip=127.0.0.1 notebooks/07_playground.ipynb
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from gradprune import cli_models
-from gradprune.screen import Json, more, progress, show
+from gradprune.screen import Json, more, plain, progress, show
 
 if TYPE_CHECKING:
     from gradprune.defenses import Scan
@@ -81,7 +80,7 @@ def _table(found: "Scan") -> Table:
             sheet.add_column(f"{kind}: {figure}", justify="right")
     for label, name in enumerate(found.classes):
         cells = [text for row in found.rows if row.label == label for text in _figures(row)]
-        sheet.add_row(Text(name), *cells)
+        sheet.add_row(plain(name), *cells)
     return sheet
 
 

@@ -4,18 +4,28 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+_LONGEST = 1000  # characters of a sentence
+
 
 class InputError(ValueError):
-    """Bad input, told in one sentence: the argument, what came, what was expected."""
+    """Bad input, told in one sentence: the argument, what came, what was expected.
+
+    It may quote a stranger's file: the middle of an endless text goes, and what cannot be printed becomes a space.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        if len(sentence) > _LONGEST:
+            sentence = f"{sentence[:600]} ... {sentence[-300:]}"
+        super().__init__("".join(letter if letter.isprintable() else " " for letter in sentence))
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """Build the error for a name that nobody knows, with the nearest known names."""
-    known = sorted(known)
+    known, name = sorted(known), str(name)[:200]
     # A slip of one letter means one name; only a wilder guess gets several.
-    near = get_close_matches(str(name), known, n=1, cutoff=0.85) or get_close_matches(str(name), known, n=3, cutoff=0.5)
+    near = get_close_matches(name, known, n=1, cutoff=0.85) or get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}."
-    return InputError(f"Unknown {kind} {str(name)!r}; {hint}")
+    return InputError(f"Unknown {kind} {name!r}; {hint}")
 
 
 def require(condition: bool, sentence: str) -> None:

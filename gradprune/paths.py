@@ -1,15 +1,17 @@
 """Where files live, and how they are written: whole or not at all."""
 
 import glob
+import json
 import os
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
-from gradprune.errors import InputError
+from gradprune.errors import InputError, require
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -95,3 +97,27 @@ def _sweep(path: Path) -> None:
         process = left.name.removeprefix(_mark(path)).partition("-")[0]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
             left.unlink(missing_ok=True)
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """What a file holds; raises InputError for one that is no plain file, cannot be read or has over `most` bytes."""
+    try:
+        require(path.is_file(), f"there is no file at {path}.")  # a pipe would keep its reader waiting
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    require(len(content) <= most, f"{path} is larger than {most / 1e6:g} MB, so it was not read.")
+    return content
+
+
+def read_json(path: Path, most: int = 10_000_000) -> Any:
+    """The value in a JSON file; raises InputError for one that is damaged, too large or nested too deep."""
+    try:
+        value = json.loads(read_bytes(path, most).decode("utf-8"))
+        json.dumps(value, indent=2)  # it may have to be written again, which takes more of the stack
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read: {error}.") from None
+    return value

@@ -41,18 +41,23 @@ def show(as_json: bool, told: dict[str, Any], *parts: Table | str, kept: str = "
 def say(console: Console, sentence: str) -> None:
     """Print text as it is: no markup (names come from the user), and one line where nobody is looking."""
     if sentence:
-        console.print(Text(sentence), soft_wrap=not console.is_terminal)
+        console.print(plain(sentence), soft_wrap=not console.is_terminal)
+
+
+def plain(name: str) -> Text:
+    """A text that cannot steer the terminal: names come from strangers' files."""
+    return Text("".join(letter if letter.isprintable() or letter == "\n" else " " for letter in name))
 
 
 def table(title: str, rows: dict[str, dict[str, float]]) -> Table:
     """Rows of ACC, ASR and RA; arrows tell which direction is good for the defender."""
     up, down = ("\u2191", "\u2193") if Console().encoding.lower().startswith("utf") else ("(+)", "(-)")
     sheet = Table()
-    sheet.add_column(Text(title), overflow="fold")  # long names are cut into lines: an ellipsis is not ASCII
+    sheet.add_column(plain(title), overflow="fold")  # long names are cut into lines: an ellipsis is not ASCII
     for figure in (f"ACC {up}", f"ASR {down}", f"RA {up}"):
         sheet.add_column(figure, justify="right")
     for name, row in rows.items():
-        sheet.add_row(Text(name), *(f"{row[key]:.1%}" for key in ("acc", "asr", "ra")))
+        sheet.add_row(plain(name), *(f"{row[key]:.1%}" for key in ("acc", "asr", "ra")))
     return sheet
 
 

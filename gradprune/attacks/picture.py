@@ -8,8 +8,10 @@ from torch import Tensor
 
 from gradprune.attacks.badnets import CORNERS
 from gradprune.attacks.trigger import Trigger
-from gradprune.datasets.folder import FORMATS, LARGEST
+from gradprune.datasets.folder import FORMATS
 from gradprune.errors import InputError, require
+
+_LARGEST = 4_000_000  # pixels; a trigger is as large as the images at most
 
 
 class Picture(Trigger):
@@ -47,10 +49,11 @@ class Picture(Trigger):
         require(Path(path).is_file(), f"there is no trigger picture at {path}.")
         try:
             with Image.open(path, formats=FORMATS) as image:
-                require(image.width * image.height <= LARGEST, f"it claims {image.width} x {image.height} pixels")
+                require(image.width * image.height <= _LARGEST, f"it claims {image.width} x {image.height} pixels")
                 pixels = pil_to_tensor(image.convert("RGBA")).float() / 255
-        except Exception:  # Pillow raises many kinds for damaged files
-            raise InputError(f"{path} cannot be read as a picture.") from None
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            why = f": {error}, and {_LARGEST:,} are read at most" if isinstance(error, InputError) else ""
+            raise InputError(f"{path} cannot be read as a picture{why}.") from None
         trigger = cls((pixels.shape[1], pixels.shape[2]), position, opacity)
         trigger.picture, trigger.alpha = pixels[:3], pixels[3:]
         require(bool(trigger.alpha.any()), f"the trigger picture {path} is transparent everywhere.")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from gradprune.datasets.cache import Arrays
 from gradprune.datasets.folder import SIZE, decode
 from gradprune.errors import require
+from gradprune.pickles import look_over
 
 _MEMBER = 64 << 20  # bytes of a member that are read at most; the largest that are known have 47 MB
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
@@ -28,6 +29,7 @@ def cifar10(archive: Path) -> Arrays:
     batches = {}
     with tarfile.open(archive, "r:gz") as file:
         for member in file:
+            require(member.size <= _MEMBER, f"{member.name!r} in it has {member.size} bytes")  # to skip is to unpack
             name = Path(member.name).name.removesuffix(".bin")
             if name in wanted and member.isfile():
                 content = file.extractfile(member)
@@ -48,6 +50,7 @@ def _binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 def _pickled(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The same of a batch for Python."""
+    look_over(io.BytesIO(content), "a batch")
     batch = _Plain(io.BytesIO(content), encoding="bytes").load()
     return np.array(batch[b"labels"], np.int64), np.asarray(batch[b"data"], np.uint8)
 
@@ -81,8 +84,8 @@ def _idx(path: Path, axes: int) -> np.ndarray:
 
 def gtsrb(training: Path, test: Path, labels: Path) -> Arrays:
     """GTSRB from its three zip files, resized: x_PART uint8 (N, 3, 32, 32), y_PART (N,)."""
-    with zipfile.ZipFile(labels) as file:
-        lines = file.read("GT-final_test.csv").decode().splitlines()
+    with zipfile.ZipFile(labels) as file, file.open("GT-final_test.csv") as member:
+        lines = member.read(_MEMBER).decode().splitlines()
     label_of = {row["Filename"]: int(row["ClassId"]) for row in csv.DictReader(lines, delimiter=";")}
     arrays: Arrays = {}
     for part, archive in (("train", training), ("test", test)):

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gradprune.errors import InputError, require
+from gradprune.paths import read_bytes
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
 PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "validation"), "defense": ("defense",)}
+_TABLE = 64_000_000  # bytes of a table of labels
 Picture = tuple[Path, int]  # a file, and its label
 
 
@@ -51,19 +53,20 @@ def _gtsrb(root: Path, training: Path, test: Path) -> Layout:
     pictures = _by_class(root, training, classes)
     if not test.is_dir() or not _inside(root, test):
         return Layout({"all": pictures}, classes)
-    table = next((folder / "GT-final_test.csv" for folder in (root, test.parents[1], test)
-                  if (folder / "GT-final_test.csv").is_file()), None)
+    table = next((path for folder in (root, test.parents[1], test)
+                  if (path := folder / "GT-final_test.csv").is_file() and _inside(root, path)), None)
     if table is None:
         raise InputError(f"the labels of the pictures in {test} are missing: put GT-final_test.csv into {root}.")
     labels = {name.lstrip("0") or "0": label for label, name in enumerate(classes)}
     label_of = {}
-    for line in filter(None, table.read_text(encoding="utf-8-sig", errors="replace").splitlines()[1:]):
+    for line in filter(None, read_bytes(table, _TABLE).decode("utf-8-sig", "replace").splitlines()[1:]):
         cells = [cell.strip() for cell in line.split(";")]  # Filename;Width;Height;...;ClassId
         require(cells[0] == Path(cells[0]).name != "" and cells[0].isprintable() and cells[-1] in labels,
                 f"{table} has a row without a file name and one of the {len(classes)} classes: {line[:80]!r}.")
         label_of[test / cells[0]] = labels[cells[-1]]
     return Layout({"train": pictures, "test": sorted((path, label) for path, label in label_of.items()
-                                                     if not path.is_symlink() or _inside(root, path))}, classes)
+                                                     if _inside(root, path) and (path.is_file() or not path.exists()))},
+                  classes)
 
 
 def _classes(root: Path, folder: Path) -> tuple[str, ...]:

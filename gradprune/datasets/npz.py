@@ -1,6 +1,9 @@
 """A file of arrays, checked array by array."""
 
+import zipfile
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +13,9 @@ from torch import Tensor
 from gradprune.datasets.cache import Arrays
 from gradprune.datasets.image_set import Dataset, ImageSet, split_off
 from gradprune.errors import InputError, require
+
+_HARMLESS, _PACKED = 256_000_000, 50  # bytes, and times its own size, that a file may unpack to
+_CLASSES = 30_000  # the most that are in use have 22,000
 
 
 def read_npz(path: Path, seed: int) -> Dataset:
@@ -45,12 +51,35 @@ def _read_arrays(path: Path) -> Arrays:
     known = {"classes"} | {f"{letter}_{part}" for letter in "xy" for part in Dataset._fields}
     arrays = {}
     with file:
-        for name in known & set(file.files):
+        archive: Any = file.zip
+        _check_size(path, archive)
+        for name in sorted(known & set(file.files)):
             try:
+                _check_header(archive, name if name in archive.namelist() else f"{name}.npy")
                 arrays[name] = file[name]
             except Exception as error:  # damaged bytes, or Python objects, which are never unpickled
                 raise InputError(f"{name} in {path} cannot be read: {str(error).rstrip('.')}.") from None
     return arrays
+
+
+def _check_size(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse a file that would unpack to far more than it has bytes."""
+    claimed, size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+    require(claimed <= max(_PACKED * size, _HARMLESS),
+            f"{path} would unpack to {claimed / 1e6:.0f} MB, more than {_PACKED} times its size: write it with "
+            "numpy.savez.")
+
+
+def _check_header(archive: zipfile.ZipFile, member: str) -> None:
+    """Refuse an array whose header claims more bytes than follow it; raises what numpy raises for a damaged one."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        require(version in read, f"its format has version {version}")
+        shape, _, kind = read[version](file)
+        left = archive.getinfo(member).file_size - file.tell()
+        require(prod(shape) * kind.itemsize == left or kind.hasobject, f"its header claims {shape} of {kind}, and "
+                                                                       f"{left} bytes follow")
 
 
 def _classes(path: Path, arrays: Arrays) -> tuple[str, ...]:
@@ -59,9 +88,10 @@ def _classes(path: Path, arrays: Arrays) -> tuple[str, ...]:
         names = arrays["classes"]
         require(names.dtype.kind == "U" and names.ndim == 1 and len(names) > 1,
                 f"classes in {path} must be 2 or more strings, got {names.dtype} {names.shape}.")
+        require(len(names) <= _CLASSES, f"classes in {path} must be at most {_CLASSES} strings, got {len(names)}.")
         return tuple(names.tolist())
     used = np.unique(_labels(path, "train", arrays, None))
-    require(len(used) > 1 and used[0] == 0 and used[-1] == len(used) - 1,
+    require(1 < len(used) <= _CLASSES and used[0] == 0 and used[-1] == len(used) - 1,
             f"y_train in {path} must use every label of 0..K-1, K > 1, got {len(used)} different ones in "
             f"{used[0]}..{used[-1]}; renumber them, or add the array 'classes'.")
     return tuple(str(label) for label in used)

@@ -13,7 +13,7 @@ from gradprune.datasets.image_set import Dataset, ImageSet
 from gradprune.datasets.npz import read_npz
 from gradprune.datasets.published import PUBLISHED, load_published
 from gradprune.datasets.signs import RENDER_VERSION, render_signs
-from gradprune.errors import require, unknown
+from gradprune.errors import InputError, require, unknown
 from gradprune.paths import cache_folder
 
 
@@ -33,7 +33,7 @@ def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Datas
     """
     require(isinstance(source, str | Path), f"source must be a name or a path, got {type(source).__name__}.")
     require(isinstance(seed, int) and seed >= 0, f"seed must be a whole number from 0 on, got {seed!r}.")
-    path = Path(source).expanduser()
+    path = _path(source)
     if source not in SOURCES and path.is_dir():
         return read_folder(path, size=SIZE if size is None else size, seed=seed).data
     require(size is None, f"size is for folders of pictures, and {str(source)!r} is none.")
@@ -43,6 +43,16 @@ def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Datas
         return read_npz(path, seed)
     require(path.name == str(source), f"No folder or file at {path}.")
     raise unknown("data set", source, SOURCES)
+
+
+def _path(source: str | Path) -> Path:
+    """The path that a name would be; raises InputError for one that cannot be looked up."""
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, or of a user that nobody knows
+        raise InputError(f"{str(source)!r} is no name of a data set and no path: {error}.") from None
+    return path
 
 
 def _signs(seed: int) -> Dataset:

@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
+from reprlib import repr  # a nest without end does not get a text without end
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gradprune.errors import InputError, require, unknown
 from gradprune.models import build
+from gradprune.models.limits import in_proportion
 from gradprune.models.weights import fit_weights, read_file, state_dict
 
 # How each data set was shifted and scaled; models that saw gtsrb and celeba took pixels in [0, 1] as they are.
@@ -35,6 +38,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any], str | None, tuple[tuple[str, str],
     "vgg19_bn": ("vgg19_bn", {"small": False}, "features.0.weight", ()),
     "resnet18": ("resnet18", {"small": False}, None, ())}
 
+_MOST = 10_000_000  # images that a data set may have
 NOT_READ = ("Of attack_result.pt the model and the record of what was poisoned are read; the poisoned test pictures "
             "beside it (bd_test_dataset) are not: ASR and RA are measured with the trigger given here, on the test "
             "images of the data.")
@@ -80,9 +84,10 @@ def read_attack_result(path: str | Path, *, mean: list[float] | None = None, std
 def from_content(content: Mapping[str, Any], path: str | Path, *, mean: list[float] | None = None,
                  std: list[float] | None = None) -> AttackResult:
     """The same for a file that has been read already."""
-    theirs, count, data = content["model_name"], content["num_classes"], content.get("clean_data") or ""
+    theirs, count, data = content["model_name"], content["num_classes"], content.get("clean_data", "")
+    data = "" if data is None else data
     require(isinstance(count, Integral) and isinstance(data, str),
-            f"num_classes and clean_data in {path} must be a number and a name, got {count!r} and {data!r}.")
+            f"num_classes and clean_data in {path} must be a number and a name, got {repr(count)} and {repr(data)}.")
     if theirs not in _MODELS:
         raise InputError(f"{unknown('BackdoorBench model', theirs, _MODELS)} Or give your own code of it with --model.")
     require(data in _NORMALIZED or (mean is not None and std is not None),
@@ -95,13 +100,13 @@ def from_content(content: Mapping[str, Any], path: str | Path, *, mean: list[flo
     settings = {"name": name, **settings, "mean": mean or known[0], "std": std or known[1]}
     if first in tensors:
         settings["width"] = len(tensors[first])
-    model = build(**settings, num_classes=int(count))
-    train, test = (content.get(key) or {} for key in ("bd_train", "bd_test"))
-    size = content.get("img_size")
+    model = build(**settings, num_classes=int(count), largest=in_proportion(Path(path)))
     try:
+        train, test = (content.get(key) or {} for key in ("bd_train", "bd_test"))
+        size = content.get("img_size")
         told = ((int(size[0]), int(size[1])) if size else None, _poisoned(train), _poisoned(test),
                 _target(test or train))
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+    except Exception:  # anything may stand where the record should
         raise InputError(f"the record of poisoned images in {path} is not laid out as BackdoorBench does.") from None
     return AttackResult(fit_weights(model, tensors, path), {**settings, "num_classes": int(count)}, data, *told)
 
@@ -110,8 +115,16 @@ def _poisoned(part: Mapping[str, Any]) -> Tensor:
     """Positions of the poisoned images: marked in today's files, listed in the old ones."""
     found = part.get("original_index")
     if "poison_indicator" in part:
-        found = torch.as_tensor(part["poison_indicator"]).nonzero().flatten()
-    return torch.empty(0, dtype=torch.int64) if found is None else torch.as_tensor(found).long()
+        found = _row(part["poison_indicator"]).nonzero().flatten()
+    return torch.empty(0, dtype=torch.int64) if found is None else _row(found)
+
+
+def _row(values: Any) -> Tensor:
+    """A flat row of whole numbers; raises almost anything for something else."""
+    if not isinstance(values, Tensor | np.ndarray):
+        return torch.tensor([int(value) for value in values], dtype=torch.int64)
+    require(values.ndim == 1 and len(values) <= _MOST, "no row")
+    return torch.as_tensor(values).long()
 
 
 def _target(part: Mapping[str, Any]) -> int | None:
@@ -119,6 +132,6 @@ def _target(part: Mapping[str, Any]) -> int | None:
     records = part.get("bd_data_container", {}).get("data_dict", {}).values()
     labels = [record["other_info"][0] if isinstance(record, Mapping) else record[1] for record in records]
     if "y" in part:
-        labels = torch.as_tensor(part["y"]).tolist()
+        labels = _row(part["y"]).tolist()
     given = {int(label) for label in labels}
     return given.pop() if len(given) == 1 else None

@@ -10,7 +10,7 @@ from gradprune.attacks import Picture
 from gradprune.datasets import Dataset
 from gradprune.errors import InputError, require
 from gradprune.evaluation.backdoorbench import NOT_READ, from_content, is_attack_result
-from gradprune.evaluation.victim import Victim, checkpoint_path, images_of, in_color, trigger_of
+from gradprune.evaluation.victim import Victim, checkpoint_path, images_of, in_color, trigger_of, try_on
 from gradprune.models import MODELS, build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card
 from gradprune.models.weights import fit_weights, read_file, state_dict
@@ -67,14 +67,15 @@ class Own:
         attack = card.get("attack", {})
         target = attack.get("target") if self.target is None else self.target
         if self.trigger is None:
-            require("trigger" in attack,
+            require(isinstance(attack.get("trigger"), str),
                     f"nothing says which trigger {weights} reacts to: give --trigger a picture, or 'synthesised'.")
             trigger = trigger_of(checkpoint_path(weights), card)
         else:
             trigger = Picture.read(self.trigger, self.position, self.opacity)
-        require(target is not None, "nothing says which class the trigger leads to: give --target, counted from 0.")
+        require(isinstance(target, int),
+                "nothing says which class the trigger leads to: give --target, counted from 0.")
         data.test.check_target(target)
-        data.test.subset(slice(0, 1)).triggered(trigger)  # type: ignore[arg-type]
+        try_on(trigger, data, weights)
         made = {"trigger": trigger.name, "settings": trigger.settings, "target": target}
         return Victim(model, trigger, target, data, {**card, "attack": {**attack, **made}}, notes=notes)
 

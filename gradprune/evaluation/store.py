@@ -20,9 +20,11 @@ from gradprune import __version__
 from gradprune.errors import InputError, require
 from gradprune.evaluation.cells import COLUMNS, Row
 from gradprune.evaluation.grid import Cell
-from gradprune.paths import output_folder, write_atomic
+from gradprune.paths import output_folder, read_bytes, read_json, write_atomic
 
 FORMAT = 1
+_MOST = 64_000_000  # bytes of cells.csv; a row has about 250
+_SHARES = {"der", *(name for key in ("acc", "asr", "ra") for name in (key, f"{key}_before", f"pruned_{key}"))}
 _HEAD = ",".join([*COLUMNS, "check"])
 
 
@@ -41,6 +43,8 @@ class Store:
         self._lock = FileLock(self.folder / ".lock", timeout=0)
 
     def __enter__(self) -> "Store":
+        for path in (self.facts, self.table, Path(self._lock.lock_file)):
+            require(not path.is_symlink(), f"{path} is a link to another place, where nothing is written.")
         if self.facts.exists() or self.table.exists():
             self._compare(read_facts(self.folder))
         output_folder(self.folder)
@@ -122,14 +126,11 @@ def read_results(folder: str | Path) -> pd.DataFrame:
 
 def read_facts(folder: Path) -> dict:
     """What made the rows of a bench folder: format, versions, checkpoints. Raises InputError where it cannot tell."""
-    try:
-        facts = json.loads((folder / "bench.json").read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder} holds no bench: there is no bench.json.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'bench.json'} cannot be read: {error}.") from None
+    path = folder / "bench.json"
+    require(path.exists(), f"{folder} holds no bench: there is no bench.json.")
+    facts = read_json(path)
     require(isinstance(facts, dict) and isinstance(facts.get("checkpoints"), dict),
-            f"{folder / 'bench.json'} does not say what made the results.")
+            f"{path} does not say what made the results.")
     return facts
 
 
@@ -162,10 +163,7 @@ def _check(text: str) -> str:
 
 def _read(path: Path) -> tuple[dict[Cell, Row], int]:
     """The good rows by cell, the latest of each, and the number of damaged lines."""
-    try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    lines = read_bytes(path, _MOST).split(b"\n") if path.exists() else []
     rows: dict[Cell, Row] = {}
     damaged = 0
     for line in lines[1:]:
@@ -181,11 +179,17 @@ def _parse(line: str) -> Row | None:
     text, _, check = line.rpartition(",")
     if not text or check != _check(text):
         return None
-    values: Sequence[str] = next(csv.reader([text]))
-    if len(values) != len(COLUMNS):
-        return None
     try:
-        return {name: value if kind is str else kind(value) if value else None
-                for (name, kind), value in zip(COLUMNS.items(), values, strict=True)}
-    except ValueError:
+        values: Sequence[str] = next(csv.reader([text]))
+        row = {name: value if kind is str else kind(value) if value else None
+               for (name, kind), value in zip(COLUMNS.items(), values, strict=True)}
+    except (ValueError, csv.Error, StopIteration):
         return None
+    return row if _possible(row) else None
+
+
+def _possible(row: Row) -> bool:
+    """Whether the numbers are such as a run can write: a checksum keeps nobody from making up a line."""
+    whole = all(isinstance(row[name], int) and 0 <= row[name] < 2**31 for name in ("spc", "seed", "threads"))
+    numbers = {name: row[name] for name, kind in COLUMNS.items() if kind is float and row[name] is not None}
+    return whole and all(0 <= value <= (1 if name in _SHARES else 1e12) for name, value in numbers.items())

@@ -4,15 +4,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradprune.attacks import Trigger, make_trigger
+from gradprune.attacks.poisoning import LABEL_MAPS
 from gradprune.datasets import Dataset, ImageSet, load
-from gradprune.errors import require, unknown
+from gradprune.errors import InputError, require, unknown
 from gradprune.evaluation.metrics import Exam, Metrics, exam, measure
-from gradprune.models.checkpoints import Card, load_checkpoint, load_learned
+from gradprune.models.checkpoints import Card, load_checkpoint, load_learned, paths
+from gradprune.models.limits import AtMost, in_proportion
 from gradprune.paths import data_folder
 
+_LARGEST = 4096  # a number in a trigger's settings: pixels, points, cosines, filters
 SYNTHESISED = "synthesised"  # the name of a trigger that a scan found
 
 
@@ -60,9 +64,13 @@ def load_victim(checkpoint: str | Path, code: str | None = None) -> Victim:
             and isinstance(card["attack"].get("target"), int) and isinstance(card["data"].get("name"), str)
             and isinstance(card["attack"].get("settings", {}), dict),
             f"the card of {path} does not say which attack and data made the model.")
+    require(card["attack"].get("label_map", LABEL_MAPS[0]) in LABEL_MAPS and
+            isinstance(card["attack"].get("rate", 0.0), int | float),
+            f"the attack on the card of {path} has a label map or a rate that makes no sense.")
     trigger = trigger_of(path, card)
     data, notes = in_color(images_of(card["data"], path), model)
     data.test.check_target(card["attack"]["target"])
+    try_on(trigger, data, path)
     require(len(data.test.classes) == card["model"]["num_classes"],
             f"the model of {path} has {card['model']['num_classes']} classes, its data {len(data.test.classes)}.")
     return Victim(model, trigger, card["attack"]["target"], data, card, notes=notes)
@@ -73,9 +81,35 @@ def trigger_of(path: str | Path, card: Card) -> Trigger:
     name = card["attack"]["trigger"]
     require(name != SYNTHESISED,
             f"the trigger of {path} was synthesised by a scan; give --trigger a picture of the real one.")
-    trigger = make_trigger(name, **card["attack"].get("settings", {}))
-    load_learned(path, trigger)
+    settings = card["attack"].get("settings", {})
+    require(isinstance(settings, dict) and all(_modest(value) for key, value in settings.items() if key != "seed"),
+            f"the trigger's settings on the card of {path} must be numbers up to {_LARGEST}, lists of such, or names.")
+    try:
+        with AtMost(in_proportion(paths(path)[0])):
+            trigger = make_trigger(name, **settings)
+        load_learned(path, trigger)
+    except Exception as error:  # settings of the wrong kind raise almost anything
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the trigger {name!r} on the card of {path} cannot be made: {error}.") from None
     return trigger
+
+
+def try_on(trigger: nn.Module, data: Dataset, path: str | Path) -> None:
+    """Put a trigger on one image as a trial; raises InputError where that fails."""
+    try:
+        data.test.subset(torch.arange(1)).triggered(trigger)
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the trigger of {path} cannot be put on an image: {error}.") from None
+
+
+def _modest(value: Any) -> bool:
+    """Whether a setting is a name, or a number that is no bomb, or a few of them."""
+    if isinstance(value, list):
+        return len(value) <= 4 and all(isinstance(part, int | float) and _modest(part) for part in value)
+    return isinstance(value, str | None) or (isinstance(value, int | float) and abs(value) <= _LARGEST)
 
 
 def images_of(told: dict[str, Any], path: str | Path) -> Dataset:

@@ -20,6 +20,7 @@ from gradprune.paths import write_atomic
 Value = str | int | float | bool
 _KINDS = ("answers", "exercises")
 _MOST_ENTRIES, _MOST_CHARACTERS, _MOST_BYTES = 500, 200, 500_000
+_LARGEST = 1e15  # no answer is near it; whole numbers up to it are exact as floats too
 _LOCK_PATIENCE = 2.0  # seconds
 _memory: dict[str, dict[str, Value]] = {kind: {} for kind in _KINDS}  # what this kernel was told
 _said: set[str] = set()
@@ -50,7 +51,7 @@ def remember(kind: str, key: str, value: Value) -> None:
             entries[key] = value  # newest last
             while len(entries) > _MOST_ENTRIES:
                 del entries[next(iter(entries))]
-            text = json.dumps({"version": 1, **content}, indent=1, ensure_ascii=False)
+            text = json.dumps({"version": 1, **content}, indent=1)
             write_atomic(path(), lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
     except (InputError, OSError) as error:
         _say(f"Progress cannot be kept in {path()} ({error}); it lasts until this kernel stops.")
@@ -95,7 +96,8 @@ def _content() -> dict[str, dict[str, Value]]:
 def _entries(content: Any, kind: str) -> dict[str, Value]:
     """One part of the file; raises ValueError unless it is a flat table of plain values."""
     entries = content.get(kind, {}) if isinstance(content, dict) else None
-    if not isinstance(entries, dict) or not all(isinstance(value, Value) for value in entries.values()):
+    if not isinstance(entries, dict) or not all(isinstance(value, str) or (isinstance(value, int | float)
+                                                and abs(value) < _LARGEST) for value in entries.values()):
         raise ValueError(f"{kind} is not a table of plain values")
     return entries
 

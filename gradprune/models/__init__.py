@@ -11,6 +11,7 @@ from gradprune.errors import InputError, require, unknown
 from gradprune.models.imported import mobilenet_v3_small, resnet18, timm_model
 from gradprune.models.inference import evaluating, predict
 from gradprune.models.layers import Normalize, normalized
+from gradprune.models.limits import AtMost
 from gradprune.models.own import own_model
 from gradprune.models.preact_resnet import PreActResNet, preact_resnet18
 from gradprune.models.resizing import resize
@@ -27,28 +28,32 @@ __all__ = ["MODELS", "Normalize", "PreActResNet", "SmallVGG", "build", "evaluati
 
 
 def build(name: str, num_classes: int, *, seed: int = 0, sizes: dict[str, list[int]] | None = None, code: bool = False,
-          **settings: Any) -> nn.Module:
+          largest: int | None = None, **settings: Any) -> nn.Module:
     """Build a network by name with weights drawn from `seed`; the global random state is left alone.
 
     name: one of `MODELS`, "timm/NAME", or "module:function", which imports the user's own code and is refused unless
     `code` says that the name came from the user. settings: the network's own arguments (width, blocks, channels, mean,
     std ...). sizes: of layers that are smaller than these settings make them, as in a slimmed model (see
-    `models.resizing`).
-    Raises InputError for an unknown name or setting, or a size that does not fit.
+    `models.resizing`). largest: numbers that the network may hold, where the settings are a stranger's.
+    Raises InputError for an unknown name or setting, a size that does not fit, or more numbers than `largest`.
     """
     make = _maker(name, code)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), AtMost(largest):
         try:
+            torch.manual_seed(seed)
             model = make(num_classes, **settings)
-        except TypeError as error:
-            raise InputError(f"Model {name!r} cannot be built with {settings}: {error}.") from None
+        except Exception as error:  # wrong settings raise almost anything
+            if isinstance(error, InputError):
+                raise
+            told = {"num_classes": num_classes, **settings}
+            raise InputError(f"Model {name!r} cannot be built with {told}: {str(error).rstrip('.')}.") from error
     resize(model, {} if sizes is None else sizes)
     return model
 
 
 def _maker(name: str, code: bool) -> Callable[..., nn.Module]:
     """The function that makes a network of this name from `num_classes` and settings."""
+    require(isinstance(name, str), f"the name of a model must be a text, got {name!r}.")
     if name in MODELS:
         return MODELS[name]
     if name.startswith("timm/"):

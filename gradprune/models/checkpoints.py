@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from gradprune.errors import InputError, require
 from gradprune.models import build
-from gradprune.paths import write_together
+from gradprune.models.limits import in_proportion
+from gradprune.paths import read_json, write_together
 
 Card = dict[str, Any]
 
@@ -49,14 +49,20 @@ def read_card(path: str | Path) -> Card:
     """Read a checkpoint's card; raises InputError if it is missing or not what a card should be."""
     _, card_path = paths(path)
     require(card_path.is_file(), f"there is no checkpoint card at {card_path}.")
-    try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"the checkpoint card {card_path} cannot be read: {error}.") from None
+    card = read_json(card_path)
     complete = isinstance(card, dict) and isinstance(card.get("model"), dict) and isinstance(card.get("sha256"), str)
     require(complete and {"name", "num_classes"} <= set(card["model"]),
             f"the checkpoint card {card_path} lacks 'sha256' or 'model' with 'name' and 'num_classes'.")
+    odd = [part for part in ("attack", "data", "training", "metrics", "defense")
+           if not isinstance(card.get(part, {}), dict)]
+    require(not odd, f"'{' and '.join(odd)}' on the checkpoint card {card_path} must be tables.")
+    require("metrics" not in card or all(_share(card["metrics"].get(name)) for name in ("acc", "asr", "ra")),
+            f"'metrics' on the checkpoint card {card_path} must hold acc, asr and ra, each in 0..1.")
     return card
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def load_checkpoint(path: str | Path, code: str | None = None) -> tuple[nn.Module, Card]:
@@ -67,11 +73,13 @@ def load_checkpoint(path: str | Path, code: str | None = None) -> tuple[nn.Modul
     """
     tensors, card = _read(path)
     settings = dict(card["model"])
-    name = settings.pop("name")
-    model = build(name, settings.pop("num_classes"), code=name == code, **settings)
+    name, count = settings.pop("name"), settings.pop("num_classes")
+    require(not settings.keys() & {"code", "largest"}, f"the card of {path} holds settings that no model has.")
+    largest = in_proportion(paths(path)[0])
+    model = build(name, count, code=name == code, largest=None if name == code else largest, **settings)
     try:
         model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_TRIGGER)})
-    except RuntimeError as error:
+    except (RuntimeError, NotImplementedError) as error:
         raise _unfit(path, "model", error) from None
     return model.eval().to(memory_format=torch.channels_last), card
 
@@ -100,7 +108,7 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], Card]:
             "run.")
     try:
         return load(weights), card
-    except SafetensorError as error:
+    except Exception as error:  # kinds of numbers that torch lacks, and whatever else a header may claim
         raise _unfit(path, "model", error) from None
 
 

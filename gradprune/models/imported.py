@@ -12,6 +12,8 @@ from torch import nn
 from gradprune.errors import InputError, require
 from gradprune.models.layers import normalized
 
+# What timm would fetch, or unpickle, from other places than the file of weights.
+_FETCHING = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 NEEDS_TIMM = "models named timm/... need timm; install it with: pip install 'gradprune[timm]'"
 
 
@@ -61,11 +63,10 @@ def timm_model(name: str, num_classes: int, *, channels: int = 3, small: bool = 
         import timm
     except ModuleNotFoundError:
         raise InputError(NEEDS_TIMM) from None
-    try:
-        net: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels,
-                                           **settings)
-    except RuntimeError as error:
-        raise InputError(f"timm cannot make {name!r}: {error}.") from None
+    require(timm.is_model(name), f"timm cannot make {name!r}: it knows no network of that name.")
+    foreign = _FETCHING & set(settings)
+    require(not foreign, f"{', '.join(sorted(foreign))} would make timm read other files; leave it out.")
+    net: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels, **settings)
     first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
     if small and first is not None and first.stride != first.kernel_size:
         first.stride = (1, 1)

@@ -1,24 +1,29 @@
 """Weights from other hands: read without running code, unwrapped, and loaded into a model or told why not."""
 
+import io
+import mmap
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from gradprune.errors import InputError, require
+from gradprune.pickles import look_over
 
 Net = TypeVar("Net", bound=nn.Module)
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the state dict
+_DEEPEST = 8  # nests in one another
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 _LISTED = 5  # names that a message lists
+_OLD_PICKLES = 5  # a number that marks the format, its version, the system, the content, the names of the storages
 
 
 class _Unread:
@@ -49,8 +54,9 @@ def read_file(path: str | Path) -> Any:
     if path.suffix == ".safetensors":
         try:
             return load_safetensors(path.read_bytes())
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # kinds of numbers that torch lacks, and whatever else a header may claim
             raise InputError(f"{path} is no readable .safetensors file: {error}.") from None
+    _look_over(path)
     try:
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -68,13 +74,16 @@ def read_file(path: str | Path) -> Any:
 def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The tensors by name in what `read_file` returned, out of their nest and without prefixes."""
     found = content
-    while isinstance(found, Mapping) and any(isinstance(found.get(nest), Mapping) for nest in _NESTS):
-        found = next(found[nest] for nest in _NESTS if isinstance(found.get(nest), Mapping))
+    for _ in range(_DEEPEST):  # a dict may hold itself
+        if isinstance(found, Mapping):
+            found = next((found[nest] for nest in _NESTS if isinstance(found.get(nest), Mapping)), found)
     tensors = {name: value for name, value in found.items()
-               if isinstance(name, str) and isinstance(value, Tensor)} if isinstance(found, Mapping) else {}
+               if isinstance(name, str) and _plain(value)} if isinstance(found, Mapping) else {}
     if not tensors:
-        keys = _list(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
-        raise InputError(f"{path} holds no state dict, only: {keys or 'nothing'}.")
+        keys = type(found).__name__
+        if isinstance(found, Mapping):
+            keys = _list(str(key) for key in found if isinstance(key, str | int)) or "nothing"
+        raise InputError(f"{path} holds no state dict, only: {keys}.")
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -92,8 +101,46 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     wrong = [f"{what}: {_list(names)}" for what, names in
              (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)) if names]
     require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.")
-    model.load_state_dict(given, strict=False)  # old files do not count BatchNorm's batches
+    try:
+        model.load_state_dict(given, strict=False)  # old files do not count BatchNorm's batches
+    except (RuntimeError, NotImplementedError) as error:  # tensors without memory, as of the device "meta"
+        raise InputError(f"the weights in {path} do not fit the model: {error}.") from None
     return model.eval()
+
+
+def _plain(value: Any) -> bool:
+    """Whether this is a plain tensor: not sparse, nested or quantised."""
+    return (isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
+            and not value.is_quantized)
+
+
+def _look_over(path: Path) -> None:
+    """Refuse a file whose pickles or packed members would take far more than it has bytes."""
+    size = path.stat().st_size
+    require(size > 0, f"{path} is no file of weights that torch.save wrote: it is empty.")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content[:4] == b"PK\x03\x04":
+            _look_over_zip(file, size, path)
+            return
+        for _ in range(_OLD_PICKLES):  # torch's older format
+            if content.tell() < size:
+                look_over(content, path, size)
+
+
+def _look_over_zip(file: IO[bytes], size: int, path: Path) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+            require(not packed and sum(member.file_size for member in members) <= size,
+                    f"{path} was not read: its members are packed, or claim more bytes than the file has.")
+            for member in members:
+                if member.filename.endswith("data.pkl"):
+                    look_over(io.BytesIO(archive.read(member)), path, size)
+    except Exception as error:  # a damaged zip raises almost anything
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no file of weights that torch.save wrote: its zip is damaged.") from None
 
 
 def _list(names: Iterable[str]) -> str:

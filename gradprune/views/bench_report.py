@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from gradprune.errors import require
 from gradprune.evaluation import gain, published, ranking, summarise
 from gradprune.evaluation.summary import KEYS, checked
 from gradprune.paths import output_folder, write_atomic
@@ -15,6 +16,7 @@ from gradprune.views import bench_plots
 from gradprune.views.page import DEFINITIONS, page, table, terms
 from gradprune.views.picture import Picture, count
 
+_MOST = {"attack": 60, "defense": 60, "spc": 12, "seed": 1000}  # different ones
 _FIGURES = ("acc", "asr", "ra")
 _READING = """<p>Each defence got the same attacked models and the same few clean images of each class. A cell is one
 attack, one defence, one number of images per class and one seed; the seed draws the defender’s images. All figures are
@@ -43,6 +45,8 @@ def write_bench_report(folder: str | Path, table: pd.DataFrame, facts: Mapping[s
     Raises InputError for a bad table (before any work), or a folder that cannot be written.
     """
     cells = checked(table).sort_values("spc", kind="stable")
+    many = [f"{cells[key].nunique()} of {key}" for key, most in _MOST.items() if cells[key].nunique() > most]
+    require(not many, f"the bench has more than a page can show: {', '.join(many)}; the most are {_MOST}.")
     folder = output_folder(folder)
     write_atomic(folder / "summary.csv", lambda temporary: summarise(cells).to_csv(temporary, index=False))
     figures = {}

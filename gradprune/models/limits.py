@@ -1,0 +1,39 @@
+"""A bound on what a stranger's settings can make: the tensor that is too much is never allocated."""
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from gradprune.errors import require
+
+SMALL = 150_000_000  # numbers that any network may hold (600 MB)
+_TENSORS = 20_000    # in a network; the largest known ones have a few thousand
+_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
+
+
+def in_proportion(weights: Path) -> int:
+    """How many numbers a network may hold whose weights lie in this file: as many as the file has bytes, or `SMALL`."""
+    return max(SMALL, weights.stat().st_size if weights.is_file() else 0)
+
+
+class AtMost(TorchFunctionMode):
+    """While it lasts (`with`), new tensors may hold this many numbers in all; None: any.
+
+    Raises InputError where more are asked for, before the memory is taken.
+    """
+
+    def __init__(self, numbers: int | None) -> None:
+        super().__init__()
+        self.left, self.tensors = numbers, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count what is about to be made from a shape alone, then let it be made."""
+        if self.left is not None and func in _MAKERS:
+            shape = args[0] if args and isinstance(args[0], list | tuple) else args
+            self.left, self.tensors = self.left - prod(shape), self.tensors + 1
+            require(self.left >= 0 and self.tensors <= _TENSORS,
+                    "the settings ask for far more numbers than the file of weights has bytes.")
+        return func(*args, **(kwargs or {}))
