@@ -6,21 +6,22 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import write_npz
+from conftest import squares, write_npz
 from elsewhere import CPU, META, Elsewhere, Machine
 from torch import nn
 from typer.testing import CliRunner
 
 import gradprune as gp
-from gradprune.attacks import fit, make_trigger
+from gradprune.attacks import fit, low_frequency, make_trigger
 from gradprune.attacks.training import RECIPE
 from gradprune.cli import app
+from gradprune.datasets import Dataset
 from gradprune.defenses import DEFENSES, prune_scanned, scan
 from gradprune.errors import InputError
 from gradprune.evaluation import Grid, evaluate, exam, load_victim, measure, run
 from gradprune.models import build, choose_device, devices, predict
 from gradprune.models.checkpoints import save_checkpoint
-from gradprune.pruning import filter_scores, pair_up
+from gradprune.pruning import distilled, filter_scores, pair_up
 from gradprune.pruning.filters import filters
 from gradprune.zoo import attack
 
@@ -38,9 +39,16 @@ def machine(monkeypatch):
     monkeypatch.setitem(devices.DEVICES, "meta", lambda: 1)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+    monkeypatch.setattr(distilled, "EPOCHS", 1)  # and what else takes long there
+    monkeypatch.setattr(low_frequency, "STEPS", 3)
     monkeypatch.setattr(torch, "tensor", lambda data, device=CPU, **more: plain(data, **more).to(device))
     with Machine():
         yield
+
+
+@pytest.fixture(scope="module")
+def few():
+    return Dataset(squares(96, 1), squares(24, 2), squares(40, 3))
 
 
 # ---- the choice
@@ -80,6 +88,14 @@ def test_the_commands_say_it_in_one_sentence(monkeypatch, tmp_path, command):
 # ---- everything follows the model
 
 
+def test_the_second_device_refuses_what_a_gpu_refuses(machine):
+    here, there = torch.arange(4.0), torch.arange(4.0).to(META)
+    assert (there * 2 + torch.tensor(1.0)).sum().item() == 16 and there[here.long()].device == META
+    for wrong in (lambda: here + there, lambda: here[there.long()], lambda: torch.cat([here, there])):
+        with pytest.raises(RuntimeError, match="same device"):
+            wrong()
+
+
 @pytest.mark.parametrize("name", DEFENSES)
 def test_defences_run_where_the_model_is(victim, machine, name):
     here = DEFENSES[name](victim.model, victim.data.defense, victim.trigger, spc=2, progress=False, **FEW[name])
@@ -104,22 +120,22 @@ def test_a_synthesised_trigger_goes_where_the_images_are(victim, machine):
 
 
 @pytest.mark.parametrize("trigger", ["badnets", "low_frequency", "bpp"])
-def test_attacks_train_there(data, machine, tmp_path, trigger):
-    write_npz(tmp_path / "data.npz", data)
+def test_attacks_train_there(few, machine, tmp_path, trigger):
+    write_npz(tmp_path / "data.npz", few)
     settings = {"data": str(tmp_path / "data.npz"), "model": TINY, "target": 1, "epochs": 1, "shift": 1, "progress": False}
     here, there = (attack(trigger, device=device, **settings) for device in ("cpu", "meta"))
     assert next(there.model.parameters()).device == META
     assert isinstance(next(there.model.parameters()).data, Elsewhere)
-    assert there.card["metrics"] == pytest.approx(here.card["metrics"], abs=0.02)
+    assert there.card["metrics"] == pytest.approx(here.card["metrics"], abs=0.03)
     assert there.card["made_with"]["device"] == "meta" and "device" not in here.card["made_with"]
     save_checkpoint(tmp_path / "model", there.model, there.card, there.trigger)
     again = load_victim(tmp_path / "model")
     assert next(again.model.parameters()).device.type == "cpu"
-    assert again.evaluate() == pytest.approx(there.evaluate(), abs=0.02)
+    assert again.evaluate() == pytest.approx(there.evaluate(), abs=0.03)
 
 
-def test_a_bench_keeps_to_one_device(data, machine, tmp_path):
-    write_npz(tmp_path / "data.npz", data)
+def test_a_bench_keeps_to_one_device(few, machine, tmp_path):
+    write_npz(tmp_path / "data.npz", few)
     victim = attack("badnets", data=str(tmp_path / "data.npz"), model=TINY, target=1, epochs=1, shift=1, progress=False)
     save_checkpoint(tmp_path / "model", victim.model, victim.card, victim.trigger)
     grid = Grid([str(tmp_path / "model")], ["clp"], [2], 1)
