@@ -38,13 +38,15 @@ def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, 
     what came out.
     """
     from gradprune.evaluation import Grid, run
+    from gradprune.evaluation.runner import place
     from gradprune.presets import prepare
+    where = str(place(device, workers, scheduler))  # before a preset trains
     out = out or Path("out", preset or "bench")
     given: dict[str, Any] = {name: read(text) for name, read, text in
                              (("attacks", _names, attacks), ("defenses", _names, defenses), ("spc", _numbers, spc))
                              if text is not None} | ({} if seeds is None else {"seeds": seeds})
-    grid = prepare(preset, out, device=device, progress=progress(), **given) if preset else Grid(**given)
-    table = run(grid, out, workers=workers, scheduler=scheduler, device=device, progress=progress())
+    grid = prepare(preset, out, device=where, progress=progress(), **given) if preset else Grid(**given)
+    table = run(grid, out, workers=workers, scheduler=scheduler, device=where, progress=progress())
     failed = table[table.error != ""]
     means, errors = _means(table), sorted(set(failed.error))
     told = {"out": out.as_posix(), "cells": len(table), "failed": len(failed), "errors": errors, "der": means}

@@ -1,6 +1,7 @@
 """Whole benches by name, as plain data: `gradprune bench --preset paper`."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from tqdm.auto import tqdm
 from gradprune.attacks import make_trigger
 from gradprune.datasets import draw_defense_images, load
 from gradprune.errors import require, unknown
-from gradprune.evaluation import Grid
+from gradprune.evaluation import Grid, Metrics
 from gradprune.models.checkpoints import paths, save_checkpoint
 from gradprune.zoo import attack
 
@@ -65,11 +66,12 @@ def prepare(name: str, out: str | Path, *, device: str = "cpu", progress: bool =
 
 def _train(trigger: str, path: Path, **recipe: Any) -> None:
     """Train one victim and save it."""
+    start = time.perf_counter()
     victim = attack(trigger, **recipe)
+    seconds = round(time.perf_counter() - start, 1)  # the clean model that some attacks need first is in it
     training = victim.card["training"]
     if training["interrupted"]:
         raise KeyboardInterrupt(f"the training of {trigger!r} was cut short; the victims before it are kept in "
                                 f"{path.parent}, and the same command goes on from there")
-    seconds = round(victim.seconds or 0.0, 1)
     save_checkpoint(path, victim.model, {**victim.card, "training": {**training, "seconds": seconds}}, victim.trigger)
-    tqdm.write(f"{trigger}: trained in {seconds} s, {victim.evaluate()}", file=sys.stderr)
+    tqdm.write(f"{trigger}: trained in {seconds} s, {Metrics(**victim.card['metrics'])}", file=sys.stderr)

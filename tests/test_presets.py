@@ -14,7 +14,7 @@ from gradprune.cli import app
 from gradprune.defenses import DEFENSES
 from gradprune.errors import InputError
 from gradprune.evaluation import load_victim, run
-from gradprune.models import build
+from gradprune.models import build, devices
 from gradprune.models.checkpoints import read_card
 from gradprune.presets import ATTACKS, PRESETS, prepare
 from gradprune.pruning import distilled
@@ -119,6 +119,15 @@ def test_bad_arguments_come_before_any_work(tmp_path, tiny, name, options, sente
     with pytest.raises(InputError) as told:
         prepare(name, tmp_path / "out", **(options if name == "cifar10" else tiny | options))
     assert sentence in str(told.value) and not (tmp_path / "out").exists()
+
+
+def test_workers_on_a_gpu_are_refused_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(devices.DEVICES, "cuda", lambda: 1)
+    monkeypatch.setattr(presets, "attack", None)
+    told = CliRunner().invoke(app, ["bench", "--preset", "paper", "--device", "cuda", "--workers", "2", "--out",
+                                    str(tmp_path / "out")], catch_exceptions=False)
+    assert told.exit_code == 2 and "on cuda the cells run one after the other" in told.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_beside_a_preset_without_training(tmp_path):

@@ -6,6 +6,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from gradprune.errors import InputError, require
@@ -29,12 +30,7 @@ def run(grid: Grid, out: str | Path | None = None, *, workers: int = 1, schedule
     Raises InputError before any work for bad arguments, an spc too large for a class, a folder that another version
     made or that another run holds; later where the disk is full. KeyboardInterrupt tells what is safe.
     """
-    require(workers >= 1, f"workers must be at least 1, got {workers}.")
-    require(scheduler is None or workers == 1, "give either workers or a scheduler, not both.")
-    spread = scheduler is not None or workers > 1
-    where = choose_device("cpu" if spread and device == "auto" else device)
-    require(where.type == "cpu" or not spread,
-            f"on {device} the cells run one after the other: leave out workers and scheduler, or take the CPU.")
+    where = place(device, workers, scheduler)
     if scheduler:
         reach(scheduler)
     digests, cells = grid.check(), grid.cells()
@@ -57,6 +53,17 @@ def run(grid: Grid, out: str | Path | None = None, *, workers: int = 1, schedule
                 raise InputError(f"{str(error).rstrip('.')}. {_kept(store, cells, out).capitalize()}.") from None
         store.tidy(cells)
         return to_table(store.rows[cell] for cell in cells)
+
+
+def place(device: str, workers: int = 1, scheduler: str | None = None) -> torch.device:
+    """The device that cells run on; arguments, and errors in them, as in `run`."""
+    require(workers >= 1, f"workers must be at least 1, got {workers}.")
+    require(scheduler is None or workers == 1, "give either workers or a scheduler, not both.")
+    spread = scheduler is not None or workers > 1
+    where = choose_device("cpu" if spread and device == "auto" else device)
+    require(where.type == "cpu" or not spread,
+            f"on {device} the cells run one after the other: leave out workers and scheduler, or take the CPU.")
+    return where
 
 
 def _rows(jobs: list[Job], workers: int, scheduler: str | None) -> Generator[Row, None, None]:
