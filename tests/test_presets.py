@@ -35,7 +35,7 @@ def done(tmp_path_factory, tiny):
     """The folder and table of the preset, run once: four attacks, three defences, two images per class."""
     out = tmp_path_factory.mktemp("paper")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distilled, "EPOCHS", 2)
+        patch.setattr(distilled, "STEPS", 2, raising=False)
         patch.setattr(low_frequency, "STEPS", 5)
         return out, run(prepare("paper", out, progress=False, spc=[2], **tiny), out, progress=False)
 
