@@ -105,8 +105,8 @@ def demo(train: Train = False, spc: Spc = 10, seed: Seed = 0, out: Report = Path
 
 @app.command(epilog=more("gradprune attack blended --rate 0.05 --target 3", "gradprune defend out/blended"))
 def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet", width: Width = None,
-           rate: Rate = None, target: Target = 2, seed: Seed = 0, epochs: Epochs = None, out: Trained = None,
-           as_json: Json = False) -> None:
+           rate: Rate = None, target: Target = 2, seed: Seed = 0, epochs: Epochs = None,
+           device: cli_models.Device = "auto", out: Trained = None, as_json: Json = False) -> None:
     """Train a backdoored model and save it.
 
     Stamps the trigger on a share of the training images, gives them the attacker's label, trains, measures.
@@ -117,7 +117,7 @@ def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet
     settings: dict[str, Any] = DEFAULT_MODEL if model == DEFAULT_MODEL["name"] else {"name": model}
     settings = settings if width is None else {**settings, "width": width}
     told = attack_and_save(out or Path("out", trigger), trigger, data=data, model=settings, rate=rate,
-                           target=target, seed=seed, progress=progress(),
+                           target=target, seed=seed, device=device, progress=progress(),
                            **({} if epochs is None else {"epochs": epochs}))
     show(as_json, told, table("trained model", {trigger: told["metrics"]}),
            f"{told['attack']['poisoned_images']} of {told['train_images']} training images were poisoned; "
@@ -131,8 +131,9 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
            seed: Seed = 0, trigger: cli_models.Trigger = "known", model: cli_models.Model = None,
            data: cli_models.Data = None, target: cli_models.Target = None,
            position: cli_models.Position = "bottom_right", opacity: cli_models.Opacity = 1.0,
-           size: cli_models.Size = None, mean: cli_models.Mean = None, std: cli_models.Std = None, out: Cleaned = None,
-           slim: Slim = False, export: Export = None, as_json: Json = False) -> None:
+           size: cli_models.Size = None, mean: cli_models.Mean = None, std: cli_models.Std = None,
+           device: cli_models.Device = "auto", out: Cleaned = None, slim: Slim = False, export: Export = None,
+           as_json: Json = False) -> None:
     """Remove a backdoor from a checkpoint.
 
     Prunes the filters with the largest gradient of the unlearning loss, fine-tunes, and measures the given,
@@ -143,7 +144,7 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
     from gradprune.demo import defend_and_save
     own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity)
     told = defend_and_save(checkpoint, out, slim, export, spc=spc, recipe=recipe, score=score, seed=seed, own=own,
-                           trigger="known" if own and own.trigger else trigger, progress=progress())
+                           trigger="known" if own and own.trigger else trigger, device=device, progress=progress())
     show(as_json, told, _stages(told) if "tuned" in told else "", told["scan"] or "", told["sentence"],
          *told.get("notes", []), told["slim"]["sentence"] if told["slim"] else "",
          f"Saved: {told['out']}" if told["out"] else "", f"Exported: {told['export']}" if told["export"] else "",
@@ -155,14 +156,14 @@ def evaluate(checkpoint: cli_models.Checkpoint, trigger: cli_models.Seen = "know
              data: cli_models.Data = None, target: cli_models.Target = None,
              position: cli_models.Position = "bottom_right", opacity: cli_models.Opacity = 1.0,
              size: cli_models.Size = None, mean: cli_models.Mean = None, std: cli_models.Std = None,
-             as_json: Json = False) -> None:
+             device: cli_models.Device = "auto", as_json: Json = False) -> None:
     """Measure a checkpoint on its test images.
 
     The figures on its card stand beside those measured now. Seconds on a laptop.
     """
     from gradprune.evaluation import load_victim
     own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity)
-    victim = own.victim(checkpoint) if own else load_victim(checkpoint)
+    victim = own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device)
     measured = {name: round(value, 4) for name, value in victim.evaluate()._asdict().items()}
     card = victim.card.get("metrics")
     told = {"checkpoint": checkpoint, **measured, "card": card, "trigger": victim.card["attack"]["trigger"],

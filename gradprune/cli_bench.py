@@ -6,24 +6,30 @@ from typing import Annotated, Any
 
 import typer
 
+from gradprune.cli_models import Device
 from gradprune.errors import InputError
 from gradprune.screen import Json, more, progress, show
 
-Attacks = Annotated[str, typer.Option(help="Shipped models (`gradprune zoo list`) or checkpoint paths, separated by "
-                                           "commas; all: every attacked model that is shipped.")]
-Defenses = Annotated[str, typer.Option(help="Defences, separated by commas; all of them, or a wrong name to see them.")]
-Spcs = Annotated[str, typer.Option(help="Clean images per class for the defender, separated by commas.")]
-Seeds = Annotated[int, typer.Option(help="How many draws of the defender's images: 3 runs seeds 0, 1, 2.")]
-Out = Annotated[Path, typer.Option(help="Folder that keeps the rows; give it again to go on.")]
+Attacks = Annotated[str | None, typer.Option(help="Shipped models (`gradprune zoo list`) or checkpoint paths, "
+                                             "separated by commas; all: every attacked model of the signs.")]
+Defenses = Annotated[str | None, typer.Option(help="Defences, separated by commas; all of them, or a wrong name to "
+                                              "see them.")]
+Spcs = Annotated[str | None, typer.Option(help="Clean images per class for the defender, separated by commas; 2,10.")]
+Seeds = Annotated[int | None, typer.Option(help="How many draws of the defender's images: 3 runs seeds 0, 1, 2.")]
+Preset = Annotated[str | None, typer.Option(help="A whole bench by name: paper first trains PreActResNet-18 with four "
+                                            "attacks on CIFAR-10 (for a GPU); cifar10 and gtsrb take shipped models. "
+                                            "Options beside it override it.")]
+Out = Annotated[Path | None, typer.Option(help="Folder that keeps the rows; give it again to go on. out/bench, or "
+                                          "out/PRESET, if not given.")]
 Workers = Annotated[int, typer.Option(help="Processes on this machine, one thread each.")]
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running dask scheduler, such as tcp://HOST:8786.")]
 Folder = Annotated[Path, typer.Argument(help="A folder that `gradprune bench` filled.")]
 ReportOut = Annotated[Path | None, typer.Option(help="Where the report goes; FOLDER itself if not given.")]
 
 
-def bench(attacks: Attacks = "all", defenses: Defenses = "all", spc: Spcs = "2,10", seeds: Seeds = 3,
-          out: Out = Path("out/bench"), workers: Workers = 1, scheduler: Scheduler = None,
-          as_json: Json = False) -> None:
+def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, seeds: Seeds = None,
+          preset: Preset = None, out: Out = None, device: Device = "auto", workers: Workers = 1,
+          scheduler: Scheduler = None, as_json: Json = False) -> None:
     """Compare defences on attacked models, fairly.
 
     Every defence meets every attack with the same few clean images, several times; none sees the test images. One
@@ -32,8 +38,15 @@ def bench(attacks: Attacks = "all", defenses: Defenses = "all", spc: Spcs = "2,1
     what came out.
     """
     from gradprune.evaluation import Grid, run
-    grid = Grid(_names(attacks), _names(defenses), _numbers("spc", spc), seeds)
-    table = run(grid, out, workers=workers, scheduler=scheduler, progress=progress())
+    from gradprune.evaluation.runner import place
+    from gradprune.presets import prepare
+    where = str(place(device, workers, scheduler))  # before a preset trains
+    out = out or Path("out", preset or "bench")
+    given: dict[str, Any] = {name: read(text) for name, read, text in
+                             (("attacks", _names, attacks), ("defenses", _names, defenses), ("spc", _numbers, spc))
+                             if text is not None} | ({} if seeds is None else {"seeds": seeds})
+    grid = prepare(preset, out, device=where, progress=progress(), **given) if preset else Grid(**given)
+    table = run(grid, out, workers=workers, scheduler=scheduler, device=where, progress=progress())
     failed = table[table.error != ""]
     means, errors = _means(table), sorted(set(failed.error))
     told = {"out": out.as_posix(), "cells": len(table), "failed": len(failed), "errors": errors, "der": means}
@@ -51,9 +64,9 @@ def report(folder: Folder, out: ReportOut = None, as_json: Json = False) -> None
     from gradprune.evaluation.store import read_facts, read_results
     from gradprune.views.bench_report import write_bench_report
     table, facts = read_results(folder), read_facts(folder)
-    told = {"command": _command(table, folder)} | {f"weights of {name}, sha256": str(digest)[:16]
-                                                   for name, digest in facts["checkpoints"].items()}
-    page = write_bench_report(out or folder, table, told)
+    told = {"command": _command(table, folder), "device": facts.get("device", "cpu")} | {
+        f"weights of {name}, sha256": str(digest)[:16] for name, digest in facts["checkpoints"].items()}
+    page = write_bench_report(out or folder, table.assign(attack=_short(table.attack)), told)
     show(as_json, {"report": page.as_posix()}, f"Report: {page.as_posix()}")
 
 
@@ -70,11 +83,17 @@ def _names(text: str) -> list[str] | str:
     return "all" if text.strip() == "all" else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _numbers(name: str, text: str) -> list[int]:
+def _short(attacks: Any) -> Any:
+    """The names of attacks without folders, where that keeps them apart."""
+    last = attacks.map(lambda name: Path(name).name)
+    return last if last.nunique() == attacks.nunique() else attacks
+
+
+def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise InputError(f"{name} must be whole numbers separated by commas, got {text!r}.") from None
+        raise InputError(f"spc must be whole numbers separated by commas, got {text!r}.") from None
 
 
 def _means(table: Any) -> dict[str, float]:
@@ -84,5 +103,5 @@ def _means(table: Any) -> dict[str, float]:
 
 
 EXAMPLES = {"bench": more("gradprune bench --defenses ft,grad_prune --spc 2 --seeds 2",
-                        "gradprune report out/bench"),
+                        "gradprune bench --preset paper --device cuda", "gradprune report out/bench"),
             "report": more("gradprune report out/bench")}

@@ -30,6 +30,8 @@ Opacity = Annotated[float, typer.Option("--opacity", help="Share of the picture 
 Mean = Annotated[str | None, typer.Option("--mean", help="What is taken from the pixels (0..1) first, for a model that "
                                           "does not do so itself: one number, or one a channel: 0.49,0.48,0.45.")]
 Std = Annotated[str | None, typer.Option("--std", help="What the pixels are divided by then.")]
+Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1 or mps; auto takes a "
+                                     "GPU where there is one.")]
 
 EXAMPLE = "gradprune defend weights.pth --model mynet:build --data photos/\n    --trigger patch.png --target 3"
 KINDS = ("known", "synthesised")  # of triggers, beside a picture

@@ -20,7 +20,8 @@ Out = Annotated[Path | None, typer.Option(help="Folder for scan.html; nothing is
 
 def scan(checkpoint: cli_models.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: cli_models.Model = None,
          data: cli_models.Data = None, size: cli_models.Size = None, mean: cli_models.Mean = None,
-         std: cli_models.Std = None, out: Out = None, as_json: Json = False) -> None:
+         std: cli_models.Std = None, device: cli_models.Device = "auto", out: Out = None,
+         as_json: Json = False) -> None:
     """Look for a backdoor without knowing its trigger.
 
     Synthesises, for every class, the smallest mark and the smallest pattern over the whole image that lead
@@ -30,7 +31,7 @@ def scan(checkpoint: cli_models.Checkpoint, spc: Spc = 10, seed: Seed = 0, model
     from gradprune.demo import results_in
     own = cli_models.own(checkpoint, model, data, size, mean, std)
     with results_in(out):
-        found, card, notes = _scan(checkpoint, own, spc, seed)
+        found, card, notes = _scan(checkpoint, own, spc, seed, device)
         told: dict[str, Any] = {"checkpoint": checkpoint, "spc": spc, "seed": seed, "threshold": found.threshold,
                 "suspect": found.suspect,
                 "suspect_name": None if found.suspect is None else found.classes[found.suspect],
@@ -46,11 +47,12 @@ def scan(checkpoint: cli_models.Checkpoint, spc: Spc = 10, seed: Seed = 0, model
          f"Report: {told['report']}" if out else "")
 
 
-def _scan(checkpoint: str, own: "Own | None", spc: int, seed: int) -> tuple["Scan", dict[str, Any], list[str]]:
+def _scan(checkpoint: str, own: "Own | None", spc: int, seed: int, device: str
+          ) -> tuple["Scan", dict[str, Any], list[str]]:
     """The scan of a model, its card and what to know of its images; of the card only the data's name is used."""
     from gradprune.defenses import scan
     from gradprune.evaluation import Own
-    model, card, data, notes = (own or Own()).open(checkpoint)
+    model, card, data, notes = (own or Own()).open(checkpoint, device)
     found = scan(model, data.defense, spc=spc, seed=seed, progress=progress())
     return found, card, notes
 

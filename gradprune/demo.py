@@ -58,13 +58,15 @@ def attack_and_save(path: Path, trigger: str, **settings: Any) -> dict[str, Any]
 
 
 def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, export: Path | None = None, *,
-                    trigger: str = "known", own: Own | None = None, **settings: Any) -> dict[str, Any]:
+                    trigger: str = "known", own: Own | None = None, device: str = "cpu",
+                    **settings: Any) -> dict[str, Any]:
     """Defend a checkpoint with these settings of `grad_prune`; save the cleaned model as `path` (or in it).
 
     slim: cut the silent filters out of the model that is saved and exported. export: also write it as this .onnx or
     .pt2 file. trigger: "known" is the attack's own; "synthesised" is that of a scan with the same images, and where the
     scan suspects no class the model stays as it is. own: what the user says of a model without a card, or in place of
-    it; a synthesised trigger then also measures, and without a suspect nothing is measured or written.
+    it; a synthesised trigger then also measures, and without a suspect nothing is measured or written. device: where it
+    all runs, see `models.choose_device`.
     Returns what `summary` does, with `checkpoint`, `scan` (the verdict, or None), `out` and `export`, the paths written
     or None, and `slim` (None, or what `delivery.slimmed` tells). The new card is the given one with the new weights'
     `metrics`, `removed_filters` and `defense`: settings and stages; a slim model's, also with the sizes of its layers.
@@ -76,7 +78,7 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
         path = path / f"{Path(checkpoint).stem}-cleaned"
     delivery.check(slim, export)
     with results_in(path.parent if path else None), results_in(export.parent if export else None):
-        victim, found = _attacked(checkpoint, trigger, own, settings)
+        victim, found = _attacked(checkpoint, trigger, own, device, settings)
         if victim is None:
             return {"checkpoint": checkpoint, "scan": found.verdict if found else None, "out": None, "export": None,
                     "slim": None, "sentence": "Nothing was changed or written."}
@@ -89,16 +91,16 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
     return {**told, "checkpoint": checkpoint, **written}
 
 
-def _attacked(checkpoint: str, trigger: str, own: Own | None, settings: dict[str, Any]
+def _attacked(checkpoint: str, trigger: str, own: Own | None, device: str, settings: dict[str, Any]
               ) -> tuple[Victim | None, Scan | None]:
     """The victim, and the scan if one was asked for; no victim where only a scan could tell the trigger and did not."""
     if trigger != SYNTHESISED:
-        return own.victim(checkpoint) if own else load_victim(checkpoint), None
+        return own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device), None
     searched = {key: settings[key] for key in ("spc", "seed", "progress") if key in settings}
     if own is None:
-        victim = load_victim(checkpoint)
+        victim = load_victim(checkpoint, device=device)
         return victim, scan(victim.model, victim.data.defense, **searched)
-    model, card, data, notes = own.open(checkpoint)
+    model, card, data, notes = own.open(checkpoint, device)
     found = scan(model, data.defense, **searched)
     if found.suspect is None or found.trigger is None:
         return None, found

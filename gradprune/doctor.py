@@ -176,9 +176,9 @@ def gpu() -> Check:
     import torch
 
     if torch.cuda.is_available():
-        found = f"{torch.cuda.get_device_name()}; used by models that you move there: model.to('cuda')"
+        found = f"{torch.cuda.get_device_name()}; the commands use it, unless told --device cpu"
     elif torch.backends.mps.is_available():
-        found = "Apple GPU; used by models that you move there: model.to('mps')"
+        found = "Apple GPU; the commands use it, unless told --device cpu"
     else:
         found = "none, and none is needed"
     return Check("GPU", True, found)

@@ -16,6 +16,7 @@ from gradprune.evaluation import Victim, evaluate
 from gradprune.evaluation.victim import names
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import Card, read_card, save_checkpoint
+from gradprune.models.devices import choose_device, device_name
 from gradprune.paths import data_folder
 
 DEFAULT_MODEL: dict[str, Any] = {"name": "preact_resnet", "width": 16, "blocks": [1, 1, 1]}
@@ -50,23 +51,26 @@ PHOTOGRAPHS: dict[str, dict[str, Any]] = {
 
 def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = None, target: int = TARGET,
            rate: float | None = None, seed: int = 0, trigger_settings: dict[str, Any] | None = None,
-           label_map: str | None = None, half: bool = False, progress: bool = True, **training: Any) -> Victim:
+           label_map: str | None = None, half: bool = False, device: str = "cpu", progress: bool = True,
+           **training: Any) -> Victim:
     """Train a backdoored model from nothing: poison `rate` of the training images, fit, measure.
 
     trigger: a name in `attacks.TRIGGERS`; data: what `datasets.load` takes; model: name and settings for
     `models.build` (default: a 78,000-weight PreActResNet); label_map: one of `attacks.poisoning.LABEL_MAPS`, by default
     the trigger's own; rate: by default 0.1, or half of the target class with clean labels (see `attacks.poison`);
-    half: round the trained weights to float16, for a file half as long; training: values of
-    `attacks.training.RECIPE`. See `attacks.plant` for what each attack does.
+    half: round the trained weights to float16, for a file half as long; device: "cpu", or where else to train ("auto",
+    "cuda" ..., see `models.choose_device`), and the model stays there; training: values of `attacks.training.RECIPE`.
+    See `attacks.plant` for what each attack does.
     Raises InputError for bad arguments before any work starts.
     """
+    where = choose_device(device)
     mark = make_trigger(trigger, **(trigger_settings or {}))
     dataset = load(data)
     settings = {**(model or DEFAULT_MODEL), "num_classes": len(dataset.train.classes),
                 "channels": dataset.train.images.shape[1]}
     if settings["name"] == "small_vgg":
         settings.setdefault("size", dataset.train.images.shape[-1])
-    network = build(**settings, seed=seed)
+    network = build(**settings, seed=seed).to(where)
     # A size that the model cannot take fails here, before the work.
     predict(network, dataset.train.subset(torch.arange(1)).floats())
     label_map = label_map or mark.label_map
@@ -81,11 +85,12 @@ def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = 
         "data": {"name": data, "classes": list(dataset.train.classes)},
         "attack": {"trigger": trigger, "settings": mark.settings, "target": target, "rate": rate,
                    "poisoned_images": len(touched)} | _unusual(label_map, decoys),
-        "training": {**RECIPE, **training, "seed": seed, "epochs_done": len(outcome.history),
-                     "interrupted": outcome.interrupted},
+        "training": {**RECIPE, **training, "batch_size": outcome.batch_size, "seed": seed,
+                     "epochs_done": len(outcome.history), "interrupted": outcome.interrupted},
         "metrics": {name: round(value, 4) for name, value in metrics._asdict().items()},
         "made_with": {"gradprune": __version__, "torch": torch.__version__.split("+")[0],
-                      "threads": torch.get_num_threads()},
+                      "threads": torch.get_num_threads()} | (
+                          {} if where.type == "cpu" else {"device": device_name(where)}),
     }
     return Victim(network, mark, target, dataset, card, outcome.seconds)
 

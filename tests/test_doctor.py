@@ -166,10 +166,10 @@ def test_cache_that_cannot_be_written_or_has_no_room(monkeypatch, tmp_path):
 def test_a_gpu_is_for_information(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tiny 1")
-    assert doctor.gpu() == Check("GPU", True, "Tiny 1; used by models that you move there: model.to('cuda')")
+    assert doctor.gpu() == Check("GPU", True, "Tiny 1; the commands use it, unless told --device cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert "to('mps')" in doctor.gpu().found
+    assert doctor.gpu().found == "Apple GPU; the commands use it, unless told --device cpu"
 
 
 def test_shipped_models_missing_or_damaged(healthy):

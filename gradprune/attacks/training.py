@@ -1,5 +1,6 @@
 """Training in memory: one-cycle SGD over two tensors, no DataLoader, no workers."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 
 from gradprune.datasets import ImageSet
 from gradprune.errors import InputError, require, settled
+from gradprune.models.devices import halving
 
 RECIPE: dict[str, Any] = {
     "epochs": 8,              # passes over the training set
@@ -34,12 +36,14 @@ Hook = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]
 
 @dataclass
 class TrainingResult:
-    """The trained model, one history row an epoch (epoch, loss, acc), wall seconds, and whether it was cut short."""
+    """The trained model, one history row an epoch (epoch, loss, acc), wall seconds, whether it was cut short, and the
+    images per step, which are half as many as asked for where the memory ran out."""  # noqa: D209
 
     model: nn.Module
     history: list[dict[str, float]]
     seconds: float
     interrupted: bool
+    batch_size: int = RECIPE["batch_size"]
 
 
 def shift_and_flip(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -72,14 +76,26 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     images: the training set, clean or poisoned. hook: may change every batch (see `Hook`); that is how attacks steer
     training. changes: any value of `RECIPE`.
     Ctrl-C stops after the current step and keeps the weights reached. Random numbers depend on `seed` alone.
-    Raises InputError for unknown settings, an empty set, or a loss that is no longer finite.
+    Where the memory runs out, training begins anew with half the batch, once.
+    Raises InputError for unknown settings, an empty set, a loss that is no longer finite, or too little memory.
     """
     recipe = settled("training", RECIPE, changes)
     require(len(images) > 0, "the training set is empty.")
     require(recipe["epochs"] >= 1 and recipe["batch_size"] >= 1, "epochs and batch_size must be at least 1.")
-    device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = images.to(device)
+    given = copy.deepcopy(model.state_dict())
+
+    def train(batch_size: int) -> TrainingResult:
+        model.load_state_dict(given)
+        return _train(model, images, seed, progress, hook, recipe | {"batch_size": batch_size})
+
+    return halving(train, recipe["batch_size"])
+
+
+def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: Hook | None,
+           recipe: dict[str, Any]) -> TrainingResult:
+    """What `fit` does once its arguments are checked."""
+    images = images.to(next(model.parameters()).device)
     steps = -(-len(images) // recipe["batch_size"]) * recipe["epochs"]
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe["max_lr"], momentum=recipe["momentum"],
                                 weight_decay=recipe["weight_decay"], nesterov=True)
@@ -100,7 +116,7 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     require(all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()),
             f"training diverged: the last step made weights that are not finite; try a smaller max_lr than "
             f"{recipe['max_lr']}.")
-    return TrainingResult(model, history, time.perf_counter() - start, interrupted)
+    return TrainingResult(model, history, time.perf_counter() - start, interrupted, recipe["batch_size"])
 
 
 def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer, schedule: Any,

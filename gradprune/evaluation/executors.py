@@ -1,7 +1,7 @@
 """Where the cells of a bench are run: here, in processes of this machine, or on a dask cluster.
 
-Each is a generator: (cell, digest) pairs in, rows out as they are finished. One thread a cell everywhere, so the rows
-are the same; closing the generator stops the cells in flight.
+Each is a generator: arguments of `run_cell` in, rows out as they are finished. One thread a cell everywhere, so the
+rows are the same; closing the generator stops the cells in flight.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from gradprune.errors import InputError
 from gradprune.evaluation.cells import Row, empty_row, run_cell, sentence
 from gradprune.evaluation.grid import Cell
 
-Job = tuple[Cell, str]
+Job = tuple[Cell, str, str]  # cell, digest, device
 SCHEDULER_SECONDS = 10  # how long to look for a scheduler
 
 
@@ -126,7 +126,7 @@ def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:
                  zip(jobs, client.map(run_cell, *zip(*jobs, strict=True), pure=False), strict=True)}
         try:
             for future in as_completed([future for future, _ in cells.values()], loop=client.loop):
-                _, (cell, _) = cells.pop(future.key)
+                _, (cell, *_) = cells.pop(future.key)
                 if future.status in ("cancelled", "lost"):
                     raise InputError(f"the dask scheduler at {address} was lost.")
                 yield future.result() if future.status == "finished" else empty_row(cell, sentence(future.exception()))

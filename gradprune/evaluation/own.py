@@ -13,6 +13,7 @@ from gradprune.evaluation.backdoorbench import NOT_READ, from_content, is_attack
 from gradprune.evaluation.victim import Victim, checkpoint_path, images_of, in_color, trigger_of, try_on
 from gradprune.models import MODELS, build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card
+from gradprune.models.devices import choose_device
 from gradprune.models.weights import fit_weights, read_file, state_dict
 
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote: they have no card beside them
@@ -46,14 +47,17 @@ class Own:
     mean: list[float] | None = None
     std: list[float] | None = None
 
-    def open(self, weights: str | Path) -> Opened:
+    def open(self, weights: str | Path, device: str = "cpu") -> Opened:
         """Load the model and its images.
 
         weights: a checkpoint with a card, a .safetensors file, a file that torch.save wrote, or BackdoorBench's
-        attack_result.pt. Raises InputError for what is missing, damaged or does not fit together.
+        attack_result.pt. device: where the model goes, see `models.choose_device`.
+        Raises InputError for what is missing, damaged or does not fit together.
         """
+        where = choose_device(device)
         path = Path(weights) if Path(weights).suffix in WEIGHTS else checkpoint_path(weights)
         opened = self._by_hand(path) if self._card_missing(path) else self._by_card(path)
+        opened.model.to(where)
         images, count = opened.data.test, opened.card["model"]["num_classes"]
         outputs = predict(opened.model, images.floats()[:2]).shape[1]
         require(outputs == len(images.classes) == count,
@@ -61,9 +65,9 @@ class Own:
                 "model's, in the same order.")
         return opened
 
-    def victim(self, weights: str | Path) -> Victim:
+    def victim(self, weights: str | Path, device: str = "cpu") -> Victim:
         """The model with its images and its trigger, which is put on one image as a trial."""
-        model, card, data, notes = self.open(weights)
+        model, card, data, notes = self.open(weights, device)
         attack = card.get("attack", {})
         target = attack.get("target") if self.target is None else self.target
         if self.trigger is None:

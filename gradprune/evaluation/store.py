@@ -31,12 +31,12 @@ _HEAD = ",".join([*COLUMNS, "check"])
 class Store:
     """A bench folder, held by one run at a time; use it with `with`.
 
-    folder: made if it is not there. digests: SHA-256 of the victims' weights, by attack.
+    folder: made if it is not there. digests: SHA-256 of the victims' weights, by attack. device: what models run on.
     Raises InputError, and touches nothing, where another run holds the folder or another version made it.
     """
 
-    def __init__(self, folder: str | Path, digests: Mapping[str, str]) -> None:
-        self.folder, self.digests = Path(folder), dict(digests)
+    def __init__(self, folder: str | Path, digests: Mapping[str, str], device: str = "cpu") -> None:
+        self.folder, self.digests, self.device = Path(folder), dict(digests), device
         self.table, self.facts = self.folder / "cells.csv", self.folder / "bench.json"
         self.rows: dict[Cell, Row] = {}
         self.damaged = 0
@@ -56,7 +56,7 @@ class Store:
         try:
             self.rows, self.damaged = _read(self.table)
             known = read_facts(self.folder)["checkpoints"] if self.facts.exists() else {}
-            made = {"format": FORMAT, **_versions(), "checkpoints": known | self.digests}
+            made = {"format": FORMAT, **_versions(), "device": self.device, "checkpoints": known | self.digests}
             write_atomic(self.facts, lambda temporary: temporary.write_text(json.dumps(made, indent=2) + "\n", "utf-8"))
             if not self.rows:  # none yet, or a run that stopped before its first row
                 self.tidy([])
@@ -103,8 +103,9 @@ class Store:
                              "it are safe; the same command goes on from there.") from None
 
     def _compare(self, facts: dict) -> None:
-        """Refuse a folder whose rows were made by other versions or from other checkpoints."""
-        now = {"format": FORMAT, **_versions()}
+        """Refuse a folder whose rows were made by other versions, on another device or from other checkpoints."""
+        facts = {"device": "cpu", **facts}  # a folder that does not say so is older than the choice
+        now = {"format": FORMAT, **_versions(), "device": self.device}
         differs = [f"{name} {facts.get(name)} there, {value} here" for name, value in now.items()
                    if facts.get(name) != value]
         differs += [f"the weights of {name!r}" for name, digest in self.digests.items()

@@ -13,6 +13,7 @@ from gradprune.datasets import Dataset, ImageSet, load
 from gradprune.errors import InputError, require, unknown
 from gradprune.evaluation.metrics import Exam, Metrics, exam, measure
 from gradprune.models.checkpoints import Card, load_checkpoint, load_learned, paths
+from gradprune.models.devices import choose_device
 from gradprune.models.limits import AtMost, in_proportion
 from gradprune.paths import data_folder
 
@@ -51,12 +52,14 @@ class Victim:
         return exam(self.data.test, self.trigger, self.target, label_map)
 
 
-def load_victim(checkpoint: str | Path, code: str | None = None) -> Victim:
+def load_victim(checkpoint: str | Path, code: str | None = None, device: str = "cpu") -> Victim:
     """Load a victim by zoo name ("badnets") or by path; its data set is loaded too.
 
     code: the "module:function" that builds the model, where the card names one, see `models.build`.
+    device: where the model goes, see `models.choose_device`; defences run where the model is.
     Raises InputError for an unknown name (with the nearest), or a missing, damaged or incomplete checkpoint.
     """
+    where = choose_device(device)
     path = checkpoint_path(checkpoint)
     model, card = load_checkpoint(path, code)
     made = card.get("attack"), card.get("data")
@@ -73,7 +76,7 @@ def load_victim(checkpoint: str | Path, code: str | None = None) -> Victim:
     try_on(trigger, data, path)
     require(len(data.test.classes) == card["model"]["num_classes"],
             f"the model of {path} has {card['model']['num_classes']} classes, its data {len(data.test.classes)}.")
-    return Victim(model, trigger, card["attack"]["target"], data, card, notes=notes)
+    return Victim(model.to(where), trigger, card["attack"]["target"], data, card, notes=notes)
 
 
 def trigger_of(path: str | Path, card: Card) -> Trigger:

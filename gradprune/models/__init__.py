@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gradprune.errors import InputError, require, unknown
+from gradprune.models.devices import choose_device
 from gradprune.models.imported import mobilenet_v3_small, resnet18, timm_model
 from gradprune.models.inference import evaluating, predict
 from gradprune.models.layers import Normalize, normalized
@@ -23,8 +24,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg16_bn": partial(VGG, 16), "vgg19_bn": partial(VGG, 19), "resnet18": resnet18,
     "mobilenet_v3_small": mobilenet_v3_small}
 
-__all__ = ["MODELS", "Normalize", "PreActResNet", "SmallVGG", "build", "evaluating", "load_weights", "normalized",
-           "predict"]
+__all__ = ["MODELS", "Normalize", "PreActResNet", "SmallVGG", "build", "choose_device", "evaluating", "load_weights",
+           "normalized", "predict"]
 
 
 def build(name: str, num_classes: int, *, seed: int = 0, sizes: dict[str, list[int]] | None = None, code: bool = False,

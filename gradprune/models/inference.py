@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.errors import InputError, require
+from gradprune.models.devices import halving
 
 
 @contextmanager
@@ -32,13 +33,15 @@ def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
 def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """The model's logits for float images (N, C, H, W) in [0, 1], in eval mode; returns (N, classes).
 
-    The mode that each module of the model was in is restored. Raises InputError for images the model cannot take,
-    or where its answers are not numbers: NaN would pass for a class.
+    The mode that each module of the model was in is restored. Where the memory runs out, the batch is halved once.
+    Raises InputError for images the model cannot take, for too little memory, or where the answers are not numbers: NaN
+    would pass for a class.
     """
     device = next(model.parameters()).device
     try:
         with evaluating(model), torch.inference_mode():
-            logits = torch.cat([model(batch.to(device)) for batch in images.split(batch_size)])
+            logits = halving(lambda size: torch.cat([model(batch.to(device)) for batch in images.split(size)]),
+                             batch_size)
     except RuntimeError as error:
         if "memory" in str(error):
             raise

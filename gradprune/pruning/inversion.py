@@ -43,7 +43,8 @@ class Inverted(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Lay the pattern over the images where the mask is."""
-        return (1 - self.mask) * images + self.mask * self.pattern
+        mask, pattern = self.mask.to(images.device), self.pattern.to(images.device)
+        return (1 - mask) * images + mask * pattern
 
 
 class Inversion(NamedTuple):

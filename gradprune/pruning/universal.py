@@ -34,7 +34,7 @@ class Perturbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Add the pattern to the images."""
-        return (images + self.pattern).clamp(0, 1)
+        return (images + self.pattern.to(images.device)).clamp(0, 1)
 
 
 def perturb(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, progress: bool = True,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
 from gradprune.errors import require, unknown
+from gradprune.models.devices import halving
 from gradprune.models.inference import evaluating
 from gradprune.pruning.filters import Filters, Layer
 
@@ -59,14 +60,15 @@ def filter_scores(model: nn.Module, found: Filters, triggered: Tensor, labels: T
 
     triggered: float (N, C, H, W); labels: int64 (N,), the true ones. score: a name in `SCORES`.
     Returns (scores float (number of filters,), higher = remove first; loss). BatchNorm stays in eval mode and the
-    result does not depend on batch_size. Raises InputError for an unknown score or a loss that is not finite.
+    result does not depend on batch_size, which is halved once where the memory runs out.
+    Raises InputError for an unknown score, a loss that is not finite, or too little memory.
     """
     if score not in SCORES:
         raise unknown("score", score, SCORES)
     with evaluating(model, gradients=True), torch.enable_grad():
         groups = [_score_tensors(model, layer, score) for layer in found.layers]
         tensors = [tensor for group in groups for tensor in group]
-        gradients, loss = _gradients(model, tensors, triggered, labels, batch_size)
+        gradients, loss = halving(lambda size: _gradients(model, tensors, triggered, labels, size), batch_size)
     values: Iterator[tuple[Tensor, Tensor]] = zip(tensors, gradients, strict=True)
     scores = [sum((_reduce(*next(values), score) for _ in group), start=torch.zeros(())) for group in groups]
     return torch.cat([value.detach().cpu() for value in scores]), loss

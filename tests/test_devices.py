@@ -1,0 +1,250 @@
+"""Where models run: the choice of a device, everything on one device, the same results, and memory that ends."""
+
+import copy
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import squares, write_npz
+from elsewhere import CPU, META, Elsewhere, Machine
+from torch import nn
+from typer.testing import CliRunner
+
+import gradprune as gp
+from gradprune.attacks import fit, low_frequency, make_trigger
+from gradprune.attacks.training import RECIPE
+from gradprune.cli import app
+from gradprune.datasets import Dataset
+from gradprune.defenses import DEFENSES, prune_scanned, scan
+from gradprune.errors import InputError
+from gradprune.evaluation import Grid, evaluate, exam, load_victim, measure, run
+from gradprune.models import build, choose_device, devices, predict
+from gradprune.models.checkpoints import save_checkpoint
+from gradprune.pruning import distilled, filter_scores, pair_up
+from gradprune.pruning.filters import filters
+from gradprune.zoo import attack
+
+TINY = {"name": "preact_resnet", "width": 4, "blocks": [1]}
+FEW = {"grad_prune": {"patience": 2}, "grad_prune_verified": {"patience": 1}, "ft": {"steps": 2}, "ft_unlearn": {"epochs": 2},
+       "fine_pruning": {"steps": 2}, "clp": {"u": 1.0}, "anp": {"iterations": 2}, "nad": {"teacher_steps": 2, "steps": 2},
+       "i_bau": {"rounds": 1}, "rnp": {"unlearn_steps": 2, "recover_steps": 2}, "ft_sam": {"steps": 2},
+       "neural_cleanse": {"steps": 3, "tune_steps": 2}}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine whose GPU is called "meta"; see `elsewhere`. What torch does past its dispatcher is done another way."""
+    plain = torch.tensor
+    monkeypatch.setitem(devices.DEVICES, "meta", lambda: 1)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+    monkeypatch.setattr(distilled, "STEPS", 1, raising=False)  # and what else takes long there
+    monkeypatch.setattr(low_frequency, "STEPS", 3)
+    monkeypatch.setattr(torch, "tensor", lambda data, device=CPU, **more: plain(data, **more).to(device))
+    with Machine():
+        yield
+
+
+@pytest.fixture(scope="module")
+def few():
+    return Dataset(squares(96, 1), squares(24, 2), squares(40, 3))
+
+
+# ---- the choice
+
+
+@pytest.mark.parametrize(("there", "name", "chosen"), [
+    ({}, "auto", "cpu"), ({"mps": 1}, "auto", "mps"), ({"cuda": 2, "mps": 1}, "auto", "cuda"), ({"cuda": 2}, "cpu", "cpu"),
+    ({"cuda": 2}, "cuda:1", "cuda:1"), ({"mps": 1}, "mps", "mps")])
+def test_the_first_kind_that_is_there(monkeypatch, there, name, chosen):
+    for kind in ("cuda", "mps"):
+        monkeypatch.setitem(devices.DEVICES, kind, lambda kind=kind: there.get(kind, 0))
+    assert choose_device(name) == torch.device(chosen)
+
+
+@pytest.mark.parametrize(("name", "sentence"), [
+    ("cuda", "there is no device 'cuda' here; there is cpu."), ("mps", "there is no device 'mps' here; there is cpu."),
+    ("cuda:3", "there is no device 'cuda:3' here"), ("cpu:1", "there is no device 'cpu:1' here"),
+    ("gpu", "Unknown device 'gpu'; did you mean cpu?"), ("cuda:x", "Unknown device 'cuda:x'"),
+    ("", "Unknown device ''"), ("cuda:", "Unknown device 'cuda:'")])
+def test_a_device_that_is_not_there(monkeypatch, name, sentence):
+    for kind in ("cuda", "mps"):
+        monkeypatch.setitem(devices.DEVICES, kind, lambda: 0)
+    with pytest.raises(InputError) as told:
+        choose_device(name)
+    assert sentence in str(told.value)
+
+
+@pytest.mark.parametrize("command", ["attack badnets", "defend badnets", "evaluate badnets", "scan badnets", "bench"])
+def test_the_commands_say_it_in_one_sentence(monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(devices.DEVICES, "cuda", lambda: 0)
+    told = CliRunner().invoke(app, [*command.split(), "--device", "cuda:7"], catch_exceptions=False)
+    assert told.exit_code == 2 and told.stderr.startswith("Error: there is no device 'cuda:7' here")
+    assert told.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+# ---- everything follows the model
+
+
+def test_the_second_device_refuses_what_a_gpu_refuses(machine):
+    here, there = torch.arange(4.0), torch.arange(4.0).to(META)
+    assert (there * 2 + torch.tensor(1.0)).sum().item() == 16 and there[here.long()].device == META
+    for wrong in (lambda: here + there, lambda: here[there.long()], lambda: torch.cat([here, there])):
+        with pytest.raises(RuntimeError, match="same device"):
+            wrong()
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_defences_run_where_the_model_is(victim, machine, name):
+    here = DEFENSES[name](victim.model, victim.data.defense, victim.trigger, spc=2, progress=False, **FEW[name])
+    model = copy.deepcopy(victim.model).to(META)
+    there = DEFENSES[name](model, victim.data.defense, copy.deepcopy(victim.trigger), spc=2, progress=False, **FEW[name])
+    assert {parameter.device for parameter in there.model.parameters()} == {META}
+    assert there.mask.positions == here.mask.positions
+    images = victim.data.test.floats()[:20]
+    torch.testing.assert_close(predict(there.model, images).cpu(), predict(here.model, images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_synthesised_trigger_goes_where_the_images_are(victim, machine):
+    model, images = copy.deepcopy(victim.model).to(META), victim.data.test.subset(slice(0, 20))
+    found = scan(model, victim.data.defense, spc=2, steps=2, progress=False)
+    assert found.images.images.device.type == "cpu"
+    for kind in (gp.pruning.invert, gp.pruning.perturb):
+        mark = kind(model, images.floats().to(META), 1, steps=2, progress=False).trigger
+        answers = measure(model, exam(images, mark, 1))
+        assert all(0 <= share <= 1 for share in answers)
+        found = found._replace(trigger=mark)
+        assert prune_scanned(model, victim.data.defense, found, spc=2, patience=1, tune=False, progress=False).mask
+
+
+@pytest.mark.parametrize("trigger", ["badnets", "low_frequency", "bpp"])
+def test_attacks_train_there(few, machine, tmp_path, trigger):
+    write_npz(tmp_path / "data.npz", few)
+    settings = {"data": str(tmp_path / "data.npz"), "model": TINY, "target": 1, "epochs": 1, "shift": 1, "progress": False}
+    here, there = (attack(trigger, device=device, **settings) for device in ("cpu", "meta"))
+    assert next(there.model.parameters()).device == META
+    assert isinstance(next(there.model.parameters()).data, Elsewhere)
+    assert there.card["metrics"] == pytest.approx(here.card["metrics"], abs=0.03)
+    assert there.card["made_with"]["device"] == "meta" and "device" not in here.card["made_with"]
+    save_checkpoint(tmp_path / "model", there.model, there.card, there.trigger)
+    again = load_victim(tmp_path / "model")
+    assert next(again.model.parameters()).device.type == "cpu"
+    assert again.evaluate() == pytest.approx(there.evaluate(), abs=0.03)
+
+
+def test_a_bench_keeps_to_one_device(few, machine, tmp_path):
+    write_npz(tmp_path / "data.npz", few)
+    victim = attack("badnets", data=str(tmp_path / "data.npz"), model=TINY, target=1, epochs=1, shift=1, progress=False)
+    save_checkpoint(tmp_path / "model", victim.model, victim.card, victim.trigger)
+    grid = Grid([str(tmp_path / "model")], ["clp"], [2], 1)
+    table = run(grid, tmp_path / "out", device="meta", progress=False)
+    assert list(table.error) == [""]
+    assert json.loads((tmp_path / "out/bench.json").read_text())["device"] == "meta"
+    with pytest.raises(InputError, match="device meta there, cpu here"):
+        run(grid, tmp_path / "out", progress=False)
+    with pytest.raises(InputError, match="on meta the cells run one after the other"):
+        run(grid, tmp_path / "other", device="meta", workers=2, progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_from_before_the_choice_is_the_cpus(victim, data, tmp_path):
+    write_npz(tmp_path / "data.npz", data)
+    card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 16, "blocks": [1]},
+            "data": {"name": str(tmp_path / "data.npz")},
+            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1}}
+    save_checkpoint(tmp_path / "model", victim.model, card)
+    grid, facts = Grid([str(tmp_path / "model")], ["clp"], [2], 1), tmp_path / "out/bench.json"
+    run(grid, tmp_path / "out", progress=False)
+    told = json.loads(facts.read_text())
+    assert told.pop("device") == "cpu"
+    facts.write_text(json.dumps(told))
+    assert len(run(grid, tmp_path / "out", progress=False)) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU on this machine to compare with its CPU")
+def test_a_gpu_says_what_the_cpu_says(victim):
+    train, test = (pair_up(part, victim.trigger) for part in (victim.data.defense, victim.data.test))
+    gpu, found = copy.deepcopy(victim.model).to("cuda"), filters(victim.model, train.clean[:1])
+    with torch.backends.cudnn.flags(allow_tf32=False):  # shorter numbers, which are a GPU's default
+        for images in (test.clean, test.triggered):
+            torch.testing.assert_close(predict(gpu, images).softmax(1).cpu(), predict(victim.model, images).softmax(1),
+                                       rtol=0, atol=1e-3)
+        there, here = (filter_scores(model, found, train.triggered.to(device), train.labels.to(device))
+                       for model, device in ((gpu, "cuda"), (victim.model, "cpu")))
+        torch.testing.assert_close(there[0], here[0], rtol=1e-3, atol=1e-3)
+        assert there[1] == pytest.approx(here[1], abs=1e-3)
+        assert evaluate(gpu, victim.data.test, victim.trigger, 1) == pytest.approx(
+            evaluate(victim.model, victim.data.test, victim.trigger, 1), abs=1e-3)
+        pruned = gp.grad_prune(gpu, victim.data.defense, victim.trigger, spc=2, tune=False, progress=False)
+        assert pruned.mask.positions == gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2,
+                                                      tune=False, progress=False).mask.positions
+
+
+# ---- when the memory ends
+
+GPU_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+CPU_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried to "
+                        "allocate 4096 bytes. Error code 12 (Cannot allocate memory)")
+
+
+class Limited(nn.Module):
+    """A network that has no room for more than `most` images at once, from its `after`-th call on."""
+
+    def __init__(self, most, error=GPU_FULL, after=0):
+        super().__init__()
+        self.net, self.most, self.error, self.calls = build(**TINY, num_classes=4), most, error, after
+
+    def forward(self, images):
+        self.calls -= 1
+        if len(images) > self.most and self.calls < 0:
+            raise self.error
+        return self.net(images)
+
+
+@pytest.mark.parametrize("error", [GPU_FULL, CPU_FULL, MemoryError()])
+def test_training_begins_anew_with_half_the_batch(data, capsys, error):
+    limited, easy = Limited(16, error, after=2), Limited(16)
+    images, settings = data.train.subset(slice(0, 100)), {"epochs": 1, "shift": 1, "progress": False}
+    result = fit(limited, images, batch_size=32, **settings)
+    assert capsys.readouterr().err == "Out of memory with batches of 32 images; going on with 16.\n"
+    assert result.batch_size == 16
+    same = fit(easy, images, batch_size=16, **settings)
+    assert not capsys.readouterr().err
+    assert result.history == same.history
+    assert all(mine.equal(other) for mine, other in zip(limited.state_dict().values(), easy.state_dict().values(), strict=True))
+
+
+def test_half_is_tried_once(data):
+    with pytest.raises(InputError, match="not enough memory for batches of 32 images, nor for 16"):
+        fit(Limited(8), data.train, batch_size=32, epochs=1, shift=1, progress=False)
+
+
+def test_other_errors_pass(data):
+    with pytest.raises(RuntimeError, match="an illegal memory access"):
+        fit(Limited(0, RuntimeError("CUDA error: an illegal memory access was encountered")), data.train, epochs=1,
+            shift=1, progress=False)
+
+
+def test_the_card_says_what_was_done(data, tmp_path, monkeypatch):
+    write_npz(tmp_path / "data.npz", data)
+    monkeypatch.setattr("gradprune.zoo.build", lambda **_: Limited(16))
+    monkeypatch.setattr("gradprune.zoo.evaluate", lambda *_, **__: gp.Metrics(0, 0, 0))
+    card = attack("badnets", data=str(tmp_path / "data.npz"), target=1, batch_size=32, epochs=1, shift=1,
+                  progress=False).card
+    assert card["training"]["batch_size"] == 16 != RECIPE["batch_size"]
+
+
+def test_predictions_and_scores_with_half_the_batch(data, victim, capsys):
+    limited, images = Limited(16), data.test.subset(slice(0, 40))
+    torch.testing.assert_close(predict(limited, images.floats(), 32), predict(limited, images.floats(), 8))
+    assert "batches of 32 images; going on with 16." in capsys.readouterr().err
+    pairs, found = pair_up(images, make_trigger("badnets")), filters(limited, images.floats()[:1])
+    scores, loss = filter_scores(limited, found, pairs.triggered, pairs.labels, batch_size=32)
+    assert "going on with 16." in capsys.readouterr().err
+    same, same_loss = filter_scores(limited, found, pairs.triggered, pairs.labels, batch_size=16)
+    torch.testing.assert_close(scores, same)
+    assert loss == pytest.approx(same_loss)
+    with pytest.raises(InputError, match="not enough memory"):
+        predict(Limited(8), images.floats(), 32)
