@@ -118,13 +118,13 @@ def test_weights_of_another_shape_do_not_pass(saved):
 
 def test_shipped_checkpoints_are_small_and_complete():
     assert set(zoo.SHIPPED) <= set(victims.names())
-    assert set(zoo.cards()) == set(zoo.SHIPPED | zoo.PHOTOGRAPHS)
+    assert set(zoo.SHIPPED) <= set(zoo.cards()) <= set(zoo.SHIPPED | zoo.PHOTOGRAPHS)
     for name in zoo.cards():
         path = victims.checkpoint_path(name)
         assert path.with_name(path.name + ".safetensors").stat().st_size <= 2_000_000
 
 
-@pytest.mark.parametrize("name", sorted(zoo.PHOTOGRAPHS))
+@pytest.mark.parametrize("name", sorted(set(zoo.cards()) - set(zoo.SHIPPED)))
 def test_models_of_photographs_are_backdoored_and_load(name):
     """Their data is not shipped: the weights are loaded, the figures read from the card."""
     model, card = load_checkpoint(victims.checkpoint_path(name))
