@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                         "shift": 4}},
     "cifar10": {"attacks": tuple(f"cifar10/{name}" for name in ATTACKS), "defenses": "all", "spc": (2, 10, 100),
                 "seeds": 3},
-    "gtsrb": {"attacks": tuple(f"gtsrb/{name}" for name in ATTACKS), "defenses": "all", "spc": (2, 8), "seeds": 3},
+    "gtsrb": {"attacks": tuple(f"gtsrb/{name}" for name in ATTACKS), "defenses": "all", "spc": (2, 10), "seeds": 3},
 }
 
 
