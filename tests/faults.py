@@ -100,8 +100,8 @@ JOBS = {
 # ---- faults
 
 
-def strike(place, call, action):
-    """Let the call with this number of "module:name" begin with `action(its arguments)`."""
+def strike(place, call, action, lasting=False):
+    """Let the call with this number of "module:name", or all from it on, begin with `action(its arguments)`."""
     module, _, path = place.partition(":")
     *homes, name = path.split(".")
     home = importlib.import_module(module)
@@ -111,7 +111,7 @@ def strike(place, call, action):
 
     def struck(*arguments, **more):
         calls.append(name)
-        if len(calls) == call:
+        if len(calls) == call or (lasting and len(calls) > call):
             action(*arguments)
         return real(*arguments, **more)
 
@@ -175,7 +175,8 @@ def arm(fault, job, made):
      "Ctrl-C in the write": lambda: strike("os:replace", write, half_then(interrupt)),
      "full disk": lambda: full_disk(limit), "read-only": lambda: read_only(made), "clock": wild_clock,
      "NaN": lambda: strike(place, call, spoil),
-     "memory": lambda: strike(place, call, exhaust_torch if place.startswith("torch") else exhaust)}[fault]()
+     "memory": lambda: strike(place, call, exhaust_torch if place.startswith("torch") else exhaust,
+                             lasting=True)}[fault]()
 
 
 def work(pipe, job, fault, store, made, url):

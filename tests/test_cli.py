@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import gradprune as gp
 from gradprune import demo as demo_module
-from gradprune import evaluation, paths, zoo
+from gradprune import evaluation, paths, screen, zoo
 from gradprune.attacks import training as training_module
 from gradprune.cli import app
 from gradprune.delivery import slimmed
@@ -290,12 +290,15 @@ def test_doctor_is_a_command():
     assert {"name", "ok", "found", "advice"} == set(told["checks"][0])
 
 
-def test_json_has_no_nan(store):
+def test_json_has_no_nan(store, capsys):
     for suffix in (".safetensors", ".json"):
         shutil.copy(store / f"victim{suffix}", f"odd{suffix}")
     card = json.loads(Path("odd.json").read_text())
     Path("odd.json").write_text(json.dumps({**card, "metrics": {"acc": float("nan"), "asr": 1, "ra": 0}}))
-    assert last_json(run("evaluate", "odd", "--json"))["card"] == {"acc": None, "asr": 1, "ra": 0}
+    done = run("evaluate", "odd", "--json")
+    assert done.exit_code == 2 and "Traceback" not in done.output, "a share that is no number is no card's"
+    screen.show(True, {"acc": float("nan"), "deeper": [float("inf"), 1]}, "")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"acc": None, "deeper": [None, 1]}
 
 
 # ---- interruption: 130, and what is finished is kept

@@ -202,7 +202,7 @@ def test_the_self_test_notices_a_filter_that_is_not_silent(monkeypatch):
 
 
 def test_the_self_test_notices_a_network_that_does_not_learn(monkeypatch):
-    monkeypatch.setattr("gradprune.fit", lambda model, *arguments, **settings: model.eval())
+    monkeypatch.setattr("gradprune.self_test.fit", lambda model, *arguments, **settings: model.eval())
     assert sick(doctor.self_test()).ok is False
 
 

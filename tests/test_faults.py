@@ -183,7 +183,8 @@ def test_files_are_whole_and_the_same_command_completes(run, store, wanted, tmp_
         [(code, said)] = run(job, fault, made)
         made.chmod(0o755)
         assert code == TABLE[job][fault], said
-        assert code != 2 or (said.startswith("Error: ") and said.count("\n") == 1), said
+        told = said.removeprefix("Out of memory with batches of 64 images; going on with 32.\n")  # the one try that is made
+        assert code != 2 or (told.startswith("Error: ") and told.count("\n") == 1), said
         assert_whole(made)
         assert code == KILLED or left(made) == []
     assert finished(made) == wanted[command]

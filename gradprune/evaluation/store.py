@@ -24,7 +24,7 @@ from gradprune.paths import output_folder, read_bytes, read_json, write_atomic
 
 FORMAT = 1
 _MOST = 64_000_000  # bytes of cells.csv; a row has about 250
-_SHARES = {"der", *(name for key in ("acc", "asr", "ra") for name in (key, f"{key}_before", f"pruned_{key}"))}
+SHARES = {"der", *(name for key in ("acc", "asr", "ra") for name in (key, f"{key}_before", f"pruned_{key}"))}
 _HEAD = ",".join([*COLUMNS, "check"])
 
 
@@ -193,4 +193,4 @@ def _possible(row: Row) -> bool:
     """Whether the numbers are such as a run can write: a checksum keeps nobody from making up a line."""
     whole = all(isinstance(row[name], int) and 0 <= row[name] < 2**31 for name in ("spc", "seed", "threads"))
     numbers = {name: row[name] for name, kind in COLUMNS.items() if kind is float and row[name] is not None}
-    return whole and all(0 <= value <= (1 if name in _SHARES else 1e12) for name, value in numbers.items())
+    return whole and all(0 <= value <= (1 if name in SHARES else 1e12) for name, value in numbers.items())
