@@ -11,7 +11,7 @@ from unittest import mock
 
 import pandas as pd
 import torch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from peers_table import OUT, peer
 
 import gradprune as gp
@@ -56,6 +56,7 @@ def draw(table):
             for panel in (panels[0][column], panels[1][column]):
                 panel.axvline(kept, color=style.FAINT, linestyle=":", linewidth=1)
                 panel.grid(axis="y")
+                panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panels[0][column].set(title=f"{name}, {spc} images per class, draw {seed}", ylim=(0, 1))
             panels[0][column].yaxis.set_major_formatter(PercentFormatter(1, 0))
             panels[1][column].set(xlabel=f"epoch (kept: {kept})", ylim=(0, None))
