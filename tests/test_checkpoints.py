@@ -182,6 +182,10 @@ def test_names_that_nobody_knows():
         victims.load_victim("badnet")
     with pytest.raises(InputError, match="there is no checkpoint card at"):
         victims.load_victim("nowhere/model.safetensors")
+    with pytest.raises(InputError, match="Unknown checkpoint 'gtsrb/badnet'; did you mean gtsrb/badnets"):
+        victims.load_victim("gtsrb/badnet")
+    with pytest.raises(InputError, match="there is no checkpoint card at"):
+        victims.load_victim("nowhere/model")
 
 
 def test_build_saves_each_victim_with_its_card(tmp_path, monkeypatch, data):

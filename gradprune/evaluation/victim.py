@@ -138,8 +138,11 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
     if shipped.with_name(shipped.name + ".json").is_file():
         return shipped
     path = Path(checkpoint)
-    if path.parent == Path() and not path.suffix and not path.with_name(path.name + ".json").is_file():
-        raise unknown("checkpoint", checkpoint, names())
+    if not path.suffix and not path.with_name(path.name + ".json").is_file():
+        if path.parent == Path():
+            raise unknown("checkpoint", checkpoint, names())
+        if len(path.parts) == 2 and path.parts[0].isidentifier() and (shipped_of_set := names(path.parts[0])):
+            raise unknown("checkpoint", checkpoint, shipped_of_set)
     return path
 
 
