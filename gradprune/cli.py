@@ -31,7 +31,8 @@ class _Commands(TyperGroup):
             say(Console(stderr=True), f"Interrupted: {str(stop) or 'nothing was written'}.")
             raise typer.Exit(130) from None
         except (MemoryError, RuntimeError) as error:  # torch says RuntimeError for both
-            if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            from gradprune.models.devices import out_of_memory  # late: it imports torch
+            if not out_of_memory(error):
                 raise
             say(Console(stderr=True), "Error: there is not enough memory; close other programs, or take fewer or "
                                       "smaller images or a smaller model.")
