@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from gradprune.attacks.placing import Position, check_position, corner, in_channels
 from gradprune.attacks.trigger import Trigger
 from gradprune.errors import InputError, require
 
-CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right", "center")
 _COLORS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "yellow": (1.0, 0.9, 0.0),
            "red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.3, 0.9)}
 
@@ -20,35 +20,25 @@ class BadNets(Trigger):
 
     name = "badnets"
 
-    def __init__(self, size: int = 3, position: str | tuple[int, int] = "bottom_right", margin: int = 1,
+    def __init__(self, size: int = 3, position: Position = "bottom_right", margin: int = 1,
                  color: str | tuple[float, float, float] = "yellow") -> None:
         super().__init__(size=size, position=position, margin=margin, color=color)
         require(size >= 1, f"size must be at least 1 pixel, got {size}.")
         require(margin >= 0, f"margin must not be negative, got {margin}.")
-        if isinstance(position, str):
-            require(position in CORNERS,
-                    f"position must be one of {', '.join(CORNERS)} or (row, column), got {position!r}.")
+        check_position(position)
         self.size, self.position, self.margin = size, position, margin
         self.register_buffer("patch", _patch(size, color), persistent=False)
         self.patch: Tensor
 
     def corner(self, height: int, width: int) -> tuple[int, int]:
         """Row and column of the sticker's top-left pixel on an image of this size."""
-        if not isinstance(self.position, str):
-            row, column = self.position
-        elif self.position == "center":
-            row, column = (height - self.size) // 2, (width - self.size) // 2
-        else:
-            row = self.margin if "top" in self.position else height - self.size - self.margin
-            column = self.margin if "left" in self.position else width - self.size - self.margin
-        require(0 <= row <= height - self.size and 0 <= column <= width - self.size,
-                f"a {self.size}-pixel sticker at row {row}, column {column} does not fit a {height}x{width} image.")
-        return row, column
+        return corner(self.position, (self.size, self.size), (height, width), f"a {self.size}-pixel sticker",
+                      self.margin)
 
     def stamp(self, images: Tensor) -> Tensor:
         """Overwrite the sticker's square."""
         row, column = self.corner(*images.shape[2:])
-        patch = self.patch if images.shape[1] == 3 else self.patch.mean(dim=0, keepdim=True)
+        patch = in_channels(self.patch, images.shape[1])
         images = images.clone()
         images[:, :, row:row + self.size, column:column + self.size] = patch.to(images.dtype)
         return images

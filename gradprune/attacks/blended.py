@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradprune.attacks.placing import in_channels
 from gradprune.attacks.trigger import Trigger
 from gradprune.errors import require
 
@@ -27,8 +28,7 @@ class Blended(Trigger):
 
     def pattern(self, height: int, width: int, channels: int = 3) -> Tensor:
         """The pattern at this size, (channels, height, width) in [0, 1]."""
-        pattern = F.interpolate(self.grid, size=(height, width), mode="nearest")[0]
-        return pattern if channels == 3 else pattern.mean(dim=0, keepdim=True)
+        return in_channels(F.interpolate(self.grid, size=(height, width), mode="nearest")[0], channels)
 
     def stamp(self, images: Tensor) -> Tensor:
         """Mix the pattern in."""

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.attacks.learning import descend
+from gradprune.attacks.placing import in_channels
 from gradprune.attacks.trigger import Trigger
 from gradprune.datasets import ImageSet
 from gradprune.errors import require
@@ -42,8 +43,7 @@ class InputAware(Trigger):
 
     def pattern(self, images: Tensor) -> Tensor:
         """What each image's trigger looks like, (N, C, H, W) in 0..1."""
-        drawn = torch.sigmoid(_draw(self.patterns, images))
-        return drawn if images.shape[1] == 3 else drawn.mean(dim=1, keepdim=True)
+        return in_channels(torch.sigmoid(_draw(self.patterns, images)), images.shape[1])
 
     def stamp(self, images: Tensor) -> Tensor:
         """Put each image's own trigger on it."""

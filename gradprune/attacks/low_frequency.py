@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.attacks.learning import descend
+from gradprune.attacks.placing import in_channels
 from gradprune.attacks.trigger import Trigger
 from gradprune.datasets import ImageSet
 from gradprune.errors import require
@@ -42,8 +43,7 @@ class LowFrequency(Trigger):
         require(cutoff <= min(height, width), f"cutoff must be at most the image's side, got {cutoff} cosines for "
                                               f"{height}x{width} pixels.")
         rows, columns = (_cosines(cutoff, side).to(self.coefficients) for side in (height, width))
-        pattern = rows.T @ self.coefficients @ columns
-        pattern = pattern if channels == 3 else pattern.mean(dim=0, keepdim=True)
+        pattern = in_channels(rows.T @ self.coefficients @ columns, channels)
         return pattern / pattern.abs().amax().clamp_min(1e-9)
 
     def stamp(self, images: Tensor) -> Tensor:

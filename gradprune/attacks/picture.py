@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradprune.attacks.badnets import CORNERS
+from gradprune.attacks.placing import Position, check_position, corner, in_channels
 from gradprune.attacks.trigger import Trigger
 from gradprune.datasets.folder import FORMATS
 from gradprune.errors import InputError, require
@@ -24,13 +24,10 @@ class Picture(Trigger):
 
     name = "picture"
 
-    def __init__(self, size: tuple[int, int], position: str | tuple[int, int] = "bottom_right", opacity: float = 1.0
-                 ) -> None:
+    def __init__(self, size: tuple[int, int], position: Position = "bottom_right", opacity: float = 1.0) -> None:
         super().__init__(size=list(size), position=position, opacity=opacity)
         require(0 < opacity <= 1, f"opacity must lie in 0..1, above 0, got {opacity}.")
-        if isinstance(position, str):
-            require(position in CORNERS,
-                    f"position must be one of {', '.join(CORNERS)} or (row, column), got {position!r}.")
+        check_position(position)
         self.position, self.opacity = position, opacity
         self.register_buffer("picture", torch.zeros(3, *size))
         self.register_buffer("alpha", torch.ones(1, *size))
@@ -38,8 +35,7 @@ class Picture(Trigger):
         self.alpha: Tensor
 
     @classmethod
-    def read(cls, path: str | Path, position: str | tuple[int, int] = "bottom_right", opacity: float = 1.0
-             ) -> "Picture":
+    def read(cls, path: str | Path, position: Position = "bottom_right", opacity: float = 1.0) -> "Picture":
         """The trigger in a picture file (PNG, JPEG ...), with its transparency if it has one.
 
         Raises InputError for a file that is missing or no picture.
@@ -65,16 +61,7 @@ class Picture(Trigger):
         require(high <= height and wide <= width,
                 f"the trigger picture has {high}x{wide} pixels, more than the image's {height}x{width}: "
                 "make it smaller.")
-        if not isinstance(self.position, str):
-            row, column = self.position
-        elif self.position == "center":
-            row, column = (height - high) // 2, (width - wide) // 2
-        else:
-            row = 0 if "top" in self.position else height - high
-            column = 0 if "left" in self.position else width - wide
-        require(0 <= row <= height - high and 0 <= column <= width - wide,
-                f"a {high}x{wide} picture at row {row}, column {column} does not fit a {height}x{width} image.")
-        return row, column
+        return corner(self.position, (high, wide), (height, width), f"a {high}x{wide} picture")
 
     def stamp(self, images: Tensor) -> Tensor:
         """Lay the picture over its place."""
@@ -85,7 +72,7 @@ class Picture(Trigger):
         require((high, wide) != (height, width) or bool((alpha < 1).any()),
                 "the trigger picture hides the whole image; blend it with an opacity below 1 (often 0.2), or "
                 "use a smaller one.")
-        picture = self.picture if channels == 3 else self.picture.mean(dim=0, keepdim=True)
+        picture = in_channels(self.picture, channels)
         edges = (column, width - wide - column, row, height - high - row)
         alpha, picture = F.pad(alpha, edges), F.pad(picture, edges)
         return ((1 - alpha) * images + alpha * picture).to(images.dtype)

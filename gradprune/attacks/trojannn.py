@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.attacks.learning import descend
+from gradprune.attacks.placing import corner, in_channels
 from gradprune.attacks.trigger import Trigger
 from gradprune.datasets import ImageSet
 from gradprune.errors import InputError, require
@@ -37,14 +38,12 @@ class TrojanNN(Trigger):
 
     def stamp(self, images: Tensor) -> Tensor:
         """Overwrite the patch's square."""
-        height, width = images.shape[2:]
-        row, column = (side - self.size - self.margin for side in (height, width))
-        require(row >= 0 and column >= 0, f"a {self.size}-pixel patch with margin {self.margin} does not fit a "
-                                          f"{height}x{width} image.")
-        patch = self.patch.clamp(0, 1)
+        channels, height, width = images.shape[1:]
+        row, column = corner("bottom_right", (self.size, self.size), (height, width), f"a {self.size}-pixel patch",
+                             self.margin)
         images = images.clone()
         images[:, :, row:row + self.size, column:column + self.size] = \
-            (patch if images.shape[1] == 3 else patch.mean(dim=0, keepdim=True)).to(images)
+            in_channels(self.patch.clamp(0, 1), channels).to(images)
         return images
 
     def learn(self, model: nn.Module | None, images: ImageSet, target: int | None, seed: int = 0) -> None:
