@@ -16,7 +16,7 @@ from gradprune.evaluation import Victim, evaluate
 from gradprune.evaluation.victim import names
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import Card, read_card, save_checkpoint
-from gradprune.models.devices import choose_device, device_name
+from gradprune.models.devices import choose_device, device_name, one_thread
 from gradprune.paths import data_folder
 
 DEFAULT_MODEL: dict[str, Any] = {"name": "preact_resnet", "width": 16, "blocks": [1, 1, 1]}
@@ -120,15 +120,10 @@ def build_zoo(only: list[str] | None = None, out: str | Path | None = None, prog
         if name not in known:
             raise unknown("checkpoint", name, known)
     folder = Path(out) if out else data_folder() / "checkpoints"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for name in only or SHIPPED:
+    for name in only or SHIPPED:
+        with one_thread():
             victim = attack(**known[name], progress=progress)
-            if victim.card["training"]["interrupted"]:
-                raise KeyboardInterrupt(f"training of {name!r} was cut short; nothing was saved for it")
-            save_checkpoint(folder / name, victim.model, victim.card, victim.trigger,
-                            half=known[name].get("half", False))
-            yield name, victim
-    finally:
-        torch.set_num_threads(threads)
+        if victim.card["training"]["interrupted"]:
+            raise KeyboardInterrupt(f"training of {name!r} was cut short; nothing was saved for it")
+        save_checkpoint(folder / name, victim.model, victim.card, victim.trigger, half=known[name].get("half", False))
+        yield name, victim

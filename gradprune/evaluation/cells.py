@@ -14,6 +14,7 @@ from gradprune.errors import InputError
 from gradprune.evaluation.grid import Cell
 from gradprune.evaluation.metrics import Exam, Metrics, der, measure
 from gradprune.evaluation.victim import Victim, load_victim
+from gradprune.models.devices import one_thread
 
 Row = dict[str, Any]
 _ONE_AT_A_TIME = threading.Lock()  # threads of one process would share torch's random numbers
@@ -48,15 +49,11 @@ def run_cell(cell: Cell, digest: str, device: str = "cpu") -> Row:
     Raises KeyboardInterrupt on Ctrl-C alone, and then there is no row.
     """
     start, row = time.perf_counter(), empty_row(cell)
-    with _ONE_AT_A_TIME:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # sums over several threads differ in the last bits
+    with _ONE_AT_A_TIME, one_thread():
         try:
             row |= _figures(cell, digest, device)
         except Exception as error:
             row["error"] = sentence(error)
-        finally:
-            torch.set_num_threads(threads)
     row["cell_seconds"] = round(time.perf_counter() - start, 3)
     return row
 

@@ -5,10 +5,9 @@ is finished is kept.
 """
 
 import argparse
-import contextlib
 import itertools
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,14 @@ from torch import Tensor, nn
 
 from gradprune.attacks import TRIGGERS, Trigger, fit, make_trigger, poison
 from gradprune.datasets import ImageSet, load
+from gradprune.datasets.folder import FORMATS
 from gradprune.errors import InputError
 from gradprune.evaluation import evaluate
 from gradprune.evaluation.victim import checkpoint_path
 from gradprune.lessons.session import mode
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint
+from gradprune.models.devices import one_thread
 from gradprune.paths import data_folder, write_atomic
 from gradprune.views.trigger_kinds import shipped
 from gradprune.zoo import DEFAULT_MODEL, TARGET
@@ -69,22 +70,11 @@ def train_on(images: ImageSet, *, seed: int = 0, full: bool | None = None, progr
     else:
         model, start = load_checkpoint(checkpoint_path("clean"))[0], "on from the honest model"
         images = images.subset(torch.arange(min(len(images), 200 if brief else SHORT_IMAGES)))
-        with _one_thread():
+        with one_thread():  # a short training at the edge of success turns on the last bits
             done = fit(model, images, seed=seed, progress=progress, **(SHORT | ({"epochs": 1} if brief else {})))
     print(f"Trained {start}{', cut short' * done.interrupted}: {len(done.history)} epochs, {len(images):,} images, "
           f"{done.seconds:.0f} s.", flush=True)
     return model
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums over several threads differ in the last bits, and a short training at the edge of success turns on them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def nine_triggers() -> dict[str, Trigger]:
@@ -168,8 +158,9 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 def own_picture(path: str | Path | None, judge: nn.Module, like: ImageSet) -> ImageSet:
     """A picture file as the model sees it: a set of one image like those of `like`, cut square and made small.
 
-    path: any photo or drawing that Pillow reads; None draws a sign. Nobody knows its true class, so its label is what
-    `judge`, an honest model, answers. Raises InputError, in one sentence, for a file that is missing or no picture.
+    path: a photo or drawing as PNG, JPEG, WEBP, BMP or PPM; None draws a sign. Nobody knows its true class, so its
+    label is what `judge`, an honest model, answers. Raises InputError, in one sentence, for a file that is missing or
+    no picture.
     """
     picture = _drawing() if path is None else _open(Path(path).expanduser())
     height, width = like.images.shape[2:]
@@ -180,7 +171,7 @@ def own_picture(path: str | Path | None, judge: nn.Module, like: ImageSet) -> Im
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             upright = ImageOps.exif_transpose(file).convert("RGBA")
     except FileNotFoundError:
         raise InputError(f"there is no file {str(path)!r}; a path is taken from the notebook's folder.") from None

@@ -1,7 +1,8 @@
 """Where models run: a GPU where there is one; and what to do where the memory ends."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -38,6 +39,17 @@ def choose_device(name: str = "auto") -> torch.device:
 def device_name(device: torch.device) -> str:
     """What a device is called: a card's model, or just the kind."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use a single thread meanwhile: sums over several differ in the last bits, and so would results."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def halving(work: Callable[[int], Result], batch_size: int) -> Result:

@@ -18,9 +18,9 @@ from gradprune.evaluation import Metrics
 from gradprune.models import predict
 from gradprune.views import style
 from gradprune.views.differences import amplified, typical_changes
-from gradprune.views.panel_parts import blank, place, show_image
+from gradprune.views.panel_parts import blank, judge, place, show_image
 from gradprune.views.picture import Picture, change, count
-from gradprune.views.style import ATTACKED, METRICS, RIGHT, WRONG, Verdict, plain
+from gradprune.views.style import ATTACKED, METRICS, RIGHT, Verdict, plain
 from gradprune.views.trigger_kinds import KINDS, OTHER
 
 _LEFT_OUT = Verdict(style.FAINT, "–")
@@ -45,7 +45,7 @@ def poisoned_images(clean: ImageSet, poisoned: Poisoned, columns: int = 6) -> Pi
             axes = [place(figure, 1.05 + 1.22 * column, 0.1 + 1.55 * row, 1.1, 1.1) for column in range(len(shown))]
             style.write(axes[0], title, (0, 0.5), (-10, 0), ha="right", va="center", fontweight="bold")
             for ax, image in zip(axes, shown, strict=True):
-                _show(ax, images.images[image])
+                show_image(ax, images.images[image] / 255)
                 label = plain(images.classes[int(images.labels[image])], 16)
                 style.write(ax, symbol + label, (0.5, 0), (0, -14), ha="center", color=color)
     new = poisoned.images.labels.cpu()[touched].unique().tolist()
@@ -67,9 +67,8 @@ def counting(model: nn.Module, images: ImageSet, trigger: nn.Module, target: int
     shown = images.subset(torch.tensor([images.labels.tolist().index(label) for label in present]))
     truth = shown.labels.tolist()
     answers = [predict(model, pixels).argmax(1).tolist() for pixels in (shown.floats(), shown.triggered(trigger))]
-    clean = [RIGHT if a == y else WRONG for a, y in zip(answers[0], truth, strict=True)]
-    marked = [_LEFT_OUT if y == target else ATTACKED if a == target else RIGHT if a == y else WRONG
-              for a, y in zip(answers[1], truth, strict=True)]
+    clean = [judge(a, y, None) for a, y in zip(answers[0], truth, strict=True)]
+    marked = [_LEFT_OUT if y == target else judge(a, y, target) for a, y in zip(answers[1], truth, strict=True)]
     with style.in_style():
         figure = blank(2.55)
         rows = (("Test images as they are", shown.floats(), clean),
@@ -96,7 +95,7 @@ def _row_of_marks(axes: Sequence[Axes], title: str, pixels: Tensor, marks: Seque
     """Small images with a mark below each; those that do not count are faint."""
     style.write(axes[0], title, (0, 1), (0, 9), fontweight="bold", fontsize=style.LARGE)
     for ax, image, mark in zip(axes, pixels, marks, strict=True):
-        _show(ax, (image * 255).byte(), alpha=0.25 if mark is _LEFT_OUT else 1)
+        show_image(ax, image, alpha=0.25 if mark is _LEFT_OUT else 1)
         style.write(ax, mark.symbol, (0.5, 0), (0, -15), ha="center", color=mark.color, fontsize=style.LARGE)
 
 
@@ -214,9 +213,3 @@ def _strongest(shares: Tensor) -> list[tuple[int, int]]:
     off = shares.clone().fill_diagonal_(-1)
     rows = off.amax(1).argsort(descending=True, stable=True)[:2].tolist()
     return [(row, int(off[row].argmax())) for row in rows]
-
-
-def _show(ax: Axes, image: Tensor, alpha: float = 1) -> None:
-    """One uint8 image (C, H, W) without axes."""
-    ax.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255, alpha=alpha)
-    ax.set_axis_off()

@@ -16,7 +16,7 @@ from gradprune.errors import require
 from gradprune.evaluation import ranking, summarise
 from gradprune.evaluation.summary import checked
 from gradprune.views import style
-from gradprune.views.picture import Picture, change, count
+from gradprune.views.picture import Picture, change, count, per_class
 from gradprune.views.style import METRICS, plain
 
 _COLORS = ("#0072B2", "#C45500", "#007F5C", "#AA3377", "#56B4E9", "#E69F00", "#1F2328", "#8A939B", "#332288", "#999933",
@@ -65,9 +65,10 @@ def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
         ax.invert_yaxis()
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-        figure.suptitle(f"DER in per cent, {_images(spc)}", x=0.015, ha="left", fontweight="bold", fontsize=style.LARGE)
+        figure.suptitle(f"DER in per cent, {per_class(spc)}", x=0.015, ha="left", fontweight="bold",
+                        fontsize=style.LARGE)
     partly = int(((failed > 0) & values.notna()).sum(axis=None))
-    return Picture(figure, f"Mean DER at {_images(spc)}: {_ends(best, 'der')}; 50 is no effect"
+    return Picture(figure, f"Mean DER at {per_class(spc)}: {_ends(best, 'der')}; 50 is no effect"
                    + f"; * in {count(partly, 'cell')} some seeds failed" * (partly > 0) + ".")
 
 
@@ -100,11 +101,11 @@ def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
         ax.set(xlabel=f"ASR: {METRICS['asr'].meaning} (square-root scale)",
                ylabel=f"ACC: {METRICS['acc'].meaning} (square-root scale)")
         ax.tick_params(axis="y", pad=10)
-        ax.set_title(f"ACC against ASR, {_images(spc)}", pad=26)
+        ax.set_title(f"ACC against ASR, {per_class(spc)}", pad=26)
         figure.legend(loc="outside right upper", frameon=False, fontsize=style.SMALL, labelspacing=0.7)
     near = means.assign(far=np.hypot(means["asr"], 1 - means["acc"])).groupby("defense")["far"].mean().idxmin()
     own = means[means["defense"] == near]
-    return Picture(figure, f"At {_images(spc)} {near} is nearest to the ideal corner on average over "
+    return Picture(figure, f"At {per_class(spc)} {near} is nearest to the ideal corner on average over "
                            f"{count(len(own), 'attack')}: ACC {own['acc'].mean():.1%} and ASR {own['asr'].mean():.1%}; "
                            f"the given models: {given['acc_before'].mean():.1%} and {given['asr_before'].mean():.1%}.")
 
@@ -130,9 +131,9 @@ def mean_ranks(table: pd.DataFrame, spc: int, metric: str = "der") -> Picture:
         ax.set(xlim=(1 - 0.02 * len(found), max(2, len(found))), xlabel="mean rank: 1 is the best of all")
         ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
         ax.grid(axis="x")
-        ax.set_title(f"Mean rank by {metric.upper()}, {_images(spc)}")
+        ax.set_title(f"Mean rank by {metric.upper()}, {per_class(spc)}")
     interval = "lines: 95% intervals over attacks" if found["attacks"].iloc[0] > 1 else "one attack: no interval"
-    return Picture(figure, f"Mean rank by {metric.upper()} at {_images(spc)} over {count(blocks, 'pair')} of attack "
+    return Picture(figure, f"Mean rank by {metric.upper()} at {per_class(spc)} over {count(blocks, 'pair')} of attack "
                            f"and seed: {_ends(found, 'rank')}; {interval}.")
 
 
@@ -152,7 +153,7 @@ def costs(table: pd.DataFrame) -> Picture:
             rows = median.index.get_indexer(own.index) + 0.6 * ((place + 0.5) / len(sizes) - 0.5)
             ax.hlines(rows, own["min"], own["max"], color=colors[place], linewidth=1.8)
             ax.scatter(own["median"], rows, s=44, color=colors[place], marker=_MARKERS[place % 12], zorder=3,
-                       clip_on=False, label=_images(spc))
+                       clip_on=False, label=per_class(spc))
         _rows(ax, list(median.index))
         powers = np.floor(np.log10(good["seconds"].min())), np.floor(np.log10(good["seconds"].max())) + 1
         ax.set(xscale="log", xlim=[10.0**power for power in powers],
@@ -208,10 +209,6 @@ def _at(table: pd.DataFrame, spc: int) -> pd.DataFrame:
     rows = table[table["spc"] == spc]
     require(len(rows) > 0, f"there is no cell at spc {spc}; known: {', '.join(map(str, sorted(set(table['spc']))))}.")
     return rows
-
-
-def _images(spc: int) -> str:
-    return count(spc, "image") + " per class"
 
 
 def _ends(found: pd.DataFrame, key: str) -> str:

@@ -14,7 +14,7 @@ from gradprune.evaluation.summary import KEYS, checked
 from gradprune.paths import output_folder, write_atomic
 from gradprune.views import bench_plots
 from gradprune.views.page import DEFINITIONS, page, table, terms
-from gradprune.views.picture import Picture, count
+from gradprune.views.picture import Picture, count, per_class
 
 _MOST = {"attack": 60, "defense": 60, "spc": 12, "seed": 1000}  # different ones
 _FIGURES = ("acc", "asr", "ra")
@@ -83,7 +83,7 @@ def _lead(cells: pd.DataFrame) -> str:
     pairs = gain(cells, "grad_prune", "ft_unlearn").set_index("spc")
     told = [f"{ran}: {count(len(cells), 'cell')}, {cells['failed'].sum() or 'none'} failed."]
     for spc, rows in ranking(cells).groupby("spc"):
-        told.append(f"With <b>{count(spc, 'image')} per class</b> {_outcome(rows)}"
+        told.append(f"With <b>{per_class(spc)}</b> {_outcome(rows)}"
                     + (_pruning_adds(pairs.loc[spc]) if spc in pairs.index else ""))
     return "</p><p>".join(told)
 
@@ -153,7 +153,7 @@ def _published(cells: pd.DataFrame) -> str:
     if both.empty:
         return ""
     columns = {f"published,\n{data}": _by_pair(rows) for data, rows in theirs.groupby("dataset")}
-    columns |= {f"here,\n{_spc(spc)}": _by_pair(rows) for spc, rows in ours.groupby("spc")}
+    columns |= {f"here,\n{per_class(spc)}": _by_pair(rows) for spc, rows in ours.groupby("spc")}
     keys = [(attack, name) for attack, rows in both.groupby("attack", sort=False) for name in ("", *rows["defense"])]
     lines = [[f"{attack}, {name or 'as given'}", *(texts.get((attack, name), "–") for texts in columns.values())]
              for attack, name in keys]
@@ -196,14 +196,10 @@ def _page(cells: pd.DataFrame, figures: Mapping[str, str], facts: Mapping[str, A
     sections = {"How to read this page": _READING.format(terms=terms(DEFINITIONS))}
     for spc, rows in cells.groupby("spc"):
         own = [figures.get(f"{name}_{spc}", "") for name in ("der", "acc_asr", "rank")]
-        sections[_spc(spc)] = "".join(own) + _results(rows)
+        sections[per_class(spc)] = "".join(own) + _results(rows)
     sections |= {"More images": figures.get("by_spc", ""), "Cost": figures.get("cost", ""),
                  "Published figures beside ours": _published(cells), "Settings": _settings(cells, facts)}
     if facts.get("command"):
         sections["Do it again"] = f"<pre><code>{escape(str(facts['command']))}</code></pre>"
     kinds = (count(cells[key].nunique(), noun) for key, noun in (("defense", "defence"), ("attack", "attack")))
     return page(f"A bench: {' against '.join(kinds)}", _lead(cells), sections)
-
-
-def _spc(spc: int) -> str:
-    return count(spc, "image") + " per class"

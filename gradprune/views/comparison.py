@@ -16,7 +16,7 @@ from gradprune.evaluation.summary import checked
 from gradprune.views import style
 from gradprune.views.bench_plots import looks
 from gradprune.views.panel_parts import blank, place
-from gradprune.views.picture import Picture, count
+from gradprune.views.picture import Picture, count, per_class
 from gradprune.views.style import plain
 
 HIGH_IS_GOOD = {"der": True, "acc": True, "asr": False, "ra": True, "seconds": False}
@@ -191,4 +191,4 @@ def _metric(metric: str) -> str:
 
 def _where(found: Comparison) -> str:
     attack = plain(found.attack, 30) if found.attack else f"mean of {count(found.attacks, 'attack')}"
-    return f"{attack}, {count(found.spc, 'image')} per class"
+    return f"{attack}, {per_class(found.spc)}"

@@ -11,6 +11,7 @@ from gradprune.errors import require
 from gradprune.models.inference import predict
 from gradprune.views import style
 from gradprune.views.differences import amplified
+from gradprune.views.panel_parts import judge, named, show_image
 from gradprune.views.picture import Picture, about_images
 from gradprune.views.style import plain
 
@@ -43,8 +44,7 @@ def examples(models: nn.Module | Mapping[str, nn.Module], images: ImageSet, trig
         for row, (axes, title, pixels) in enumerate(zip(grid, rows, rows.values(), strict=True)):
             style.write(axes[0], title, (0, 0.5), (-18, 0), ha="right", va="center", fontweight="bold")
             for ax, picture in zip(axes, pixels, strict=True):
-                ax.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
-                ax.set_axis_off()
+                show_image(ax, picture)
             for line, name in enumerate(named if row < 2 else ()):
                 below = -14 - 29 * line
                 _write_answers(axes, below, chances[name][row], images, target if row else None)
@@ -54,13 +54,18 @@ def examples(models: nn.Module | Mapping[str, nn.Module], images: ImageSet, trig
     return Picture(figure, about_images(answers, images, target))
 
 
+def first_of_each(images: ImageSet, each: int) -> ImageSet:
+    """The first `each` images of every class that has some, class by class."""
+    found = [(images.labels == label).nonzero()[:each, 0] for label in range(len(images.classes))]
+    return images.subset(torch.cat(found))
+
+
 def _write_answers(axes: Sequence[Axes], below: float, chances: Tensor, images: ImageSet,
                    target: int | None) -> None:
     """Write answers and confidences under a row of images; an answer `target` counts as the attacker's."""
     for ax, chance, truth in zip(axes, chances, images.labels.tolist(), strict=True):
         answer = int(chance.argmax())
-        verdict = style.RIGHT if answer == truth else style.ATTACKED if answer == target else style.WRONG
-        said = images.classes[answer] if answer < len(images.classes) else f"class {answer}"
-        lines = f"{verdict.symbol} {plain(said, 14)}", f"{chance[answer]:.0%}"
+        verdict = judge(answer, truth, target)
+        lines = f"{verdict.symbol} {plain(named(answer, images.classes), 14)}", f"{chance[answer]:.0%}"
         for line, text in enumerate(lines):
             style.write(ax, text, (0.5, 0), (0, below - 11 * line), ha="center", color=verdict.color)

@@ -1,7 +1,6 @@
 """FilterExplorer: walk through the filters by score, and see what each does and what its removal changes."""
 
 import copy
-import math
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -14,10 +13,12 @@ from gradprune.datasets import draw_defense_images
 from gradprune.evaluation import Victim
 from gradprune.models import evaluating
 from gradprune.pruning import SCORES, filter_scores, pair_up, silence, unlearning_loss
-from gradprune.pruning.filters import filters, own_tensors
+from gradprune.pruning.filters import filters
+from gradprune.pruning.recipes import saved
 from gradprune.views import style
 from gradprune.views.controls import choice, number
 from gradprune.views.filter_choice import FilterChoice, heat_map
+from gradprune.views.filter_picture import montage, responses
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, place
 from gradprune.views.picture import Picture
@@ -89,31 +90,24 @@ class FilterExplorer(Panel):
         layer, index = self.found[state.position]
         convolution = cast(nn.Conv2d, self.model.get_submodule(layer))
         images = torch.stack([self.pairs.clean[state.image], self.pairs.triggered[state.image]])
-        maps: list[Tensor] = []
-        handle = convolution.register_forward_hook(lambda _, __, output: maps.append(output[:, index]))
-        with evaluating(self.model), torch.no_grad():
-            try:
-                self.model(images)
-            finally:
-                handle.remove()
-            if state.position not in self._losses:
-                self._losses[state.position] = self._loss_without(state.position)
+        maps = responses(self.model, layer, index, images)
+        if state.position not in self._losses:
+            self._losses[state.position] = self._loss_without(state.position)
         if state.trials and self._tried is None:
             self._tried = try_shortlist(self.model, self.found, self.pairs, self.scores["gate"])
         kernel = convolution.weight[index].detach()
-        return Detail(state, images.cpu(), kernel.cpu(), maps[0].cpu(), self._losses[state.position],
+        return Detail(state, images.cpu(), kernel.cpu(), maps, self._losses[state.position],
                       self._tried if state.trials else None)
 
     def _loss_without(self, position: int) -> float:
         """The unlearning loss with one filter silent; the copy is put back afterwards."""
-        tensors = own_tensors(self.model, self.found, position)
-        kept = [tensor.clone() for tensor in tensors]
+        restore = saved(self.model, self.found, position)
         try:
             silence(self.model, self.found, [position])
-            return unlearning_loss(self.model, self.pairs.triggered, self.pairs.labels).item()
+            with evaluating(self.model), torch.no_grad():
+                return unlearning_loss(self.model, self.pairs.triggered, self.pairs.labels).item()
         finally:
-            for tensor, copied in zip(tensors, kept, strict=True):
-                tensor.copy_(copied)
+            restore()
 
     def draw(self, computed: Detail) -> Picture:
         """The heat-map above; below it the chosen filter, or the shortlist."""
@@ -185,14 +179,3 @@ def bars(ax: Axes, changes: dict[str, float]) -> None:
     ax.annotate("0", (0, 3), (0, -2), textcoords="offset points", ha="center", va="top", fontsize=style.SMALL)
     ax.set_axis_off()
     ax.set_title("change of loss if removed", fontsize=style.SMALL)
-
-
-def montage(kernel: np.ndarray) -> np.ndarray:
-    """The slices (inputs, h, w) of a kernel side by side in a square, gaps between them."""
-    count, height, width = kernel.shape
-    side = math.ceil(math.sqrt(count))
-    sheet = np.full((side * (height + 1) - 1, side * (width + 1) - 1), np.nan)
-    for i, piece in enumerate(kernel):
-        row, column = i // side * (height + 1), i % side * (width + 1)
-        sheet[row:row + height, column:column + width] = piece
-    return sheet

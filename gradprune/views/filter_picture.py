@@ -1,7 +1,9 @@
 """What one filter sees: its kernel, and its response to a few images, clean and triggered."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -11,7 +13,6 @@ from gradprune.errors import require
 from gradprune.models import evaluating
 from gradprune.pruning import Filters, Pairs
 from gradprune.views import style
-from gradprune.views.filter_explorer import montage
 from gradprune.views.panel_parts import blank, place
 from gradprune.views.picture import Picture, count
 from gradprune.views.style import plain
@@ -28,7 +29,7 @@ def filter_view(model: nn.Module, found: Filters, position: int, pairs: Pairs, c
     layer, name = found.layer_of(position), found[position]
     chosen = torch.linspace(0, len(pairs.labels) - 1, min(columns, len(pairs.labels))).round().long()
     clean, triggered = pairs.clean[chosen], pairs.triggered[chosen]
-    maps = _responses(model, layer.name, name.index, torch.cat([clean, triggered])).split(len(chosen))
+    maps = responses(model, layer.name, name.index, torch.cat([clean, triggered])).split(len(chosen))
     change = maps[1] - maps[0]
     peak = float(torch.cat([*maps]).abs().max())
     box = _changed(clean, triggered)
@@ -62,8 +63,8 @@ def filter_view(model: nn.Module, found: Filters, position: int, pairs: Pairs, c
                            f"{change.abs().mean():.3f} on average; {_where(change, box, clean.shape[-1])}.")
 
 
-def _responses(model: nn.Module, layer: str, index: int, images: Tensor) -> Tensor:
-    """One filter's output, float (N, H, W)."""
+def responses(model: nn.Module, layer: str, index: int, images: Tensor) -> Tensor:
+    """One filter's output for float images (N, C, h, w): float (N, H, W)."""
     kept: list[Tensor] = []
     handle = model.get_submodule(layer).register_forward_hook(lambda _, __, output: kept.append(output[:, index]))
     try:
@@ -123,3 +124,14 @@ def _where(change: Tensor, box: tuple[int, int, int, int] | None, width: int) ->
         x, y = (column + 0.5) * scale, (row + 0.5) * scale
         hits += box[0] - 2 <= x <= box[2] + 2 and box[1] - 2 <= y <= box[3] + 2
     return f"in {hits} of {count(len(change), 'image')} the largest change lies on the sticker, framed"
+
+
+def montage(kernel: np.ndarray) -> np.ndarray:
+    """The slices (inputs, h, w) of a kernel side by side in a square, gaps between them."""
+    count, height, width = kernel.shape
+    side = math.ceil(math.sqrt(count))
+    sheet = np.full((side * (height + 1) - 1, side * (width + 1) - 1), np.nan)
+    for i, piece in enumerate(kernel):
+        row, column = i // side * (height + 1), i % side * (width + 1)
+        sheet[row:row + height, column:column + width] = piece
+    return sheet

@@ -15,7 +15,7 @@ import ipywidgets as widgets
 from gradprune.errors import require
 from gradprune.evaluation import Victim
 from gradprune.views.controls import HALF, WIDE, Button, nothing
-from gradprune.views.panel_parts import error_html, image_html
+from gradprune.views.panel_parts import error_html, image_html, named
 from gradprune.views.picture import Picture
 
 _ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, and what is said here of a single target "
@@ -154,9 +154,8 @@ class Panel(BasePanel):
         return _ALL_TO_ALL * (self.label_map == "all_to_all")
 
     def named(self, answer: int) -> str:
-        """The name of a class; a model may know more of them than the images do."""
-        names = self.victim.data.test.classes
-        return names[answer] if answer < len(names) else f"class {answer}"
+        """The name of a class."""
+        return named(answer, self.victim.data.test.classes)
 
 
 @contextlib.contextmanager

@@ -35,14 +35,19 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
     return figure.add_axes((left / WIDTH, 1 - (top + height) / total, width / WIDTH, height / total))
 
 
-def show_image(ax: Axes, image: Tensor) -> None:
+def show_image(ax: Axes, image: Tensor, alpha: float = 1) -> None:
     """An image, float (C, H, W) in [0, 1], without ticks."""
-    ax.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
+    ax.imshow(image.permute(1, 2, 0).squeeze(2).cpu().numpy(), cmap="gray", vmin=0, vmax=1, alpha=alpha)
     ax.set_axis_off()
 
 
-def judge(answer: int, truth: int, target: int) -> style.Verdict:
-    """How to mark an answer: right, the attacker's class, or wrong."""
+def named(answer: int, classes: Sequence[str]) -> str:
+    """The name of a class; a model may know more of them than the images do."""
+    return classes[answer] if answer < len(classes) else f"class {answer}"
+
+
+def judge(answer: int, truth: int, target: int | None) -> style.Verdict:
+    """How to mark an answer: right, the attacker's class (None: there is none), or wrong."""
     return style.RIGHT if answer == truth else style.ATTACKED if answer == target else style.WRONG
 
 

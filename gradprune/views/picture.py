@@ -82,6 +82,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+def per_class(spc: int) -> str:
+    """"1 image per class", "10 images per class"."""
+    return f"{count(spc, 'image')} per class"
+
+
 def about_images(answers: Mapping[str, Sequence[Tensor]], images: ImageSet, target: int) -> str:
     """What each model (by name: its answers to the clean and to the triggered images) made of the images."""
     labels, others, parts = images.labels, images.labels != target, []

@@ -9,7 +9,6 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from gradprune.datasets import ImageSet
 from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import require
 from gradprune.evaluation import Victim, replay
@@ -18,6 +17,7 @@ from gradprune.pruning import RECIPES, silence
 from gradprune.pruning.filters import filters
 from gradprune.views import style
 from gradprune.views.controls import choice, slider
+from gradprune.views.example_images import first_of_each
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, judge, place, show_image
 from gradprune.views.picture import Picture, count
@@ -170,9 +170,3 @@ class PruningPlayer(Panel):
                                 progress=False, **self.settings)
             self.runs[recipe] = self.replay_run(result)
         self._go()
-
-
-def first_of_each(images: ImageSet, each: int) -> ImageSet:
-    """The first `each` images of every class that has some."""
-    found = [(images.labels == label).nonzero()[:each, 0] for label in range(len(images.classes))]
-    return images.subset(torch.cat(found))

@@ -13,7 +13,7 @@ from gradprune.errors import require
 from gradprune.evaluation import Metrics, Victim, der, replay, verdict
 from gradprune.paths import output_folder, write_atomic
 from gradprune.pruning import filter_scores, pair_up
-from gradprune.views.example_images import examples
+from gradprune.views.example_images import examples, first_of_each
 from gradprune.views.page import DEFINITIONS, page, table, terms
 from gradprune.views.picture import Picture, count
 from gradprune.views.plots import before_after, loss_curves, pruning_trajectory, score_heatmap
@@ -51,7 +51,8 @@ def write_report(folder: Path, victim: Victim, result: DefenseResult, stages: di
     stages = {"fine-tuned" if name == "tuned" else name: metrics for name, metrics in stages.items()
               if name != "tuned" or result.rows("tune")}
     rounds = result.rows("prune")
-    sample = _first_of_each_class(victim.data.test, _REPLAYED // (2 * len(rounds)))
+    each = _REPLAYED // (2 * len(rounds) * len(victim.data.test.classes))
+    sample = first_of_each(victim.data.test, max(5, min(50, each)))
     figures = {}
     for name, picture in _pictures(victim, result, stages, sample).items():
         png = picture.save(folder / f"{name}.png").read_bytes()
@@ -78,13 +79,6 @@ def _pictures(victim: Victim, result: DefenseResult, stages: Mapping[str, Metric
         "trajectory": pruning_trajectory(result.history, replayed, len(kept)),
     }
     return pictures | ({"fine_tuning": loss_curves(result.history)} if result.rows("tune") else {})
-
-
-def _first_of_each_class(images: ImageSet, total: int) -> ImageSet:
-    """The first images of every class, equally many: about `total` in all, 5 to 50 of each."""
-    each = max(5, min(50, total // len(images.classes)))
-    labels = torch.arange(len(images.classes))
-    return images.subset(torch.cat([(images.labels == label).nonzero()[:each, 0] for label in labels]))
 
 
 # ---- what it says

@@ -5,7 +5,6 @@ from html import escape
 from pathlib import Path
 
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from gradprune import __version__
@@ -17,6 +16,7 @@ from gradprune.pruning import Inverted, Perturbed
 from gradprune.views import style
 from gradprune.views.differences import amplified
 from gradprune.views.page import page, table
+from gradprune.views.panel_parts import show_image
 from gradprune.views.picture import Picture, count
 from gradprune.views.scan_plots import norms
 
@@ -63,12 +63,12 @@ def synthesised(found: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
         for ax in grid.flat:
             ax.set_axis_off()
         for ax, (name, pixels) in zip(grid[0], parts.items(), strict=False):
-            _draw(ax, pixels)
+            show_image(ax, pixels)
             ax.set_title(name, fontsize=style.SMALL)
         for axes, name, pictures in ((grid[1], "clean", others), (grid[2], "with it", marked)):
             style.write(axes[0], name, (0, 0.5), (-12, 0), ha="right", va="center", fontweight="bold")
             for ax, pixels in zip(axes, pictures, strict=True):
-                _draw(ax, pixels)
+                show_image(ax, pixels)
     row = found.suspect_row
     assert row is not None  # required above
     return Picture(figure, f"The trigger synthesised for “{found.classes[row.label]}”; with it {row.success:.1%} of "
@@ -83,10 +83,6 @@ def _parts(trigger: nn.Module) -> dict[str, Tensor]:
     assert isinstance(trigger, Perturbed)  # the only other kind
     shown, gain = amplified(torch.zeros_like(trigger.pattern.cpu()), trigger.pattern.cpu())
     return {f"pattern × {gain}\n(grey: none)": shown}
-
-
-def _draw(ax: Axes, pixels: Tensor) -> None:
-    ax.imshow(pixels.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
 
 
 def _page(found: Scan, facts: Mapping[str, object], card_says: str) -> str:
