@@ -16,7 +16,7 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, adopted, closed, endless
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
-from gradprune.pruning import Filters, Pairs, gated
+from gradprune.pruning import Filters, Pairs, gated, in_order
 
 DEFAULTS: dict[str, Any] = {
     "eps": 0.4,         # mask and bias may be shaken by up to this share
@@ -71,5 +71,5 @@ def anp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
             optimizer.step()
             mask.clamp_(0, 1)
     values = mask.cpu()
-    stopped = work.prune(closed(values, paper["threshold"]), values, alpha, progress)
+    stopped = work.prune(in_order, closed(values, paper["threshold"]), values, alpha=alpha, progress=progress)
     return work.result("anp", {"spc": spc, "alpha": alpha, **paper, "seed": seed}, pruned=work.model, stopped=stopped)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, positive
 from gradprune.defenses.result import DefenseResult
-from gradprune.pruning import Filters
+from gradprune.pruning import Filters, in_order
 
 
 def lipschitz_bounds(model: nn.Module, found: Filters) -> Tensor:
@@ -52,5 +52,5 @@ def clp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     distance = deviations(lipschitz_bounds(work.model, work.found), work.found)
     above = torch.nonzero(distance > (1.0 if u is None else u)).flatten().tolist()
     order = sorted(above, key=lambda position: -float(distance[position]))
-    stopped = work.prune(order, distance, alpha if u is None else None, progress)
+    stopped = work.prune(in_order, order, distance, alpha=alpha if u is None else None, progress=progress)
     return work.result("clp", {"spc": spc, "u": u, "alpha": alpha, "seed": seed}, pruned=work.model, stopped=stopped)

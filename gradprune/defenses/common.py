@@ -7,7 +7,7 @@ without augmentation every defence, `grad_prune` too, learns from the same image
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require, settled
 from gradprune.models.inference import evaluating, predict
-from gradprune.pruning import FilterMask, Pairs, clean_loss, fine_tune, in_order, pair_up, unpaired, validate
+from gradprune.pruning import FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
 from gradprune.pruning.fine_tuning import batches
 
@@ -55,10 +55,14 @@ class Work:
             self.interrupted = True
         self.seconds[name] = time.perf_counter() - start
 
-    def prune(self, order: Iterable[int], values: Tensor, alpha: float | None, progress: bool) -> str:
-        """Remove filters of the copy in this order (see `in_order`); returns why that ended."""
-        with self.stage("prune"):
-            outcome = in_order(self.model, self.found, order, values, self.validation, alpha=alpha, progress=progress)
+    def prune(self, recipe: Callable[..., Pruned], *given: Any, **settings: Any) -> str:
+        """Prune the copy by `paper`, `verified` or `in_order`; returns why that ended.
+
+        given, settings: the recipe's arguments, without those that are here. Recipes take Ctrl-C themselves.
+        """
+        start = time.perf_counter()
+        outcome = recipe(self.model, self.found, *given, self.validation, **settings)
+        self.seconds["prune"] = time.perf_counter() - start
         self.history, self.mask = outcome.history, outcome.mask
         self.interrupted |= outcome.interrupted
         return outcome.stopped
@@ -82,9 +86,10 @@ class Work:
     def result(self, name: str, settings: dict[str, Any], *, pruned: nn.Module | None = None,
                stopped: str = "") -> DefenseResult:
         """Put the result together; `settings` are all arguments that shaped it."""
-        interrupted = self.interrupted or "interrupted" in self.history[-1]
-        return DefenseResult(self.model, pruned, self.mask, self.history, self.seconds,
-                             "interrupted" if interrupted else stopped, settings, interrupted, name)
+        tuning = "interrupted" in self.history[-1]  # what ended the pruning before it still holds
+        stopped = "interrupted" if self.interrupted or (tuning and not stopped) else stopped
+        return DefenseResult(self.model, pruned, self.mask, self.history, self.seconds, stopped, settings,
+                             self.interrupted or tuning, name)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
-from gradprune.pruning import Filters
+from gradprune.pruning import Filters, in_order
 
 
 def activity(model: nn.Module, found: Filters, images: Tensor) -> tuple[Tensor, list[int]]:
@@ -57,7 +57,7 @@ def fine_pruning(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = 
     work = Work(model, clean, None, spc, seed)
     means, positions = activity(work.model, work.found, work.train.clean)
     order = sorted(positions, key=lambda position: float(means[position]))[:-1]  # one filter must stay
-    stopped = work.prune(order, means, alpha, progress)
+    stopped = work.prune(in_order, order, means, alpha=alpha, progress=progress)
     pruned = copy.deepcopy(work.model)
     if not work.interrupted:
         work.tune(lr=lr, steps=steps, seed=seed, progress=progress)

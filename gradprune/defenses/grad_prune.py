@@ -4,7 +4,6 @@ Source: Dunnett, Arablouei, Miller, Dedeoglu & Jurdak, 2024, arXiv:2405.03918.
 """
 
 import copy
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -41,22 +40,18 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     if score not in SCORES:
         raise unknown("score", score, SCORES)
     work = Work(model, clean, trigger, spc, seed)
-    pruned, train, validation = work.model, work.train, work.validation
-    augment = Augment(model, trigger, train) if recipe == "verified" else None
-    start = time.perf_counter()
-    outcome = RECIPES[recipe](pruned, work.found, augment.add_to(train, seed) if augment else train, validation,
-                              score=score, alpha=alpha, patience=patience, progress=progress)
-    seconds = {"prune": time.perf_counter() - start}
-    history, final = outcome.history, pruned
-    if tune and not outcome.interrupted:
-        start = time.perf_counter()
-        final, parts = copy.deepcopy(pruned), (outcome.mask, train, validation)
-        history = history + (distilled_tune(model, final, *parts, augment, seed=seed, progress=progress) if augment
-                             else fine_tune(final, *parts, seed=seed, progress=progress))
-        seconds["tune"] = time.perf_counter() - start
+    augment = Augment(model, trigger, work.train) if recipe == "verified" else None
+    train = augment.add_to(work.train, seed) if augment else work.train
+    stopped = work.prune(RECIPES[recipe], train, score=score, alpha=alpha, patience=patience, progress=progress)
+    pruned = work.model
+    if tune and not work.interrupted:
+        work.model = copy.deepcopy(pruned)
+        parts = (work.mask, work.train, work.validation)
+        with work.stage("tune"):
+            work.history += (distilled_tune(model, work.model, *parts, augment, seed=seed, progress=progress)
+                             if augment else fine_tune(work.model, *parts, seed=seed, progress=progress))
     settings = {"recipe": recipe, "score": score, "spc": spc, "alpha": alpha, "patience": patience, "seed": seed}
-    interrupted = outcome.interrupted or "interrupted" in history[-1]  # while pruning, or while fine-tuning
-    return DefenseResult(final, pruned, outcome.mask, history, seconds, outcome.stopped, settings, interrupted)
+    return work.result("grad_prune", settings, pruned=pruned, stopped=stopped)
 
 
 def grad_prune_verified(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, seed: int = 0,

@@ -20,7 +20,7 @@ from tqdm.auto import trange
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, adopted, batch_statistics, closed, endless
 from gradprune.defenses.result import DefenseResult
-from gradprune.pruning import Filters, Pairs, gated
+from gradprune.pruning import Filters, Pairs, gated, in_order
 
 DEFAULTS: dict[str, Any] = {
     "unlearn_lr": 0.01,   # of the ascent's SGD, momentum 0.9, weight decay 5e-4
@@ -89,5 +89,5 @@ def rnp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
         with work.stage("recover"):
             values = recover(scratch, work.found, stream, paper["recover_lr"], paper["recover_weight"],
                              paper["recover_steps"], progress).cpu()
-    stopped = work.prune(closed(values, paper["threshold"]), values, alpha, progress)
+    stopped = work.prune(in_order, closed(values, paper["threshold"]), values, alpha=alpha, progress=progress)
     return work.result("rnp", {"spc": spc, "alpha": alpha, **paper, "seed": seed}, pruned=work.model, stopped=stopped)
