@@ -101,7 +101,7 @@ def demo(train: Train = False, spc: Spc = 10, seed: Seed = 0, out: Report = Path
     from gradprune.demo import run_demo
     told = run_demo(train, spc, seed, out, progress())
     show(as_json, told, _stages(told), told["sentence"], f"Report: {told['report']}",
-           kept="the report shows the state reached")
+         kept="the report shows the state reached")
 
 
 @app.command(epilog=more("gradprune attack blended --rate 0.05 --target 3", "gradprune defend out/blended"))
@@ -123,7 +123,7 @@ def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet
     show(as_json, told, table("trained model", {trigger: told["metrics"]}),
            f"{told['attack']['poisoned_images']} of {told['train_images']} training images were poisoned; "
            f"the trigger leads to {told['target_name']!r}.", f"Saved: {told['out']}",
-           kept=f"the model reached in epoch {told['training']['epochs_done'] + 1} is saved")
+         kept=f"the model reached in epoch {told['training']['epochs_done'] + 1} is saved")
 
 
 @app.command(epilog=more("gradprune defend badnets --spc 2 --out out/clean", "gradprune evaluate out/clean",
@@ -149,7 +149,7 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
     show(as_json, told, _stages(told) if "tuned" in told else "", told["scan"] or "", told["sentence"],
          *told.get("notes", []), told["slim"]["sentence"] if told["slim"] else "",
          f"Saved: {told['out']}" if told["out"] else "", f"Exported: {told['export']}" if told["export"] else "",
-           kept="the state reached is " + ("saved" if out else "shown above"))
+         kept="the state reached is " + ("saved" if out else "shown above"))
 
 
 @app.command(epilog=more("gradprune evaluate badnets"))
