@@ -125,5 +125,5 @@ def build_zoo(only: list[str] | None = None, out: str | Path | None = None, prog
             victim = attack(**known[name], progress=progress)
         if victim.card["training"]["interrupted"]:
             raise KeyboardInterrupt(f"training of {name!r} was cut short; nothing was saved for it")
-        save_checkpoint(folder / name, victim.model, victim.card, victim.trigger, half=known[name].get("half", False))
+        save_checkpoint(folder / name, victim.model, victim.card, victim.trigger)
         yield name, victim

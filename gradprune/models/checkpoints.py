@@ -20,22 +20,22 @@ Card = dict[str, Any]
 _TRIGGER = "trigger."  # prefix of the tensors that a trigger learned, in the same file as the model's
 
 
-def save_checkpoint(path: str | Path, model: nn.Module, card: Card, trigger: nn.Module | None = None,
-                    half: bool = False) -> Path:
+def save_checkpoint(path: str | Path, model: nn.Module, card: Card, trigger: nn.Module | None = None) -> Path:
     """Write `path`.safetensors and `path`.json; returns the path of the weights.
 
     trigger: where it has learned tensors (a state dict that is not empty), they go into the same file, each name with
-    "trigger." before it, so that the one hash covers them too. half: store the model's floats as float16, half the
-    file; they are float32 again once loaded.
-
+    "trigger." before it, so that the one hash covers them too. A model whose floats float16 holds exactly is stored so,
+    in half the bytes; they are float32 again once loaded.
     card: plain JSON values; `card["model"]` holds `name` and the settings that `models.build` takes, `num_classes`
     among them. The card gets the weights' sha256, so weights and card of different runs never pass for a pair.
     Raises InputError where the folder or the disk takes no more; the old pair, if there is one, then stays.
     """
     weights_path, card_path = paths(path)
     learned = {} if trigger is None else {_TRIGGER + key: value for key, value in trigger.state_dict().items()}
-    own = {name: tensor.half() if half and tensor.is_floating_point() else tensor
-           for name, tensor in model.state_dict().items()}
+    own = model.state_dict()
+    floats = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}
+    if all(torch.equal(tensor.half().to(tensor), tensor) for tensor in floats.values()):
+        own = own | {name: tensor.half() for name, tensor in floats.items()}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in (own | learned).items()}
     weights = save(state)
     card = {**card, "sha256": hashlib.sha256(weights).hexdigest()}
