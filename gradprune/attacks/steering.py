@@ -39,7 +39,7 @@ class Steering:
         poisoned, decoys = self.poisoned[chosen].to(images.device), self.decoys[chosen].to(images.device)
         mixed, labels = images.clone(), labels.clone()
         if self.optimizer and len(images) > 1:
-            self.trigger.own_loss(images).backward()  # type: ignore[no-untyped-call]
+            self.trigger.own_loss(images).backward()
         if poisoned.any():
             mixed[poisoned] = self.trigger(images[poisoned])
             labels[poisoned] = self.wanted[chosen].to(labels.device)[poisoned]

@@ -82,7 +82,7 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     recipe = settled("training", RECIPE, changes)
     require(len(images) > 0, "the training set is empty.")
     require(recipe["epochs"] >= 1 and recipe["batch_size"] >= 1, "epochs and batch_size must be at least 1.")
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     given = copy.deepcopy(model.state_dict())
 
     def train(batch_size: int) -> TrainingResult:

@@ -167,7 +167,7 @@ def _open(request: urllib.request.Request) -> Any:
 
 def _opened(part: Path, mode: str) -> IO[bytes]:
     try:
-        return part.open(mode)  # type: ignore[return-value]
+        return part.open(mode)
     except OSError as error:
         raise _unwritable(part, error) from None
 

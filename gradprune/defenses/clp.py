@@ -22,7 +22,7 @@ def lipschitz_bounds(model: nn.Module, found: Filters) -> Tensor:
     """
     bounds = []
     for layer in found.layers:
-        weight = model.get_submodule(layer.name).weight.detach()  # type: ignore[operator, union-attr]
+        weight = model.get_submodule(layer.name).weight.detach()  # type: ignore[operator]
         bound = torch.linalg.matrix_norm(weight.flatten(2), ord=2)
         norm = model.get_submodule(layer.norm) if layer.norm else None
         if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:

@@ -36,7 +36,7 @@ class SharpnessAware(torch.optim.SGD):
         norm = torch.stack([value.norm() for value in scaled]).norm() + 1e-12
         return [self.rho * weight.detach().abs() * value / norm for weight, value in zip(weights, scaled, strict=True)]
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Two gradients: at w to find the worst point, and there for the step from w."""
         assert closure is not None  # `fine_tune` always passes one
         weights = [weight for group in self.param_groups for weight in group["params"]]

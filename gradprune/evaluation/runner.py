@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from gradprune.errors import InputError, require
 from gradprune.evaluation.cells import Row
 from gradprune.evaluation.executors import Job, cluster, processes, reach, serial
-from gradprune.evaluation.grid import Grid
+from gradprune.evaluation.grid import Cell, Grid
 from gradprune.evaluation.store import Store, to_table
 from gradprune.models.devices import choose_device, device_name
 
@@ -72,7 +72,7 @@ def _rows(jobs: list[Job], workers: int, scheduler: str | None) -> Generator[Row
     return processes(jobs, workers) if workers > 1 else serial(jobs)
 
 
-def _kept(store: Store, cells: list, out: str | Path | None) -> str:
+def _kept(store: Store, cells: list[Cell], out: str | Path | None) -> str:
     done = sum(map(store.done, cells))
     where = f" and safe in {out}; the same command goes on from there" if out else "; no folder was given to keep them"
     return f"{done} of {len(cells)} cells are done{where}"

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pandas as pd
 import torch
@@ -102,7 +103,7 @@ class Store:
             raise InputError(f"Cannot write to {self.table}: {error.strerror or error}. The {len(self.rows)} cells in "
                              "it are safe; the same command goes on from there.") from None
 
-    def _compare(self, facts: dict) -> None:
+    def _compare(self, facts: dict[str, Any]) -> None:
         """Refuse a folder whose rows were made by other versions, on another device or from other checkpoints."""
         facts = {"device": "cpu", **facts}  # a folder that does not say so is older than the choice
         now = {"format": FORMAT, **_versions(), "device": self.device}
@@ -125,7 +126,7 @@ def read_results(folder: str | Path) -> pd.DataFrame:
     return to_table(_read(Path(folder) / "cells.csv")[0].values())
 
 
-def read_facts(folder: Path) -> dict:
+def read_facts(folder: Path) -> dict[str, Any]:
     """What made the rows of a bench folder: format, versions, checkpoints. Raises InputError where it cannot tell."""
     path = folder / "bench.json"
     require(path.exists(), f"{folder} holds no bench: there is no bench.json.")

@@ -74,7 +74,7 @@ def _mean_rank(scores: pd.DataFrame) -> pd.Series:
 
 
 def _ranks(scores: pd.DataFrame, **settings: Any) -> pd.DataFrame:
-    return scores.rank(axis=1, **{"ascending": False, "na_option": "bottom"} | settings)  # type: ignore[arg-type]
+    return scores.rank(axis=1, **{"ascending": False, "na_option": "bottom"} | settings)
 
 
 def _scores() -> list[tuple[Any, ...]]:

@@ -22,7 +22,7 @@ def _renamed(rename: Callable[[str], str], keep: Callable[[str], bool] = lambda 
 
 
 def _opened(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    return content.get("state_dict", content)  # type: ignore[no-any-return]
+    return content.get("state_dict", content)
 
 
 def _files() -> list[tuple[dict[str, Any]]]:

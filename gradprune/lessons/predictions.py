@@ -38,7 +38,7 @@ def predict(key: str, question: str, low: float = 0, high: float = 1, *, step: f
         panel = _panel(key, question, slider, lambda value: format(int(value) if form == "d" else value, form))
     from IPython.display import display
 
-    display(panel)  # type: ignore[no-untyped-call]
+    display(panel)
 
 
 def reveal(key: str, actual: Any, form: str = ".2f") -> Any:

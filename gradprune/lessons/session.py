@@ -61,7 +61,7 @@ def _shell() -> Any:
         from IPython.core.getipython import get_ipython
     except ImportError:
         return None
-    return get_ipython()  # type: ignore[no-untyped-call]
+    return get_ipython()
 
 
 def show(html: str, text: str) -> None:
@@ -71,4 +71,4 @@ def show(html: str, text: str) -> None:
         return
     from IPython.display import display
 
-    display({"text/html": html, "text/plain": text}, raw=True)  # type: ignore[no-untyped-call]
+    display({"text/html": html, "text/plain": text}, raw=True)

@@ -17,4 +17,4 @@ class SignNet(nn.Module):
         x = nn.functional.max_pool2d(self.norm1(self.conv1(x)).relu(), 2)
         x = self.norm2(self.conv2(x)).relu()
         x = self.norm3(x + self.conv3(x)).relu()
-        return self.last(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return self.last(x.mean(dim=(2, 3)))

@@ -48,4 +48,4 @@ class _Normalized(nn.Module if TYPE_CHECKING else object):  # type: ignore[misc]
 
     def forward(self, images: Tensor) -> Tensor:
         """images: float (N, C, H, W) in [0, 1]; returns what the network returns."""
-        return super().forward((images - self.pixel_mean) / self.pixel_std)  # type: ignore[no-any-return]
+        return super().forward((images - self.pixel_mean) / self.pixel_std)

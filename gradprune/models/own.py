@@ -54,4 +54,4 @@ def _look_up(place: str) -> Callable[..., nn.Module]:
     if not callable(function):
         has = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(f"{module_name} has no function {name!r}; it has {', '.join(has[:8]) or 'none'}.")
-    return function  # type: ignore[no-any-return]
+    return function

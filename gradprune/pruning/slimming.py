@@ -59,7 +59,7 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
             graph = torch_pruning.DependencyGraph()
             graph.build_dependency(small, example[:1].to(wanted.device), verbose=False)
             cut = _cut(small, found, gone, graph, _zeros(small, example))
-        answers = predict(small.to(memory_format=torch.channels_last), example)  # type: ignore[call-overload]
+        answers = predict(small.to(memory_format=torch.channels_last), example)
         require(torch.allclose(answers, wanted, rtol=0, atol=TOLERANCE), "its answers would change")
     except Exception as error:  # a stranger's model may do anything with its channels
         raise InputError(f"the model cannot be slimmed ({type(error).__name__}: {error}); masked it works as it is."
