@@ -9,6 +9,8 @@ from gradprune.datasets import ImageSet
 from gradprune.errors import require
 from gradprune.models.inference import predict
 
+BATCH = 64  # images at once: few enough for what a network computes to stay in a processor's cache
+
 
 class Metrics(NamedTuple):
     """Shares in 0..1. ASR and RA are counted on images whose true class is not the attacker's label for them.
@@ -50,7 +52,7 @@ def exam(test: ImageSet, trigger: nn.Module, target: int | None, label_map: str 
     return Exam(test.floats(), test.labels.cpu(), others.triggered(trigger), others.labels.cpu(), wanted[counted].cpu())
 
 
-def measure(model: nn.Module, questions: Exam, batch_size: int = 250) -> Metrics:
+def measure(model: nn.Module, questions: Exam, batch_size: int = BATCH) -> Metrics:
     """ACC, ASR and RA of a model on an exam."""
     acc = (predict(model, questions.images, batch_size).argmax(1).cpu() == questions.labels).double().mean()
     answers = predict(model, questions.triggered, batch_size).argmax(1).cpu()
@@ -58,7 +60,7 @@ def measure(model: nn.Module, questions: Exam, batch_size: int = 250) -> Metrics
     return Metrics(acc.item(), asr.item(), ra.item())
 
 
-def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int | None, batch_size: int = 250,
+def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int | None, batch_size: int = BATCH,
              label_map: str = "all_to_one") -> Metrics:
     """ACC, ASR and RA of a model on a test set under a trigger, in one call.
 

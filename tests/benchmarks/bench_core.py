@@ -17,7 +17,8 @@ import torch
 
 import gradprune as gp
 from gradprune.datasets import draw_defense_images
-from gradprune.models import evaluating
+from gradprune.evaluation.metrics import BATCH
+from gradprune.models import evaluating, predict
 from gradprune.pruning import Augment, pair_up, paper, unlearning_loss, verified
 
 
@@ -67,6 +68,14 @@ def verified_ratio(victim, spc, repeats=5):
     return median(ratios), min(ratios), max(ratios), median(wall)
 
 
+def batch_ratio(victim, repeats=7):
+    """Cost of answering the test images in batches of 250 over batches of `metrics.BATCH`, as measuring does."""
+    images = victim.data.test.floats()
+    ratios = [seconds(lambda: predict(victim.model, images, 250)) / seconds(lambda: predict(victim.model, images, BATCH))
+              for _ in range(repeats)]
+    return median(ratios), min(ratios), max(ratios)
+
+
 def import_seconds(repeats=5):
     """Median seconds of `import torch`, and of `import gradprune` with every public name on top of it."""
     code = ("import time; a = time.perf_counter(); import torch; b = time.perf_counter(); from gradprune import *; "
@@ -104,6 +113,8 @@ def main():
     for spc in (2, 10, 50):
         middle, low, high = round_ratio(victim, spc)
         print(f"a pruning round at spc {spc}: {middle:.2f} x the floor, range {low:.2f}..{high:.2f} (target <= 1.25)")
+    middle, low, high = batch_ratio(victim)
+    print(f"measuring in batches of 250: {middle:.2f} x batches of {BATCH}, range {low:.2f}..{high:.2f}")
     for name in ("badnets", "blended"):
         middle, low, high, whole = verified_ratio(gp.load_victim(name), 10)
         print(f"a round of `verified` on {name} at spc 10: {middle:.2f} x one of `paper`, range {low:.2f}..{high:.2f} "
