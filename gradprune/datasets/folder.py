@@ -60,10 +60,10 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
     skipped, grey = tuple(arrays["skipped"].tolist()), int(arrays["grey"])
     if skipped:
         more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        _log.warning("%d pictures in %s cannot be read and are left out: %s%s.", len(skipped), root,
+        _log.warning("%d picture%s in %s cannot be read, left out: %s%s.", len(skipped), "s"[:len(skipped) > 1], root,
                      "; ".join(skipped[:5]), more)
     if grey:
-        _log.warning("%d pictures in %s have no colour and were turned into RGB.", grey, root)
+        _log.warning("%d picture%s in %s without colour, turned into RGB.", grey, "s"[:grey > 1], root)
     return FolderImages(_split(root, arrays, seed), skipped, grey)
 
 
@@ -145,8 +145,8 @@ def _split(root: Path, arrays: Arrays, seed: int) -> Dataset:
     pool = parts["all" if "all" in parts else "train"]
     needed = 1 + ("test" not in parts) + ("defense" not in parts)
     for name, count in zip(classes, torch.bincount(pool.labels, minlength=len(classes)).tolist(), strict=True):
-        require(count >= needed, f"class {name!r} in {root} has {count} pictures that can be read; it takes {needed}, "
-                                 "one for each part.")
+        require(count >= needed, f"class {name!r} in {root} has {count} picture{'s' * (count != 1)} that can be read; "
+                                 f"it takes {needed}, one for each part.")
     rest, test = (pool, parts["test"]) if "test" in parts else split_off(pool, TEST_SHARE, seed)
     require(len(test) > 0, f"no test picture in {root} can be read.")
     train, defense = (rest, parts["defense"]) if "defense" in parts else split_off(rest, DEFENSE_SHARE, seed)
