@@ -13,11 +13,12 @@ from gradprune.screen import Json, more, progress, show
 Attacks = Annotated[str | None, typer.Option(help="Shipped models (`gradprune zoo list`) or checkpoint paths, "
                                              "separated by commas; all, the default: every attacked model of the "
                                              "signs.")]
-Defenses = Annotated[str | None, typer.Option(help="Defences, separated by commas; all, the default: every one; a wrong "
-                                              "name lists them.")]
+Defenses = Annotated[str | None, typer.Option(help="Defences, separated by commas; all, the default: every one; a "
+                                              "wrong name lists them.")]
 Spcs = Annotated[str | None, typer.Option(help="Clean images per class for the defender, separated by commas; 2,10 "
                                           "if not given.")]
-Seeds = Annotated[int | None, typer.Option(help="How many draws of the defender's images; 3, the default: seeds 0, 1, 2.")]
+Seeds = Annotated[int | None, typer.Option(help="How many draws of the defender's images; 3, the default: seeds 0, "
+                                          "1, 2.")]
 Preset = Annotated[str | None, typer.Option(help="A whole bench by name: paper first trains PreActResNet-18 with four "
                                             "attacks on CIFAR-10 (for a GPU); cifar10 and gtsrb take shipped models. "
                                             "It has defaults of its own; options beside it override them.")]
