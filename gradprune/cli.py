@@ -184,7 +184,7 @@ def zoo_list(as_json: Json = False) -> None:
     """
     from gradprune.zoo import cards
     found = cards()
-    rows = {f"{key} ({card['attack']['rate']:.0%} poisoned)": card["metrics"] for key, card in found.items()}
+    rows = {f"{key} ({card['attack']['rate']:.0%} {_of_what(card)})": card["metrics"] for key, card in found.items()}
     show(as_json, {"checkpoints": found}, table("shipped model", rows) if rows else
            "There are no shipped models here; `gradprune zoo build` trains them.")
 
@@ -223,6 +223,10 @@ def doctor(as_json: Json = False) -> None:
     """
     from gradprune.doctor import report
     raise typer.Exit(report(as_json))
+
+
+def _of_what(card: dict[str, Any]) -> str:
+    return "of the target class" if card["attack"].get("label_map") == "clean_label" else "poisoned"
 
 
 def _stages(told: dict[str, Any]) -> Table:
