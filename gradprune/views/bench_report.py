@@ -110,7 +110,8 @@ def _pruning_adds(pair: pd.Series) -> str:
     """The paired difference of grad_prune and ft_unlearn, in words."""
     size = f"{100 * abs(pair['gain']):.1f}"
     lies = "less than 0.1 points from" if size == "0.0" else f"{size} points {'above' if pair['gain'] > 0 else 'below'}"
-    text = f" What pruning adds: the DER of grad_prune is {lies} that of ft_unlearn, the same fine-tuning without pruning"
+    text = (f" What pruning adds: the DER of grad_prune is {lies} that of ft_unlearn, the same fine-tuning without "
+            "pruning")
     if pair["attacks"] < 2:
         return text + " (one attack, so no interval)."
     clear = "holds 0: no difference is shown" if pair["gain_low"] <= 0 <= pair["gain_high"] else "does not hold 0"
