@@ -1,5 +1,6 @@
 """The reference of all public names, made from their docstrings: `make docs`, or this file with a folder."""
 
+import re
 import sys
 import warnings
 from importlib import import_module
@@ -11,6 +12,7 @@ from gradprune import __version__
 from gradprune.paths import output_folder
 
 ROOMS = ("datasets", "models", "attacks", "pruning", "defenses", "evaluation", "views", "lessons")
+INHERITED = re.compile(r"<p>(Alias for field number|Create new instance of|Initialize internal Module state)[^<]*</p>")
 
 
 def build(folder: Path) -> None:
@@ -23,6 +25,8 @@ def build(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # pdoc's own
         pdoc.pdoc(*pages, output_directory=output_folder(folder))
+    for page in folder.rglob("*.html"):  # what named tuples and torch's modules say of themselves tells nobody anything
+        page.write_text(INHERITED.sub("", page.read_text("utf-8")), "utf-8")
     print(f"Written: {folder / 'index.html'}")
 
 

@@ -5,7 +5,8 @@
     result = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=10)
     print(result, victim.evaluate(result.model))
 
-The rooms, in reading order: datasets, models, attacks, pruning, defenses, evaluation, views, lessons.
+The rooms, in reading order: `gradprune.datasets`, `gradprune.models`, `gradprune.attacks`, `gradprune.pruning`,
+`gradprune.defenses`, `gradprune.evaluation`, `gradprune.views`, `gradprune.lessons`.
 Method: Dunnett et al., 2024, arXiv:2405.03918.
 """
 

@@ -11,14 +11,17 @@ from gradprune.errors import InputError
 from gradprune.screen import Json, more, progress, show
 
 Attacks = Annotated[str | None, typer.Option(help="Shipped models (`gradprune zoo list`) or checkpoint paths, "
-                                             "separated by commas; all: every attacked model of the signs.")]
-Defenses = Annotated[str | None, typer.Option(help="Defences, separated by commas; all of them, or a wrong name to "
-                                              "see them.")]
-Spcs = Annotated[str | None, typer.Option(help="Clean images per class for the defender, separated by commas; 2,10.")]
-Seeds = Annotated[int | None, typer.Option(help="How many draws of the defender's images: 3 runs seeds 0, 1, 2.")]
+                                             "separated by commas; all, the default: every attacked model of the "
+                                             "signs.")]
+Defenses = Annotated[str | None, typer.Option(help="Defences, separated by commas; all, the default: every one; a "
+                                              "wrong name lists them.")]
+Spcs = Annotated[str | None, typer.Option(help="Clean images per class for the defender, separated by commas; 2,10 "
+                                          "if not given.")]
+Seeds = Annotated[int | None, typer.Option(help="How many draws of the defender's images; 3, the default: seeds 0, "
+                                          "1, 2.")]
 Preset = Annotated[str | None, typer.Option(help="A whole bench by name: paper first trains PreActResNet-18 with four "
                                             "attacks on CIFAR-10 (for a GPU); cifar10 and gtsrb take shipped models. "
-                                            "Options beside it override it.")]
+                                            "It has defaults of its own; options beside it override them.")]
 Out = Annotated[Path | None, typer.Option(help="Folder that keeps the rows; give it again to go on. out/bench, or "
                                           "out/PRESET, if not given.")]
 Workers = Annotated[int, typer.Option(help="Processes on this machine, one thread each.")]

@@ -18,7 +18,8 @@ Model = Annotated[str | None, typer.Option("--model", help="Whose weights these 
                                            "which is imported from the current folder and run.")]
 Data = Annotated[str | None, typer.Option("--data", help="Your images: a folder with one folder a class, a .npz file, "
                                           "or a name; if not the card's.")]
-Size = Annotated[int | None, typer.Option("--size", help="Side in pixels that a folder's pictures are resized to; 32.")]
+Size = Annotated[int | None, typer.Option("--size", help="Side in pixels that a folder's pictures are resized to; 32 "
+                                          "if not given.")]
 Trigger = Annotated[str, typer.Option("--trigger", help="known: the attack's own; synthesised: from a scan of the "
                                       "model; or a picture file: a patch, transparent or not, or one as large as the "
                                       "image.")]

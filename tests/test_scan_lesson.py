@@ -195,8 +195,8 @@ def test_the_map_of_alarms_counts_models_not_marks():
     table = pd.DataFrame([scan("a", True, 0.2, 5, 0.3, 4), scan("b", True, 0.6, 2.3, 0.9, 1), scan("c", True, 0.9, 1, 0.9, 1),
                           scan("d", False, 0.8, 2.5, 0.7, 3), scan("e", False, 0.9, 1, 0.9, 1)])
     picture = scan_plots.alarm_map(table)
-    assert picture.summary == ("An index above 2 makes the index alone: 1 of 2 clean and 2 of 3 attacked models accused; "
-                               "with a norm below 50%: 0 of 2 clean and 1 of 3 attacked models accused.")
+    assert picture.summary == ("By an index above 2 alone, 1 of 2 clean and 2 of 3 attacked models are accused; with a norm below 50% of "
+                               "the median as well, 0 of 2 clean and 1 of 3 attacked models are accused.")
     assert "clean" in str(scan_plots.alarm_map(SCAN))
 
 

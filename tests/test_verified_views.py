@@ -65,7 +65,7 @@ def test_trials_and_predictions_equal_removals_and_gradients_by_hand(victim):
 def test_the_sentence_names_the_best_trial_and_the_harmful_ones():
     text = about_tried(tried(), Names())
     assert "stages.5 has the best trial, place 1 in the gradient's order (objective -3, predicted -4)" in text
-    assert "1 of the trials makes it worse, stages.7 most (+8, predicted -2)" in text
+    assert "1 of the trials makes it worse: stages.7 (+8, predicted -2)" in text
     text = about_tried(tried(real=(-1.0, -3.0, -0.5)), Names())
     assert "stages.6 has the best trial, place 2" in text
     assert text.endswith("none of the trials makes it worse.")

@@ -190,8 +190,9 @@ def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
         last = mean.ffill(axis=1).iloc[:, -1]
         heights = style.spread(list(last), *ax.get_ylim(), gap=min(0.055, 1 / len(last)))
         for (name, value), height in zip(last.items(), heights, strict=True):
-            look, end = looks(table)[name], len(sizes) - 1
-            ax.annotate(plain(name, _NAME), (end, value), (1.08, height), textcoords=("axes fraction", "data"),
+            look, end = looks(table)[name], mean.loc[name].last_valid_index()
+            text = plain(name, _NAME) + ("" if end == sizes[-1] else f" (to {end})")
+            ax.annotate(text, (len(sizes) - 1, value), (1.08, height), textcoords=("axes fraction", "data"),
                         va="center", color=look["color"], fontsize=style.SMALL, annotation_clip=False, arrowprops={
                             "arrowstyle": "-", "color": look["color"], "lw": 0.7, "shrinkB": 5, "relpos": (0, 0.5)})
         ax.set_xticks(range(len(sizes)), [str(spc) for spc in sizes])
@@ -201,7 +202,9 @@ def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
         ax.set_title(f"{metric.upper()} by images per class (bands: lowest to highest seed)", pad=14)
     whole = mean.dropna()
     told = "; ".join(f"{name}: " + change("", row.iloc[0], row.iloc[-1]).strip() for name, row in whole.iterrows())
-    return Picture(figure, f"From {sizes[0]} to {sizes[-1]} images per class mean {metric.upper()} moved: {told}.")
+    rest = f"; not at all sizes: {', '.join(mean.index.difference(whole.index))}" * (len(whole) < len(mean))
+    return Picture(figure, f"From {sizes[0]} to {sizes[-1]} images per class mean {metric.upper()} moved: "
+                           f"{told}{rest}.")
 
 
 def _at(table: pd.DataFrame, spc: int) -> pd.DataFrame:

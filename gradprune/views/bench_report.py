@@ -26,12 +26,15 @@ bootstrap: attacks are drawn with replacement, then seeds within each. Attacks c
 have another attack; seeds are only other images for the same model. With few attacks the intervals are too narrow, and
 the highest of many means is partly luck. A failed cell ranks last and is left out of means.</p>"""
 _DIFFERENCES = {
-    "network": "PreActResNet-18, about 11 million weights. Here, by default: a small PreActResNet, 78,000 weights.",
-    "images": "CIFAR-10 or GTSRB, photographs. Here, by default: rendered signs.",
+    "network": "PreActResNet-18, about 11 million weights. Here: that of each model; as shipped 78,000 weights for "
+               "signs, 0.7 million for photographs.",
+    "images": "CIFAR-10 or GTSRB, photographs. Here: those of each model; as shipped rendered signs, and photographs "
+              "for the names cifar10/... and gtsrb/...",
     "poisoned": "10 % of the training images. Here: set for each attack.",
     "defender": "5 % of the training images: about 250 a class on CIFAR-10, 45 on average on GTSRB. Here: see the "
                 "columns.",
-    "trigger": "unknown to the defences. Here: known to grad_prune and ft_unlearn alone, which have no published row.",
+    "trigger": "unknown to the defences. Here: known to grad_prune (either recipe) and ft_unlearn alone, which have "
+               "no published row.",
     "runs": "one figure a cell, other code, other settings of the defences. Here: means over seeds.",
 }
 
@@ -105,9 +108,10 @@ def _outcome(ranks: pd.DataFrame) -> str:
 
 def _pruning_adds(pair: pd.Series) -> str:
     """The paired difference of grad_prune and ft_unlearn, in words."""
-    side = "above" if pair["gain"] >= 0 else "below"
-    text = (f" What pruning adds: the DER of grad_prune is {100 * abs(pair['gain']):.1f} points {side} that of "
-            "ft_unlearn, the same fine-tuning without pruning")
+    size = f"{100 * abs(pair['gain']):.1f}"
+    lies = "less than 0.1 points from" if size == "0.0" else f"{size} points {'above' if pair['gain'] > 0 else 'below'}"
+    text = (f" What pruning adds: the DER of grad_prune is {lies} that of ft_unlearn, the same fine-tuning without "
+            "pruning")
     if pair["attacks"] < 2:
         return text + " (one attack, so no interval)."
     clear = "holds 0: no difference is shown" if pair["gain_low"] <= 0 <= pair["gain_high"] else "does not hold 0"

@@ -94,7 +94,7 @@ def draw_comparison(found: Comparison) -> Picture:
                 _draw_line(ax, row, line, found.looks[name])
             style.write(ax, _told(line, found), (1, 1 - (row + 0.5) / len(lines)), (12, 0), va="center")
         _axis(ax, found)
-        ax.set_yticks(range(len(lines)), [plain(name, 18) for name in lines.index])
+        ax.set_yticks(range(len(lines)), [plain(name, 20) for name in lines.index])
         ax.set_ylim(len(lines) - 0.5, -0.5)
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
@@ -162,7 +162,9 @@ def _lead(lead: float, spread: float, metric: str) -> str:
     """Whether the best is better than chance: its lead against the spreads of both."""
     if np.isnan(spread):
         return "one seed has no spread and decides nothing"
-    size, limit = (f"{value:.2g} s" if metric == "seconds" else f"{100 * value:.1f} points" for value in (lead, spread))
+    digits = 2 if f"{100 * lead:.1f}" == f"{100 * spread:.1f}" else 1  # "0.4 is larger than 0.4" would puzzle
+    size, limit = (f"{value:.2g} s" if metric == "seconds" else f"{100 * value:.{digits}f} points"
+                   for value in (lead, spread))
     if lead > spread:
         return f"the lead of {size} is larger than both spreads together ({limit})"
     return f"the lead of {size} is not larger than both spreads together ({limit}): these seeds do not decide"

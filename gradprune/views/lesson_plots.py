@@ -67,7 +67,7 @@ def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, 
         ax = figure.subplots()
         ax.axhspan(min(0.0, *line), 0, color=style.EMPTY, linewidth=0, zorder=0)
         ax.plot(shares, line, color=CLEAN.color, linestyle="--", label="predicted")
-        ax.plot(shares, losses, color=TRIGGERED.color, marker=TRIGGERED.marker, zorder=3, label="real")
+        ax.plot(shares, losses, color=TRIGGERED.color, marker=TRIGGERED.marker, zorder=3, clip_on=False, label="real")
         for values, mark, word in ((line, CLEAN, "predicted"), (losses, TRIGGERED, "real")):
             ax.annotate(f"{word}: {values[-1]:.1f}", (shares[-1], values[-1]), (8, 0), textcoords="offset points",
                         va="center", color=mark.color, fontweight="bold", fontsize=style.SMALL, annotation_clip=False)
@@ -115,8 +115,8 @@ def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, name
             ax.scatter(values[others], fall[others], s=18, color=CLEAN.color, alpha=0.55, linewidths=0)
             ax.scatter(values[best], fall[best], s=34, color=TRIGGERED.color, marker=TRIGGERED.marker, linewidths=0)
             for row, place in enumerate(best):
-                ax.annotate(str(row + 1), (values[place], fall[place]), (5, 3), textcoords="offset points",
-                            fontsize=style.SMALL, fontweight="bold", color=TRIGGERED.color)
+                ax.annotate(str(row + 1), (values[place], fall[place]), (-6, 1), textcoords="offset points",
+                            ha="right", fontsize=style.SMALL, fontweight="bold", color=TRIGGERED.color)
             ax.set_title(f"{name}: order agrees {likeness:.2f}", fontsize=style.NORMAL)
             ax.set_xlabel("predicted fall (dashed: as predicted)" if signed else f"{name} score (not a fall)")
             pads = [0.09 * (data.max() - data.min() or 1) for data in (values, fall)]

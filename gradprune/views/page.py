@@ -97,6 +97,8 @@ thead th { color: var(--faint); font-weight: 600 }
 td { overflow-wrap: anywhere }
 .cells table { font-size: .87rem }
 .cells th, .cells td { white-space: pre; padding-right: 1rem }
+@media screen and (min-width: 60rem) { .cells { position: relative; left: 50%; translate: -50%; width: max-content;
+  min-width: 100%; max-width: calc(100vw - 3rem) } }
 .cells tbody th, .cells thead th:first-child { position: sticky; left: 0; background: var(--paper) }
 h3 { font-size: 1.05rem; margin: 1.4rem 0 .3rem }
 .terms { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; max-width: 47rem }

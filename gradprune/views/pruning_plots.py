@@ -44,7 +44,7 @@ def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None) -
         ax.set(xlim=(0, 1), ylim=(len(groups) - 0.5, -0.6), xticks=[0, 0.25, 0.5, 0.75, 1])
         ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
         ax.set_yticks(range(len(groups)), list(groups), fontsize=style.NORMAL)
-        ax.tick_params(axis="y", length=0)
+        ax.tick_params(axis="y", length=0, pad=9)  # marks at 0 reach over the axis
         ax.grid(axis="x")
         ax.set_xlabel("ASR (lower is better for the defender)")
     told = "; ".join(f"{' '.join(name.split())}, {fmean(values):.0%} ({min(values):.0%} to {max(values):.0%})"

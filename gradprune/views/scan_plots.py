@@ -91,7 +91,8 @@ def class_norms(values: Sequence[float], index: Sequence[float], classes: Sequen
             mark = METRICS["asr" if label in alarms else "acc"]
             symbol = f"{ATTACKED.symbol} " * (label in alarms)
             ax.annotate(f"{symbol}{value:.0f}, index {own:.1f}", (value, label), (5, 0), textcoords="offset points",
-                        va="center", fontsize=style.SMALL, color=mark.color)
+                        va="center", fontsize=style.SMALL, color=mark.color,
+                        bbox={"facecolor": style.PAPER, "linewidth": 0, "pad": 0.5})
         ax.axvline(middle, color=style.FAINT, linewidth=1, zorder=0)
         _above(ax, middle, "median", style.FAINT)
         if guess is not None:
@@ -175,7 +176,9 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
         marks["low"] = marks["index"] <= THRESHOLD
         named = marks.sort_values(["low", "share"]).drop_duplicates("model")  # once each, lest names overlap
         for row in named[named["attacked"] | (named["index"] > THRESHOLD)].to_dict("records"):
-            offset, side = ((7, 3), "left") if row["index"] > THRESHOLD else ((-6, -11), "right")
+            near = (marks["share"] - row["share"]).between(1e-3, 0.04) & ((marks["index"] - row["index"]).abs() < 0.35)
+            offset, side = (((-6, -11), "right") if row["index"] <= THRESHOLD else
+                            ((-7, 3), "right") if near.any() else ((7, 3), "left"))
             ax.annotate(plain(row["model"], 16), (row["share"], row["index"]), offset, textcoords="offset points",
                         ha=side, fontsize=style.SMALL, color=(METRICS["asr"] if row["attacked"] else CLEAN).color)
         ax.axhline(THRESHOLD, color=style.INK, linestyle="--", linewidth=1.2)
@@ -186,9 +189,10 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
         ax.set_title("The nearest class of each model (grey: both conditions of an alarm hold)")
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=style.SMALL)
     told = []
-    for accused, words in ((high, "the index alone"), (high[high["share"] < SMALL], f"with a norm below {SMALL:.0%}")):
+    for accused, words in ((high, f"By an index above {THRESHOLD:g} alone"),
+                           (high[high["share"] < SMALL], f"with a norm below {SMALL:.0%} of the median as well")):
         of = [f"{accused.loc[accused['attacked'] == attacked, 'model'].nunique()} of "
               f"{int((scans['attacked'] == attacked).sum())} {name}"
               for attacked, name in ((False, "clean"), (True, "attacked"))]
-        told.append(f"{words}: {' and '.join(of)} models accused")
-    return Picture(figure, f"An index above {THRESHOLD:g} makes {'; '.join(told)}.")
+        told.append(f"{words}, {' and '.join(of)} models are accused")
+    return Picture(figure, f"{'; '.join(told)}.")

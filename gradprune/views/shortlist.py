@@ -93,5 +93,6 @@ def about_tried(tried: Tried, found: Filters) -> str:
             f"trial, place {best + 1} in the gradient's order (objective {tried.real[best]:+.3g}, predicted "
             f"{tried.predicted[best]:+.3g}); {harm}")
     if harmful:
-        text += f", {names[worst]} most ({tried.real[worst]:+.3g}, predicted {tried.predicted[worst]:+.3g})"
+        name = f", {names[worst]} most" if harmful > 1 else f": {names[worst]}"
+        text += f"{name} ({tried.real[worst]:+.3g}, predicted {tried.predicted[worst]:+.3g})"
     return text + "."
