@@ -1,4 +1,4 @@
-"""The README's result tables, from the committed bench: python tests/benchmarks/readme_tables.py [FOLDER]."""
+"""The result tables of README and docs, from committed benches: python tests/benchmarks/readme_tables.py [FOLDER [--by-model]]."""
 
 import sys
 from pathlib import Path
@@ -61,6 +61,21 @@ def cell(part, form):
                       for value in values)
 
 
+def by_model(table):
+    """A table for each spc: mean ACC / ASR / RA of every defence on every model, and the mean DER where it met all."""
+    for spc, rows in table.groupby("spc"):
+        models = list(dict.fromkeys(table["attack"]))
+        means = rows.groupby(["defense", "attack"])[[*FIGURES, "der"]].mean()
+        draws = rows.groupby(["defense", "attack"])["seed"].nunique()
+        ders = means["der"].unstack().reindex(columns=models)
+        print(f"\n| spc {spc} | {' | '.join(models)} | mean DER |\n|---{'|---' * len(models)}|---|")
+        for name in ders.mean(axis=1, skipna=False).sort_values(ascending=False).index:
+            cells = [" / ".join(f"{100 * means.loc[name, model][key]:.1f}" for key in FIGURES)
+                     + f" ({draws[name, model]})" * int(draws[name, model] < draws.max())
+                     if (name, model) in means.index else "not run" for model in models]
+            print(f"| {name} | {' | '.join(cells)} | {ders.loc[name].mean(skipna=False):.3f} |".replace("nan", ""))
+
+
 def whole(table):
     """The attacks of each spc that every defence has met with every seed; an unfinished bench has others too."""
     size = table.groupby(["attack", "spc"]).transform("size")
@@ -71,6 +86,9 @@ def whole(table):
 
 
 def main():
+    if "--by-model" in sys.argv:
+        sys.argv.remove("--by-model")
+        return by_model(read_results(sys.argv[1]))
     table = whole(read_results(sys.argv[1] if len(sys.argv) > 1 else FOLDER))
     overview(table)
     print()
