@@ -26,6 +26,7 @@ from PIL import Image
 from test_download import server  # noqa: F401  (a fixture)
 from typer.testing import CliRunner
 
+from gradprune import paths
 from gradprune.cli import app
 from gradprune.datasets import archives, get, load, published
 from gradprune.datasets.published import PUBLISHED, state
@@ -175,6 +176,15 @@ def pairs(x, y):
 
 
 # ---- each set
+
+
+def test_where_sets_lie_unless_told(monkeypatch, tmp_path):
+    """Beside a repository in its data/, else in the user's folder."""
+    monkeypatch.delenv("GRADPRUNE_DATA")
+    assert paths.downloads_folder() == Path(__file__).resolve().parents[1] / "data" / "downloads"
+    monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "site-packages" / "gradprune")
+    monkeypatch.setattr(paths.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
+    assert paths.downloads_folder() == tmp_path / "home" / "gradprune"
 
 
 def test_the_table_agrees_with_torchvision():

@@ -123,11 +123,12 @@ def test_measured_scans_agree_with_the_table_of_scans(model):
 def test_measuring_writes_every_class_after_each_model(victim, found, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scanning, "load_victim", lambda _: victim)
     monkeypatch.setitem(FASTER, "steps", 3)
-    scanning.measure(tmp_path / "scans.csv", ("one", "two"))
+    scanning.main(["--out", str(tmp_path)])
     table = pd.read_csv(tmp_path / "scans.csv")
-    assert table.groupby("model").size().to_dict() == {"one": 8, "two": 8}
+    assert list(table) == list(scanning.table("scans"))
+    assert table.groupby("model").size().to_dict() == dict.fromkeys(scanning.MODELS, 8)
     assert set(table["steps"]) == {3}
-    assert "one, 2 searches a class" in capsys.readouterr().out
+    assert "clean, 2 searches a class" in capsys.readouterr().out
 
 
 def test_what_the_index_alone_would_have_named():
