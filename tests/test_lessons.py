@@ -109,6 +109,22 @@ def test_an_exception_is_told_with_its_line(capsys):
     assert "(line " in told
 
 
+def test_a_fault_that_nobody_foresaw_is_told_with_both_values(capsys):
+    check.score(lambda weight, gradient: 3.7 * EXERCISES["score"].reference(weight, gradient))
+    right = EXERCISES["score"].reference(*EXERCISES["score"].cases()[0])
+    place = int(right.argmax())
+    assert f"should be {right[place]:.4g} at place {place}, yours is {3.7 * right[place]:.4g}." in capsys.readouterr().out
+    check.score(lambda weight, gradient: gradient.abs().mean(dim=(1, 2, 3), keepdim=True))
+    assert "leave out `keepdim=True`" in capsys.readouterr().out
+
+
+def test_ctrl_c_in_an_attempt_stops_the_cell():
+    def stopped(*_):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        check.score(stopped)
+
+
 def test_changed_inputs_are_told(capsys):
     def in_place(weight, gradient):
         return gradient.abs_().mean(dim=(1, 2, 3))
@@ -452,6 +468,9 @@ def test_figures_state_what_they_show(victim: Victim):
         lesson_plots.predicted_against_real(scores, scores["taylor"] / 2, names),
         lesson_plots.score_maps(found, scores), filter_picture.filter_view(victim.model, found, best, pairs),
         filter_picture.filter_view(victim.model, found, 0, pairs_without_place(pairs))]
+    for position, words in ((0, "its colours"), (len(found) - 1, f"a tile an input ({found.layers[-1].shape[0]})")):
+        picture = filter_picture.filter_view(victim.model, found, position, pairs)
+        assert any(words in text.get_text() for ax in picture.figure.axes for text in ax.texts), words
     told = [str(picture) for picture in pictures]
     assert "Pure guessing among 4 classes gives 1.39" in told[0]
     assert "goes from 8.00 to 1.00; the straight line says -0.20 and holds until about 100% of it is gone" in told[1]
