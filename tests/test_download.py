@@ -199,6 +199,13 @@ def test_a_slow_server_is_kept_while_it_is_fast_enough(server, remote, tmp_path,
     assert len(server.asked) == 1 and next(clock) > 62
 
 
+def test_a_part_that_cannot_be_written(server, remote, tmp_path):
+    (tmp_path / "sub" / "file.bin.part").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"Cannot write .*file\.bin\.part: Is a directory; .* GRADPRUNE_DATA\.$"):
+        fetch(remote, tmp_path, progress=False)
+    assert len(server.asked) == 1, "asking again would not help"
+
+
 def test_a_name_that_is_looked_up_forever(remote, tmp_path, monkeypatch):
     over = threading.Event()
     monkeypatch.setattr(download.urllib.request, "urlopen", lambda *_, **__: over.wait(20))

@@ -28,6 +28,7 @@ from gradprune.lessons import (
     progress,
     restart,
     reveal,
+    session,
 )
 from gradprune.lessons.exercises import EXERCISES
 from gradprune.lessons.judging import close
@@ -116,6 +117,19 @@ def test_a_fault_that_nobody_foresaw_is_told_with_both_values(capsys):
     assert f"should be {right[place]:.4g} at place {place}, yours is {3.7 * right[place]:.4g}." in capsys.readouterr().out
     check.score(lambda weight, gradient: gradient.abs().mean(dim=(1, 2, 3), keepdim=True))
     assert "leave out `keepdim=True`" in capsys.readouterr().out
+
+
+def test_a_misconception_that_fails_on_the_inputs_explains_nothing():
+    exercise = EXERCISES["score"]
+    broken = dataclasses.replace(exercise, misconceptions=(exercise.misconceptions[0]._replace(wrong=lambda *_: 1 / 0),))
+    verdict = broken.judge(lambda weight, gradient: gradient.abs().sum(dim=(1, 2, 3)) + 1)
+    assert verdict.state == "wrong" and verdict.message.startswith("on a hidden example the result should be")
+
+
+def test_plain_python_without_ipython_prints(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "IPython.core.getipython", None)
+    session.show("<b>bold</b>", "bold")
+    assert capsys.readouterr().out == "bold\n"
 
 
 def test_ctrl_c_in_an_attempt_stops_the_cell():

@@ -517,6 +517,13 @@ def test_list_get_and_check(remote_cifar, store, tmp_path):
     assert failed.exit_code == 2 and failed.stderr.startswith("Error: The data set cifar10 is not here")
 
 
+def test_check_reads_arrays(tmp_path):
+    pictures, labels = images(60)
+    np.savez(tmp_path / "own.npz", x_train=pictures, y_train=labels, x_test=pictures, y_test=labels)
+    facts = json.loads(run("check", tmp_path / "own.npz", "--json").stdout)["sets"][str(tmp_path / "own.npz")]
+    assert facts["test"] == 60 and facts["train"] + facts["defense"] == 60
+
+
 def test_check_names_the_pictures_that_cannot_be_read(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)

@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
+from gradprune import views
 from gradprune.attacks import make_trigger
 from gradprune.datasets import ImageSet
 from gradprune.defenses import DefenseResult, grad_prune
@@ -37,6 +38,7 @@ from gradprune.views import (
     style,
     write_report,
 )
+from gradprune.views import report as report_module
 from gradprune.views.picture import change, count
 
 HOSTILE = ("<script>alert(1)</script>", 'a" onerror="x', "$\\frac{1}{0$ & co", "line\nbreak \x07" + "long " * 30)
@@ -557,6 +559,24 @@ def test_report_refuses_what_it_cannot_do(victim, result, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="Cannot write"):
         write_report(tmp_path / "file", victim, result, STAGES)
+
+
+def test_report_counts_the_filters_that_it_does_not_list(victim, result, tmp_path, monkeypatch):
+    removed = len(result.mask.removed)
+    assert removed > 1
+    monkeypatch.setattr(report_module, "_LISTED", removed - 1)
+    assert "<p>And 1 filter more.</p>" in write_report(tmp_path, victim, result, STAGES).read_text("utf-8")
+
+
+def test_a_room_that_misses_something_else_does_not_blame_ipywidgets(monkeypatch):
+    def absent(name):
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+    monkeypatch.setattr(views, "import_module", absent)
+    with pytest.raises(ModuleNotFoundError, match="matplotlib"):
+        views.ScanExplorer  # noqa: B018
+    monkeypatch.setattr(views, "import_module", lambda name: __import__("ipywidgets_that_nobody_has"))
+    with pytest.raises(ModuleNotFoundError, match="nobody_has"):
+        views.ScanExplorer  # noqa: B018
 
 
 def test_report_replays_what_the_defence_did(victim, result):
