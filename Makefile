@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test fuzz lab playground lint audit bench notebooks docs zoo clean
+.PHONY: demo test coverage fuzz lab playground lint audit bench notebooks docs zoo clean
 
 demo: $(STAMP)
 	$(BIN)/gradprune demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Which lines of the package the tests run. Browser and spoiled files are left out: they are slow, and limited in time.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --ignore tests/browser --ignore tests/fuzz
 
 # Spoiled files of every format, ten times as many as in the tests. Failures are kept in out/fuzz/.
 fuzz: $(STAMP)

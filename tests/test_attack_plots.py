@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from gradprune.attacks import make_trigger, poison
+from gradprune.attacks.training import TrainingResult
 from gradprune.datasets import ImageSet
 from gradprune.doctor import Check
 from gradprune.errors import InputError
@@ -136,6 +137,33 @@ def test_the_short_training_goes_on_from_the_honest_model(monkeypatch, capsys):
     model = attacking.train_on(images, progress=False)
     assert not model.training
     assert re.match(r"Trained on from the honest model: 1 epochs, 200 images, \d+ s\.", capsys.readouterr().out)
+
+
+def test_a_full_training_starts_from_nothing_and_sees_all(monkeypatch, data, capsys):
+    seen = []
+    monkeypatch.setattr(attacking, "fit", lambda model, images, **settings: seen.append((model, images, settings)) or
+                        TrainingResult(model, [{}] * 3, 1.0, interrupted=True))
+    model = attacking.train_on(data.train, seed=5, full=True, progress=False)
+    fresh = build(num_classes=4, **attacking.DEFAULT_MODEL, seed=5)
+    assert all(torch.equal(mine, new) for mine, new in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True))
+    assert seen == [(model, data.train, {"seed": 5, "progress": False})]
+    assert capsys.readouterr().out == "Trained from nothing, cut short: 3 epochs, 400 images, 1 s.\n"
+
+
+def test_the_script_measures_what_the_shipped_tables_hold(victim, tmp_path, monkeypatch):
+    """On small data, with a model that obeys in place of the trainings."""
+    trained = []
+    monkeypatch.setattr(attacking, "load", lambda name: victim.data)
+    monkeypatch.setattr(attacking, "TARGET", victim.target)
+    monkeypatch.setattr(attacking, "train_on", lambda images, full, seed=0: trained.append((images, full)) or victim.model)
+    attacking.main(["--out", str(tmp_path)])
+    rates, maps = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("poison_rate", "label_maps"))
+    assert list(rates) == list(attacking.table("poison_rate")) and list(maps) == list(attacking.table("label_maps"))
+    assert list(zip(rates["seed"], rates["rate"], strict=True)) == [(s, r) for s in attacking.SEEDS for r in attacking.RATES]
+    assert rates["poisoned_images"].tolist() == [round(rate * 400) for rate in rates["rate"]]
+    assert [full for _, full in trained] == [True] * 2 + [False] * 18, "maps by full trainings, rates by short ones"
+    assert [int((images.labels != victim.data.train.labels).sum()) for images, _ in trained[:2]] == [200, 200]
+    assert maps.groupby(["label_map", "true"])["images"].sum().tolist() == [50] * 8
 
 
 def test_own_pictures(tmp_path, data):

@@ -304,6 +304,12 @@ def test_bad_grids(toys, tmp_path, settings, words, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_dask_is_an_extra(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed.comm.core", None)
+    with pytest.raises(InputError, match=r"--scheduler needs dask: pip install 'gradprune\[cluster\]'"):
+        run(small, scheduler="tcp://127.0.0.1:1")
+
+
 def test_bad_ways_to_run(small, tmp_path):
     with pytest.raises(InputError, match="workers must be at least 1, got 0"):
         run(small, workers=0)

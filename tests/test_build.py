@@ -26,7 +26,7 @@ def model(kind, **state):
 
 PANEL = {
     "box": model("VBox", children=["IPY_MODEL_round", "IPY_MODEL_play", "IPY_MODEL_picture", "IPY_MODEL_none", "IPY_MODEL_switch",
-                                  "IPY_MODEL_knob", "IPY_MODEL_spare"]),
+                                  "IPY_MODEL_knob", "IPY_MODEL_spare", "IPY_MODEL_gone"]),
     "round": model("IntSlider", description="Round", value=3),
     "play": model("Play", description="Play", value=3),
     "picture": model("HTML", value='<img alt="ASR fell" src="data:,"> ASR fell.'),
@@ -82,13 +82,15 @@ def test_main_runs_writes_and_fails_loudly(tmp_path, monkeypatch, capsys):
     asked = "import os; print(os.environ['GRADPRUNE_MODE'], 'progress' in os.environ['GRADPRUNE_PROGRESS'])"
     nbformat.write(notebook(new_markdown_cell("# 00 · Good"), new_code_cell(asked)), folder / "00_good.ipynb")
     nbformat.write(notebook(new_code_cell("1 / 0"), new_code_cell("2")), folder / "01_bad.ipynb")
+    nbformat.write(notebook(new_code_cell("import os; os._exit(3)")), folder / "02_dead.ipynb")
     (folder / "GLOSSARY.md").write_text("# Glossary\n\n## ASR\n", "utf-8")
     out.mkdir()
     (out / "01_bad.html").write_text("an old page")
     before = (folder / "00_good.ipynb").read_bytes()
     assert build.main(["--out", str(out)]) == 1
     told = capsys.readouterr()
-    assert "FAILED: 01_bad.ipynb" in told.out
+    assert "FAILED: 01_bad.ipynb, 02_dead.ipynb" in told.out
+    assert "02_dead: the run broke off: DeadKernelError" in told.err
     assert "00_good" in told.out
     assert "ZeroDivisionError" in told.err
     assert "quick True" in (out / "00_good.html").read_text("utf-8")

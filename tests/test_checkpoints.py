@@ -104,6 +104,19 @@ def test_damage_is_told_in_one_sentence(saved, damage, words):
         load_checkpoint(path)
 
 
+def test_a_card_that_may_not_be_read(saved, monkeypatch):
+    """A chmod would not stop root."""
+    real = Path.open
+
+    def locked(path, *mode):
+        if path.suffix == ".json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *mode)
+    monkeypatch.setattr(Path, "open", locked)
+    with pytest.raises(InputError, match=r"model\.json cannot be read: Permission denied\.$"):
+        load_checkpoint(saved[0])
+
+
 def test_weights_of_another_shape_do_not_pass(saved):
     path, _ = saved
     card = json.loads(path.with_suffix(".json").read_text())

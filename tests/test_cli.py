@@ -440,6 +440,26 @@ def test_defend_refuses(store, here, arguments, words):
     assert words in refused(here, "defend", store / "victim", *arguments, "--out", "deep/er/model", "--json")
 
 
+def test_a_cleaned_model_goes_into_a_folder_that_is_there(store, here):
+    (here / "models").mkdir()
+    told = last_json(run("defend", store / "victim", "--spc", 2, "--out", "models", "--json"))
+    assert told["out"] == "models/victim-cleaned.safetensors" and Path(told["out"]).is_file()
+
+
+def test_a_demo_whose_training_was_cut_short_writes_nothing(here, store, monkeypatch):
+    victim = evaluation.load_victim(store / "victim")
+    victim.card.setdefault("training", {})["interrupted"] = True
+    monkeypatch.setattr(demo_module, "attack", lambda *_, **__: victim)
+    before, result = listing(here), run("demo", "--train")
+    assert (result.exit_code, result.stderr) == (130, "Interrupted: training was cut short, so nothing was written.\n")
+    assert listing(here) == before
+
+
+def test_a_bench_takes_whole_numbers(here):
+    told = refused(here, "bench", "--attacks", "badnets", "--defenses", "ft", "--spc", "2,ten", "--out", "out/b")
+    assert "spc must be whole numbers separated by commas, got '2,ten'" in told
+
+
 def test_missing_extras_are_told_before_any_work(store, here, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "gradprune[slim]" in refused(here, "defend", store / "victim", "--slim", "--out", "deep/er/model")

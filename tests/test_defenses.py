@@ -99,7 +99,7 @@ def test_methods_without_a_trigger_never_touch_it(victim, name):
 
 @pytest.mark.parametrize(("name", "module", "function"), [
     ("anp", "anp", "mask_gradient"), ("i_bau", "i_bau", "hypergradient"), ("rnp", "rnp", "gated"),
-    ("nad", "nad", "attention_maps"), ("neural_cleanse", "neural_cleanse", "invert")])
+    ("nad", "nad", "attention_maps"), ("nad", "nad", "clean_loss"), ("neural_cleanse", "neural_cleanse", "invert")])
 def test_interruption_keeps_a_model(victim, monkeypatch, name, module, function):
     home = importlib.import_module(f"gradprune.defenses.{module}")
     original, calls = getattr(home, function), []

@@ -227,6 +227,15 @@ def test_other_errors_pass(data):
             shift=1, progress=False)
 
 
+def test_what_fails_with_half_the_batch_is_not_called_memory(data, capsys):
+    def work(size):
+        raise GPU_FULL if size == 32 else RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match=r"^CUDA error: an illegal memory"):
+        devices.halving(work, 32)
+    with pytest.raises(RuntimeError, match=r"^CUDA error: an illegal memory"):
+        predict(Limited(0, RuntimeError("CUDA error: an illegal memory access was encountered")), data.test.floats())
+
+
 def test_the_card_says_what_was_done(data, tmp_path, monkeypatch):
     write_npz(tmp_path / "data.npz", data)
     monkeypatch.setattr("gradprune.zoo.build", lambda **_: Limited(16))

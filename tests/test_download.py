@@ -2,9 +2,11 @@
 
 import hashlib
 import http.server
+import itertools
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -186,6 +188,31 @@ def test_every_failure_is_one_sentence_that_helps(server, remote, tmp_path, faul
     assert message.endswith(f"put the file from {remote.urls[0]} at {tmp_path}/sub/file.bin.")
     assert "\n" not in message
     assert not (tmp_path / "sub" / "file.bin").exists()
+
+
+def test_a_slow_server_is_kept_while_it_is_fast_enough(server, remote, tmp_path, monkeypatch):
+    """The speed of each stretch of time is measured anew: here every read is one."""
+    clock = itertools.count(0, 31)
+    monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep))
+    monkeypatch.setattr(download, "SLOWEST", 0.001)
+    assert fetch(remote, tmp_path, progress=False).read_bytes() == CONTENT
+    assert len(server.asked) == 1 and next(clock) > 62
+
+
+def test_a_part_that_cannot_be_written(server, remote, tmp_path):
+    (tmp_path / "sub" / "file.bin.part").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"Cannot write .*file\.bin\.part: Is a directory; .* GRADPRUNE_DATA\.$"):
+        fetch(remote, tmp_path, progress=False)
+    assert len(server.asked) == 1, "asking again would not help"
+
+
+def test_a_name_that_is_looked_up_forever(remote, tmp_path, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *_, **__: over.wait(20))
+    monkeypatch.setattr(download, "PATIENCE", 0.05)
+    with pytest.raises(InputError, match="the server does not answer; run the same command"):
+        fetch(remote, tmp_path, progress=False)
+    over.set()
 
 
 def test_no_network(server, remote, tmp_path):

@@ -43,6 +43,12 @@ def test_import_pulls_in_no_plotting():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+def test_the_front_door_lists_its_rooms_and_opens_them():
+    import gradprune
+    assert {"pruning", "evaluation", "grad_prune", "load_victim", "__version__"} <= set(dir(gradprune))
+    assert gradprune.__getattr__("pruning") is sys.modules["gradprune.pruning"]
+
+
 def test_ci_runs_the_readmes_test_command():
     assert "make test" in (ROOT / "README.md").read_text()
     assert "make test" in (ROOT / ".ci/run").read_text()

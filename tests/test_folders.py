@@ -114,6 +114,27 @@ def test_more_than_the_memory_holds_is_refused(tmp_path, monkeypatch):
     load(tmp_path / "pets")
 
 
+def test_memory_that_runs_out_is_no_fault_of_the_picture(tmp_path, monkeypatch):
+    def full(path, size):
+        raise MemoryError
+    monkeypatch.setattr(folder_module, "decode", full)
+    with pytest.raises(MemoryError):
+        load(folder(tmp_path / "pets", count=3))
+
+
+def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):
+    """In one sentence, not as a class without pictures; a chmod would not stop root."""
+    root, real = folder(tmp_path / "pets", count=3), os.listdir
+
+    def locked(path):
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+    monkeypatch.setattr(os, "listdir", locked)
+    with pytest.raises(InputError, match=r"cannot read the folder .*dog: Permission denied\.$"):
+        load(root)
+
+
 def test_every_kind_of_picture_is_read(tmp_path, caplog):
     for name in ("cat", "dog"):
         for i, ending in enumerate((".png", ".jpg", ".JPEG", ".ppm", ".bmp", ".webp")):
@@ -325,6 +346,13 @@ def test_a_picture_that_the_table_of_gtsrb_names_may_be_missing(tmp_path):
     found = read_folder(root)
     assert found.skipped == ("GTSRB/Final_Test/Images/00003.ppm: no such file or directory",)
     assert found.data.test.labels.tolist() == [0, 1, 2, 1]
+
+
+def test_gtsrb_without_its_test_pictures_is_divided(tmp_path):
+    root = gtsrb(tmp_path / "g")
+    shutil.rmtree(root / "GTSRB/Final_Test")
+    data = load(root)
+    assert sum(map(len, data)) == 12 and all(len(part) for part in data) and data.test.classes == ("00000", "00007", "00012")
 
 
 def test_large_photographs_are_shrunk_as_others_are(tmp_path):

@@ -28,6 +28,7 @@ from gradprune.lessons import (
     progress,
     restart,
     reveal,
+    session,
 )
 from gradprune.lessons.exercises import EXERCISES
 from gradprune.lessons.judging import close
@@ -107,6 +108,35 @@ def test_an_exception_is_told_with_its_line(capsys):
     told = capsys.readouterr().out
     assert "IndexError" in told
     assert "(line " in told
+
+
+def test_a_fault_that_nobody_foresaw_is_told_with_both_values(capsys):
+    check.score(lambda weight, gradient: 3.7 * EXERCISES["score"].reference(weight, gradient))
+    right = EXERCISES["score"].reference(*EXERCISES["score"].cases()[0])
+    place = int(right.argmax())
+    assert f"should be {right[place]:.4g} at place {place}, yours is {3.7 * right[place]:.4g}." in capsys.readouterr().out
+    check.score(lambda weight, gradient: gradient.abs().mean(dim=(1, 2, 3), keepdim=True))
+    assert "leave out `keepdim=True`" in capsys.readouterr().out
+
+
+def test_a_misconception_that_fails_on_the_inputs_explains_nothing():
+    exercise = EXERCISES["score"]
+    broken = dataclasses.replace(exercise, misconceptions=(exercise.misconceptions[0]._replace(wrong=lambda *_: 1 / 0),))
+    verdict = broken.judge(lambda weight, gradient: gradient.abs().sum(dim=(1, 2, 3)) + 1)
+    assert verdict.state == "wrong" and verdict.message.startswith("on a hidden example the result should be")
+
+
+def test_plain_python_without_ipython_prints(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "IPython.core.getipython", None)
+    session.show("<b>bold</b>", "bold")
+    assert capsys.readouterr().out == "bold\n"
+
+
+def test_ctrl_c_in_an_attempt_stops_the_cell():
+    def stopped(*_):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        check.score(stopped)
 
 
 def test_changed_inputs_are_told(capsys):
@@ -452,6 +482,9 @@ def test_figures_state_what_they_show(victim: Victim):
         lesson_plots.predicted_against_real(scores, scores["taylor"] / 2, names),
         lesson_plots.score_maps(found, scores), filter_picture.filter_view(victim.model, found, best, pairs),
         filter_picture.filter_view(victim.model, found, 0, pairs_without_place(pairs))]
+    for position, words in ((0, "its colours"), (len(found) - 1, f"a tile an input ({found.layers[-1].shape[0]})")):
+        picture = filter_picture.filter_view(victim.model, found, position, pairs)
+        assert any(words in text.get_text() for ax in picture.figure.axes for text in ax.texts), words
     told = [str(picture) for picture in pictures]
     assert "Pure guessing among 4 classes gives 1.39" in told[0]
     assert "goes from 8.00 to 1.00; the straight line says -0.20 and holds until about 100% of it is gone" in told[1]

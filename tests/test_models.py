@@ -187,8 +187,10 @@ def test_small_images_of_any_size_and_grey_ones(name, size):
     assert predict(model, torch.rand(2, 1, size, size)).shape == (2, 4)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "timm/resnet18"])
 def test_stems_keep_the_size(name):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm", reason="timm is an optional extra")
     model = build(name, 4)
     sizes = []
     for module in model.modules():

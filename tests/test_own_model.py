@@ -404,3 +404,18 @@ def test_the_page_works_as_written(here, victim, capsys):
 def test_own_in_python(here, victim):
     own = Own("mypkg.nets:build", "data.npz", trigger="patch.png", target=1).victim("weights.pth")
     assert own.evaluate().asr == pytest.approx(victim.evaluate().asr, abs=0.006)
+
+
+def test_code_that_fails_on_import_is_told(here):
+    (here / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(InputError, match=r"importing broken failed with ZeroDivisionError: division by zero\."):
+        Own(model="broken:build", data="data.npz").open(here / "weights.pth")
+
+
+def test_a_network_of_a_fixed_size_gets_that_of_the_images(here, victim):
+    """Its linear layer depends on it."""
+    vgg = build("small_vgg", num_classes=4, size=16)
+    torch.save(vgg.state_dict(), "vgg.pth")
+    opened = Own(model="small_vgg", data="data.npz").open(here / "vgg.pth")
+    images = victim.data.test.floats()[:3]
+    assert opened.card["model"]["size"] == 16 and torch.equal(predict(opened.model, images), predict(vgg, images))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import fx, nn
 from torchvision.transforms import functional
 
@@ -75,6 +76,15 @@ def test_full_mode_trains(monkeypatch):
     monkeypatch.setattr(workshop, "signs", lambda count, seed, draw=workshop.signs: draw(min(count, 6), seed))
     workshop.workshop()
     assert trained == [48] and Path("bought.pth").is_file()
+
+
+def test_the_script_writes_weights_that_the_notebook_reads(here, monkeypatch, capsys):
+    monkeypatch.setattr(workshop, "fit", lambda net, images, **settings: net.load_state_dict(workshop.bought()))
+    monkeypatch.setattr(workshop, "signs", lambda count, seed, draw=workshop.signs: draw(min(count, 6), seed))
+    workshop.main(["--out", str(here / "new.safetensors")])
+    assert re.search(r"new.safetensors: ACC \d+\.\d% +ASR (9\d|100)\.\d%", capsys.readouterr().out)
+    new, shipped = load_file(here / "new.safetensors"), workshop.bought()
+    assert new.keys() == shipped.keys() and all(torch.equal(tensor, new[name]) for name, tensor in shipped.items())
 
 
 def test_the_file_that_the_notebook_writes_is_the_shipped_network():

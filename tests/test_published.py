@@ -26,6 +26,7 @@ from PIL import Image
 from test_download import server  # noqa: F401  (a fixture)
 from typer.testing import CliRunner
 
+from gradprune import paths
 from gradprune.cli import app
 from gradprune.datasets import archives, get, load, published
 from gradprune.datasets.published import PUBLISHED, state
@@ -175,6 +176,15 @@ def pairs(x, y):
 
 
 # ---- each set
+
+
+def test_where_sets_lie_unless_told(monkeypatch, tmp_path):
+    """Beside a repository in its data/, else in the user's folder."""
+    monkeypatch.delenv("GRADPRUNE_DATA")
+    assert paths.downloads_folder() == Path(__file__).resolve().parents[1] / "data" / "downloads"
+    monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "site-packages" / "gradprune")
+    monkeypatch.setattr(paths.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
+    assert paths.downloads_folder() == tmp_path / "home" / "gradprune"
 
 
 def test_the_table_agrees_with_torchvision():
@@ -505,6 +515,13 @@ def test_list_get_and_check(remote_cifar, store, tmp_path):
     assert json.loads(run("list", "--data-dir", tmp_path / "else", "--json").stdout)["sets"]["cifar10"]["state"] == "absent"
     failed = run("check", "cifar10", "--data-dir", tmp_path / "else")
     assert failed.exit_code == 2 and failed.stderr.startswith("Error: The data set cifar10 is not here")
+
+
+def test_check_reads_arrays(tmp_path):
+    pictures, labels = images(60)
+    np.savez(tmp_path / "own.npz", x_train=pictures, y_train=labels, x_test=pictures, y_test=labels)
+    facts = json.loads(run("check", tmp_path / "own.npz", "--json").stdout)["sets"][str(tmp_path / "own.npz")]
+    assert facts["test"] == 60 and facts["train"] + facts["defense"] == 60
 
 
 def test_check_names_the_pictures_that_cannot_be_read(tmp_path):

@@ -9,6 +9,7 @@ from conftest import write_npz
 from torch import nn
 from typer.testing import CliRunner
 
+from gradprune import cli_scan
 from gradprune.attacks import fit
 from gradprune.cli import app
 from gradprune.datasets import ImageSet
@@ -122,6 +123,12 @@ def test_the_suspected_class_is_the_target(victim, found):
 def test_an_honest_model_raises_no_alarm(nothing):
     assert nothing.suspect is nothing.kind is nothing.trigger is nothing.suspect_row is None
     assert nothing.verdict.startswith("No class is suspected")
+
+
+def test_an_honest_card_judges_the_verdict(found, nothing):
+    card = {"attack": {"target": 1, "rate": 0}}
+    assert cli_scan._card_says(card, nothing).endswith("no image was poisoned: no alarm is right.")
+    assert cli_scan._card_says(card, found).endswith("this is a false alarm.")
 
 
 def test_searches_that_do_not_converge_give_no_trigger(unconverged):

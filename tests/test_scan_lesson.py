@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from ipywidgets.widgets.widget import _instances
+from matplotlib.colors import to_hex
 from torch import nn
 
 from gradprune.attacks import TRIGGERS
@@ -22,6 +23,7 @@ from gradprune.paths import data_folder
 from gradprune.pruning import Inversion, invert, outliers
 from gradprune.views import ScanExplorer, scan_plots
 from gradprune.views.panel_parts import ERROR_CLASS
+from gradprune.views.style import METRICS
 
 SCAN = pd.read_csv(data_folder() / "results" / "scan.csv")
 SHORT = {"steps": 25, "batch_size": 12, "progress": False}
@@ -123,11 +125,12 @@ def test_measured_scans_agree_with_the_table_of_scans(model):
 def test_measuring_writes_every_class_after_each_model(victim, found, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scanning, "load_victim", lambda _: victim)
     monkeypatch.setitem(FASTER, "steps", 3)
-    scanning.measure(tmp_path / "scans.csv", ("one", "two"))
+    scanning.main(["--out", str(tmp_path)])
     table = pd.read_csv(tmp_path / "scans.csv")
-    assert table.groupby("model").size().to_dict() == {"one": 8, "two": 8}
+    assert list(table) == list(scanning.table("scans"))
+    assert table.groupby("model").size().to_dict() == dict.fromkeys(scanning.MODELS, 8)
     assert set(table["steps"]) == {3}
-    assert "one, 2 searches a class" in capsys.readouterr().out
+    assert "clean, 2 searches a class" in capsys.readouterr().out
 
 
 def test_what_the_index_alone_would_have_named():
@@ -242,6 +245,13 @@ def test_the_panel_tells_a_search_that_failed(victim, found):
     lost = [one._replace(converged=False) for one in found]
     panel = ScanExplorer(victim, lost)
     assert panel.sentence.endswith("The search did not reach its goal, so the norm means little.")
+    panel.close()
+
+
+def test_the_panel_marks_the_class_of_an_alarm(victim, found):
+    panel = ScanExplorer(victim, [one._replace(norm=norm) for one, norm in zip(found, (40.0, 5.0, 41.0, 42.0), strict=True)])
+    bars = panel.draw(panel.compute(panel.state())).figure.axes[-1].patches[:4]
+    assert [to_hex(bar.get_facecolor()).upper() == METRICS["asr"].color.upper() for bar in bars] == [False, True, False, False]
     panel.close()
 
 

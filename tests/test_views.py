@@ -1,6 +1,8 @@
 """The figures and the report: what they say equals the data, what they show can be read."""
 
 import base64
+import copy
+import dataclasses
 import io
 import re
 import subprocess
@@ -19,6 +21,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
+from gradprune import views
 from gradprune.attacks import make_trigger
 from gradprune.datasets import ImageSet
 from gradprune.defenses import DefenseResult, grad_prune
@@ -37,6 +40,7 @@ from gradprune.views import (
     style,
     write_report,
 )
+from gradprune.views import report as report_module
 from gradprune.views.picture import change, count
 
 HOSTILE = ("<script>alert(1)</script>", 'a" onerror="x', "$\\frac{1}{0$ & co", "line\nbreak \x07" + "long " * 30)
@@ -557,6 +561,27 @@ def test_report_refuses_what_it_cannot_do(victim, result, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="Cannot write"):
         write_report(tmp_path / "file", victim, result, STAGES)
+
+
+def test_report_counts_the_filters_that_it_does_not_list(victim, result, monkeypatch):
+    mask, model = FilterMask(result.mask.filters), copy.deepcopy(victim.model)
+    for position in (4, 5, 6):
+        mask.remove(model, position)
+    monkeypatch.setattr(report_module, "_LISTED", 2)
+    text = report_module._removed(dataclasses.replace(result, mask=mask))
+    assert "<p>And 1 filter more.</p>" in text
+    assert [str(filter_) in text for filter_ in mask.removed] == [True, True, False]
+
+
+def test_a_room_that_misses_something_else_does_not_blame_ipywidgets(monkeypatch):
+    def absent(name):
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+    monkeypatch.setattr(views, "import_module", absent)
+    with pytest.raises(ModuleNotFoundError, match="matplotlib"):
+        views.ScanExplorer  # noqa: B018
+    monkeypatch.setattr(views, "import_module", lambda name: __import__("ipywidgets_that_nobody_has"))
+    with pytest.raises(ModuleNotFoundError, match="nobody_has"):
+        views.ScanExplorer  # noqa: B018
 
 
 def test_report_replays_what_the_defence_did(victim, result):

@@ -58,10 +58,9 @@ def _both_losses(rows: Rows, alpha: float) -> int:
 
 
 def _first_rise(rows: Rows, alpha: float) -> int:
-    for before, after in pairwise(rows):
-        if after["val_unlearning_loss"] > before["val_unlearning_loss"] or after not in _within(rows, alpha):
-            return before["round"]  # type: ignore[return-value]
-    return len(rows) - 1
+    return next(before["round"]  # type: ignore  # rows hold objects
+                for before, after in pairwise(rows)
+                if after["val_unlearning_loss"] > before["val_unlearning_loss"] or after not in _within(rows, alpha))
 
 
 STOPPING_RULE = Exercise(

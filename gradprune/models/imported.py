@@ -76,11 +76,9 @@ def timm_model(name: str, num_classes: int, *, channels: int = 3, small: bool = 
 
 
 def _renew(net: nn.Module, name: str, channels: int, **changes: Any) -> None:
-    """Replace a convolution by a new one that takes so many channels; changes: other settings than the old one's."""
+    """Replace a convolution without bias by a new one for so many channels; changes: settings unlike the old one's."""
     old: Any = net.get_submodule(name)
     kept = {key: getattr(old, key) for key in ("kernel_size", "stride", "padding")}
-    new = nn.Conv2d(channels, old.out_channels, bias=old.bias is not None, **kept | changes)
+    new = nn.Conv2d(channels, old.out_channels, bias=False, **kept | changes)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    if new.bias is not None:
-        nn.init.zeros_(new.bias)
     net.set_submodule(name, new)
