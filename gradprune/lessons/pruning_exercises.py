@@ -58,7 +58,7 @@ def _both_losses(rows: Rows, alpha: float) -> int:
 
 
 def _first_rise(rows: Rows, alpha: float) -> int:
-    return next(before["round"]  # type: ignore  # rows hold objects
+    return next(before["round"]  # type: ignore[return-value]
                 for before, after in pairwise(rows)
                 if after["val_unlearning_loss"] > before["val_unlearning_loss"] or after not in _within(rows, alpha))
 
