@@ -1,0 +1,197 @@
+"""Mutation testing: change one thing in the code at a time and see whether a test notices.
+
+    make mutants                                            # all of them
+    out/mutmut/bin/python tests/mutants.py "*metrics*"      # those whose name fits
+    out/mutmut/bin/python tests/mutants.py --survivors      # those that lived last time
+
+Mutmut (BSD) makes the mutants, all in one copy of the package under mutants/, where a switch says which one is alive. Its
+own runner starts pytest anew for each; here the tests are collected and run once, which tells what they reach and how long
+they take, and then a fork of this process runs for each mutant the tests that reach it, the quickest first. A mutant is
+killed by a test that fails, or by taking too long; one that outlives `--seconds` of tests has survived. Survivors stand in
+data/results/mutants.csv with the class they were put into by hand; one without a class makes the command fail. Needs
+Linux or macOS.
+"""
+
+import argparse
+import csv
+import fnmatch
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+KNOWN = ROOT / "data" / "results" / "mutants.csv"
+TESTS = ("metrics", "unlearning", "filters", "race", "verified", "grad_prune", "slimming", "defenses", "properties",
+         "inversion")
+SKIPPED = (  # slow, or of other rooms
+    "shipped", "whole_defence", "winner_of_all", "small_vgg-1", "small_vgg-0", "preact_resnet-1", "preact_resnet-0.2",
+    "pruned_before", "leaves_its_model", "_row", "checkpoint", "triggers_keep", "poisoning", "rnp", "i_bau", "anp", "nad",
+    "ft_sam", "neural_cleanse", "inversion_shrinks", "planted", "without_a_trigger", "draw_takes")
+os.environ["OMP_NUM_THREADS"] = "1"
+Row = dict[str, str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", default=["*"])
+    parser.add_argument("--survivors", action="store_true")
+    parser.add_argument("--seconds", type=float, default=4.0, help="CPU seconds of tests a mutant has to outlive")
+    parser.add_argument("--tests", default=",".join(TESTS), help="names of test files")
+    parser.add_argument("--workers", type=int, default=1)
+    given = parser.parse_args()
+    os.chdir(ROOT)
+    sys.path[:] = [folder for folder in sys.path if folder != str(ROOT / "tests")]
+    mutants = made()
+    known = {key(row): row for row in csv.DictReader(KNOWN.open(encoding="utf-8"))} if KNOWN.exists() else {}
+    chosen = [row for row in mutants if any(fnmatch.fnmatch(row["name"], name) for name in given.names)
+              and (not given.survivors or key(row) in known)]
+    import pytest
+    os.chdir("mutants")
+    loop = Loop(chosen, given.seconds, given.workers)
+    code = pytest.main(["-q", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir=.", "-k", " and ".join(
+        f"not {word}" for word in SKIPPED), *(f"tests/test_{name}.py" for name in given.tests.split(","))], plugins=[loop])
+    if len(loop.outcome) < len(chosen):
+        sys.exit(int(code) or 1)
+    told(chosen, loop.outcome, known)
+
+
+def made() -> list[Row]:
+    """Make the mutants; one row each: name, file, function, and the line before and after."""
+    from mutmut import __main__ as mutmut
+    from mutmut.mutation.diff_apply import get_diff_for_mutant
+    (ROOT / "mutants").mkdir(exist_ok=True)
+    mutmut.copy_src_dir()
+    mutmut.copy_also_copy_files()
+    mutmut.setup_source_paths()
+    mutmut.create_mutants(1)
+    rows = []
+    for data, name, _ in mutmut.collect_source_file_mutation_data(mutant_names=())[0]:
+        lines = get_diff_for_mutant(name, path=data.path).splitlines()[2:]
+        before, after = (" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
+        rows.append({"name": name, "file": str(data.path), "function": name.rsplit("__mutmut_", 1)[0].rsplit(".", 1)[1],
+                     "before": before, "after": after})
+    return rows
+
+
+def key(row: Row) -> tuple[str, ...]:
+    """What a mutant is known by: its number changes with every line that is added above it."""
+    return tuple(row[name] for name in ("file", "function", "before", "after"))
+
+
+class Loop:
+    """In place of pytest's loop: all tests once, then for each mutant those that reach it."""
+
+    def __init__(self, mutants: list[Row], seconds: float, workers: int) -> None:
+        self.mutants, self.seconds, self.workers = mutants, seconds, workers
+        self.outcome: dict[str, str] = {}
+        self.running: dict[int, str] = {}
+
+    def pytest_runtestloop(self, session) -> bool:
+        from mutmut.mutation.trampoline import set_mutant_under_test
+        if session.testsfailed:
+            return True
+        set_mutant_under_test("stats")
+        reach = self.reach(session.items)
+        set_mutant_under_test("")
+        sys.stdout.flush()
+        began = time.time()
+        for count, mutant in enumerate(self.mutants):
+            tests, total = [], 0.0
+            for seconds, item in reach[mutant["name"].rsplit("__mutmut_", 1)[0]]:
+                if tests and total + seconds > self.seconds:
+                    break
+                tests.append(item)
+                total += seconds
+            if tests:
+                self.start(mutant["name"], tests, total, session.items)
+            else:
+                self.outcome[mutant["name"]] = "not reached"
+            if count % 50 == 49:
+                lived = sum(outcome not in ("killed", "too long") for outcome in self.outcome.values())
+                print(f"{count + 1} of {len(self.mutants)} mutants, {lived} lived, {time.time() - began:.0f} s",
+                      file=sys.__stderr__, flush=True)
+        while self.running:
+            self.wait()
+        return True
+
+    def reach(self, items) -> dict[str, list]:
+        """Run all tests; for each function those that reach it, as (CPU seconds, test), the quickest first."""
+        from mutmut.state import state
+        found = defaultdict(list)
+        for item in items:
+            state()._stats.clear()
+            began = time.process_time()
+            if failed(item, items):
+                sys.exit(f"{item.nodeid} fails without any mutant")
+            for function in state()._stats:
+                found[function].append((time.process_time() - began, item))
+        return defaultdict(list, {name: sorted(tests, key=lambda test: test[0]) for name, tests in found.items()})
+
+    def start(self, name: str, tests: list, total: float, items: list) -> None:
+        """A fork that runs the tests until one fails; it may take six times as long as they took, and 5 seconds."""
+        from mutmut.mutation.trampoline import set_mutant_under_test
+        while len(self.running) >= self.workers:
+            self.wait()
+        pid = os.fork()
+        if pid:
+            self.running[pid] = name
+            return
+        limit = int(time.process_time() + 6 * total + 5)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        set_mutant_under_test(name)
+        try:
+            os._exit(any(failed(test, items) for test in tests))
+        except BaseException:
+            os._exit(1)
+
+    def wait(self) -> None:
+        pid, status = os.wait()
+        code = os.waitstatus_to_exitcode(status)
+        name = self.running.pop(pid)
+        self.outcome[name] = "survived" if code == 0 else "killed" if code == 1 else "too long"
+        if code != 1:
+            print(f"{self.outcome[name]} {name}", file=sys.__stderr__, flush=True)
+
+
+def failed(item, items) -> bool:
+    """Run one test; the one that pytest believes to come next is of another file, so that the file's fixtures go."""
+    from _pytest.runner import runtestprotocol
+    other = next(one for one in items if one.path != item.path)
+    return any(report.failed for report in runtestprotocol(item, log=False, nextitem=other))
+
+
+def told(mutants: list[Row], outcome: dict[str, str], known: dict[tuple[str, ...], Row]) -> None:
+    """Print the figures, write the survivors, and fail where one has no class."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    survivors = []
+    for row in mutants:
+        lived = outcome[row["name"]] not in ("killed", "too long")
+        known_row = known.pop(key(row), {})
+        for name in (row["file"], "all"):
+            counts[name][0] += 1
+            counts[name][1] += not lived
+            counts[name][2] += lived and bool(known_row.get("class"))
+        if lived:
+            survivors.append({**row, "outcome": outcome[row["name"]], "class": known_row.get("class", "")})
+    print(f"{'file':<40} mutants  killed          explained")
+    for name, (total, killed, explained) in counts.items():
+        print(f"{name:<40} {total:>7} {killed:>7} {killed / total:>7.1%} {explained:>10}")
+    chosen = {row["file"] for row in mutants}
+    kept = [row for row in known.values() if row["file"] not in chosen or len(mutants) < 2000]
+    columns = ["file", "function", "before", "after", "outcome", "class"]
+    rows = sorted([*survivors, *kept], key=lambda row: key(row))
+    with KNOWN.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    unexplained = [row for row in survivors if not row["class"]]
+    print(f"{len(unexplained)} survivors without a class in {KNOWN.relative_to(ROOT)}")
+    sys.exit(bool(unexplained))
+
+
+if __name__ == "__main__":
+    main()
