@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradprune.errors import InputError
-from gradprune.pruning import Inverted, Perturbed, invert, perturb
+from gradprune.pruning import Inverted, Perturbed, invert, outliers, perturb
 from gradprune.pruning.inversion import search
 
 IMAGES = torch.arange(4.0).reshape(4, 1, 1, 1) / 4
@@ -170,3 +170,19 @@ def test_borders_of_the_settings():
         assert len(kind(Linear(), torch.rand(1, 3, 2, 2), 0, progress=False, steps=1, batch_size=1, **more).history) == 1
     with pytest.raises(InputError, match=r"^the search for a trigger needs at least one image\.$"):
         perturb(Linear(), torch.rand(0, 3, 2, 2), 0)
+
+
+def test_the_index_does_not_depend_on_the_unit_of_the_norms():
+    norms = [10.0, 11.0, 12.0, 1.0, 9.0]
+    index, found = outliers([norm / 1000 for norm in norms])
+    assert index == pytest.approx(outliers(norms)[0]) and found == [3]
+
+
+def test_outliers_at_the_border():
+    """Median 10, median absolute deviation 1; the index of the fourth is 4 / 1.4826."""
+    norms = [10.0, 11.0, 12.0, 6.0, 9.0]
+    border = outliers(norms)[0][3]
+    assert border == pytest.approx(4 / 1.4826)
+    assert outliers(norms, border)[1] == [] and outliers(norms, border - 1e-9)[1] == [3]
+    assert outliers([10.0, 11.0, 12.0, 2.0, 9.0, 1.0, 11.0, 10.0, 9.0])[1] == [5, 3], "the smallest first"
+    assert outliers([10.0, 10.9, 9.0, 11.0, 10.5, 9.5, 7.3])[1] == [6] and outliers([10.0, 10.9, 9.0, 11.0, 10.5, 9.5, 7.4])[1] == []
