@@ -389,6 +389,110 @@ def test_going_back_restores_the_last_first():
     assert torch.equal(model.second.weight, given["second.weight"]) and torch.equal(model.second.bias, given["second.bias"])
 
 
+# --- recipe `verified` by a script, and whole against rounds by hand ---
+
+
+@pytest.fixture
+def chosen(figures, monkeypatch):
+    """`verified` with validation objectives as given; the race always takes the second on the list. Notes what it was asked."""
+
+    def run(values, model=None, found=FOUND, pairs=None, won=(1, torch.tensor([1.0, 2.0])), **settings):
+        asked, values = [], iter(values)
+
+        def second(trials, goal, shortlist, terms, mistakes):
+            asked.append({"goal": goal, "shortlist": shortlist, "terms": terms, "mistakes": mistakes})
+            return won
+
+        def noted(model, found, triggered, labels, score):
+            asked.append(score)
+            return torch.arange(float(len(found))), 2.5
+
+        figures([(1.0, 0.5, 9.0)] * 30)
+        monkeypatch.setattr(FOLDER, "filter_scores", noted)
+        monkeypatch.setattr(FOLDER, "race", second)
+        monkeypatch.setattr(Objective, "__call__", lambda *_: torch.tensor(next(values)))
+        pairs = pairs or pairs_of(4)
+        return verified(model or Mixed(), found, pairs, pairs_of(2), progress=False, **settings), asked
+
+    return run
+
+
+def test_rounds_of_verified_are_told_in_full(chosen):
+    result, asked = chosen([5.0, 4.0, 4.0, 6.0], patience=2, k=3)
+    told = {"stage": "prune", "val_acc": 1.0, "val_clean_loss": 0.5, "val_unlearning_loss": 9.0}
+    more = {"train_loss": 2.5, "rank": 1, "objective": 0.75}
+    assert result.history == [
+        {"round": 0, "layer": None, "index": None, "val_objective": 5.0, **told},
+        {"round": 1, "layer": "third", "index": 0, "score": 9.0, "val_objective": 4.0, **more, **told},
+        {"round": 2, "layer": "second", "index": 4, "score": 8.0, "val_objective": 4.0, **more, **told},
+        {"round": 3, "layer": "second", "index": 3, "score": 7.0, "val_objective": 6.0, **more, **told}]
+    assert result.stopped == "2 rounds without a lower validation objective" and not result.interrupted
+    assert result.mask.positions == [9] and asked[0] == asked[2] == "gate"
+    assert [one["shortlist"] for one in asked[1::2]] == [[10, 9, 8], [10, 8, 7], [10, 7, 6]]
+    assert torch.equal(asked[3]["terms"], torch.tensor([1.0, 2.0])), "what the winner lost on each image guides the next race"
+
+
+def test_what_a_race_is_told_before_the_first_round(chosen):
+    """So many mistakes are too many: those of the given model and alpha of the pairs; the list leaves one filter standing."""
+    pairs = pairs_of(10)
+    wrong = int((predict(MODEL, pairs.clean).argmax(1) != pairs.labels).sum())
+    result, asked = chosen([5.0], pairs=pairs, won=None)
+    assert 0 < wrong < 10 and wrong + 0.99 < asked[1]["mistakes"] < wrong + 1
+    assert result.stopped == "every trial would cost 10% of clean accuracy on the training pairs" and not result.mask.positions
+    assert asked[1]["shortlist"] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1] and asked[1]["goal"].weights.tolist() == [3.0] * 10 + [1.0] * 10
+    torch.testing.assert_close(asked[1]["terms"], asked[1]["goal"].terms(predict(MODEL, asked[1]["goal"].images)))
+    _, asked = chosen([5.0], pairs=pairs, won=None, alpha=0.25, weight=0, k=1)
+    assert wrong + 2.49 < asked[1]["mistakes"] < wrong + 2.5 and asked[1]["shortlist"] == [10] and asked[1]["goal"].weights.max() == 1
+
+
+def test_without_a_word_sixteen_filters_are_tried_and_ten_rounds_waited(chosen):
+    model = nn.Sequential(nn.Conv2d(3, 20, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 3)).eval()
+    result, asked = chosen([5.0] * 30, model, filters(model, images_of(1)))
+    assert len(asked[1]["shortlist"]) == 16 and len(result.history) == 11 and not result.mask.positions
+    assert result.stopped == "10 rounds without a lower validation objective"
+    result, _ = chosen([1.0 / (i + 1) for i in range(30)], model, filters(model, images_of(1)), alpha=1, patience=1, won=(0, torch.ones(2)))
+    assert result.stopped == "one filter was left" and result.mask.positions == [*range(19, 0, -1)]
+
+
+def test_verified_is_interrupted(chosen, monkeypatch):
+    def values():
+        yield from (5.0, 4.0, 3.0)
+        raise KeyboardInterrupt
+
+    result, _ = chosen(values())
+    assert (result.stopped, result.interrupted) == ("interrupted", True) and len(result.mask.positions) == 2
+
+
+def test_verified_equals_rounds_by_hand_down_to_the_last_filter():
+    train, validation, given = pairs_of(6), pairs_of(3, seed=4), Mixed()
+    given_too, model = copy.deepcopy(given), copy.deepcopy(given)
+    silence(given, FOUND, [5])
+    silence(model, FOUND, [5])
+    result = verified(model, FOUND, train, validation, alpha=1, patience=100, k=4, weight=2, progress=False)
+    goal, check, fallen, now, checked = Objective(given, train, 2), Objective(given, validation, 2), [5], copy.deepcopy(given), []
+    checked.append(check(predict(now, check.images)).item())
+    while len(fallen) < 10:
+        scores, _ = filter_scores(now, FOUND, train.triggered, train.labels, "gate")
+        scores[fallen] = -torch.inf
+        tried = []
+        for position in scores.topk(min(4, 10 - len(fallen))).indices.tolist():
+            trial = copy.deepcopy(now)
+            silence(trial, FOUND, [position])
+            tried.append((round(goal(predict(trial, goal.images)).item(), 5), position))
+        lowest, winner = min(tried, key=lambda one: one[0])  # of two alike the first on the list
+        silence(now, FOUND, [winner])
+        fallen.append(winner)
+        checked.append(check(predict(now, check.images)).item())
+        told = result.history[len(checked) - 1]
+        assert (told["layer"], told["index"]) == FOUND[fallen[-1]] and told["objective"] == pytest.approx(lowest, rel=1e-4)
+    assert result.stopped == "one filter was left" and len(result.history) == 10 and result.mask.before == (5,)
+    assert [row["val_objective"] for row in result.history] == pytest.approx(checked, rel=1e-4)
+    best = checked.index(min(checked))
+    assert result.mask.positions == fallen[1:best + 1]
+    silence(given_too, FOUND, fallen[:best + 1])
+    assert all(torch.equal(tensor, given_too.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 # --- the objective ---
 
 
