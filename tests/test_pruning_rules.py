@@ -196,6 +196,24 @@ def test_a_batchnorm_of_two_convolutions_or_without_a_scale_is_nobodys():
     assert [layer.norm for layer in filters(TwoIntoOne()).layers] == [None] * 3
 
 
+class ImageFirst(nn.Module):
+    """Adds a branch to the image itself, which has no history of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.last, self.seen = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1), []
+
+    def forward(self, images):
+        self.seen.append(tuple(images.shape))
+        return self.last(images + self.norm(self.conv(images)))
+
+
+def test_one_image_is_enough_and_what_has_no_history_hides_nothing():
+    model = ImageFirst()
+    assert [layer.norm for layer in filters(model).layers] == ["norm", None]
+    assert model.seen == [(1, 3, 32, 32)]
+
+
 # --- gates ---
 
 
