@@ -115,6 +115,26 @@ def test_strangers_keep_what_cannot_go(slim, layers):
     assert_same_answers(result, model)
 
 
+class Scaled(Net):
+    """A number of its own for each channel, as layer scale has."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 6, 3), nn.ReLU())
+        self.scale = nn.Parameter(torch.rand(1, 6, 1, 1))
+
+    def forward(self, images):
+        return self.head((self.layers(images) * self.scale).mean((2, 3)))
+
+
+@pytest.mark.parametrize("model", [Scaled().eval(), nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()).eval(),
+                                   nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()])
+def test_channels_of_a_parameter_and_of_the_answer_stay(slim, model):
+    model = copy.deepcopy(model)
+    silence(model, filters(model, IMAGES[:1]), [1])
+    result = slim(model, IMAGES)
+    assert not result.cut and len(result.left) == 1 and result.parameters[0] == result.parameters[1]
+
+
 def test_a_model_that_counts_on_its_channels_is_told(slim):
     model = Net(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), view=6).eval()
     silence(model, filters(model, IMAGES[:1]), [1])
