@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = ROOT / "data" / "results" / "mutants.csv"
-TESTS = ("metrics", "unlearning", "filters", "race", "slimming", "inversion", "pruning_rules")  # quick ones
+TESTS = ("metrics", "unlearning", "filters", "race", "slimming", "inversion", "pruning_rules", "tuning_rules")  # quick ones
 SKIPPED = ("shipped", "winner_of_all", "small_vgg-1", "small_vgg-0", "preact_resnet-1", "preact_resnet-0.2")  # over a second
 os.environ["OMP_NUM_THREADS"] = "1"
 Row = dict[str, str]
