@@ -263,7 +263,9 @@ def test_a_convolution_that_nobody_calls_scores_zero():
 def test_validation_by_hand():
     pairs = pairs_of(5)
     clean, triggered = MODEL(pairs.clean), MODEL(pairs.triggered)
+    pairs = pairs._replace(labels=(clean.argmax(1) + torch.tensor([0, 0, 1, 0, 0])) % 3)
     now = validate(MODEL, pairs)
+    assert now.acc == pytest.approx(0.8)
     assert now == pytest.approx(((clean.argmax(1) == pairs.labels).float().mean().item(), F.cross_entropy(clean, pairs.labels).item(),
                                  F.cross_entropy(triggered, pairs.labels).item()))
     alone = validate(MODEL, pairs._replace(triggered=pairs.clean[:0]))
@@ -585,23 +587,34 @@ class Named(Mixed):
 def test_trials_by_hand_traced_and_whole(kind):
     model, images = kind(), images_of(70)
     before, trials = copy.deepcopy(model.state_dict()), Trials(model, FOUND, images[:2])
-    seen = []
-    for traced in (True, False):
-        assert trials.traced == traced
+    plain, seen = copy.deepcopy(model), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    for chunks in ([], [64, 6] * 12):  # traced: activations are used again; whole: no more images at once than the chunk holds
+        assert trials.traced == (not chunks)
         now, answers = trials.logits(images, iter(range(11)))
-        assert answers.shape == (11, 70, 3)
-        torch.testing.assert_close(now, predict(model, images))
+        assert sorted(seen) == sorted(chunks) and answers.shape == (11, 70, 3)
+        torch.testing.assert_close(now, predict(plain, images))
         for position in range(11):
-            tried = copy.deepcopy(model)
+            tried = copy.deepcopy(plain)
             silence(tried, FOUND, [position])
             torch.testing.assert_close(answers[position], predict(tried, images))
         now, none = trials.logits(images, [])
         assert none.shape == (0, 70, 3) and now.shape == (70, 3)
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
         trials.graph = None
-    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    trials.logits(images, [])
-    assert seen == [64, 6], "no more images at once than the chunk holds"
+
+
+class OwnKind(nn.Conv2d):
+    """As libraries have: a convolution whose code a tracer would step into."""
+
+    def forward(self, images):
+        return super().forward(images * 1.0)
+
+
+def test_a_librarys_own_convolution_is_one_step():
+    model = Mixed()
+    model.second = OwnKind(4, 5, 3, padding=1)
+    assert Trials(model, FOUND, images_of(2)).traced
 
 
 def test_a_trace_that_answers_otherwise_is_not_used():

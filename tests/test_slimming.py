@@ -83,6 +83,18 @@ def test_what_silence_becomes_decides_on_a_shortcut_channel(slim, layers, shift,
     assert str(result).startswith(f"{cut} of {len(layers)} silent filters cut out, {len(layers) - cut} cannot be cut alone")
 
 
+def test_two_channels_of_a_shortcut_go_with_all_that_feeds_them(slim):
+    model = lived_in(build("preact_resnet", 4, width=4, blocks=(1, 1)), IMAGES)
+    found = filters(model, IMAGES[:1])
+    with torch.no_grad():
+        for norm in ("stages.0.0.bn1", "stages.1.0.bn1"):
+            model.get_submodule(norm).bias[1:3] = -5
+    silence(model, found, [found.position(layer, index) for layer in ("conv1", "stages.0.0.conv2") for index in (1, 2)])
+    result = slim(model, IMAGES)
+    assert len(result.cut) == 4 and not result.left and sizes(result.model)["conv1"] == [2, 3]
+    assert_same_answers(result, model)
+
+
 def test_one_filter_of_a_layer_stays(slim):
     model = lived_in(build("small_vgg", 4, width=4, size=16), IMAGES)
     found = filters(model, IMAGES[:1])
@@ -203,7 +215,7 @@ def test_which_inputs_are_zero_everywhere():
             self.conv, self.other, self.head, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(3, 2), nn.BatchNorm2d(3)
 
         def forward(self, images):
-            self.head(self.norm(images).permute(0, 2, 3, 1) * torch.tensor([1.0, 0, 0]))
+            self.head((self.norm(images) + 1).permute(0, 2, 3, 1) * torch.tensor([1.0, 0, 0]))
             return self.conv(images) + self.conv(images.flip(1)) + self.other(images)
 
     images = torch.rand(2, 3, 4, 4)

@@ -114,7 +114,7 @@ def test_without_a_word_fine_tuning_takes_the_papers_settings():
 
 
 @pytest.mark.parametrize(("losses", "keep", "kept", "rows"), [
-    ([5, 4, 4, 3, 6, 6], "best", 3, 6), ([5, 4, 4, 3, 4, 6, 6], "last", 4, 7), ([5, 5, 5], "best", 0, 3), ([5, 5, 5], "last", 0, 3)])
+    ([5, 4, 4, 3, 6, 6], "best", 3, 6), ([5, 4, 4, 3, 4, 6, 6], "last", 4, 7), ([5, 3, 4, 6], "best", 1, 4), ([5, 5, 5], "best", 0, 3), ([5, 5, 5], "last", 0, 3)])
 def test_which_epoch_is_kept_and_when_it_stops(losses, keep, kept, rows, monkeypatch):
     figures = iter([(1.0, 1.0, loss - 1.0) for loss in [*losses, 9, 9]])
     monkeypatch.setattr(fine_tuning, "validate", lambda *_: Validation(*next(figures)))
