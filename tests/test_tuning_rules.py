@@ -322,18 +322,18 @@ def test_one_run_is_enough_where_it_helps_or_is_interrupted(rows, monkeypatch):
 # --- progress ---
 
 
-ACC = r"acc=[01]\.\d\d"
+UNIT, ACC = r"(\dfilter/s|s/filter)", r"acc=[01]\.\d\d"
 
 
 @pytest.mark.parametrize(("module", "run", "words"), [
     (recipes, lambda **more: paper(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1, **more),
-     rf"^pruning: .*\| 3/10 \[.*filter/?s?.*, {ACC}, loss=\d\.\d\d\d\]"),
+     rf"^pruning: .*\| 3/10 \[.*{UNIT}, {ACC}, loss=\d\.\d\d\d\]"),
     (recipes, lambda **more: in_order(Mixed(), FOUND, [1, 2], torch.zeros(11), pairs_of(3), alpha=None, **more),
-     r"^pruning: .*\| 2/2 \[.*filter"),
+     rf"^pruning: .*\| 2/2 \[.*{UNIT}\]"),
     (FOLDER, lambda **more: verified(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1, **more),
-     rf"^pruning: .*\| 3/10 \[.*filter.*, {ACC}, objective=\d\.\d\d\d\]"),
+     rf"^pruning: .*\| 3/10 \[.*{UNIT}, {ACC}, objective=\d\.\d\d\d\]"),
     (fine_tuning, lambda **more: fine_tune(Mixed(), FilterMask(FOUND), pairs_of(3), pairs_of(3), max_epochs=3, patience=3, **more),
-     rf"^fine-tuning: .*\| 2/3 \[.*epoch.*, {ACC}, loss=\d\.\d\d\d\]"),
+     rf"^fine-tuning: .*\| 2/3 \[.*(\depoch/s|s/epoch), {ACC}, loss=\d\.\d\d\d\]"),
     (sys.modules[invert.__module__], lambda **more: invert(MODEL, images_of(3), 1, steps=2, **more), r"^trigger of class 1: .*\| 2/2 \[")])
 def test_the_bar_tells_what_is_done_and_goes(module, run, words, monkeypatch, capsys):
     monkeypatch.setattr(module, "tqdm", functools.partial(module.tqdm, mininterval=0, miniters=1, ncols=140))
