@@ -49,6 +49,8 @@ def main() -> None:
     random.Random(0).shuffle(chosen)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     import pytest
+    import tqdm
+    tqdm.tqdm.monitor_interval = 0  # no thread beside this one, or a fork may wait for a lock that nobody gives back
     os.chdir("mutants")
     loop = Loop(chosen, given.seconds, given.workers)
     code = pytest.main(["-q", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir=.", "-k", " and ".join(
@@ -150,6 +152,7 @@ class Loop:
         limit = int(time.process_time() + 3 * total + 3)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.alarm(int(60 + 20 * total))  # one that waits for ever uses no CPU
         set_mutant_under_test(name)
         try:
             for test in tests:
