@@ -185,6 +185,8 @@ def test_answers_that_would_change_are_refused(slim, monkeypatch):
     """The last guard: here a layer claims to read zeros where it reads one half."""
     monkeypatch.setattr("gradprune.pruning.slimming._zeros", lambda model, _: {"head": torch.ones(6, dtype=torch.bool)})
     model = Net(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Sigmoid()).eval()
+    nn.init.constant_(model.head.weight, 0.01)
+    nn.init.constant_(model.head.bias, 1.0)  # a change of half a per cent
     silence(model, filters(model, IMAGES[:1]), [1])
     with pytest.raises(InputError, match=r"^the model cannot be slimmed \(InputError: its answers would change\); masked it works as it is\.$"):
         slim(model, IMAGES)
