@@ -144,6 +144,14 @@ def test_fine_tuning_stops_at_ctrl_c_and_says_so(monkeypatch):
     assert not any("interrupted" in row for row in history[:3])
 
 
+def test_a_frozen_model_learns_all_the_same_and_is_frozen_again():
+    free, frozen, pairs = Mixed(), Mixed().requires_grad_(False), pairs_of(3)
+    for model in (free, frozen):
+        fine_tune(model, FilterMask(FOUND), pairs, pairs._replace(triggered=pairs.clean[:0]), max_epochs=1, progress=False)
+    assert all(torch.equal(tensor, free.state_dict()[name]) for name, tensor in frozen.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
 def test_each_epoch_has_pairs_of_its_own_and_the_callers_randomness_is_left():
     given, asked = pairs_of(4), []
 
