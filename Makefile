@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test coverage fuzz lab playground lint audit bench notebooks docs zoo clean
+.PHONY: demo test coverage fuzz mutants lab playground lint audit bench notebooks docs zoo clean
 
 demo: $(STAMP)
 	$(BIN)/gradprune demo
@@ -18,6 +18,13 @@ coverage: $(STAMP)
 # Spoiled files of every format, ten times as many as in the tests. Failures are kept in out/fuzz/.
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/run.py --count 2000
+
+# Changes the code in one place at a time and counts what no test notices; mutmut lives in an environment of its own.
+mutants: $(STAMP)
+	$(PYTHON) -m venv out/mutmut
+	out/mutmut/bin/pip install --quiet mutmut==3.8.1
+	PYTHONPATH=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') \
+	  out/mutmut/bin/python tests/mutants.py --workers 2
 
 # Both serve this machine alone, and ask for a token, which stands in the address that they print.
 lab: $(STAMP)

@@ -8,6 +8,7 @@ from gradprune.datasets import ImageSet
 from gradprune.errors import InputError
 from gradprune.evaluation import Metrics, der, evaluate, replay
 from gradprune.evaluation import replay as replay_function
+from gradprune.evaluation.metrics import exam, measure, verdict
 from gradprune.models import predict
 
 
@@ -79,6 +80,34 @@ def test_batch_size_does_not_matter(victim):
     assert evaluate(victim.model, victim.data.test, victim.trigger, victim.target, batch_size=7) == whole
 
 
+def test_no_more_images_at_once_than_the_batch_size_says():
+    """An evaluation on a small graphics card rests on it; without a word the size is 250."""
+    model, seen = ReadsTheCorner(), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    test = toy([0, 1, 0, 1, 1], [0, 1, 1, 1, 2])
+    evaluate(model, test, AddOne(), 2, batch_size=3)
+    assert seen == [3, 2, 3, 1], "clean, then triggered without the target class"
+    seen.clear()
+    questions = exam(toy([0] * 251, [0] * 251), AddOne(), 2)
+    measure(model, questions, 126)
+    measure(model, questions)
+    evaluate(model, toy([0] * 251, [0] * 251), AddOne(), 2)
+    assert seen == [126, 125] * 2 + [250, 1] * 4
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [
+    (0.0999, 0.0, "There was no backdoor to remove"),
+    (0.1, 0.05, "The backdoor no longer works"),
+    (1.0, 0.05, "The backdoor no longer works"),
+    (1.0, 0.0501, "The backdoor is weaker but still there"),
+    (0.8, 0.4, "The backdoor is weaker but still there"),
+    (0.8, 0.401, "The defence failed"),
+    (0.8, 1.0, "The defence failed"),
+])
+def test_the_verdict_at_its_borders(before, after, expected):
+    assert verdict(Metrics(0.9, before, 0.1), Metrics(0.9, after, 0.9)) == expected
+
+
 @pytest.mark.parametrize(("before", "after", "expected"), [
     (Metrics(0.9, 1.0, 0.0), Metrics(0.9, 0.0, 0.9), 1.0),
     (Metrics(0.9, 1.0, 0.0), Metrics(0.8, 0.0, 0.8), 0.95),   # an ACC drop lowers it (one toolbox adds it)
@@ -103,7 +132,7 @@ def test_bad_input():
     test = toy([0], [0])
     with pytest.raises(InputError, match="target must be a class"):
         evaluate(ReadsTheCorner(), test, AddOne(), target=3)
-    with pytest.raises(InputError, match="the test set is empty"):
+    with pytest.raises(InputError, match=r"^the test set is empty\.$"):
         evaluate(ReadsTheCorner(), test.subset(torch.tensor([], dtype=torch.long)), AddOne(), target=0)
     with pytest.raises(InputError, match=r"cannot take images of shape \(1, 2, 2\)"):
         predict(nn.Conv2d(3, 1, 1), torch.rand(1, 1, 2, 2))

@@ -325,7 +325,8 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path_factory, seed, name, more)
     model, trigger = network(seed), make_trigger(name)
     with torch.no_grad():
         for tensor in trigger.state_dict().values():
-            tensor.add_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed)))
+            learned = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed))
+            tensor.add_(learned if tensor.is_floating_point() else (9 * learned).to(tensor.dtype))
     path = save_checkpoint(tmp_path_factory.mktemp("saved") / "model", model, {**more, "model": made}, trigger)
     loaded, card = load_checkpoint(path)
     again = make_trigger(name)

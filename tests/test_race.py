@@ -91,3 +91,71 @@ def test_a_race_has_the_winner_of_all_trials_on_all_images(victim, monkeypatch):
     assert sum(ran) < 0.85 * logits[..., 0].numel(), "trials that are beaten are not run on"
     alike = [5, 7]
     assert race(trials, goal, alike, goal.terms(now), math.inf)[0] == 0, "of two alike the first on the list"
+
+
+# --- the race alone, each trial's terms chosen by hand ---
+
+
+class Written:
+    """Stands for the trials and for the objective: `terms[trial][image]`, and which images a trial gets wrong."""
+
+    def __init__(self, terms, wrong=()):
+        self.table, self.mistaken, self.ran, self.images = torch.tensor(terms), wrong, [], None
+
+    def of(self, chosen):
+        self.images = chosen
+        return self
+
+    def logits(self, images, positions):
+        self.ran.append((images.tolist(), positions))
+        self.now = (torch.tensor(positions) - 10)[:, None], images
+        return None, None
+
+    def terms(self, _):
+        return self.table[self.now]
+
+    def wrong(self, _):
+        return torch.tensor([[(int(trial), int(image)) in self.mistaken for image in self.now[1]] for trial in self.now[0]])
+
+
+def run(written, expected, mistakes=math.inf):
+    return race(written, written, [10 + trial for trial in range(len(written.table))], torch.tensor(expected), mistakes)
+
+
+def test_the_dearest_images_come_first_and_who_is_beaten_rests(monkeypatch):
+    monkeypatch.setattr("gradprune.pruning.race.PIECE", 2)
+    written = Written([[1.0, 4, 0, 2, 1],    # 6 after the images 1 and 3, 8 in all
+                       [5.0, 1, 2, 1, 0],    # 2 after them, 9 in all
+                       [0.0, 9, 0, 3, 0]])   # 12 after them: beaten
+    choice, terms = run(written, [1.0, 5, 0, 3, -2])
+    assert choice == 0 and terms.tolist() == [1, 4, 0, 2, 1]
+    assert written.ran == [([1, 3], [10, 11, 12]), ([0, 2], [11]), ([0, 2], [10]), ([4], [10])], \
+        "what is still to come is guessed as 1 after the first piece and 0 after the second"
+
+
+def test_a_trial_behind_goes_on_while_the_leader_may_still_lose_more(monkeypatch):
+    """Each at its own piece: trial 1 is behind by less than what is to come, so both run on together."""
+    monkeypatch.setattr("gradprune.pruning.race.PIECE", 1)
+    written = Written([[1.0, 1, 1], [2.0, 1, 0], [4.0, 0, 0]])
+    assert run(written, [1.0, 1, 0])[0] == 0
+    assert written.ran == [([0], [10, 11, 12]), ([1], [10, 11]), ([2], [10])]
+
+
+def test_alike_images_keep_their_order_and_alike_trials_theirs(monkeypatch):
+    monkeypatch.setattr("gradprune.pruning.race.PIECE", 20)
+    written = Written([[1.0] * 50] * 2)
+    assert run(written, [0.5] * 50)[0] == 0
+    assert [images for images, _ in written.ran] == [[*range(20)], [*range(20, 40)], [*range(40, 50)]]
+
+
+@pytest.mark.parametrize(("mistakes", "winner"), [(2, 1), (2.5, 0), (1, 2), (0, None)])
+def test_mistakes_are_counted_over_all_pieces(mistakes, winner, monkeypatch):
+    monkeypatch.setattr("gradprune.pruning.race.PIECE", 1)
+    written = Written([[1.0, 1, 1], [2.0, 2, 2], [3.0, 3, 3]], {(0, 0), (0, 2), (1, 1)})
+    won = run(written, [3.0, 2, 1], mistakes)
+    assert (won and won[0]) == winner
+
+
+def test_a_trial_that_answers_nan_does_not_count():
+    assert run(Written([[math.nan, 0.0], [1.0, 1]]), [1.0, 1])[0] == 1
+    assert run(Written([[math.nan, 0.0]]), [1.0, 1]) is None

@@ -15,7 +15,7 @@ from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
 from gradprune.models.cost import macs, parameters, timed
 from gradprune.models.resizing import resize, sizes
-from gradprune.pruning.filters import filters, silence, silent
+from gradprune.pruning.filters import Filter, filters, silence, silent
 
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -83,6 +83,18 @@ def test_what_silence_becomes_decides_on_a_shortcut_channel(slim, layers, shift,
     assert str(result).startswith(f"{cut} of {len(layers)} silent filters cut out, {len(layers) - cut} cannot be cut alone")
 
 
+def test_two_channels_of_a_shortcut_go_with_all_that_feeds_them(slim):
+    model = lived_in(build("preact_resnet", 4, width=4, blocks=(1, 1)), IMAGES)
+    found = filters(model, IMAGES[:1])
+    with torch.no_grad():
+        for norm in ("stages.0.0.bn1", "stages.1.0.bn1"):
+            model.get_submodule(norm).bias[1:3] = -5
+    silence(model, found, [found.position(layer, index) for layer in ("conv1", "stages.0.0.conv2") for index in (1, 2)])
+    result = slim(model, IMAGES)
+    assert len(result.cut) == 4 and not result.left and sizes(result.model)["conv1"] == [2, 3]
+    assert_same_answers(result, model)
+
+
 def test_one_filter_of_a_layer_stays(slim):
     model = lived_in(build("small_vgg", 4, width=4, size=16), IMAGES)
     found = filters(model, IMAGES[:1])
@@ -115,6 +127,26 @@ def test_strangers_keep_what_cannot_go(slim, layers):
     assert_same_answers(result, model)
 
 
+class Scaled(Net):
+    """A number of its own for each channel, as layer scale has."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 6, 3), nn.ReLU())
+        self.scale = nn.Parameter(torch.rand(1, 6, 1, 1))
+
+    def forward(self, images):
+        return self.head((self.layers(images) * self.scale).mean((2, 3)))
+
+
+@pytest.mark.parametrize("model", [Scaled().eval(), nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()).eval(),
+                                   nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()])
+def test_channels_of_a_parameter_and_of_the_answer_stay(slim, model):
+    model = copy.deepcopy(model)
+    silence(model, filters(model, IMAGES[:1]), [1])
+    result = slim(model, IMAGES)
+    assert not result.cut and len(result.left) == 1 and result.parameters[0] == result.parameters[1]
+
+
 def test_a_model_that_counts_on_its_channels_is_told(slim):
     model = Net(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), view=6).eval()
     silence(model, filters(model, IMAGES[:1]), [1])
@@ -136,6 +168,68 @@ def test_shipped_models_pruned_by_the_defence(slim, name):
     images = victim.data.test.floats()[:200]
     result = slim(pruned, images[:8])
     assert_same_answers(result, pruned, images)
+
+
+# ---- its pieces
+
+
+def test_as_it_is_printed():
+    from gradprune.pruning.slimming import Slim
+    one, two, three = (Filter("conv", index) for index in range(3))
+    made = Slim(nn.Identity(), [one], [two, three], (12000, 9000), (5000000, 4000))
+    assert str(made) == repr(made) == ("1 of 3 silent filters cut out, 2 cannot be cut alone and stay masked: "
+                                       "12,000 to 9,000 parameters, 5,000,000 to 4,000 multiply-adds an image")
+
+
+def test_answers_that_would_change_are_refused(slim, monkeypatch):
+    """The last guard: here a layer claims to read zeros where it reads one half."""
+    monkeypatch.setattr("gradprune.pruning.slimming._zeros", lambda model, _: {"head": torch.ones(6, dtype=torch.bool)})
+    model = Net(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Sigmoid()).eval()
+    nn.init.constant_(model.head.weight, 0.01)
+    nn.init.constant_(model.head.bias, 1.0)  # a change of half a per cent
+    silence(model, filters(model, IMAGES[:1]), [1])
+    with pytest.raises(InputError, match=r"^the model cannot be slimmed \(InputError: its answers would change\); masked it works as it is\.$"):
+        slim(model, IMAGES)
+
+
+def test_a_frozen_model_in_training_is_slimmed_where_no_gradients_are_kept(slim):
+    model = Net(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()).train()
+    model.idle = nn.Conv2d(3, 2, 1)
+    model.requires_grad_(False)
+    found = filters(model, IMAGES[:1])
+    silence(model, found, [4, 1, 7])
+    with torch.no_grad():
+        result = slim(model, IMAGES)
+    assert result.cut == [("layers.0", 1), ("layers.0", 4)], "in the order of the model"
+    assert result.left == [("idle", 1)], "what nobody calls cannot be traced"
+    assert result.macs == (macs(model, IMAGES[:1]), macs(result.model, IMAGES[:1])) and result.parameters[0] == parameters(model)
+    assert result.model.training and not any(parameter.requires_grad for parameter in result.model.parameters())
+    assert not any(module._forward_pre_hooks for module in result.model.modules())
+    assert_same_answers(result, model)
+
+
+def test_which_inputs_are_zero_everywhere():
+    from gradprune.pruning.slimming import _zeros
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.other, self.head, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(3, 2), nn.BatchNorm2d(3)
+
+        def forward(self, images):
+            self.head((self.norm(images) + 1).permute(0, 2, 3, 1) * torch.tensor([1.0, 0, 0]))
+            return self.conv(images) + self.conv(images.flip(1)) + self.other(images)
+
+    images = torch.rand(2, 3, 4, 4)
+    images[:, :2] = 0
+    images[1, 1, 3, 3] = 0.1  # one pixel is enough
+    model = Twice().eval()
+    zeros = _zeros(model, images)
+    assert {name: seen.tolist() for name, seen in zeros.items()} == {
+        "conv": [False, False, False], "other": [True, False, False], "head": [False, True, True]}, "whatever it is called with"
+    with pytest.raises(InputError):
+        _zeros(model, torch.rand(2, 1, 4, 4))
+    assert not any(module._forward_pre_hooks for module in model.modules()), "no hook stays, whatever happens"
 
 
 # ---- the card, and what a model costs

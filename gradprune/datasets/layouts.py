@@ -10,6 +10,7 @@ from gradprune.paths import read_bytes
 ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
 PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "validation"), "defense": ("defense",)}
 _TABLE = 64_000_000  # bytes of a table of labels
+_NAME = 255  # bytes of a file's name, the most that file systems take
 Picture = tuple[Path, int]  # a file, and its label
 
 
@@ -61,9 +62,11 @@ def _gtsrb(root: Path, training: Path, test: Path) -> Layout:
     label_of = {}
     for line in filter(None, read_bytes(table, _TABLE).decode("utf-8-sig", "replace").splitlines()[1:]):
         cells = [cell.strip() for cell in line.split(";")]  # Filename;Width;Height;...;ClassId
-        require(cells[0] == Path(cells[0]).name != "" and cells[0].isprintable() and cells[-1] in labels,
+        name = cells[0]
+        require(name == Path(name).name != "" and name.isprintable() and len(name.encode()) <= _NAME and
+                cells[-1] in labels,
                 f"{table} has a row without a file name and one of the {len(classes)} classes: {line[:80]!r}.")
-        label_of[test / cells[0]] = labels[cells[-1]]
+        label_of[test / name] = labels[cells[-1]]
     return Layout({"train": pictures, "test": sorted((path, label) for path, label in label_of.items()
                                                      if _inside(root, path) and (path.is_file() or not path.exists()))},
                   classes)

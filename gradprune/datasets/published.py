@@ -197,6 +197,8 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
     except Timeout:
         _log.warning("Another process is fetching %s; waiting for it.", name)
         lock.acquire()
+    except OSError as error:  # a folder of that name, for one
+        raise InputError(f"{lock.lock_file} cannot be locked: {error.strerror or error}.") from None
     try:
         yield
     finally:

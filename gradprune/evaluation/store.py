@@ -54,6 +54,8 @@ class Store:
         except Timeout:
             raise InputError(f"another run is working in {self.folder}; wait for it, or choose another folder."
                              ) from None
+        except OSError as error:  # a folder of that name, for one
+            raise InputError(f"{self._lock.lock_file} cannot be locked: {error.strerror or error}.") from None
         try:
             self.rows, self.damaged = _read(self.table)
             known = read_facts(self.folder)["checkpoints"] if self.facts.exists() else {}

@@ -59,6 +59,8 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
             graph = torch_pruning.DependencyGraph()
             graph.build_dependency(small, example[:1].to(wanted.device), verbose=False)
             cut = _cut(small, found, gone, graph, _zeros(small, example))
+        for mine, given in zip(small.parameters(), model.parameters(), strict=True):  # cut layers have new parameters
+            mine.requires_grad_(given.requires_grad)
         answers = predict(small.to(memory_format=torch.channels_last), example)
         require(torch.allclose(answers, wanted, rtol=0, atol=TOLERANCE), "its answers would change")
     except Exception as error:  # a stranger's model may do anything with its channels
