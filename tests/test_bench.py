@@ -155,6 +155,12 @@ def test_the_first_row_after_a_torn_beginning_is_no_header(tmp_path, begun):
     assert len(read_results(tmp_path)) == 1
 
 
+def test_a_folder_in_the_place_of_the_lock(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(InputError, match=r"\.lock cannot be locked: Is a directory\."), Store(tmp_path, {}):
+        pass
+
+
 def test_rows_of_other_cells_stay(toys, tmp_path):
     run(Grid(toys[:1], ["clp"], [2], 2), tmp_path, progress=False)
     table = run(Grid(toys[:1], ["clp"], [3], 1), tmp_path, progress=False)

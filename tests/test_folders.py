@@ -374,6 +374,7 @@ def test_large_photographs_are_shrunk_as_others_are(tmp_path):
     ("00000.ppm", "row without a file name"),
     ("\0" * 300000, "row without a file name"),
     ("a\0.ppm;9;7;1;1;5;5;0", "row without a file name"),
+    ("x" * 5000 + ".ppm;9;7;1;1;5;5;0", "row without a file name"),
 ])
 def test_bad_rows_in_the_table_of_gtsrb(tmp_path, row, sentence):
     root = gtsrb(tmp_path / "g")

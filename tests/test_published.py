@@ -569,3 +569,9 @@ def test_a_victim_of_such_data_loads_again(cifar, store, tmp_path, kind):
         (store / "cifar-10-binary.tar.gz").unlink()
     with pytest.raises(InputError, match="The data set cifar10 is not here" if kind == "name" else "data set 'pictures'"):
         load_victim(tmp_path / "victim")
+
+
+def test_a_folder_in_the_place_of_the_lock(tmp_path):
+    (tmp_path / ".cifar10.lock").mkdir()
+    with pytest.raises(InputError, match=r"\.cifar10\.lock cannot be locked: Is a directory\."):
+        get("cifar10", tmp_path, progress=False)
