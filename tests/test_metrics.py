@@ -8,7 +8,7 @@ from gradprune.datasets import ImageSet
 from gradprune.errors import InputError
 from gradprune.evaluation import Metrics, der, evaluate, replay
 from gradprune.evaluation import replay as replay_function
-from gradprune.evaluation.metrics import exam, measure, verdict
+from gradprune.evaluation.metrics import BATCH, exam, measure, verdict
 from gradprune.models import predict
 
 
@@ -81,18 +81,19 @@ def test_batch_size_does_not_matter(victim):
 
 
 def test_no_more_images_at_once_than_the_batch_size_says():
-    """An evaluation on a small graphics card rests on it; without a word the size is 250."""
+    """An evaluation on a small graphics card rests on it; without a word the size is `BATCH`."""
     model, seen = ReadsTheCorner(), []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     test = toy([0, 1, 0, 1, 1], [0, 1, 1, 1, 2])
     evaluate(model, test, AddOne(), 2, batch_size=3)
     assert seen == [3, 2, 3, 1], "clean, then triggered without the target class"
     seen.clear()
-    questions = exam(toy([0] * 251, [0] * 251), AddOne(), 2)
-    measure(model, questions, 126)
+    test = toy([0] * 65, [0] * 65)
+    questions = exam(test, AddOne(), 2)
+    measure(model, questions, 33)
     measure(model, questions)
-    evaluate(model, toy([0] * 251, [0] * 251), AddOne(), 2)
-    assert seen == [126, 125] * 2 + [250, 1] * 4
+    evaluate(model, test, AddOne(), 2)
+    assert BATCH == 64 and seen == [33, 32] * 2 + [64, 1] * 4
 
 
 @pytest.mark.parametrize(("before", "after", "expected"), [
