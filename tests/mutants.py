@@ -20,6 +20,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -143,6 +144,8 @@ class Loop:
     def start(self, name: str, tests: list, total: float, items: list) -> None:
         """A fork that runs the tests until one fails; it may take three times as long as they took, and 3 seconds."""
         from mutmut.mutation.trampoline import set_mutant_under_test
+        from tqdm import tqdm
+        from tqdm.auto import tqdm as auto
         while len(self.running) >= self.workers:
             self.wait()
         pid = os.fork()
@@ -154,6 +157,8 @@ class Loop:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.alarm(int(60 + 20 * total))  # one that waits for ever uses no CPU
         set_mutant_under_test(name)
+        for bar in (tqdm, auto):  # their own lock is shared by all forks: one killed while it draws would stop the others
+            bar.set_lock(threading.RLock())
         try:
             for test in tests:
                 if failed(test, items):
