@@ -122,8 +122,8 @@ def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet
                            target=target, seed=seed, device=device, progress=progress(),
                            **({} if epochs is None else {"epochs": epochs}))
     show(as_json, told, table("trained model", {trigger: told["metrics"]}),
-           f"{told['attack']['poisoned_images']} of {told['train_images']} training images were poisoned; "
-           f"the trigger leads to {told['target_name']!r}.", f"Saved: {told['out']}",
+         f"{told['attack']['poisoned_images']} of {told['train_images']} training images were poisoned; "
+         f"the trigger leads to {told['target_name']!r}.", f"Saved: {told['out']}",
          kept=f"the model reached in epoch {told['training']['epochs_done'] + 1} is saved")
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from gradprune.attacks import Picture
+from gradprune.attacks.placing import Position
 from gradprune.datasets import Dataset
 from gradprune.errors import InputError, require
 from gradprune.evaluation.backdoorbench import NOT_READ, from_content, is_attack_result
@@ -42,7 +43,7 @@ class Own:
     size: int | None = None
     trigger: str | None = None
     target: int | None = None
-    position: str | tuple[int, int] = "bottom_right"
+    position: Position = "bottom_right"
     opacity: float = 1.0
     mean: list[float] | None = None
     std: list[float] | None = None
