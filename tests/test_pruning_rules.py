@@ -315,7 +315,7 @@ def test_without_a_word_alpha_is_a_tenth_and_patience_ten(figures):
     assert result.stopped == "10 rounds without a lower validation loss" and len(result.history) == 11
     figures([(1.0, 0, 1.0), (0.9, 0, 0.5)])
     result = paper(Mixed(), FOUND, blank(), blank(), progress=False)
-    assert result.stopped == "validation accuracy fell by 10% (alpha is 10%)" and not result.mask.positions
+    assert result.stopped == "validation accuracy fell by 10 points (alpha is 10)" and not result.mask.positions
     figures([(1.0, 0, 9.0)] + [(0.001, 0, 2.0 - i / 9) for i in range(10)])
     result = paper(Mixed(), FOUND, blank(), blank(), alpha=1, progress=False)
     assert result.stopped == "one filter was left" and len(result.mask.positions) == 10
@@ -350,7 +350,7 @@ def test_filters_in_a_given_order(figures):
     silence(model, FOUND, [4])
     figures([(1.0, 0.5, math.nan), (0.97, 0.25, math.nan), (0.95, 0.25, math.nan), (0.9, 0.75, math.nan)])
     result = in_order(model, FOUND, [7, 4, 2, 5, 1], torch.arange(11) / 2, blank(), alpha=0.1, progress=False)
-    assert result.stopped == "validation accuracy fell by 10% (alpha is 10%)" and not result.interrupted
+    assert result.stopped == "validation accuracy fell by 10 points (alpha is 10)" and not result.interrupted
     assert result.history == [
         {"stage": "prune", "round": 0, "layer": None, "index": None, "val_acc": 1.0, "val_clean_loss": 0.5},
         {"stage": "prune", "round": 1, "layer": "second", "index": 3, "score": 3.5, "val_acc": 0.97, "val_clean_loss": 0.25},

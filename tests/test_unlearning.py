@@ -157,7 +157,7 @@ def test_stops_after_patience_and_returns_to_the_best_round(script):
 def test_stops_when_accuracy_has_fallen_by_alpha(script):
     figures = [(0.95, 0, 9), (0.90, 0, 8), (0.85, 0, 1), (0.9, 0, 0)]
     _, result = script(figures, alpha=0.10)
-    assert result.stopped == "validation accuracy fell by 10% (alpha is 10%)"
+    assert result.stopped == "validation accuracy fell by 10 points (alpha is 10)"
     assert result.mask.positions == [19], "the round that lost alpha is out, however low its loss"
 
 

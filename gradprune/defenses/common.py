@@ -20,7 +20,7 @@ from gradprune.errors import require, settled
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning import FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
-from gradprune.pruning.fine_tuning import batches
+from gradprune.pruning.fine_tuning import batches, half_cosine
 
 
 class Work:
@@ -76,7 +76,7 @@ class Work:
         epochs = passes(steps, len(self.train.labels), 128)
         with self.stage("tune"):
             self.history += fine_tune(self.model, self.mask, self.train, self.validation, loss=clean_loss, lr=lr,
-                                      decay=lambda epoch: 0.5 + 0.5 * math.cos(math.pi * epoch / epochs),
+                                      decay=half_cosine(epochs),
                                       max_epochs=epochs, seed=seed, progress=progress, **more)
 
     def measure(self, stage: str, **more: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradprune.models.inference import predict
 from gradprune.pruning.augment import Augment, copies_for
 from gradprune.pruning.filters import FilterMask
-from gradprune.pruning.fine_tuning import STATISTICS, fine_tune
+from gradprune.pruning.fine_tuning import STATISTICS, fine_tune, half_cosine
 from gradprune.pruning.unlearning import Pairs
 
 STEPS = 160  # about: whole epochs are run
@@ -51,7 +51,7 @@ def distilled_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train: 
     for statistics in STATISTICS:
         model.load_state_dict(start)
         history = fine_tune(model, mask, train, validation, loss=Distilled(given), lr=LR,
-                            decay=lambda epoch: 0.5 + 0.5 * math.cos(math.pi * epoch / epochs), batch_size=BATCH,
+                            decay=half_cosine(epochs), batch_size=BATCH,
                             patience=epochs, max_epochs=epochs, keep="last", seed=seed, statistics=statistics,
                             renew=augment.mixed, progress=progress)
         if min(row["val_loss"] for row in history) < history[0]["val_loss"] or "interrupted" in history[-1]:

@@ -5,7 +5,7 @@ scores and masks are flat tensors along that list.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -118,6 +118,18 @@ def own_tensors(model: nn.Module, found: Filters, position: int) -> list[Tensor]
     index = position - layer.start
     tensors = [getattr(module, kind) for module in modules for kind in ("weight", "bias")]
     return [tensor.data[index] for tensor in tensors if tensor is not None]
+
+
+def saved(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:
+    """Keep a copy of one filter's numbers; the returned call puts them back."""
+    tensors = own_tensors(model, found, position)
+    copies = [tensor.clone() for tensor in tensors]
+
+    def restore() -> None:
+        for tensor, copy in zip(tensors, copies, strict=True):
+            tensor.copy_(copy)
+
+    return restore
 
 
 def silent(model: nn.Module, found: Filters) -> list[int]:

@@ -32,6 +32,11 @@ def clean_loss(model: nn.Module, batch: Pairs) -> Tensor:
     return F.cross_entropy(model(batch.clean), batch.labels)
 
 
+def half_cosine(epochs: int) -> Callable[[int], float]:
+    """A `decay` that falls from 1 in the first of so many epochs to 0 after the last, along half a cosine."""
+    return lambda epoch: 0.5 + 0.5 * math.cos(math.pi * epoch / epochs)
+
+
 def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs, *, loss: Loss = both_losses,
               optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD, lr: float = 1e-3,
               momentum: float = 0.9, weight_decay: float = 5e-4, decay: Callable[[int], float] = lambda epoch: 1.0,

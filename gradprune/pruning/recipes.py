@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from gradprune.errors import require
 from gradprune.models.inference import evaluating
-from gradprune.pruning.filters import FilterMask, Filters, own_tensors, silent
+from gradprune.pruning.filters import FilterMask, Filters, saved, silent
 from gradprune.pruning.unlearning import Pairs, filter_scores
 
 
@@ -80,8 +80,8 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
                 result.history.append(row(round_, mask, now, score=float(scores[position]), train_loss=loss))
                 bar.update()
                 bar.set_postfix(loss=f"{now.unlearning_loss:.3f}", acc=f"{now.acc:.2f}", refresh=False)
-                if start.acc - now.acc >= alpha - 1e-6:
-                    result.stopped = f"validation accuracy fell by {start.acc - now.acc:.0%} (alpha is {alpha:.0%})"
+                if cost := fell(start, now, alpha):
+                    result.stopped = cost
                     break
                 if now.unlearning_loss < best:
                     best, best_round = now.unlearning_loss, round_
@@ -98,7 +98,7 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
 def back_to(result: Pruned, round_: int, undo: list[Callable[[], None]]) -> Pruned:
     """Put back what fell after a round, the last first, in the model and in the result's mask; returns the result.
 
-    undo: one call a round, see `saved`.
+    undo: one call a round, see `filters.saved`.
     """
     for restore in reversed(undo[round_:]):
         restore()
@@ -126,8 +126,8 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
             mask.remove(model, position)
             now = validate(model, validation)
             result.history.append(row(len(mask.positions), mask, now, score=float(values[position])))
-            if alpha is not None and start.acc - now.acc >= alpha - 1e-6:
-                result.stopped = f"validation accuracy fell by {start.acc - now.acc:.0%} (alpha is {alpha:.0%})"
+            if alpha is not None and (cost := fell(start, now, alpha)):
+                result.stopped = cost
                 break
             kept += 1
     except KeyboardInterrupt:
@@ -135,16 +135,12 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
     return back_to(result, kept, undo)
 
 
-def saved(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:
-    """Keep a copy of one filter's numbers; the returned call puts them back."""
-    tensors = own_tensors(model, found, position)
-    copies = [tensor.clone() for tensor in tensors]
-
-    def restore() -> None:
-        for tensor, copy in zip(tensors, copies, strict=True):
-            tensor.copy_(copy)
-
-    return restore
+def fell(start: Validation, now: Validation, alpha: float) -> str:
+    """The sentence that ends a recipe once validation accuracy has fallen by alpha (0..1) or more; empty before."""
+    cost = start.acc - now.acc
+    if cost < alpha - 1e-6:
+        return ""
+    return f"validation accuracy fell by {100 * cost:.3g} points (alpha is {100 * alpha:.3g})"
 
 
 def row(round_: int, mask: FilterMask, now: Validation, **more: Any) -> dict[str, Any]:

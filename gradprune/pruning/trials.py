@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from gradprune.models.inference import evaluating
-from gradprune.pruning.filters import Filters, own_tensors, silence
+from gradprune.pruning.filters import Filters, saved, silence
 
 CHUNK = 64  # images at once: few enough for the cached activations to stay small
 
@@ -75,12 +75,10 @@ class Trials:
         """The plain way: silence, run, put back."""
         as_it_is, answers = self.model(images), []
         for position in positions:
-            tensors = own_tensors(self.model, self.found, position)
-            copies = [tensor.clone() for tensor in tensors]
+            restore = saved(self.model, self.found, position)
             silence(self.model, self.found, [position])
             answers.append(self.model(images))
-            for tensor, copy in zip(tensors, copies, strict=True):
-                tensor.copy_(copy)
+            restore()
         return as_it_is, torch.stack(answers) if answers else as_it_is.new_empty(0, *as_it_is.shape)
 
 

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from gradprune.errors import require
 from gradprune.models.inference import predict
-from gradprune.pruning.filters import FilterMask, Filters, silent
+from gradprune.pruning.filters import FilterMask, Filters, saved, silent
 from gradprune.pruning.objective import Objective
 from gradprune.pruning.race import race
-from gradprune.pruning.recipes import Pruned, back_to, row, saved, validate
+from gradprune.pruning.recipes import Pruned, back_to, row, validate
 from gradprune.pruning.trials import Trials
 from gradprune.pruning.unlearning import Pairs, filter_scores
 

@@ -13,8 +13,7 @@ from gradprune.datasets import draw_defense_images
 from gradprune.evaluation import Victim
 from gradprune.models import evaluating
 from gradprune.pruning import SCORES, filter_scores, pair_up, silence, unlearning_loss
-from gradprune.pruning.filters import filters
-from gradprune.pruning.recipes import saved
+from gradprune.pruning.filters import filters, saved
 from gradprune.views import style
 from gradprune.views.controls import choice, number
 from gradprune.views.filter_choice import FilterChoice, heat_map
