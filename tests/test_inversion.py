@@ -185,4 +185,5 @@ def test_outliers_at_the_border():
     assert border == pytest.approx(4 / 1.4826)
     assert outliers(norms, border)[1] == [] and outliers(norms, border - 1e-9)[1] == [3]
     assert outliers([10.0, 11.0, 12.0, 2.0, 9.0, 1.0, 11.0, 10.0, 9.0])[1] == [5, 3], "the smallest first"
+    assert outliers([10.0, 10.0, 10.0, 10.0, 1.0]) == ([0.0] * 5, []), "no spread, no measure of how far off one is"
     assert outliers([10.0, 10.9, 9.0, 11.0, 10.5, 9.5, 7.3])[1] == [6] and outliers([10.0, 10.9, 9.0, 11.0, 10.5, 9.5, 7.4])[1] == []

@@ -14,6 +14,7 @@ from gradprune.datasets import ImageSet
 from gradprune.errors import InputError
 from gradprune.models import predict
 from gradprune.pruning import (
+    SCORES,
     FilterMask,
     Layer,
     Pairs,
@@ -29,9 +30,9 @@ from gradprune.pruning import (
     validate,
     verified,
 )
-from gradprune.pruning.filters import Filter, filters, own_tensors, silent
+from gradprune.pruning.filters import Filter, filters, own_tensors, saved, silent
 from gradprune.pruning.objective import Objective
-from gradprune.pruning.recipes import back_to, saved
+from gradprune.pruning.recipes import back_to
 from gradprune.pruning.trials import Trials, _overwrites, _trace
 
 SECOND = (1, torch.tensor([1.0, 2.0]))  # of a race: the place on the list, and what it lost on two images
@@ -321,6 +322,16 @@ def test_without_a_word_alpha_is_a_tenth_and_patience_ten(figures):
     assert result.stopped == "one filter was left" and len(result.mask.positions) == 10
 
 
+def test_the_score_asked_for_is_the_one_that_decides():
+    pairs, order = pairs_of(6), {}
+    for score in SCORES:
+        rows = paper(Mixed(), FOUND, pairs, pairs, score=score, alpha=1, patience=3, progress=False).history
+        order[score] = [FOUND.position(row["layer"], row["index"]) for row in rows[1:]]
+        scores, _ = filter_scores(MODEL, FOUND, pairs.triggered, pairs.labels, score)
+        assert order[score][0] == int(scores.argmax()) and rows[1]["score"] == pytest.approx(float(scores.max()))
+    assert len({tuple(picked) for picked in order.values()}) == len(SCORES)
+
+
 def test_what_was_silent_before_is_not_picked(figures):
     model = Mixed()
     silence(model, FOUND, [10, 8])
@@ -411,6 +422,7 @@ def chosen(figures, monkeypatch):
         asked, values = [], iter(values)
 
         def second(trials, goal, shortlist, terms, mistakes):
+            assert trials.traced, "whole runs would take longer"
             asked.append({"goal": goal, "shortlist": shortlist, "terms": terms, "mistakes": mistakes})
             return won
 
@@ -604,6 +616,32 @@ def test_trials_by_hand_traced_and_whole(kind):
         assert none.shape == (0, 70, 3) and now.shape == (70, 3)
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
         trials.graph = None
+
+
+class Twice(nn.Module):
+    """6 filters: those of `again` come twice in a row, those of `idle` reach nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.again, self.idle, self.linear = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1), nn.Linear(3, 3)
+
+    def forward(self, images):
+        images = self.again(self.again(images).relu()).relu()
+        self.idle(images)
+        return self.linear(images.mean((2, 3)))
+
+
+def test_trials_of_filters_that_come_twice_or_reach_nothing():
+    model, images = Twice().eval(), images_of(5)
+    found = filters(model, images[:1])
+    trials = Trials(model, found, images)
+    now, answers = trials.logits(images, range(6))
+    assert trials.traced and len(found) == 6
+    for position in range(6):
+        tried = copy.deepcopy(model)
+        silence(tried, found, [position])
+        torch.testing.assert_close(answers[position], predict(tried, images))
+    assert all(torch.equal(answers[position], now) for position in (3, 4, 5))
 
 
 class OwnKind(nn.Conv2d):

@@ -120,7 +120,7 @@ def test_which_epoch_is_kept_and_when_it_stops(losses, keep, kept, rows, monkeyp
     monkeypatch.setattr(fine_tuning, "validate", lambda *_: Validation(*next(figures)))
     states, original = [], fine_tuning._epoch
     monkeypatch.setattr(fine_tuning, "_epoch", lambda model, *rest: (original(model, *rest), states.append(copy.deepcopy(model.state_dict()))))
-    model, pairs = Mixed(), pairs_of(3)
+    model, pairs = Mixed(), pairs_of(1)  # one triggered image is enough to watch
     states.append(copy.deepcopy(model.state_dict()))
     history = fine_tune(model, FilterMask(FOUND), pairs, pairs, patience=2, keep=keep, progress=False)
     assert len(history) == rows and [row["epoch"] for row in history if row.get("kept")] == [kept]
@@ -169,6 +169,19 @@ def test_each_epoch_has_pairs_of_its_own_and_the_callers_randomness_is_left():
     assert torch.equal(torch.get_rng_state(), state) and model.training
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items()), "same seed, same dropout"
     assert all(pairs is given for pairs, _ in asked) and len({number for _, number in asked}) == 2
+
+
+def test_dropout_leaves_the_order_of_the_images_alone():
+    orders = []
+    for first in (nn.Identity(), nn.Dropout()):
+        def noted(model, batch, order=(order := [])):
+            order.extend(batch.clean.sum((1, 2, 3)).tolist())
+            return clean_loss(model, batch)
+
+        fine_tune(nn.Sequential(first, Mixed()), FilterMask(Filters([])), pairs_of(6), pairs_of(1), loss=noted, batch_size=2,
+                  max_epochs=3, patience=3, progress=False)
+        orders.append(order)
+    assert orders[0] == orders[1] and len(orders[0]) == 18
 
 
 @pytest.mark.parametrize("settings", [{"lr": 0}, {"patience": 0}, {"max_epochs": 0}, {"batch_size": 0}])
@@ -245,14 +258,19 @@ def test_flips_are_used_where_they_cost_little():
     assert Augment(Bright(sure=0), nn.Identity(), Pairs(same, same, torch.zeros(20, dtype=torch.long))).flip
 
 
+class Negative(nn.Module):
+    def forward(self, images):
+        return 1 - images
+
+
 def test_views_by_hand_and_what_is_added():
-    pairs, augment = pairs_of(40), Augment(MODEL, nn.Identity(), pairs_of(40))
-    augment.trigger, augment.flip = (lambda images: 1 - images), False
-    one = augment(pairs, torch.Generator().manual_seed(3))
-    generator = torch.Generator().manual_seed(3)
-    moved = augmenting.shift_and_flip(pairs.clean, 2, False, generator)
-    torch.testing.assert_close(one.clean, augmenting.lit(moved, generator))
-    torch.testing.assert_close(one.triggered, 1 - one.clean)
+    pairs, augment = pairs_of(40), Augment(MODEL, Negative(), pairs_of(40))
+    for augment.flip in (True, False):
+        one = augment(pairs, torch.Generator().manual_seed(3))
+        generator = torch.Generator().manual_seed(3)
+        moved = augmenting.shift_and_flip(pairs.clean, 2, augment.flip, generator)
+        torch.testing.assert_close(one.clean, augmenting.lit(moved, generator))
+        torch.testing.assert_close(one.triggered, 1 - one.clean)
     more = augment.add_to(pairs, 7)
     views = augment(pairs, torch.Generator().manual_seed(7), 2)
     assert all(torch.equal(tensor, torch.cat([mine, new])) for tensor, mine, new in zip(more, pairs, views, strict=True))
@@ -263,8 +281,7 @@ def test_views_by_hand_and_what_is_added():
 def test_mixes_by_hand():
     """Half of the pairs and views get another image laid over them; the trigger comes after, the label is the first's."""
     pairs = pairs_of(3)
-    augment = Augment(MODEL, nn.Identity(), pairs)
-    augment.trigger = lambda images: 1 - images
+    augment = Augment(MODEL, Negative(), pairs)
     mixed = augment.mixed(pairs, torch.Generator().manual_seed(6))
     generator = torch.Generator().manual_seed(6)
     views = augment(pairs, generator, 32)
