@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gradprune.attacks import Picture
 from gradprune.attacks.placing import Position
@@ -18,6 +19,7 @@ from gradprune.models.devices import choose_device
 from gradprune.models.weights import fit_weights, read_file, state_dict
 
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote: they have no card beside them
+_TRIED = 100  # clean images, to see whether a model and its images go together
 
 
 class Opened(NamedTuple):
@@ -59,11 +61,14 @@ class Own:
         path = Path(weights) if Path(weights).suffix in WEIGHTS else checkpoint_path(weights)
         opened = self._by_hand(path) if self._card_missing(path) else self._by_card(path)
         opened.model.to(where)
-        images, count = opened.data.test, opened.card["model"]["num_classes"]
-        outputs = predict(opened.model, images.floats()[:2]).shape[1]
+        images, count = opened.data.defense, opened.card["model"]["num_classes"]
+        some = images.subset(torch.linspace(0, len(images) - 1, min(_TRIED, len(images))).long())  # of every class
+        answers = predict(opened.model, some.floats()).cpu()
+        outputs = answers.shape[1]
         require(outputs == len(images.classes) == count,
                 f"the model knows {outputs} classes, the data has {len(images.classes)}: it must have all the "
                 "model's, in the same order.")
+        opened.notes.extend(_doubts(answers, some.labels))
         return opened
 
     def victim(self, weights: str | Path, device: str = "cpu") -> Victim:
@@ -108,8 +113,16 @@ class Own:
         settings |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         if MODELS.get(self.model) is MODELS["small_vgg"]:
             settings["size"] = data.test.images.shape[-1]
-        model = fit_weights(build(**settings, code=True), state_dict(content, path), path)
+        model = build(**settings, code=True)
+        try:
+            fit_weights(model, state_dict(content, path), path)
+        except InputError as error:
+            counts = f" The data has {settings['num_classes']} classes." if "other shapes" in str(error) else ""
+            raise InputError(f"{error}{counts}") from None
         data, notes = in_color(data, model)
+        if ":" not in self.model and not {"mean", "std", "size"} & settings.keys():  # small_vgg: as they are
+            notes.append(f"{self.model} takes 0.5 from the pixels, then divides them by 0.25; give --mean and --std if "
+                         "these weights were trained otherwise.")
         return Opened(model, {"model": settings, "data": _data_card(data, told)}, data, notes)
 
     def _by_backdoorbench(self, content: Any, path: Path) -> Opened:
@@ -136,6 +149,19 @@ class Own:
         if path.suffix in WEIGHTS:
             return True
         return not paths(path)[1].is_file() and (self.model is not None or path.is_file())
+
+
+def _doubts(answers: Tensor, labels: Tensor) -> list[str]:
+    """What speaks against the model and the images going together, in sentences; from answers to clean images."""
+    right = int((answers.argmax(1) == labels).sum())
+    told = []
+    if right < len(labels) / 2:
+        told.append(f"Of {len(labels)} clean images the given model gets {right} right. If it should know better: the "
+                    "data's classes must stand in the model's order, its pictures have the size, and its pixels be "
+                    "shifted and scaled (--mean, --std) as in the training.")
+    if bool((answers >= 0).all()) and torch.allclose(answers.sum(1), torch.ones(len(answers)), atol=1e-3):
+        told.append("The model seems to return probabilities; leave its softmax out: the losses here take logits.")
+    return told
 
 
 def _data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
