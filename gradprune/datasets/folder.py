@@ -23,7 +23,7 @@ SIZE = 32                # side of the images, in pixels, where nothing else is 
 LARGEST = 64_000_000     # pixels of a picture; one that claims more is taken for a bomb and never decoded
 TEST_SHARE, DEFENSE_SHARE = 0.2, 0.1  # of every class, where the folder does not say it
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")  # others, though Pillow knows them, may start foreign programs
-_VERSION = 1             # raise it with every change of what is cached
+_VERSION = 2             # raise it with every change of what is cached
 _log = logging.getLogger(__name__)
 
 
