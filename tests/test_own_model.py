@@ -293,7 +293,7 @@ def test_defend_own_code_with_a_picture(here, victim):
     assert told["before"]["asr"] > 0.9 > 0.5 > told["tuned"]["asr"]
     assert (told["trigger"], told["target_name"]) == ("picture", "north east") and told["notes"] == []
 
-    with pytest.raises(InputError, match=r"somebody's own code, which runs only if you name it: --model mypkg.nets:build"):
+    with pytest.raises(InputError, match=r"somebody's own code, which runs only if you name it, .* scan: --model mypkg.nets:build"):
         load_checkpoint("out/clean")
     model, card = load_checkpoint("out/clean", "mypkg.nets:build")
     assert card["model"] == {"name": "mypkg.nets:build", "num_classes": 4} and set(model.state_dict()) == set(victim.model.state_dict())
