@@ -367,13 +367,19 @@ def test_without_a_suspect_nothing_is_measured_or_written(here, monkeypatch):
 
 def test_a_checkpoint_with_a_card_and_another_picture(here, victim):
     card = {"model": {"name": "preact_resnet", "num_classes": 4, "blocks": [1]}, "data": {"name": "data.npz"},
-            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1}}
+            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1},
+            "metrics": {"acc": 1.0, "asr": 1.0, "ra": 0.0}}
     save_checkpoint("carded", victim.model, card)
     Image.new("RGB", (2, 2), (255, 255, 255)).save("other.png")
     told = json.loads(run("evaluate", "./carded", "--trigger", "other.png", "--json").stdout)
-    assert told["asr"] < 0.5 and told["target"] == 1, "the card's target stands"
+    assert told["card"] is None and told["asr"] < 0.5 and told["target"] == 1, "the card's target stands"
     told = json.loads(run("evaluate", "./carded", "--data", "data.npz", "--json").stdout)
-    assert told["asr"] > 0.9, "the card's trigger stands"
+    assert told["asr"] > 0.9 and told["card"] == card["metrics"], "the card's trigger stands"
+    Path("data.npz").rename("moved.npz")
+    assert "names these images, 'data.npz'; --data gives it others" in refused("evaluate", "./carded")
+    assert "No file at data.npz. The card of carded" in refused("defend", "./carded", "--trigger", "other.png")
+    assert run("evaluate", "./carded", "--data", "moved.npz").exit_code == 0
+    Path("moved.npz").rename("data.npz")
     assert "names the model 'preact_resnet', not 'resnet18'" in refused("evaluate", "./carded", "--model", "resnet18")
     assert "mean and std are on the card" in refused("evaluate", "./carded", "--mean", "0.5")
 

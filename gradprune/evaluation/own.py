@@ -12,7 +12,7 @@ from gradprune.attacks.placing import Position
 from gradprune.datasets import Dataset
 from gradprune.errors import InputError, require
 from gradprune.evaluation.backdoorbench import NOT_READ, from_content, is_attack_result
-from gradprune.evaluation.victim import Victim, checkpoint_path, images_of, in_color, trigger_of, try_on
+from gradprune.evaluation.victim import Victim, checkpoint_path, images_of, images_on_card, in_color, trigger_of, try_on
 from gradprune.models import MODELS, build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card
 from gradprune.models.devices import choose_device
@@ -98,7 +98,7 @@ class Own:
         told = told if isinstance(told, dict) and isinstance(told.get("name"), str) else {}
         require(bool(self.data or told), f"the card of {path} does not say which data made the model.")
         told = {"name": self.data, "size": self.size} if self.data else told
-        data, notes = in_color(images_of(told, path), model)
+        data, notes = in_color((images_of if self.data else images_on_card)(told, path), model)
         return Opened(model, {**card, "data": _data_card(data, told)}, data, notes)
 
     def _by_hand(self, path: Path) -> Opened:

@@ -10,6 +10,7 @@ from torch import nn
 from gradprune.attacks import Trigger, make_trigger
 from gradprune.attacks.poisoning import LABEL_MAPS
 from gradprune.datasets import Dataset, ImageSet, load
+from gradprune.datasets.sources import SOURCES
 from gradprune.errors import InputError, require, unknown
 from gradprune.evaluation.metrics import Exam, Metrics, exam, measure
 from gradprune.models.checkpoints import Card, load_checkpoint, load_learned, paths
@@ -71,7 +72,7 @@ def load_victim(checkpoint: str | Path, code: str | None = None, device: str = "
             isinstance(card["attack"].get("rate", 0.0), int | float),
             f"the attack on the card of {path} has a label map or a rate that makes no sense.")
     trigger = trigger_of(path, card)
-    data, notes = in_color(images_of(card["data"], path), model)
+    data, notes = in_color(images_on_card(card["data"], path), model)
     data.test.check_target(card["attack"]["target"])
     try_on(trigger, data, path)
     require(len(data.test.classes) == card["model"]["num_classes"],
@@ -121,6 +122,17 @@ def images_of(told: dict[str, Any], path: str | Path) -> Dataset:
     require(told.get("classes", list(data.test.classes)) == list(data.test.classes),
             f"the classes of {told['name']} have other names or another order than when {path} was trained.")
     return data
+
+
+def images_on_card(told: dict[str, Any], path: str | Path) -> Dataset:
+    """The same where nobody but the card named them; the sentence of an error says so."""
+    try:
+        return images_of(told, path)
+    except InputError as error:
+        if told["name"] in SOURCES:
+            raise
+        raise InputError(f"{error} The card of {path} names these images, {told['name']!r}; --data gives it others."
+                         ) from None
 
 
 def in_color(data: Dataset, model: nn.Module) -> tuple[Dataset, list[str]]:
