@@ -95,7 +95,7 @@ def here(tmp_path, monkeypatch, victim):
     torch.save(victim.model.state_dict(), "weights.pth")
     Image.fromarray((victim.trigger.patch.permute(1, 2, 0) * 255).byte().numpy()).save("patch.png")
     yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] in ("mypkg", "broken", "script", "beside")]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("mypkg", "broken", "script", "beside", "onechannel")]:
         del sys.modules[name]
 
 
@@ -382,6 +382,22 @@ def test_a_checkpoint_with_a_card_and_another_picture(here, victim):
     Path("moved.npz").rename("data.npz")
     assert "names the model 'preact_resnet', not 'resnet18'" in refused("evaluate", "./carded", "--model", "resnet18")
     assert "mean and std are on the card" in refused("evaluate", "./carded", "--mean", "0.5")
+
+
+def test_a_folder_of_grey_pictures_serves_a_network_of_one_channel(here):
+    """Folders are read as RGB; where the three channels are equal nothing is lost."""
+    for name, shade in (("dark", 40), ("light", 200)):
+        Path("greys", name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("L", (9, 9), shade + i).save(f"greys/{name}/{i}.png")
+    torch.save(build("preact_resnet", 2, blocks=(1,), channels=1, width=16).state_dict(), "one.pth")
+    Path("onechannel.py").write_text("from gradprune.models import PreActResNet\n"
+                                     "def build(num_classes): return PreActResNet(num_classes, width=16, blocks=(1,), channels=1)\n")
+    opened = Own(model="onechannel:build", data="greys").open("one.pth")
+    assert opened.data.test.images.shape[1:] == (1, 32, 32) and "of three equal channels one was kept" in opened.notes[0]
+    Image.new("RGB", (9, 9), (200, 0, 0)).save("greys/dark/0.png")
+    with pytest.raises(InputError, match=r"cannot take images of shape \(3, 32, 32\)"):
+        Own(model="onechannel:build", data="greys").open("one.pth")
 
 
 def test_grey_images_are_given_colour_and_it_is_said(here, victim):

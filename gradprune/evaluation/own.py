@@ -137,7 +137,8 @@ class Own:
                 raise
             raise InputError(f"{path} was made with {found.data!r}; give its images with --data. {error}") from None
         shape = tuple(data.test.images.shape[2:])
-        require(found.size in (None, shape), f"{path} takes images of {found.size} pixels, the data has {shape}.")
+        require(found.size in (None, shape), f"{path} takes images of {found.size} pixels, the data has {shape}; "
+                                             "a folder's pictures get another size with --size.")
         attack = {} if found.target is None else {"target": found.target}
         attack |= {"poisoned_images": len(found.poisoned_train)} if len(found.poisoned_train) else {}
         data, notes = in_color(data, found.model)

@@ -136,12 +136,16 @@ def images_on_card(told: dict[str, Any], path: str | Path) -> Dataset:
 
 
 def in_color(data: Dataset, model: nn.Module) -> tuple[Dataset, list[str]]:
-    """Give grey images three equal channels where the model takes colour; returns them, and a sentence that says so."""
+    """Give grey images as many equal channels as the model takes, 3 or 1; returns them, and a sentence that says so."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if data.test.images.shape[1] != 1 or first is None or first.in_channels != 3:
-        return data, []
-    parts = (ImageSet(part.images.repeat(1, 3, 1, 1), part.labels, part.classes) for part in data)
-    return Dataset(*parts), ["The images are grey and the model takes colour: each was given three equal channels."]
+    given, wanted = data.test.images.shape[1], 0 if first is None else first.in_channels
+    if (given, wanted) == (1, 3):
+        parts = (ImageSet(part.images.repeat(1, 3, 1, 1), part.labels, part.classes) for part in data)
+        return Dataset(*parts), ["The images are grey and the model takes colour: each was given three equal channels."]
+    if (given, wanted) == (3, 1) and all(bool((part.images == part.images[:, :1]).all()) for part in data):
+        parts = (ImageSet(part.images[:, :1].contiguous(), part.labels, part.classes) for part in data)
+        return Dataset(*parts), ["The images are grey, as the model takes them: of three equal channels one was kept."]
+    return data, []
 
 
 def checkpoint_path(checkpoint: str | Path) -> Path:
