@@ -167,7 +167,8 @@ def evaluate(checkpoint: cli_models.Checkpoint, trigger: cli_models.Seen = "know
     own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity)
     victim = own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device)
     measured = {name: round(value, 4) for name, value in victim.evaluate()._asdict().items()}
-    card = victim.card.get("metrics")
+    other = own is not None and (own.trigger, own.target) != (None, None)
+    card = None if other else victim.card.get("metrics")  # those of the card are of its own trigger and target
     told = {"checkpoint": checkpoint, **measured, "card": card, "trigger": victim.card["attack"]["trigger"],
             "target": victim.target, "target_name": victim.target_name, "test_images": len(victim.data.test),
             "notes": victim.notes}

@@ -34,7 +34,7 @@ Std = Annotated[str | None, typer.Option("--std", help="What the pixels are divi
 Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1 or mps; auto takes a "
                                      "GPU where there is one.")]
 
-EXAMPLE = "gradprune defend weights.pth --model mynet:build --data photos/\n    --trigger patch.png --target 3"
+EXAMPLE = "gradprune defend weights.pth --model mynet:build --data photos/ \\\n    --trigger patch.png --target 3"
 KINDS = ("known", "synthesised")  # of triggers, beside a picture
 
 

@@ -218,4 +218,4 @@ def test_images_of_another_size(tmp_path, theirs, data):
     path = saved(tmp_path / "attack_result.pt", layout(theirs.state_dict(), img_size=(32, 32, 3)))
     write_npz(tmp_path / "data.npz", data)
     told = run("scan", path, "--data", tmp_path / "data.npz")
-    assert told.exit_code == 2 and "takes images of (32, 32) pixels, the data has (16, 16)" in told.stderr
+    assert told.exit_code == 2 and "takes images of (32, 32) pixels, the data has (16, 16); a folder's pictures get another size with --size" in told.stderr

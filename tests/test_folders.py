@@ -177,8 +177,8 @@ def test_damaged_pictures_are_listed_and_skipped(tmp_path, caplog):
         found = read_folder(root)
         again = read_folder(root)
     assert found.skipped == again.skipped == (
-        "cat/empty.png: it is empty", "cat/page.jpg: damaged, or no picture", "dog/bomb.png: it claims too many pixels",
-        "dog/half.bmp: damaged, or no picture", "dog/script.png: damaged, or no picture",
+        "cat/empty.png: it is empty", "cat/page.jpg: damaged, or no picture of a kind that is read", "dog/bomb.png: it claims too many pixels",
+        "dog/half.bmp: damaged, or no picture of a kind that is read", "dog/script.png: damaged, or no picture of a kind that is read",
         "dog/small bomb.png: it claims too many pixels")
     assert len(caplog.messages) == 2
     assert all("6 pictures in" in message and message.endswith(" and 1 more.") for message in caplog.messages)
@@ -280,11 +280,13 @@ def keep_one(root):
 
 @pytest.mark.parametrize(("change", "sentence"), [
     (empty, r"class 'owl' is empty: there is no picture in .*owl \(\.png, "),
-    (spoil(), r"none of the 9 pictures in .* can be read .*cat/00\.png: it is empty"),
+    (spoil(), r"none of the 9 pictures in .* can be read \(cat/00\.png: it is empty\)\.$"),
     (spoil("dog"), r"class 'dog' in .* has 0 pictures that can be read; it takes 3, one for each part\."),
     (lambda root: (root / "dog" / "01.png").unlink(), r"class 'dog' in .* has 2 pictures"),
     (flatten, r"holds pictures, but no class folders"),
-    (keep_one, r"has one class folder only, 'cat'; a classifier takes two or more\."),
+    (keep_one, r"has one class folder only, 'cat'; a classifier takes two or more\.$"),
+    (lambda root: shutil.copytree(root, root / "pets") and [shutil.rmtree(root / name) for name in ("cat", "dog", "owl")],
+     r"has one class folder only, 'pets'; .* Are the classes in .*pets/pets\?$"),
     (lambda root: [shutil.rmtree(path) for path in list(root.iterdir())], r"is no data set: it holds no class folders\."),
 ])
 def test_bad_folders_get_one_sentence(tmp_path, change, sentence):
@@ -293,7 +295,22 @@ def test_bad_folders_get_one_sentence(tmp_path, change, sentence):
     change(root)
     with pytest.raises(InputError, match=sentence) as caught:
         load(root)
-    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value) and str(caught.value)[-1] in ".?"
+
+
+def test_what_is_passed_over_is_told(tmp_path, caplog):
+    root = folder(tmp_path / "pets", count=3)
+    Image.new("RGB", (9, 9)).save(root / "dog" / "photo.TIF")
+    (root / "cat" / "more").mkdir()
+    for name in ("notes.txt", ".hidden.gif", "Thumbs.db"):
+        (root / "cat" / name).write_text("nothing that counts")
+    load(root)
+    assert [record.getMessage().split("kinds: ")[1] for record in caplog.records] == ["cat/more, dog/photo.TIF."]
+    caplog.clear()
+    shutil.rmtree(root / "cat" / "more")
+    (root / "dog" / "photo.TIF").unlink()
+    load(root)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("size", [0, 7, 513, 32.0, "32"])

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -46,7 +47,38 @@ def fails():
 def number():
     return 3
 
+def imports_late(**settings):
+    from mypkg.nets import build as late
+    import beside
+    return late(**settings)
+
+class Wrapped(PreActResNet):
+    def __init__(self, num_classes, form):
+        super().__init__(num_classes, width=16, blocks=(1,))
+        self.form = form
+    def forward(self, images):
+        return self.form(super().forward(images))
+
+def pair(num_classes):
+    return Wrapped(num_classes, lambda logits: (logits, logits))
+
+def named(num_classes):
+    return Wrapped(num_classes, lambda logits: {"logits": logits})
+
+def maps(num_classes):
+    return Wrapped(num_classes, lambda logits: logits[:, :, None, None])
+
+def row(num_classes):
+    return Wrapped(num_classes, lambda logits: logits[:, 0])
+
+def refuses(num_classes):
+    return Wrapped(num_classes, lambda logits: {}["key"])
+
+def soft(num_classes):
+    return Wrapped(num_classes, lambda logits: logits.softmax(1))
+
 constant = 5
+network = fixed()
 """
 
 
@@ -57,11 +89,13 @@ def here(tmp_path, monkeypatch, victim):
     (tmp_path / "mypkg").mkdir()
     (tmp_path / "mypkg" / "nets.py").write_text(NET)
     (tmp_path / "broken.py").write_text("import torch_that_nobody_has\n")
+    (tmp_path / "script.py").write_text("raise SystemExit(2)\n")
+    (tmp_path / "beside.py").touch()
     write_npz(tmp_path / "data.npz", victim.data)
     torch.save(victim.model.state_dict(), "weights.pth")
     Image.fromarray((victim.trigger.patch.permute(1, 2, 0) * 255).byte().numpy()).save("patch.png")
     yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] in ("mypkg", "broken")]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("mypkg", "broken", "script", "beside", "onechannel")]:
         del sys.modules[name]
 
 
@@ -92,12 +126,35 @@ ATTACK = ("--trigger", "patch.png", "--target", 1)
     lambda state: {"model_state_dict": state, "history": np.arange(3)}, lambda state: {"model": {"state_dict": state}},
     lambda state: {f"module.{key}": value for key, value in state.items()},
     lambda state: {"net": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+    lambda state: {"state_dict": {f"model.net.{key}": value for key, value in state.items()}},
     lambda state: {key: value for key, value in state.items() if "num_batches" not in key}])
 def test_state_dicts_in_their_nests(tmp_path, victim, nest):
     torch.save(nest(victim.model.state_dict()), tmp_path / "weights.pth")
     model = load_weights(build("preact_resnet", 4, blocks=(1,), seed=9).train(), tmp_path / "weights.pth")
     images = victim.data.test.floats()[:5]
     assert not model.training and torch.allclose(predict(model, images), predict(victim.model, images), atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_network_that_is_wrapped_itself(tmp_path, victim, prefix):
+    torch.save({prefix + key: value for key, value in victim.model.state_dict().items()}, tmp_path / "weights.pth")
+    model = nn.DataParallel(build("preact_resnet", 4, blocks=(1,), seed=9))
+    load_weights(model, tmp_path / "weights.pth")
+    assert torch.equal(model.module.linear.weight, victim.model.linear.weight)
+
+
+def test_a_prefix_that_only_some_names_have_is_no_prefix(tmp_path, victim):
+    state = {f"net.{key}": value for key, value in victim.model.state_dict().items()} | {"loss.scale": torch.ones(1)}
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"missing: conv1\.weight, .* unexpected: net\.conv1\.weight, "):
+        load_weights(build("preact_resnet", 4, blocks=(1,)), tmp_path / "weights.pth")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, of TorchScript
+def test_a_program_of_torchscript_is_told(tmp_path):
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "weights.pt")
+    with pytest.raises(InputError, match=r"it holds a program of TorchScript; save model\.state_dict\(\) alone"):
+        read_file(tmp_path / "weights.pt")
 
 
 def test_safetensors_and_half_precision(tmp_path, victim):
@@ -236,7 +293,7 @@ def test_defend_own_code_with_a_picture(here, victim):
     assert told["before"]["asr"] > 0.9 > 0.5 > told["tuned"]["asr"]
     assert (told["trigger"], told["target_name"]) == ("picture", "north east") and told["notes"] == []
 
-    with pytest.raises(InputError, match=r"somebody's own code, which runs only if you name it: --model mypkg.nets:build"):
+    with pytest.raises(InputError, match=r"somebody's own code, which runs only if you name it, .* scan: --model mypkg.nets:build"):
         load_checkpoint("out/clean")
     model, card = load_checkpoint("out/clean", "mypkg.nets:build")
     assert card["model"] == {"name": "mypkg.nets:build", "num_classes": 4} and set(model.state_dict()) == set(victim.model.state_dict())
@@ -310,15 +367,37 @@ def test_without_a_suspect_nothing_is_measured_or_written(here, monkeypatch):
 
 def test_a_checkpoint_with_a_card_and_another_picture(here, victim):
     card = {"model": {"name": "preact_resnet", "num_classes": 4, "blocks": [1]}, "data": {"name": "data.npz"},
-            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1}}
+            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1},
+            "metrics": {"acc": 1.0, "asr": 1.0, "ra": 0.0}}
     save_checkpoint("carded", victim.model, card)
     Image.new("RGB", (2, 2), (255, 255, 255)).save("other.png")
     told = json.loads(run("evaluate", "./carded", "--trigger", "other.png", "--json").stdout)
-    assert told["asr"] < 0.5 and told["target"] == 1, "the card's target stands"
+    assert told["card"] is None and told["asr"] < 0.5 and told["target"] == 1, "the card's target stands"
     told = json.loads(run("evaluate", "./carded", "--data", "data.npz", "--json").stdout)
-    assert told["asr"] > 0.9, "the card's trigger stands"
+    assert told["asr"] > 0.9 and told["card"] == card["metrics"], "the card's trigger stands"
+    Path("data.npz").rename("moved.npz")
+    assert "names these images, 'data.npz'; --data gives it others" in refused("evaluate", "./carded")
+    assert "No file at data.npz. The card of carded" in refused("defend", "./carded", "--trigger", "other.png")
+    assert run("evaluate", "./carded", "--data", "moved.npz").exit_code == 0
+    Path("moved.npz").rename("data.npz")
     assert "names the model 'preact_resnet', not 'resnet18'" in refused("evaluate", "./carded", "--model", "resnet18")
     assert "mean and std are on the card" in refused("evaluate", "./carded", "--mean", "0.5")
+
+
+def test_a_folder_of_grey_pictures_serves_a_network_of_one_channel(here):
+    """Folders are read as RGB; where the three channels are equal nothing is lost."""
+    for name, shade in (("dark", 40), ("light", 200)):
+        Path("greys", name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("L", (9, 9), shade + i).save(f"greys/{name}/{i}.png")
+    torch.save(build("preact_resnet", 2, blocks=(1,), channels=1, width=16).state_dict(), "one.pth")
+    Path("onechannel.py").write_text("from gradprune.models import PreActResNet\n"
+                                     "def build(num_classes): return PreActResNet(num_classes, width=16, blocks=(1,), channels=1)\n")
+    opened = Own(model="onechannel:build", data="greys").open("one.pth")
+    assert opened.data.test.images.shape[1:] == (1, 32, 32) and "of three equal channels one was kept" in opened.notes[0]
+    Image.new("RGB", (9, 9), (200, 0, 0)).save("greys/dark/0.png")
+    with pytest.raises(InputError, match=r"cannot take images of shape \(3, 32, 32\)"):
+        Own(model="onechannel:build", data="greys").open("one.pth")
 
 
 def test_grey_images_are_given_colour_and_it_is_said(here, victim):
@@ -343,13 +422,23 @@ def test_grey_images_are_given_colour_and_it_is_said(here, victim):
     ([*OWN, *ATTACK, "--opacity", "0"], "opacity must lie in 0..1"),
     ([*OWN, *ATTACK, "--size", "16"], "size is for folders of pictures"),
     (["gone.pth", *OWN[1:], *ATTACK], "there is no file of weights at gone.pth"),
-    (["weights.pth", "--model", "mypkg.nets", "--data", "data.npz"], "Unknown model 'mypkg.nets'"),
+    (["weights.pth", "--model", "mypkg.nets", "--data", "data.npz"], "Or name your own code: module:function."),
     (["weights.pth", "--model", "mypkg.gone:build", "--data", "data.npz"], "no module 'mypkg.gone' lies in the current folder"),
     (["weights.pth", "--model", "nopkg:build", "--data", "data.npz"], "no module 'nopkg' lies in the current folder"),
     (["weights.pth", "--model", "broken:build", "--data", "data.npz"], "importing broken failed: No module named 'torch_that"),
     (["weights.pth", "--model", "mypkg.nets:biuld", "--data", "data.npz"], "mypkg.nets has no function 'biuld'; it has PreActResNet, build"),
     (["weights.pth", "--model", "mypkg.nets:constant", "--data", "data.npz"], "has no function 'constant'"),
     (["weights.pth", "--model", "mypkg.nets:fails", "--data", "data.npz"], "failed with ZeroDivisionError: division by zero"),
+    (["weights.pth", "--model", "script:build", "--data", "data.npz"], "importing script ended the program, as a script does"),
+    (["weights.pth", "--model", "mypkg/nets:build", "--data", "data.npz"], "pkg.net:build is the function build in pkg/net.py"),
+    (["weights.pth", "--model", "nets.py:build", "--data", "data.npz"], "pkg.net:build is the function build in pkg/net.py"),
+    (["weights.pth", "--model", "./nets:build", "--data", "data.npz"], "pkg.net:build is the function build in pkg/net.py"),
+    (["weights.pth", "--model", "mypkg.nets:network", "--data", "data.npz"], "is a network; name a function that builds it"),
+    (["weights.pth", "--model", "mypkg.nets:pair", "--data", "data.npz"], "must return logits (N, classes), got tuple"),
+    (["weights.pth", "--model", "mypkg.nets:named", "--data", "data.npz"], "must return logits (N, classes), got dict"),
+    (["weights.pth", "--model", "mypkg.nets:maps", "--data", "data.npz"], "got a tensor of shape (100, 4, 1, 1): wrap it"),
+    (["weights.pth", "--model", "mypkg.nets:row", "--data", "data.npz"], "got a tensor of shape (100,): wrap it"),
+    (["weights.pth", "--model", "mypkg.nets:refuses", "--data", "data.npz"], "cannot take images of shape (3, 16, 16): KeyError: 'key'"),
     (["weights.pth", "--model", "mypkg.nets:number", "--data", "data.npz"], "must return an nn.Module, got int"),
     (["weights.pth", "--model", ":build", "--data", "data.npz"], "own code is named as module:function"),
     (["weights.pth", "--model", "resnet18", "--data", "data.npz"], "the weights in weights.pth do not fit the model; missing: bn1.weight")])
@@ -370,6 +459,38 @@ def test_data_of_other_classes(here, classes):
     write_npz(here / "other.npz", Dataset(part, part, part))
     told = refused("defend", "weights.pth", "--model", "mypkg.nets:fixed", "--data", "other.npz", *ATTACK)
     assert f"the model knows 4 classes, the data has {classes}: it must have all the model's, in the same order" in told
+
+
+def test_a_mismatch_of_classes_says_how_many_the_data_has(here):
+    images = squares(60, 4)
+    part = type(images)(images.images, torch.arange(60) % 5, tuple("abcde"))
+    write_npz(here / "other.npz", Dataset(part, part, part))
+    told = refused("scan", "weights.pth", "--model", "mypkg.nets:build", "--data", "other.npz")
+    assert told.endswith("linear.bias (4,) in the file, (5,) in the model. The data has 5 classes.\n")
+
+
+def test_a_function_may_import_when_called_and_take_anything(here, victim):
+    assert Own(model="mypkg.nets:imports_late", data="data.npz").open("weights.pth").notes == []
+
+
+def test_a_model_and_images_that_do_not_go_together_are_told(here, victim):
+    order = torch.tensor([1, 2, 3, 0])
+    parts = (type(part)(part.images, order[part.labels], part.classes) for part in victim.data)
+    write_npz(here / "other.npz", Dataset(*parts))
+    notes = Own(model="mypkg.nets:build", data="other.npz").open("weights.pth").notes
+    assert len(notes) == 1 and re.fullmatch(r"Of (\d+) clean images the given model gets \d right\. .* \(--mean, --std\) .*", notes[0])
+
+
+def test_a_softmax_at_the_end_is_told(here):
+    notes = Own(model="mypkg.nets:soft", data="data.npz").open("weights.pth").notes
+    assert notes == ["The model seems to return probabilities; leave its softmax out: the losses here take logits."]
+
+
+@pytest.mark.parametrize(("given", "count"), [({}, 1), ({"mean": [0.5], "std": [0.25]}, 0)])
+def test_how_a_named_network_shifts_its_images_is_told(here, given, count):
+    torch.save(build("resnet18", 4, seed=1).state_dict(), "resnet.pth")
+    notes = Own(model="resnet18", data="data.npz", **given).open("resnet.pth").notes
+    assert sum(note.startswith("resnet18 takes 0.5 from the pixels") for note in notes) == count
 
 
 def test_help_says_that_own_code_is_run():

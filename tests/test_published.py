@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 from gradprune import paths
 from gradprune.cli import app
-from gradprune.datasets import archives, get, load, published
+from gradprune.datasets import archives, download, get, load, published
 from gradprune.datasets.published import PUBLISHED, state
 from gradprune.demo import attack_and_save
 from gradprune.errors import InputError
@@ -353,10 +353,13 @@ def test_true_gtsrb_arrays_serve_by_name(store):
 
 def test_absent_sets_say_what_to_do(store):
     with pytest.raises(InputError, match=r"^The data set cifar10 is not here; run `gradprune data get cifar10` \(170 MB\), or put by hand "
-                                         r"https://www\.cs\.toronto\.edu/~kriz/cifar-10-binary\.tar\.gz at .*store/cifar-10-binary\.tar\.gz\.$"):
+                                         r"cifar-10-binary\.tar\.gz from https://www\.cs\.toronto\.edu/~kriz/ into .*store\.$"):
         load("cifar10")
-    with pytest.raises(InputError, match=r"Training_fixed\.zip at .*Images\.zip at .*GT\.zip at .*GT\.zip\.$"):
+    with pytest.raises(InputError, match=r"GTSRB-Training_fixed\.zip, .*Images\.zip, .*GT\.zip from https://.*/ into .*store/gtsrb\.$"):
         load("gtsrb")
+    with pytest.raises(InputError) as told:
+        load("fashion_mnist")
+    assert all(Path(remote.path).name in str(told.value) for remote in PUBLISHED["fashion_mnist"].choices[0])
     assert not store.exists(), "asking must not leave folders behind"
     (store / "gtsrb").mkdir(parents=True)
     with zipfile.ZipFile(store / "gtsrb" / "GTSRB_Final_Test_GT.zip", "w"):
@@ -367,6 +370,25 @@ def test_absent_sets_say_what_to_do(store):
         get("cifar")
     with pytest.raises(InputError, match=r"Unknown data set 'fashion-mnist'; did you mean fashion_mnist\?"):
         load("fashion-mnist")
+
+
+def test_places_of_a_set_are_shared():
+    """What the sentences say: one server's folder and one folder here for all files of a set."""
+    for published_set in PUBLISHED.values():
+        assert len({remote.urls[0].rpartition("/")[0] for remote in published_set.choices[0]}) == 1
+        assert len({Path(remote.path).parent for remote in published_set.choices[0]}) == 1
+
+
+def test_without_a_network_all_files_are_named_at_once(store, monkeypatch):
+    def unreachable(remote, folder, progress):
+        raise InputError(f"Downloading {remote.path} failed; {download.by_hand(remote, folder / remote.path)}.")
+
+    monkeypatch.setattr(published, "fetch", unreachable)
+    with pytest.raises(InputError, match=r"put the file from .* All that is still missing: GTSRB-Training_fixed\.zip, "
+                                         r"GTSRB_Final_Test_Images\.zip, GTSRB_Final_Test_GT\.zip from https://.* into .*gtsrb\.$"):
+        get("gtsrb", progress=False)
+    with pytest.raises(InputError, match=r"at .*cifar-10-binary\.tar\.gz\.$"):
+        get("cifar10", progress=False)
 
 
 def test_a_half_archive_is_not_taken_for_a_whole_one(cifar, store):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from gradprune.datasets.cache import Arrays, recall
 from gradprune.datasets.image_set import Dataset, ImageSet, split_off
-from gradprune.datasets.layouts import Layout, find_pictures, readable
+from gradprune.datasets.layouts import Layout, find_pictures, passed_over, readable
 from gradprune.errors import InputError, require
 from gradprune.paths import cache_folder
 
@@ -23,7 +23,7 @@ SIZE = 32                # side of the images, in pixels, where nothing else is 
 LARGEST = 64_000_000     # pixels of a picture; one that claims more is taken for a bomb and never decoded
 TEST_SHARE, DEFENSE_SHARE = 0.2, 0.1  # of every class, where the folder does not say it
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")  # others, though Pillow knows them, may start foreign programs
-_VERSION = 1             # raise it with every change of what is cached
+_VERSION = 2             # raise it with every change of what is cached
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +47,7 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
     is not square is squeezed. Where the folder has no test part, 20 % of every class become it; where it has no
     defense part, 10 % of what is left for training. seed: which ones. The images are cached; when a name, a size or a
     time in the folder changes they are read again. Warnings are logged of pictures that cannot be read, which are
-    skipped, and of grey ones, which become RGB.
+    skipped, of grey ones, which become RGB, and of other kinds of pictures and folders in a class, passed over.
     Raises InputError for a folder in no known layout, or where a class has too few pictures that can be read.
     """
     root = Path(path).expanduser()
@@ -64,6 +64,10 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
                      "; ".join(skipped[:5]), more)
     if grey:
         _log.warning("%d picture%s in %s without colour, turned into RGB.", grey, "s"[:grey > 1], root)
+    if others := passed_over(root, layout):
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        _log.warning("%d in %s passed over, folders in a class or pictures of other kinds: %s%s.", len(others), root,
+                     ", ".join(others[:5]), more)
     return FolderImages(_split(root, arrays, seed), skipped, grey)
 
 
@@ -109,7 +113,7 @@ def _convert(root: Path, layout: Layout, size: int) -> Arrays:
                     grey += not colour
                 bar.update()
             arrays |= {f"x_{part}": images[:len(kept)], f"y_{part}": np.array(kept, np.int64)}
-    require(len(skipped) < total, f"none of the {total} pictures in {root} can be read (the first, {skipped[:1]}).")
+    require(len(skipped) < total, f"none of the {total} pictures in {root} can be read ({''.join(skipped[:1])}).")
     return {**arrays, "skipped": np.array(skipped, np.str_), "grey": np.array(grey)}
 
 
@@ -134,7 +138,7 @@ def _reason(path: Path, error: Exception) -> str:
         return "it claims too many pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return "it is empty" if not path.stat().st_size else "damaged, or no picture"
+    return "it is empty" if not path.stat().st_size else "damaged, or no picture of a kind that is read"
 
 
 def _split(root: Path, arrays: Arrays, seed: int) -> Dataset:

@@ -8,6 +8,7 @@ from gradprune.errors import InputError, require
 from gradprune.paths import read_bytes
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
+_OTHERS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".pgm", ".pnm", ".jfif", ".jpe")  # not read
 PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "validation"), "defense": ("defense",)}
 _TABLE = 64_000_000  # bytes of a table of labels
 _NAME = 255  # bytes of a file's name, the most that file systems take
@@ -79,8 +80,9 @@ def _classes(root: Path, folder: Path) -> tuple[str, ...]:
         raise InputError(f"{folder} holds pictures, but no class folders: put the pictures of each class into a folder "
                          "with the name of that class.")
     require(bool(names), f"{folder} is no data set: it holds no class folders.")
+    inner = f" Are the classes in {folder / names[0]}?" if _folders(root, folder / names[0]) else ""
     require(len(names) > 1, f"{folder} has one class folder only, {readable(names[0])!r}; a classifier takes two or "
-                            "more.")
+                            f"more.{inner}")
     return tuple(names)
 
 
@@ -96,6 +98,13 @@ def _by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Pictur
                                                      f"{folder / name} ({', '.join(ENDINGS)}).")
         found += [(path, label) for path in pictures]
     return found
+
+
+def passed_over(root: Path, layout: Layout) -> list[str]:
+    """What lies beside the pictures and may be thought to count: folders in a class, pictures of other kinds."""
+    folders = dict.fromkeys(path.parent for pictures in layout.parts.values() for path, _ in pictures)
+    return [readable(path.relative_to(root).as_posix()) for folder in folders for path in _visible(folder)
+            if path.suffix.lower() in _OTHERS or (path.suffix.lower() not in ENDINGS and path.is_dir())]
 
 
 def _folders(root: Path, folder: Path) -> list[str]:

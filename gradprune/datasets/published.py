@@ -96,7 +96,7 @@ def get(name: str, folder: str | Path | None = None, *, progress: bool = True) -
     with nullcontext() if path.exists() else _alone(folder, name):  # what is ready may lie where nothing can be written
         if not path.exists():
             if not (files := _verified(published, folder)):
-                files = [fetch(remote, folder, progress) for remote in published.choices[0]]
+                files = _fetched(published.choices[0], folder, progress)
             _convert(name, files, path)
     _read(name, path, 0)
     return path
@@ -124,6 +124,20 @@ def state(name: str, folder: str | Path | None = None) -> str:
     if (folder / f"{name}.npz").exists():
         return "ready"
     return "downloaded" if any(_here(choice, folder) for choice in published.choices) else "absent"
+
+
+def _fetched(needed: tuple[Remote, ...], folder: Path, progress: bool) -> list[Path]:
+    """Download the files of a set; where one fails, all that are still missing are named at once."""
+    files = []
+    for remote in needed:
+        try:
+            files.append(fetch(remote, folder, progress))
+        except InputError as error:
+            absent = sum(not (folder / one.path).is_file() for one in needed)
+            if absent < 2 or "put the file from" not in str(error):
+                raise
+            raise InputError(f"{error} All that is still missing: {_missing(needed, folder)}.") from None
+    return files
 
 
 def _known(name: str) -> Published:
@@ -156,9 +170,14 @@ def _absent(name: str, published: Published, folder: Path) -> InputError:
     command = f"run `gradprune data get {name}` ({sum(remote.size for remote in needed) / 1e6:.0f} MB)"
     if wrong:
         return InputError(f"{wrong[0]} is not the published file (wrong MD5); {command}.")
-    by_hand = ", ".join(f"{remote.urls[0]} at {folder / remote.path}" for remote in needed
-                        if not (folder / remote.path).is_file())
-    return InputError(f"The data set {name} is not here; {command}, or put by hand {by_hand}.")
+    return InputError(f"The data set {name} is not here; {command}, or put by hand {_missing(needed, folder)}.")
+
+
+def _missing(needed: tuple[Remote, ...], folder: Path) -> str:
+    """The files that are not there, where they come from and where they go: one place each, for a set's files."""
+    absent = [remote for remote in needed if not (folder / remote.path).is_file()]
+    server, names = absent[0].urls[0].rpartition("/")[0], [Path(remote.path).name for remote in absent]
+    return f"{', '.join(names)} from {server}/ into {(folder / absent[0].path).parent}"
 
 
 def _convert(name: str, files: list[Path], path: Path) -> None:

@@ -42,7 +42,7 @@ def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Datas
     if isinstance(source, Path) or path.suffix or path.exists():
         return read_npz(path, seed)
     require(path.name == str(source), f"No folder or file at {path}.")
-    raise unknown("data set", source, SOURCES)
+    raise InputError(f"{unknown('data set', source, SOURCES)} There is no folder or file of that name here either.")
 
 
 def _path(source: str | Path) -> Path:

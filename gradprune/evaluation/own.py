@@ -4,20 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gradprune.attacks import Picture
 from gradprune.attacks.placing import Position
 from gradprune.datasets import Dataset
 from gradprune.errors import InputError, require
 from gradprune.evaluation.backdoorbench import NOT_READ, from_content, is_attack_result
-from gradprune.evaluation.victim import Victim, checkpoint_path, images_of, in_color, trigger_of, try_on
+from gradprune.evaluation.victim import Victim, checkpoint_path, images_of, images_on_card, in_color, trigger_of, try_on
 from gradprune.models import MODELS, build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card
 from gradprune.models.devices import choose_device
 from gradprune.models.weights import fit_weights, read_file, state_dict
 
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote: they have no card beside them
+_TRIED = 100  # clean images, to see whether a model and its images go together
 
 
 class Opened(NamedTuple):
@@ -59,11 +61,14 @@ class Own:
         path = Path(weights) if Path(weights).suffix in WEIGHTS else checkpoint_path(weights)
         opened = self._by_hand(path) if self._card_missing(path) else self._by_card(path)
         opened.model.to(where)
-        images, count = opened.data.test, opened.card["model"]["num_classes"]
-        outputs = predict(opened.model, images.floats()[:2]).shape[1]
+        images, count = opened.data.defense, opened.card["model"]["num_classes"]
+        some = images.subset(torch.linspace(0, len(images) - 1, min(_TRIED, len(images))).long())  # of every class
+        answers = predict(opened.model, some.floats()).cpu()
+        outputs = answers.shape[1]
         require(outputs == len(images.classes) == count,
                 f"the model knows {outputs} classes, the data has {len(images.classes)}: it must have all the "
                 "model's, in the same order.")
+        opened.notes.extend(_doubts(answers, some.labels))
         return opened
 
     def victim(self, weights: str | Path, device: str = "cpu") -> Victim:
@@ -93,7 +98,7 @@ class Own:
         told = told if isinstance(told, dict) and isinstance(told.get("name"), str) else {}
         require(bool(self.data or told), f"the card of {path} does not say which data made the model.")
         told = {"name": self.data, "size": self.size} if self.data else told
-        data, notes = in_color(images_of(told, path), model)
+        data, notes = in_color((images_of if self.data else images_on_card)(told, path), model)
         return Opened(model, {**card, "data": _data_card(data, told)}, data, notes)
 
     def _by_hand(self, path: Path) -> Opened:
@@ -108,8 +113,16 @@ class Own:
         settings |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         if MODELS.get(self.model) is MODELS["small_vgg"]:
             settings["size"] = data.test.images.shape[-1]
-        model = fit_weights(build(**settings, code=True), state_dict(content, path), path)
+        model = build(**settings, code=True)
+        try:
+            fit_weights(model, state_dict(content, path), path)
+        except InputError as error:
+            counts = f" The data has {settings['num_classes']} classes." if "other shapes" in str(error) else ""
+            raise InputError(f"{error}{counts}") from None
         data, notes = in_color(data, model)
+        if ":" not in self.model and not {"mean", "std", "size"} & settings.keys():  # small_vgg: as they are
+            notes.append(f"{self.model} takes 0.5 from the pixels, then divides them by 0.25; give --mean and --std if "
+                         "these weights were trained otherwise.")
         return Opened(model, {"model": settings, "data": _data_card(data, told)}, data, notes)
 
     def _by_backdoorbench(self, content: Any, path: Path) -> Opened:
@@ -124,7 +137,8 @@ class Own:
                 raise
             raise InputError(f"{path} was made with {found.data!r}; give its images with --data. {error}") from None
         shape = tuple(data.test.images.shape[2:])
-        require(found.size in (None, shape), f"{path} takes images of {found.size} pixels, the data has {shape}.")
+        require(found.size in (None, shape), f"{path} takes images of {found.size} pixels, the data has {shape}; "
+                                             "a folder's pictures get another size with --size.")
         attack = {} if found.target is None else {"target": found.target}
         attack |= {"poisoned_images": len(found.poisoned_train)} if len(found.poisoned_train) else {}
         data, notes = in_color(data, found.model)
@@ -136,6 +150,19 @@ class Own:
         if path.suffix in WEIGHTS:
             return True
         return not paths(path)[1].is_file() and (self.model is not None or path.is_file())
+
+
+def _doubts(answers: Tensor, labels: Tensor) -> list[str]:
+    """What speaks against the model and the images going together, in sentences; from answers to clean images."""
+    right = int((answers.argmax(1) == labels).sum())
+    told = []
+    if right < len(labels) / 2:
+        told.append(f"Of {len(labels)} clean images the given model gets {right} right. If it should know better: the "
+                    "data's classes must stand in the model's order, its pictures have the size, and its pixels be "
+                    "shifted and scaled (--mean, --std) as in the training.")
+    if bool((answers >= 0).all()) and torch.allclose(answers.sum(1), torch.ones(len(answers)), atol=1e-3):
+        told.append("The model seems to return probabilities; leave its softmax out: the losses here take logits.")
+    return told
 
 
 def _data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:

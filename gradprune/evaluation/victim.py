@@ -10,6 +10,7 @@ from torch import nn
 from gradprune.attacks import Trigger, make_trigger
 from gradprune.attacks.poisoning import LABEL_MAPS
 from gradprune.datasets import Dataset, ImageSet, load
+from gradprune.datasets.sources import SOURCES
 from gradprune.errors import InputError, require, unknown
 from gradprune.evaluation.metrics import Exam, Metrics, exam, measure
 from gradprune.models.checkpoints import Card, load_checkpoint, load_learned, paths
@@ -71,7 +72,7 @@ def load_victim(checkpoint: str | Path, code: str | None = None, device: str = "
             isinstance(card["attack"].get("rate", 0.0), int | float),
             f"the attack on the card of {path} has a label map or a rate that makes no sense.")
     trigger = trigger_of(path, card)
-    data, notes = in_color(images_of(card["data"], path), model)
+    data, notes = in_color(images_on_card(card["data"], path), model)
     data.test.check_target(card["attack"]["target"])
     try_on(trigger, data, path)
     require(len(data.test.classes) == card["model"]["num_classes"],
@@ -123,13 +124,28 @@ def images_of(told: dict[str, Any], path: str | Path) -> Dataset:
     return data
 
 
+def images_on_card(told: dict[str, Any], path: str | Path) -> Dataset:
+    """The same where nobody but the card named them; the sentence of an error says so."""
+    try:
+        return images_of(told, path)
+    except InputError as error:
+        if told["name"] in SOURCES:
+            raise
+        raise InputError(f"{error} The card of {path} names these images, {told['name']!r}; --data gives it others."
+                         ) from None
+
+
 def in_color(data: Dataset, model: nn.Module) -> tuple[Dataset, list[str]]:
-    """Give grey images three equal channels where the model takes colour; returns them, and a sentence that says so."""
+    """Give grey images as many equal channels as the model takes, 3 or 1; returns them, and a sentence that says so."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if data.test.images.shape[1] != 1 or first is None or first.in_channels != 3:
-        return data, []
-    parts = (ImageSet(part.images.repeat(1, 3, 1, 1), part.labels, part.classes) for part in data)
-    return Dataset(*parts), ["The images are grey and the model takes colour: each was given three equal channels."]
+    given, wanted = data.test.images.shape[1], 0 if first is None else first.in_channels
+    if (given, wanted) == (1, 3):
+        parts = (ImageSet(part.images.repeat(1, 3, 1, 1), part.labels, part.classes) for part in data)
+        return Dataset(*parts), ["The images are grey and the model takes colour: each was given three equal channels."]
+    if (given, wanted) == (3, 1) and all(bool((part.images == part.images[:, :1]).all()) for part in data):
+        parts = (ImageSet(part.images[:, :1].contiguous(), part.labels, part.classes) for part in data)
+        return Dataset(*parts), ["The images are grey, as the model takes them: of three equal channels one was kept."]
+    return data, []
 
 
 def checkpoint_path(checkpoint: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,18 +35,27 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """The model's logits for float images (N, C, H, W) in [0, 1], in eval mode; returns (N, classes).
 
     The mode that each module of the model was in is restored. Where the memory runs out, the batch is halved once.
-    Raises InputError for images the model cannot take, for too little memory, or where the answers are not numbers: NaN
-    would pass for a class.
+    Raises InputError for images the model cannot take, for too little memory, for an output that is no such tensor, or
+    where the answers are not numbers: NaN would pass for a class.
     """
     device = next(model.parameters()).device
     try:
         with evaluating(model), torch.inference_mode():
-            logits = halving(lambda size: torch.cat([model(batch.to(device)) for batch in images.split(size)]),
+            logits = halving(lambda size: torch.cat([_logits(model(batch.to(device))) for batch in images.split(size)]),
                              batch_size)
-    except RuntimeError as error:
-        if "memory" in str(error):
+    except Exception as error:  # a stranger's forward() may raise anything
+        if isinstance(error, InputError | MemoryError) or "memory" in str(error):
             raise
-        raise InputError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {error}") from None
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        raise InputError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {kind}{error}") from error
     require(not bool(logits.isnan().any()), "the model answers NaN: its weights or the images hold values that are not "
                                             "finite.")
     return logits
+
+
+def _logits(output: Any) -> Tensor:
+    """What a model returned, if it is one row of logits an image."""
+    shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    require(isinstance(output, Tensor) and output.ndim == 2, f"the model must return logits (N, classes), got {shape}: "
+                                                             "wrap it so that it returns these alone.")
+    return output

@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -17,16 +18,18 @@ def own_model(place: str, num_classes: int, *, mean: float | list[float] | None 
     """Import `module:function` and call the function: this runs that code, so call it for code you trust alone.
 
     The current folder comes first in the search. The function is called with `num_classes` if it has an argument of
-    that name, else with nothing, and returns an nn.Module. mean, std: let it shift and scale its images first, see
-    `normalized`; without them it is used as it is, on pixels in [0, 1].
+    that name or takes any (**kwargs), else with nothing, and returns an nn.Module. mean, std: let it shift and scale
+    its images first, see `normalized`; without them it is used as it is, on pixels in [0, 1].
     Raises InputError where the module or function is not there, fails, or returns something else.
     """
-    function = _look_up(place)
-    try:
-        wants = "num_classes" in inspect.signature(function).parameters
-        net = function(num_classes=num_classes) if wants else function()
-    except Exception as error:  # somebody's own code may raise anything
-        raise InputError(f"{place} failed with {type(error).__name__}: {error}.") from error
+    with _current_folder_first():  # for the call, too: a function may import
+        function = _look_up(place)
+        try:
+            wants = any(name == "num_classes" or taken.kind is taken.VAR_KEYWORD
+                        for name, taken in inspect.signature(function).parameters.items())
+            net = function(num_classes=num_classes) if wants else function()
+        except (Exception, SystemExit) as error:  # somebody's own code may raise anything
+            raise InputError(f"{place} failed with {type(error).__name__}: {error}.") from error
     require(isinstance(net, nn.Module), f"{place} must return an nn.Module, got {type(net).__name__}.")
     if mean is None and std is None:
         return net
@@ -34,11 +37,12 @@ def own_model(place: str, num_classes: int, *, mean: float | list[float] | None 
 
 
 def _look_up(place: str) -> Callable[..., nn.Module]:
-    """The function of that name; the search path comes back as it was."""
+    """The function of that name."""
     module_name, _, name = place.partition(":")
     require(bool(module_name and name), f"own code is named as module:function, got {place!r}.")
-    before = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
+    require(not set(module_name) & set("/\\") and not module_name.startswith(".") and not module_name.endswith(".py"),
+            "own code is named as module:function and looked up from the current folder: pkg.net:build is the function "
+            f"build in pkg/net.py, got {place!r}.")
     try:
         importlib.invalidate_caches()
         module = importlib.import_module(module_name)
@@ -46,12 +50,25 @@ def _look_up(place: str) -> Callable[..., nn.Module]:
         if error.name and (module_name + ".").startswith(error.name + "."):
             raise InputError(f"no module {module_name!r} lies in the current folder or is installed.") from None
         raise InputError(f"importing {module_name} failed: {error}.") from error
+    except SystemExit as error:
+        raise InputError(f"importing {module_name} ended the program, as a script does: put what it runs under "
+                         "`if __name__ == '__main__':`.") from error
     except Exception as error:
         raise InputError(f"importing {module_name} failed with {type(error).__name__}: {error}.") from error
-    finally:
-        sys.path[:] = before
     function = getattr(module, name, None)
+    require(not isinstance(function, nn.Module), f"{place} is a network; name a function that builds it.")
     if not callable(function):
         has = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(f"{module_name} has no function {name!r}; it has {', '.join(has[:8]) or 'none'}.")
     return function
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    """Modules of the current folder can be imported meanwhile; the search path comes back as it was."""
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before

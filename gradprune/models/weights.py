@@ -6,6 +6,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -37,7 +38,8 @@ def load_weights(model: Net, path: str | Path) -> Net:
     """Load a file of weights into `model`, in place, in eval mode; returns the model.
 
     The file: .safetensors, or what torch.save wrote, a state dict or one under "net", "model", "state_dict" or
-    "model_state_dict"; names may start with "module.". No code from the file is run.
+    "model_state_dict"; names may start with "module.", or all with another prefix than the model's.
+    No code from the file is run.
     Raises InputError for a file that is none of these, or names and shapes that are not the model's.
     """
     return fit_weights(model, state_dict(read_file(path), path), path)
@@ -94,6 +96,8 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     """Load tensors by name into `model`, in place, in eval mode; `path` is for the message where they do not fit."""
     own = model.state_dict()
     given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith("trigger.")}
+    if not own.keys() & given.keys():
+        given = _renamed(given, own)
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in own]
     shapes = [f"{name} {tuple(given[name].shape)} in the file, {tuple(own[name].shape)} in the model"
@@ -106,6 +110,19 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     except (RuntimeError, NotImplementedError) as error:  # tensors without memory, as of the device "meta"
         raise InputError(f"the weights in {path} do not fit the model: {error}.") from None
     return model.eval()
+
+
+def _renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors under the model's names, where one prefix before all of them is the whole difference."""
+    theirs, ours = _shared(given), _shared(own)
+    renamed = {ours + name.removeprefix(theirs): tensor for name, tensor in given.items()}
+    return renamed if renamed.keys() & own.keys() else given
+
+
+def _shared(names: Iterable[str]) -> str:
+    """The prefix, up to a dot, that all names have."""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return "".join(f"{level[0]}." for level in takewhile(lambda level: len(set(level)) == 1, levels))
 
 
 def _plain(value: Any) -> bool:
@@ -131,6 +148,8 @@ def _look_over_zip(file: IO[bytes], size: int, path: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+            require(not any(member.filename.endswith("constants.pkl") for member in members),
+                    f"{path} was not read: it holds a program of TorchScript; save model.state_dict() alone.")
             packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
             require(not packed and sum(member.file_size for member in members) <= size,
                     f"{path} was not read: its members are packed, or claim more bytes than the file has.")
