@@ -19,7 +19,7 @@ from gradprune.cli import app
 from gradprune.datasets import load
 from gradprune.datasets.download import Remote
 from gradprune.datasets.published import PUBLISHED, Published, get, load_published
-from gradprune.lessons import progress
+from gradprune.lessons import progress, workshop
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 60 * 3 * 32 * 32, np.uint8).tobytes()  # more than one read
 KILLED = -signal.SIGKILL
@@ -79,6 +79,12 @@ def remember(store, made, url):
     progress.remember("answers", "02.new", 2)
 
 
+def fill(store, made, url):
+    workshop.PICTURES = 1
+    os.chdir(made)
+    workshop.workshop()
+
+
 def bench(store, made, url):
     command("bench", "--attacks", store / "victim", "--defenses", "clp", "--spc", "2", "--seeds", 2, "--out", made)
 
@@ -93,6 +99,7 @@ JOBS = {
     "conversion": (convert, "faults:to_arrays", 1, 600),
     "folder cache": (folder, "gradprune.datasets.folder:decode", 3, 600),
     "progress file": (remember, "gradprune.lessons.progress:_entries", 1, 40),
+    "lesson's folder": (fill, "PIL.Image:Image.save", 3, 600),
     "bench": (bench, "gradprune.evaluation.cells:_figures", 2, 600),
 }
 
@@ -172,6 +179,7 @@ def arm(fault, job, made):
     write = 2 if job == "bench" else 1  # its first file says what made the rows
     {"none": lambda: None, "kill": lambda: strike(place, call, kill), "Ctrl-C": lambda: strike(place, call, interrupt),
      "kill in the write": lambda: strike("os:replace", write, half_then(kill)),
+     "kill between two names": lambda: strike("os:replace", write + 1, kill),
      "Ctrl-C in the write": lambda: strike("os:replace", write, half_then(interrupt)),
      "full disk": lambda: full_disk(limit), "read-only": lambda: read_only(made), "clock": wild_clock,
      "NaN": lambda: strike(place, call, spoil),
