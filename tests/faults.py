@@ -21,13 +21,14 @@ from gradprune.datasets.download import Remote
 from gradprune.datasets.published import PUBLISHED, Published, get, load_published
 from gradprune.lessons import progress, workshop
 
-CONTENT = np.random.default_rng(0).integers(0, 256, 60 * 3 * 32 * 32, np.uint8).tobytes()  # more than one read
+IMAGES = 100
+CONTENT = np.random.default_rng(0).integers(0, 256, IMAGES * 3 * 32 * 32, np.uint8).tobytes()  # more reads than a download has tries
 KILLED = -signal.SIGKILL
 
 
 def to_arrays(path):
     """The published file of the tests as arrays."""
-    images, labels = np.frombuffer(path.read_bytes(), np.uint8).reshape(60, 3, 32, 32), np.arange(60) % 2
+    images, labels = np.frombuffer(path.read_bytes(), np.uint8).reshape(IMAGES, 3, 32, 32), np.arange(IMAGES) % 2
     return {"x_train": images[:40], "y_train": labels[:40], "x_test": images[40:], "y_test": labels[40:]}
 
 
