@@ -39,9 +39,9 @@ def test_environment_yml_agrees_with_pyproject():
 def test_every_dependency_is_reviewed_and_what_all_users_install_is_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     review = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Dependencies\n")[2]
-    base, more = ([requirement(line)[0] for line in lines] for lines in
-                  (project["dependencies"], sum(project["optional-dependencies"].values(), [])))
-    assert [name for name in base + more if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", review)] == []
+    base, *more = ([requirement(line)[0] for line in lines] for lines in
+                   (project["dependencies"], *project["optional-dependencies"].values()))
+    assert [name for names in (base, *more) for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", review)] == []
     code = "\n".join(path.read_text() for path in (ROOT / "gradprune").rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE))
     assert {"PIL" if name == "pillow" else name for name in base} - imported == set()
