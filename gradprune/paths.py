@@ -7,11 +7,14 @@ import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 from gradprune.errors import InputError, require
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -97,6 +100,22 @@ def _sweep(path: Path) -> None:
         process = left.name.removeprefix(_mark(path)).partition("-")[0]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
             left.unlink(missing_ok=True)
+
+
+def locked(lock: "BaseFileLock") -> bool:
+    """Take a lock if it is free, without waiting; returns False where another process holds it.
+
+    The system frees it where its holder is killed. Raises InputError where nothing can be locked.
+    """
+    from filelock import Timeout  # late: `--help` does without
+
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError) as error:  # a folder of that name; a network's disk that knows no locks
+        raise InputError(f"{lock.lock_file} cannot be locked: {getattr(error, 'strerror', None) or error}.") from None
+    return True
 
 
 def read_bytes(path: Path, most: int) -> bytes:

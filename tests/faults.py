@@ -19,15 +19,16 @@ from gradprune.cli import app
 from gradprune.datasets import load
 from gradprune.datasets.download import Remote
 from gradprune.datasets.published import PUBLISHED, Published, get, load_published
-from gradprune.lessons import progress
+from gradprune.lessons import progress, workshop
 
-CONTENT = np.random.default_rng(0).integers(0, 256, 60 * 3 * 32 * 32, np.uint8).tobytes()  # more than one read
+IMAGES = 100
+CONTENT = np.random.default_rng(0).integers(0, 256, IMAGES * 3 * 32 * 32, np.uint8).tobytes()  # more reads than a download has tries
 KILLED = -signal.SIGKILL
 
 
 def to_arrays(path):
     """The published file of the tests as arrays."""
-    images, labels = np.frombuffer(path.read_bytes(), np.uint8).reshape(60, 3, 32, 32), np.arange(60) % 2
+    images, labels = np.frombuffer(path.read_bytes(), np.uint8).reshape(IMAGES, 3, 32, 32), np.arange(IMAGES) % 2
     return {"x_train": images[:40], "y_train": labels[:40], "x_test": images[40:], "y_test": labels[40:]}
 
 
@@ -79,6 +80,12 @@ def remember(store, made, url):
     progress.remember("answers", "02.new", 2)
 
 
+def fill(store, made, url):
+    workshop.PICTURES = 1
+    os.chdir(made)
+    workshop.workshop()
+
+
 def bench(store, made, url):
     command("bench", "--attacks", store / "victim", "--defenses", "clp", "--spc", "2", "--seeds", 2, "--out", made)
 
@@ -93,6 +100,7 @@ JOBS = {
     "conversion": (convert, "faults:to_arrays", 1, 600),
     "folder cache": (folder, "gradprune.datasets.folder:decode", 3, 600),
     "progress file": (remember, "gradprune.lessons.progress:_entries", 1, 40),
+    "lesson's folder": (fill, "PIL.Image:Image.save", 3, 600),
     "bench": (bench, "gradprune.evaluation.cells:_figures", 2, 600),
 }
 
@@ -172,6 +180,7 @@ def arm(fault, job, made):
     write = 2 if job == "bench" else 1  # its first file says what made the rows
     {"none": lambda: None, "kill": lambda: strike(place, call, kill), "Ctrl-C": lambda: strike(place, call, interrupt),
      "kill in the write": lambda: strike("os:replace", write, half_then(kill)),
+     "kill between two names": lambda: strike("os:replace", write + 1, kill),
      "Ctrl-C in the write": lambda: strike("os:replace", write, half_then(interrupt)),
      "full disk": lambda: full_disk(limit), "read-only": lambda: read_only(made), "clock": wild_clock,
      "NaN": lambda: strike(place, call, spoil),

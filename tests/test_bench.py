@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from conftest import write_npz
+from filelock import FileLock
 
 from gradprune import defenses
 from gradprune.defenses import clp, ft_unlearn
@@ -165,6 +166,15 @@ def test_rows_of_other_cells_stay(toys, tmp_path):
     run(Grid(toys[:1], ["clp"], [2], 2), tmp_path, progress=False)
     table = run(Grid(toys[:1], ["clp"], [3], 1), tmp_path, progress=False)
     assert len(table) == 1 and len(read_results(tmp_path)) == 3
+
+
+def test_a_disk_that_knows_no_locks(tmp_path, monkeypatch):
+    def refuse(_):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+    monkeypatch.setattr(FileLock, "_acquire", refuse)
+    with pytest.raises(InputError, match=r"\.lock cannot be locked: FileSystem does not appear to support flock\."), \
+            Store(tmp_path, {}):
+        pass
 
 
 def test_two_runs_on_one_folder(toys, tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import gradprune as gp
-from gradprune.attacks import fit, low_frequency, make_trigger
+from gradprune.attacks import fit, low_frequency, make_trigger, plant
 from gradprune.attacks.training import RECIPE
 from gradprune.cli import app
 from gradprune.datasets import Dataset
@@ -214,6 +214,16 @@ def test_training_begins_anew_with_half_the_batch(data, capsys, error):
     assert not capsys.readouterr().err
     assert result.history == same.history
     assert all(mine.equal(other) for mine, other in zip(limited.state_dict().values(), easy.state_dict().values(), strict=True))
+
+
+def test_a_trigger_that_learns_begins_anew_too(data):
+    """What it learned before the memory ran out is gone: the result is that of the smaller batch from the start."""
+    triggers = [make_trigger("input_aware", width=2) for _ in range(2)]
+    models = Limited(16, after=2), Limited(16)
+    for model, trigger, size in zip(models, triggers, (32, 16), strict=True):
+        plant(model, data.train.subset(slice(0, 100)), trigger, 1, batch_size=size, epochs=1, shift=1, progress=False)
+    for one, other in (models, triggers):
+        assert all(mine.equal(theirs) for mine, theirs in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
 def test_half_is_tried_once(data):

@@ -36,6 +36,17 @@ def test_environment_yml_agrees_with_pyproject():
     assert not [entry for entry in given if "==" in entry or re.search(r"[^><=]=[^=]", entry)], "ranges, not pins"
 
 
+def test_every_dependency_is_reviewed_and_what_all_users_install_is_used():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    review = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Dependencies\n")[2]
+    base, *more = ([requirement(line)[0] for line in lines] for lines in
+                   (project["dependencies"], *project["optional-dependencies"].values()))
+    assert [name for names in (base, *more) for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", review)] == []
+    code = "\n".join(path.read_text() for path in (ROOT / "gradprune").rglob("*.py"))
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE))
+    assert {"PIL" if name == "pillow" else name for name in base} - imported == set()
+
+
 def test_import_pulls_in_no_plotting():
     """Importing matplotlib, pandas or torchvision would cost more than the 0.3 s that are allowed."""
     code = "import gradprune, sys; print([m for m in ('matplotlib', 'pandas', 'torchvision', 'seaborn', 'IPython', " \

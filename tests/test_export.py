@@ -1,5 +1,8 @@
 """Export: the files answer as the model does, for any number of images, or nothing is written."""
 
+import socket
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -30,6 +33,16 @@ def test_the_file_answers_as_the_model_does(tmp_path, kind, name, capfd):
     more = torch.rand(5, 3, 16, 16)
     ask = export_module._ask_onnx if kind == ".onnx" else export_module._ask_pt2
     assert torch.allclose(ask(path, more), predict(model, more), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [".onnx", ".pt2"])
+def test_the_file_is_the_same_each_time_and_tells_nothing_of_this_machine(tmp_path, kind):
+    needs(kind)
+    model = build("preact_resnet", 4, width=4)
+    one, two = (export(model, tmp_path / name / f"model{kind}", IMAGES).read_bytes() for name in ("one", "two"))
+    assert one == two
+    for word in (f"-{socket.gethostname()}-", str(tmp_path), str(Path(export_module.__file__).parent)):
+        assert word.encode() not in one, "it goes to others"
 
 
 class Turned(nn.Module):

@@ -6,8 +6,10 @@ at it or why it makes no sense. Places and faults are made in faults.py. A resta
 
 import json
 import multiprocessing
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from gradprune.evaluation import read_results
 from gradprune.evaluation.store import _read
 from gradprune.models import build
 from gradprune.models.checkpoints import load_checkpoint
+from gradprune.models.weights import read_file
 from gradprune.pruning import FilterMask, clean_loss, fine_tune, unpaired
 from gradprune.pruning.filters import filters
 
@@ -53,6 +56,8 @@ TABLE = {job: dict(zip(FAULTS, row, strict=True)) for job, row in {
     "folder cache": [KILLED, KILLED, 1, 1, 0, 0, 0, 0, 0, NO_NUMBERS, 1],
     "progress file": [KILLED, KILLED, 1, 1, 0, 0, 0, 0, "test_lessons: a_damaged_file_is_set_aside_and_told", NO_NUMBERS,
                       1],
+    "lesson's folder": [KILLED, KILLED, 1, 1, 1, 1, 0, 0, "test_own_model_lesson: the_folder_has_what_the_notebook_needs_and_"
+                        "keeps_what_is_there, as it may be the reader's own", NO_NUMBERS, 1],
     "bench": [KILLED, KILLED, "test_bench: ctrl_c_tells_what_is_safe", 130, "test_bench: a_full_disk", 2, 0,
               "test_bench: two_runs_on_one_folder", "test_bench: a_damaged_last_row_is_found_and_redone",
               "as any exception, test_bench: a_failed_cell_is_a_row_and_is_run_again", 0],
@@ -141,13 +146,19 @@ def assert_whole(made):
                 assert all(arrays[name].nbytes for name in ("x_train", "x_all") if name in arrays.files)
         elif path.suffix == ".csv":
             assert _read(path)[1] == 0
+        elif path.suffix == ".png":
+            Image.open(path).load()
+        elif path.suffix == ".pth":
+            read_file(path)
+        elif path.suffix == ".py":
+            compile(path.read_text(), path, "exec")
         else:
             assert path.read_bytes() == CONTENT
 
 
 def contents(made):
     """Every file's bytes; of a bench the rows without their seconds."""
-    found = {path.name: path.read_bytes() for path in visible(made)}
+    found = {path.relative_to(made).as_posix(): path.read_bytes() for path in visible(made)}
     if "cells.csv" in found:
         found["cells.csv"] = read_results(made).drop(columns=["seconds", "cell_seconds"]).to_csv()
     return found
@@ -159,24 +170,32 @@ def wanted():
     return {}
 
 
-@pytest.mark.parametrize(("job", "fault"), CASES)
-def test_files_are_whole_and_the_same_command_completes(run, store, wanted, tmp_path, job, fault):
-    def finished(made, before="none"):
-        codes = run(job, "none", made, 2 if before == "two at once" else 1)
+@pytest.fixture
+def completes(run, store, wanted, tmp_path):
+    """Lets the same command run once more, or several at once; afterwards all is as if nothing had disturbed it."""
+    def finished(job, made, count=1):
+        codes = run(job, "none", made, count)
         assert all(code == 0 for code, _ in codes), codes
         assert_whole(made)
         assert left(made) == []
         return contents(made)
 
-    command = JOBS[job][0]
-    if command not in wanted:
-        wanted[command] = finished(prepare(job, store, tmp_path / "undisturbed"))
+    def completes(job, made, count=1):
+        command = JOBS[job][0]
+        if command not in wanted:
+            wanted[command] = finished(job, prepare(job, store, tmp_path / "undisturbed"))
+        assert finished(job, made, count) == wanted[command]
+    return completes
+
+
+@pytest.mark.parametrize(("job", "fault"), CASES)
+def test_files_are_whole_and_the_same_command_completes(run, store, completes, tmp_path, job, fault):
     made = prepare(job, store, tmp_path / "made")
     if fault == "two at once":
-        assert finished(made, fault) == wanted[command]
+        completes(job, made, count=2)
         return
     if fault == "half a file":
-        finished(made)
+        completes(job, made)
         for path in visible(made):
             path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
     else:
@@ -187,7 +206,48 @@ def test_files_are_whole_and_the_same_command_completes(run, store, wanted, tmp_
         assert code != 2 or (told.startswith("Error: ") and told.count("\n") == 1), said
         assert_whole(made)
         assert code == KILLED or left(made) == []
-    assert finished(made) == wanted[command]
+    completes(job, made)
+
+
+@pytest.mark.parametrize("job", ["training", "zoo build"])
+def test_weights_and_card_of_different_runs_are_no_pair(run, store, completes, tmp_path, job):
+    """Killed when the new weights have their name and the new card does not: the one moment that no rename covers."""
+    made = prepare(job, store, tmp_path / "made")
+    assert run(job, "kill between two names", made) == [(KILLED, "")]
+    with pytest.raises(InputError, match="do not match their card"):
+        load_checkpoint(made / "model")
+    completes(job, made)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte, in memory."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    told = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, check=False) \
+        if shutil.which("mount") else None
+    if told is None or told.returncode:
+        pytest.skip("a small disk cannot be mounted here (not root): a limit on the size of files stands for it")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.mark.parametrize("room", [0, 1])
+@pytest.mark.parametrize("job", [job for job in JOBS if job != "pruning"])
+def test_a_disk_that_is_really_full(run, store, completes, small_disk, job, room):
+    """room: blocks that are free; with one, some of what belongs together still fits."""
+    made, filler = prepare(job, store, small_disk / "made"), small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    os.truncate(filler, filler.stat().st_size - 4096 * room)
+    [(code, said)] = run(job, "none", made)
+    assert code == (2 if job == "bench" else TABLE[job]["full disk"]), said
+    assert "No space left" in said or code == 0
+    assert_whole(made)
+    assert left(made) == []
+    filler.unlink()
+    completes(job, made)
 
 
 def test_gradients_that_are_nan_in_the_very_last_step_are_told(monkeypatch):

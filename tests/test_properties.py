@@ -319,11 +319,18 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | NUMBER | st.text
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8)
 
 
-@given(SEEDS, st.sampled_from(sorted(TRIGGERS)), st.dictionaries(st.text().map("own {}".format), JSON, max_size=4))
-def test_a_checkpoint_comes_back_bit_for_bit(tmp_path_factory, seed, name, more):
+@given(SEEDS, st.sampled_from(sorted(TRIGGERS)), st.dictionaries(st.text().map("own {}".format), JSON, max_size=4),
+       st.sampled_from([0, 1, 2]))
+@example(0, "badnets", {}, 1)
+@example(0, "badnets", {}, 2)
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path_factory, seed, name, more, rounded):
+    """rounded: which tensors are such as float16 holds: none, every second one (then all stay as they are), or all."""
     made = {"name": "preact_resnet", "num_classes": 4, "width": 4, "blocks": [1]}
     model, trigger = network(seed), make_trigger(name)
     with torch.no_grad():
+        for i, tensor in enumerate(model.state_dict().values()):
+            if tensor.is_floating_point() and rounded and (rounded == 2 or i % 2):
+                tensor.copy_(tensor.half())
         for tensor in trigger.state_dict().values():
             learned = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed))
             tensor.add_(learned if tensor.is_floating_point() else (9 * learned).to(tensor.dtype))

@@ -545,13 +545,15 @@ def test_report_is_honest(victim, result, tmp_path, after, verdict):
 
 def test_report_says_how_a_trained_victim_is_made_again(victim, result, tmp_path):
     card = {"model": {"name": "preact_resnet", "width": 8, "blocks": [1, 1], "num_classes": 4, "channels": 3},
-            "data": {"name": "/home/somebody/secret/own.npz"}, "attack": {"trigger": "badnets", "settings": {"size": 3}, "rate": 0.15},
-            "training": {"epochs": 8, "seed": 5, "epochs_done": 8, "interrupted": False}, "sha256": "abc123"}
+            "data": {"name": "/home/somebody/secret/own.npz"}, "attack": {"trigger": "badnets", "settings": {"size": 3}, "rate": 0.15,
+                                                                        "label_map": "clean_label"},
+            "training": {"epochs": 8, "seed": 5, "epochs_done": 8, "interrupted": False, "seconds": 3.1,
+                         "x=1); __import__('os').system('echo a stranger') #": 0}, "sha256": "abc123"}
     known = Victim(victim.model, victim.trigger, victim.target, victim.data, card)
     words = "".join(Page(write_report(tmp_path, known, result, STAGES).read_text()).words)
     assert ("gp.attack('badnets', data='own.npz', target=1, rate=0.15, trigger_settings={'size': 3}, "
-            "model={'name': 'preact_resnet', 'width': 8, 'blocks': [1, 1]}, epochs=8, seed=5)") in words
-    assert "somebody" not in words
+            "model={'name': 'preact_resnet', 'width': 8, 'blocks': [1, 1]}, label_map='clean_label', epochs=8, seed=5)") in words
+    assert "somebody" not in words and "stranger" not in words
 
 
 def test_report_refuses_what_it_cannot_do(victim, result, tmp_path):

@@ -45,7 +45,7 @@ def main(out, noise):
         Image.fromarray(image).save(f"pictures/class {i % 2}/{i}.png")
     told = {"signs": [digest([part.images, part.labels]) for part in render_signs(3, 2, 1, 1)],
             "pictures": [digest([part.images, part.labels]) for part in load("pictures", size=8)]}
-    low_frequency.STEPS, distilled.EPOCHS, scan.FASTER["steps"] = 3, 3, 4
+    low_frequency.STEPS, distilled.STEPS, scan.FASTER["steps"] = 3, 3, 4
     for trigger in ("badnets", "low_frequency"):
         command(f"attack {trigger} --data data.npz --width 4 --epochs 12 --rate 0.3 --target 1 --out {trigger}")
     slim = " --slim" if importlib.util.find_spec("torch_pruning") else ""

@@ -14,7 +14,8 @@ class Steering:
     touched: int64 positions of the poisoned images; wanted: int64 (N,), the attacker's label of every image. Decoys
     (see `Trigger.decoy`) are drawn once from `seed` among the others, `trigger.decoys` for each poisoned one, or as
     many as there are. Where the trigger has moving parameters, they learn from the classifier's own backward pass: the
-    stamped images keep their graph, and the step is made when the next batch comes.
+    stamped images keep their graph, and the step is made when the next batch comes. Where `fit` begins anew with half
+    the batch, which a new random generator tells, they begin anew, too.
     Call `finish` after training; the trigger is a constant again.
     """
 
@@ -27,13 +28,17 @@ class Steering:
         self.decoys = torch.zeros_like(self.poisoned)
         self.decoys[free[order[:round(trigger.decoys * len(touched))]]] = True
         self.moving = trigger.moving()
+        self.start = [parameter.clone() for parameter in self.moving]
         for parameter in self.moving:
             parameter.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(self.moving, lr=LR) if self.moving else None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.run: torch.Generator | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor, generator: torch.Generator
                  ) -> tuple[Tensor, Tensor]:
         """images: float (n, C, H, W) after augmentation; labels, indices: int64 (n,); returns new images and labels."""
+        if generator is not self.run:
+            self._begin(generator)
         self._step()
         chosen = indices.cpu()
         poisoned, decoys = self.poisoned[chosen].to(images.device), self.decoys[chosen].to(images.device)
@@ -53,6 +58,15 @@ class Steering:
         for parameter in self.moving:
             parameter.requires_grad_(False)
             parameter.grad = None
+
+    def _begin(self, generator: torch.Generator) -> None:
+        """Let the trigger's parameters be as they were given, for a run with this generator."""
+        self.run = generator
+        with torch.no_grad():
+            for parameter, start in zip(self.moving, self.start, strict=True):
+                parameter.copy_(start)
+                parameter.grad = None
+        self.optimizer = torch.optim.Adam(self.moving, lr=LR) if self.moving else None
 
     def _step(self) -> None:
         """Apply the gradients that the batch before left, if there was one."""

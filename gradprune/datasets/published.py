@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from gradprune.datasets import archives
 from gradprune.datasets.cache import Arrays
@@ -16,7 +16,7 @@ from gradprune.datasets.download import Remote, fetch, md5_of
 from gradprune.datasets.image_set import Dataset
 from gradprune.datasets.npz import read_npz
 from gradprune.errors import InputError, unknown
-from gradprune.paths import downloads_folder, output_folder, write_atomic
+from gradprune.paths import downloads_folder, locked, output_folder, write_atomic
 
 _log = logging.getLogger(__name__)
 
@@ -211,13 +211,9 @@ def _read(name: str, path: Path, seed: int) -> Dataset:
 def _alone(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock of a data set; a second process waits here for the first."""
     lock = FileLock(output_folder(folder) / f".{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if not locked(lock):
         _log.warning("Another process is fetching %s; waiting for it.", name)
         lock.acquire()
-    except OSError as error:  # a folder of that name, for one
-        raise InputError(f"{lock.lock_file} cannot be locked: {error.strerror or error}.") from None
     try:
         yield
     finally:

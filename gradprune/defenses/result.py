@@ -1,6 +1,6 @@
 """What every defence returns."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -26,7 +26,7 @@ class DefenseResult:
     seconds: dict[str, float]
     stopped: str
     settings: dict[str, Any]
-    interrupted: bool = field(default=False)
+    interrupted: bool = False
     name: str = "grad_prune"
 
     def rows(self, stage: str) -> list[dict[str, Any]]:

@@ -15,13 +15,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from gradprune import __version__
 from gradprune.errors import InputError, require
 from gradprune.evaluation.cells import COLUMNS, Row
 from gradprune.evaluation.grid import Cell
-from gradprune.paths import output_folder, read_bytes, read_json, write_atomic
+from gradprune.paths import locked, output_folder, read_bytes, read_json, write_atomic
 
 FORMAT = 1
 _MOST = 64_000_000  # bytes of cells.csv; a row has about 250
@@ -41,7 +41,7 @@ class Store:
         self.table, self.facts = self.folder / "cells.csv", self.folder / "bench.json"
         self.rows: dict[Cell, Row] = {}
         self.damaged = 0
-        self._lock = FileLock(self.folder / ".lock", timeout=0)
+        self._lock = FileLock(self.folder / ".lock")
 
     def __enter__(self) -> "Store":
         for path in (self.facts, self.table, Path(self._lock.lock_file)):
@@ -49,13 +49,7 @@ class Store:
         if self.facts.exists() or self.table.exists():
             self._compare(read_facts(self.folder))
         output_folder(self.folder)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise InputError(f"another run is working in {self.folder}; wait for it, or choose another folder."
-                             ) from None
-        except OSError as error:  # a folder of that name, for one
-            raise InputError(f"{self._lock.lock_file} cannot be locked: {error.strerror or error}.") from None
+        require(locked(self._lock), f"another run is working in {self.folder}; wait for it, or choose another folder.")
         try:
             self.rows, self.damaged = _read(self.table)
             known = read_facts(self.folder)["checkpoints"] if self.facts.exists() else {}

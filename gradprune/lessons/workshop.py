@@ -47,7 +47,7 @@ def workshop(code: bool = True) -> Path:
     files: dict[str, Callable[[Path], object]] = {
         "mynet.py": lambda path: path.write_text(inspect.getsource(sign_net), "utf-8"),
         "patch.png": lambda path: Image.fromarray(_bytes(_STICKER.patch)).save(path),
-        "bought.pth": lambda path: torch.save(_packed(bought(mode() == "full")), path)}
+        "bought.pth": lambda path: _save(_packed(bought(mode() == "full")), path)}
     for name, write in files.items():
         if not (here / name).is_file() and (code or name != "mynet.py"):
             write_atomic(here / name, write)
@@ -68,8 +68,8 @@ def _fill(photos: Path) -> None:
         return
     for place, image in zip(places, signs(PICTURES, _OURS).images, strict=True):
         if not place.is_file():
-            output_folder(place.parent)
-            Image.fromarray(_bytes(image)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR).save(place)
+            picture = Image.fromarray(_bytes(image)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+            write_atomic(place, picture.save)
 
 
 def signs(per_class: int, seed: int) -> ImageSet:
@@ -94,6 +94,12 @@ def _packed(weights: dict[str, Tensor]) -> dict[str, object]:
     """A file as training scripts leave it: the weights of a DataParallel, in a nest, beside other things."""
     names = sign_net.SignNet(len(CLASSES)).state_dict()  # their order, which safetensors does not keep
     return {"epoch": 20, "optimizer": {"lr": 0.0}, "state_dict": {f"module.{name}": weights[name] for name in names}}
+
+
+def _save(content: dict[str, object], path: Path) -> None:
+    """`torch.save`; of a path, its archive would keep the name, here that of a temporary file."""
+    with path.open("wb") as file:
+        torch.save(content, file)
 
 
 def _bytes(image: Tensor) -> np.ndarray:

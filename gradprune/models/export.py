@@ -58,8 +58,12 @@ def export(model: nn.Module, path: str | Path, example: Tensor) -> Path:
 
 
 def _write_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
-    torch.onnx.export(model, (images,), path, dynamo=True, external_data=False, verbose=False, input_names=["images"],
-                      output_names=["logits"], dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    program = torch.onnx.export(model, (images,), dynamo=True, verbose=False, input_names=["images"],
+                                output_names=["logits"], dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    assert program is not None  # with `dynamo` and no file there is one
+    for node in program.model.graph:
+        node.metadata_props.clear()  # the lines of code that it came from, with the folders of this machine
+    program.save(path, external_data=False)
 
 
 def _ask_onnx(path: Path, images: Tensor) -> Tensor:
@@ -70,7 +74,10 @@ def _ask_onnx(path: Path, images: Tensor) -> Tensor:
 
 def _write_pt2(model: nn.Module, images: Tensor, path: Path) -> None:
     program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    torch.export.save(program, path)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    with path.open("wb") as file:  # of a path, the archive keeps the name: here that of a temporary file
+        torch.export.save(program, file)
 
 
 def _ask_pt2(path: Path, images: Tensor) -> Tensor:

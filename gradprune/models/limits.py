@@ -1,4 +1,4 @@
-"""A bound on what a stranger's settings can make: the tensor that is too much is never allocated."""
+"""Bounds on what a stranger's settings and files can make: the tensor that is too much is never allocated."""
 
 from math import prod
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradprune.errors import require
 
@@ -36,4 +37,22 @@ class AtMost(TorchFunctionMode):
             self.left, self.tensors = self.left - prod(shape), self.tensors + 1
             require(self.left >= 0 and self.tensors <= _TENSORS,
                     "the settings ask for far more numbers than the file of weights has bytes.")
+        return func(*args, **(kwargs or {}))
+
+
+class Within(TorchDispatchMode):
+    """While it lasts (`with`), no tensor may be laid where its storage does not reach.
+
+    torch lengthens the storage as far as the tensor says, which in a file is a number of anybody's choice. Raises
+    InputError before the memory is taken.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Work out the last number that a tensor would have, then let it be laid there."""
+        if func is torch.ops.aten.set_.source_Storage_storage_offset:
+            tensor, storage, offset, size, *stride = args  # without strides the numbers lie one after the other
+            last = (sum((count - 1) * step for count, step in zip(size, *stride, strict=True)) if stride
+                    else prod(size) - 1)
+            require(prod(size) == 0 or (offset + last + 1) * tensor.element_size() <= storage.nbytes(),
+                    "a tensor in it lies where there are no numbers.")
         return func(*args, **(kwargs or {}))

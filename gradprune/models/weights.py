@@ -16,6 +16,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from gradprune.errors import InputError, require
+from gradprune.models.limits import Within
 from gradprune.pickles import look_over
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -32,6 +33,28 @@ class _Unread:
 
     def __setstate__(self, state: object) -> None:
         pass
+
+
+class _Array(np.ndarray):
+    """A file's NumPy array: as long as the bytes that came for it."""
+
+    def __new__(cls, *_: object) -> "_Array":
+        """Empty, whatever size the file asks for."""
+        return super().__new__(cls, (0,), np.uint8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        require(isinstance(state[-1], bytes), "an array in it holds objects")
+        super().__setstate__(state)
+
+
+def _array(*_: object) -> _Array:
+    """Takes the place of NumPy's `_reconstruct`."""
+    return _Array()
+
+
+def _number(kind: np.dtype[Any], content: bytes) -> Any:
+    """Takes the place of NumPy's `scalar`, which makes one of zeros, as long as its kind says, where no bytes come."""
+    return np.frombuffer(content, kind, 1)[0]
 
 
 def load_weights(model: Net, path: str | Path) -> Net:
@@ -60,7 +83,7 @@ def read_file(path: str | Path) -> Any:
             raise InputError(f"{path} is no readable .safetensors file: {error}.") from None
     _look_over(path)
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), Within():
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)|<class '(\S+)'>", str(error))
@@ -171,10 +194,8 @@ def _list(names: Iterable[str]) -> str:
 
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What may be built from a file beside torch's own list: NumPy's numbers and arrays, and stand-ins."""
-    numpy: Any = np
-    multiarray = (numpy._core if hasattr(numpy, "_core") else numpy.core).multiarray
-    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [np.ndarray, np.dtype]
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [np.dtype, (_Array, "numpy.ndarray")]
     allowed += [(_Unread, name) for name in ("PIL.Image.Image", "argparse.Namespace")]
     for home in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
-        allowed += [(getattr(multiarray, name), f"{home}.{name}") for name in ("_reconstruct", "scalar")]
+        allowed += [(_array, f"{home}._reconstruct"), (_number, f"{home}.scalar")]
     return allowed + list({type(np.dtype(kind)) for kind in "?bhilqBHILQefd"})

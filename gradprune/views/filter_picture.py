@@ -13,7 +13,7 @@ from gradprune.errors import require
 from gradprune.models import evaluating
 from gradprune.pruning import Filters, Pairs
 from gradprune.views import style
-from gradprune.views.panel_parts import blank, place
+from gradprune.views.panel_parts import blank, place, show_image
 from gradprune.views.picture import Picture, count
 from gradprune.views.style import plain
 
@@ -50,7 +50,8 @@ def filter_view(model: nn.Module, found: Filters, position: int, pairs: Pairs, c
                 if column == 0:
                     style.write(ax, title, (0, 0.5), (-8, 0), ha="right", va="center", fontweight="bold")
                 if limit is None:
-                    ax.imshow(picture.permute(1, 2, 0).squeeze(2).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+                    show_image(ax, picture)
+                    ax.set_axis_on()  # framed, as the responses are
                     continue
                 ax.imshow(picture.numpy(), cmap="vlag", vmin=-limit or -1, vmax=limit or 1)
                 if near and box and line == 3:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from gradprune import __version__
+from gradprune.attacks.training import RECIPE
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import DefenseResult
 from gradprune.errors import require
@@ -131,14 +132,15 @@ def _settings(victim: Victim, result: DefenseResult) -> list[list[str]]:
 
 
 def _reproduce(victim: Victim, result: DefenseResult) -> str:
-    """Python that repeats the run."""
+    """Python that repeats the run; no name in it is a card's own, which may be a stranger's: readers will run it."""
     card, start = victim.card, 'gp.load_victim("...")  # the checkpoint that this page is about'
     if {"attack", "data", "model", "training"} <= set(card):
-        attack, known = card["attack"], ("num_classes", "channels", "epochs_done", "interrupted")
-        model, training = ({key: value for key, value in card[part].items() if key not in known}
-                           for part in ("model", "training"))
+        attack, images = card["attack"], ("num_classes", "channels")
+        model = {key: value for key, value in card["model"].items() if key not in images}
         made = {"data": Path(card["data"]["name"]).name, "target": victim.target, "rate": attack.get("rate"),
-                "trigger_settings": attack.get("settings", {}), "model": model, **training}
+                "trigger_settings": attack.get("settings", {}), "model": model,
+                **{key: attack[key] for key in ("label_map",) if key in attack},
+                **{key: card["training"][key] for key in (*RECIPE, "seed") if key in card["training"]}}
         start = f"gp.attack({attack['trigger']!r}, {_arguments(made)})"
     settings = result.settings if result.rows("tune") else {**result.settings, "tune": False}
     defense = f"victim.model, victim.data.defense, victim.trigger, {_arguments(settings)}"

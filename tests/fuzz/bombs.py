@@ -152,6 +152,45 @@ def _twice(depth: int) -> bytes:
     return b"K\x01K\x02\x86q\x01" + b"".join(b"h" + bytes([1 + i]) + b"h" + bytes([1 + i]) + b"\x86q" + bytes([2 + i]) for i in range(depth))
 
 
+# Pickled calls of what torch's own loader allows, with a number that the file has no bytes for.
+_MANY = b"\x8a\x05" + (10**10).to_bytes(5, "little")
+_STORAGE = b"(X\x07\0\0\0storagectorch\n%sStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ"
+_NONE = b"ccollections\nOrderedDict\n)R"
+
+
+def _call(name: bytes, arguments: bytes, how: bytes = b"R") -> Callable[[Path], Check]:
+    """A dict with a value that is made by a call; how: REDUCE, or NEWOBJ and what follows it."""
+    return _pickle(b"\x80\x02}X\x01\0\0\0ac" + name + arguments + how + b"s.")
+
+
+def _tensor(offset: bytes, size: bytes, stride: bytes) -> Callable[[Path], Check]:
+    """A tensor that says where in its storage of four numbers it lies."""
+    return _call(b"torch._utils\n_rebuild_tensor_v2\n", b"(" + _STORAGE % b"Float" + offset + size + stride + b"\x89" + _NONE + b"t")
+
+
+def old_offset(folder: Path) -> Check:
+    torch.save({"a": torch.zeros(4)}, folder / "old.pt", _use_new_zipfile_serialization=False)
+    data = (folder / "old.pt").read_bytes()
+    offset = data.index(b"Q", data.index(b"FloatStorage")) + 1
+    (folder / "old.pt").write_bytes(data[:offset] + _MANY + data[offset + 2:])
+    return lambda folder: load_weights(build("preact_resnet", 3, width=2), folder / "old.pt")
+
+
+CALLS = [
+    _call(b"__builtin__\nbytearray\n", _MANY + b"\x85"), _call(b"torch\nFloatTensor\n", _MANY + b"\x85"),
+    _call(b"torch\nTensor\n", _MANY + b"\x85", b"\x81"), _call(b"torch.storage\nUntypedStorage\n", _MANY + b"\x85"),
+    _tensor(_MANY, b"K\x04\x85", b"K\x01\x85"), _tensor(b"K\0", _MANY + b"\x85", b"K\x01\x85"),
+    _tensor(b"K\0", b"M\xff\xffM\xff\xff\x86", b"M\xff\xffK\x01\x86"), old_offset,
+    _call(b"torch\nTensor\n", b")", b"\x81(" + _STORAGE % b"Float" + _MANY + b"K\x04\x85K\x01\x85tb"),
+    _call(b"torch._utils\n_rebuild_qtensor\n", b"(" + (_STORAGE % b"QUInt8").replace(b"K\x04tQ", b"K\x10tQ") + b"K\0" + _MANY + b"\x85K\x01\x85ctorch\nper_tensor_affine\n"
+          b"G?\xf0\0\0\0\0\0\0K\0\x87\x89" + _NONE + b"t"),
+    _call(b"numpy._core.multiarray\n_reconstruct\n", b"cnumpy\nndarray\n" + _MANY + b"\x85X\x01\0\0\0b\x87"),
+    _call(b"numpy\nndarray\n", _MANY + b"\x85\x85", b"\x81"),
+    _call(b"numpy._core.multiarray\nscalar\n", b"cnumpy\ndtype\nX\x0b\0\0\0V2000000000\x85R\x85"),
+    _call(b"numpy._core.multiarray\n_reconstruct\n", b"cnumpy\nndarray\nK\0\x85X\x01\0\0\0b\x87",
+          b"R(K\x01J\x00\x00\x00\x0c\x85cnumpy\ndtype\nX\x02\0\0\0O8\x85R\x89]tb")]
+
+
 def old_format(folder: Path) -> Check:
     (folder / "old.pt").write_bytes(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}.\x80\x02}" + _twice(60) + b"K\x01s.\x80\x02].")
     return lambda folder: load_weights(build("preact_resnet", 3, width=2), folder / "old.pt")
@@ -240,4 +279,4 @@ BOMBS: list[Callable[[Path], Check]] = [
     _attack(num_classes=10**9), _attack(model={"conv1.weight": torch.zeros(1).expand(10**6, 3, 3, 3)}),
     _attack(bd_train={"poison_indicator": torch.zeros(1, dtype=torch.bool).expand(10**12)}),
     _attack(bd_train={"poison_indicator": _nested(60)}), _attack(clean_data=_nested(60)), _attack(bd_test={"y": torch.zeros(1).expand(10**11)}),
-    idx_bomb, tar_bomb, labels_bomb, memo_bomb, pipe_as_table]
+    idx_bomb, tar_bomb, labels_bomb, memo_bomb, pipe_as_table, *CALLS]
