@@ -61,7 +61,7 @@ def filter_scores(model: nn.Module, found: Filters, triggered: Tensor, labels: T
     triggered: float (N, C, H, W); labels: int64 (N,), the true ones. score: a name in `SCORES`.
     Returns (scores float (number of filters,), higher = remove first; loss). BatchNorm stays in eval mode and the
     result does not depend on batch_size, which is halved once where the memory runs out.
-    Raises InputError for an unknown score, a loss that is not finite, or too little memory.
+    Raises InputError for an unknown score, a loss or gradient that is not finite, or too little memory.
     """
     if score not in SCORES:
         raise unknown("score", score, SCORES)
@@ -97,6 +97,8 @@ def _gradients(model: nn.Module, tensors: list[Tensor], triggered: Tensor, label
         loss_sum += loss.item()
     require(math.isfinite(loss_sum), f"the unlearning loss is {loss_sum}: the model or the images hold values that are "
                                      "not finite.")
+    require(all(bool(total.isfinite().all()) for total in totals),
+            "the gradient of the unlearning loss is not finite, so it ranks no filter.")
     return totals, loss_sum
 
 
