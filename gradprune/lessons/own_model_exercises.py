@@ -40,7 +40,13 @@ def _files() -> list[tuple[dict[str, Any]]]:
 
 def _names_and_values(function: Function, case: Sequence[Any]) -> Seen:
     """How many entries, and each by name: its name as numbers, then its value."""
-    found = function(*case)
+    try:
+        found = function(*case)
+    except KeyError as error:
+        if error.args == ("state_dict",) and "state_dict" not in case[0]:
+            raise Complaint("a hidden file is a state dict already, so there is no “state_dict” in it to open. Open "
+                            "the nest only where there is one.") from error
+        raise
     if found is None or found is ...:
         raise Untouched
     if not isinstance(found, Mapping):
@@ -81,6 +87,8 @@ UNWRAP = Exercise(
         Misconception("the nest is not opened: where there is a “state_dict” inside, the weights are there.",
                       lambda content: {name.removeprefix("module."): value for name, value in content.items()}),
         Misconception("the content comes back as it was.", lambda content: content),
+        Misconception("a single tensor comes back: the `return` stands inside the loop and ends it at once.",
+                      lambda content: dict([next(iter(_unwrap(content).items()))])),
         Misconception("BatchNorm's running statistics are left out. They are no parameters, but without them the "
                       "network reads nothing: keep every tensor.",
                       _renamed(lambda name: name.removeprefix("module."), lambda name: "running" not in name)),
@@ -158,6 +166,8 @@ NORMALISE = Exercise(
         Misconception("this is the way back, from normalised images to pixels.",
                       lambda x, m, s: x * _per_channel(s) + _per_channel(m)),
         Misconception("mean and std are exchanged.", lambda x, m, s: _normalise(x, s, m)),
+        Misconception("the channels have come to the front, before the images: `torch.stack(..., dim=1)` leaves them "
+                      "in their place.", lambda x, m, s: _normalise(x, m, s).transpose(0, 1)),
     ))
 
 OWN_MODEL_EXERCISES = (UNWRAP, NORMALISE, PARTNERS)
