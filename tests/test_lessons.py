@@ -493,7 +493,7 @@ def test_mode(monkeypatch):
 def test_begin_says_mode_and_progress_in_a_line_each(capsys):
     state = torch.get_rng_state()
     begin("02")
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2
     progress.remember("answers", "02.a", 0.5)
     progress.remember("exercises", "02.score", "correct")
     progress.remember("exercises", "03.hold_mask", "correct")
