@@ -19,6 +19,7 @@ from gradprune.evaluation.cells import empty_row
 from gradprune.evaluation.store import Store
 from gradprune.lessons import (
     CheckFailed,
+    attacking,
     begin,
     check,
     checkpoint,
@@ -162,6 +163,18 @@ def test_a_file_without_a_nest_is_told_apart_from_other_missing_keys():
     unwrap = EXERCISES["unwrap"]
     assert "no “state_dict” in it to open" in unwrap.judge(lambda content: content["state_dict"]).message
     assert "raises KeyError: 'weights'" in unwrap.judge(lambda content: content["weights"]).message
+
+
+def test_double_precision_does_not_break_what_follows():
+    def by_numpy(images, mean, std):
+        return torch.from_numpy((images.numpy() - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1)))
+
+    normalise, images = EXERCISES["normalise"], torch.full((1, 3, 4, 4), 0.5)
+    verdict = normalise.judge(by_numpy)
+    assert verdict.state == "wrong" and "come back as torch.float64" in verdict.message
+    assert normalise.judge(lambda *case: by_numpy(*case).float()).state == "correct"
+    own = attacking.OwnTrigger(lambda images: images.double() / 2)
+    assert torch.equal(own(images), images / 2)
 
 
 def test_a_misconception_that_fails_on_the_inputs_explains_nothing():

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, Untouched
+from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, Untouched, as_tensor
 from gradprune.lessons.partner_exercise import PARTNERS
 
 # ---- unwrap(content) -> name -> tensor
@@ -117,6 +117,15 @@ def _pixels() -> list[tuple[Any, ...]]:
             (torch.rand(3, 3, 3, 3, generator=generator), [0.1, 0.5, 0.8], [0.5, 0.2, 0.4])]
 
 
+def _for_a_network(function: Function, case: Sequence[Any]) -> Seen:
+    """The images, if a network with float32 weights can take them."""
+    images = function(*case)
+    if getattr(images, "dtype", torch.float32) != torch.float32:
+        raise Complaint(f"the images come back as {images.dtype} (NumPy's numbers are float64), and the network takes "
+                        "torch.float32 alone: make tensors with `torch.tensor(mean)`, or end with `.float()`.")
+    return [as_tensor(images)]
+
+
 def _along(shape: tuple[int, ...]) -> Function:
     """Normalise along another axis than the channels'."""
     return lambda x, m, s: (x - torch.tensor(m).view(shape)) / torch.tensor(s).view(shape)
@@ -129,7 +138,7 @@ def _standardised(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 NORMALISE = Exercise(
     notebook="06", name="normalise", signature="normalise(images, mean, std)",
     praise="each channel is shifted by its own mean, then scaled by its own spread.",
-    reference=_normalise, cases=_pixels,
+    reference=_normalise, cases=_pixels, observe=_for_a_network,
     misconceptions=(
         Misconception("three numbers alone are laid along the LAST axis, the columns. These hidden images are three "
                       "pixels wide, so nobody complains. Make them (3, 1, 1).", _along((3,))),
