@@ -1,6 +1,6 @@
 """What notebook 06 leans on: a folder as its reader may have one, with pictures, a network's file, weights, a sticker.
 
-`python -m gradprune.lessons.workshop` trains the shipped weights again, in about a minute.
+`python -m gradprune.lessons.workshop` trains the shipped weights again, in about half a minute.
 """
 
 import argparse
