@@ -19,6 +19,7 @@ from gradprune.evaluation.cells import empty_row
 from gradprune.evaluation.store import Store
 from gradprune.lessons import (
     CheckFailed,
+    attacking,
     begin,
     check,
     checkpoint,
@@ -51,7 +52,7 @@ def own_progress(tmp_path, monkeypatch):
 
 ALL = list(EXERCISES.values())
 each_exercise = pytest.mark.parametrize("exercise", ALL, ids=[exercise.name for exercise in ALL])
-BANK = [(exercise, message, wrong) for exercise in ALL for message, wrong in exercise.misconceptions]
+BANK = [(exercise, one.message, wrong) for exercise in ALL for one in exercise.misconceptions for wrong in (one.wrong, *one.others)]
 
 
 @each_exercise
@@ -59,7 +60,7 @@ def test_the_reference_is_correct_and_nothing_is_untouched(exercise):
     assert exercise.judge(exercise.reference).state == "correct"
     assert exercise.judge(None).state == exercise.judge(...).state == "untouched"
     assert exercise.judge(exercise.stub or (lambda *_: None)).state == "untouched"
-    assert len({message for message, _ in exercise.misconceptions}) == len(exercise.misconceptions) >= 6
+    assert len({one.message for one in exercise.misconceptions}) == len(exercise.misconceptions) >= 6
 
 
 @pytest.mark.parametrize(("exercise", "message", "wrong"), BANK, ids=[f"{e.name}: {m[:40]}" for e, m, _ in BANK])
@@ -117,6 +118,63 @@ def test_a_fault_that_nobody_foresaw_is_told_with_both_values(capsys):
     assert f"should be {right[place]:.4g} at place {place}, yours is {3.7 * right[place]:.4g}." in capsys.readouterr().out
     check.score(lambda weight, gradient: gradient.abs().mean(dim=(1, 2, 3), keepdim=True))
     assert "leave out `keepdim=True`" in capsys.readouterr().out
+
+
+def test_the_line_of_an_exception_is_the_learners_and_no_librarys():
+    def by_number(scans):
+        return scans[0]
+
+    line = by_number.__code__.co_firstlineno + 1
+    assert EXERCISES["alarm_rates"].judge(by_number).message == f"your function raises KeyError: 0 (line {line} of its cell)."
+
+
+def test_values_that_look_alike_are_told_with_more_digits():
+    exercise = dataclasses.replace(EXERCISES["der"], cases=lambda: [(-2.3509,)], reference=lambda number: number, misconceptions=())
+    assert "should be -2.3509, yours is -2.3512." in exercise.judge(lambda number: -2.3512).message
+    assert "should be -2.351, yours is -4." in exercise.judge(lambda number: -4.0).message
+
+
+def test_whoever_forgets_to_return_has_made_an_attempt():
+    def forgets(norms):
+        norms = EXERCISES["anomaly"].reference(norms)
+
+    def sometimes(history, alpha):
+        for row in history:
+            if row["round"] > 5:
+                return row["round"]
+
+    def only_passes(norms):
+        """A stub, as handed out."""
+        pass
+
+    for name, attempt in (("anomaly", forgets), ("stopping_rule", sometimes)):
+        verdict = EXERCISES[name].judge(attempt)
+        assert verdict.state == "wrong" and "gives nothing back (None)" in verdict.message
+    assert EXERCISES["anomaly"].judge(only_passes).state == "untouched"
+
+
+def test_a_whole_row_is_no_round():
+    rule = EXERCISES["stopping_rule"]
+    verdict = rule.judge(lambda history, alpha: history[rule.reference(history, alpha)])
+    assert verdict.state == "wrong" and "a whole row is returned" in verdict.message
+
+
+def test_a_file_without_a_nest_is_told_apart_from_other_missing_keys():
+    unwrap = EXERCISES["unwrap"]
+    assert "no “state_dict” in it to open" in unwrap.judge(lambda content: content["state_dict"]).message
+    assert "raises KeyError: 'weights'" in unwrap.judge(lambda content: content["weights"]).message
+
+
+def test_double_precision_does_not_break_what_follows():
+    def by_numpy(images, mean, std):
+        return torch.from_numpy((images.numpy() - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1)))
+
+    normalise, images = EXERCISES["normalise"], torch.full((1, 3, 4, 4), 0.5)
+    verdict = normalise.judge(by_numpy)
+    assert verdict.state == "wrong" and "come back as torch.float64" in verdict.message
+    assert normalise.judge(lambda *case: by_numpy(*case).float()).state == "correct"
+    own = attacking.OwnTrigger(lambda images: images.double() / 2)
+    assert torch.equal(own(images), images / 2)
 
 
 def test_a_misconception_that_fails_on_the_inputs_explains_nothing():
@@ -448,7 +506,7 @@ def test_mode(monkeypatch):
 def test_begin_says_mode_and_progress_in_a_line_each(capsys):
     state = torch.get_rng_state()
     begin("02")
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2
     progress.remember("answers", "02.a", 0.5)
     progress.remember("exercises", "02.score", "correct")
     progress.remember("exercises", "03.hold_mask", "correct")

@@ -139,7 +139,7 @@ class Scaled(Net):
         return self.head((self.layers(images) * self.scale).mean((2, 3)))
 
 
-@pytest.mark.parametrize("model", [Scaled().eval(), nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()).eval(),
+@pytest.mark.parametrize("model", [Scaled().eval(),
                                    nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()])
 def test_channels_of_a_parameter_and_of_the_answer_stay(slim, model):
     model = copy.deepcopy(model)
@@ -219,7 +219,7 @@ def test_which_inputs_are_zero_everywhere():
 
         def forward(self, images):
             self.head((self.norm(images) + 1).permute(0, 2, 3, 1) * torch.tensor([1.0, 0, 0]))
-            return self.conv(images) + self.conv(images.flip(1)) + self.other(images)
+            return (self.conv(images) + self.conv(images.flip(1)) + self.other(images)).mean((2, 3))
 
     images = torch.rand(2, 3, 4, 4)
     images[:, :2] = 0

@@ -368,3 +368,23 @@ def test_the_bar_tells_what_is_done_and_goes(module, run, words, monkeypatch, ca
     shown = capsys.readouterr().err.split("\r")
     assert any(re.match(words, line) for line in shown), shown
     assert not shown[-2].strip(), "the line is empty at the end"
+
+
+@pytest.mark.parametrize(("module", "run", "planned"), [
+    (recipes, lambda: paper(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1), 10),
+    (recipes, lambda: in_order(Mixed(), FOUND, [1, 2, 3, 4], torch.zeros(11), pairs_of(3), alpha=1e-9), 4),
+    (FOLDER, lambda: verified(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1), 10),
+    (fine_tuning, lambda: fine_tune(Mixed(), FilterMask(FOUND), pairs_of(3), pairs_of(3), lr=1e-9, max_epochs=30, patience=1), 30)])
+def test_work_that_stops_early_leaves_no_bar_half_full(module, run, planned, monkeypatch, capsys):
+    """A notebook takes a bar that closes before its end for a failure: it stays, and turns red."""
+    closed = []
+
+    class Bar(module.tqdm):
+        def close(self):
+            closed.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(module, "tqdm", Bar)
+    run()
+    done, total = closed[0]
+    assert total == done < planned

@@ -156,6 +156,11 @@ def _flipped_alone(model: nn.Module, images: ImageSet, trigger: Function, target
     return _share((marked == target)[clean == labels])
 
 
+def _along_images(model: nn.Module, images: ImageSet, trigger: Function, target: int) -> Tensor:
+    others = images.subset(images.labels != target)
+    return _share(model(others.triggered(trigger)).argmax(0) == target)  # type: ignore[arg-type]
+
+
 ASR = Exercise(
     notebook="01", name="asr", signature="asr(model, images, trigger, target)",
     praise="of the images that are not of the target class, the share that the trigger sends there.",
@@ -167,6 +172,8 @@ ASR = Exercise(
                       "divided by the number of ALL images. Divide by the number of images of the other "
                       "classes.",
                       lambda m, x, t, k: _share(_others(m, x, t, k)[2] == k) * _share(x.labels != k)),
+        Misconception("`argmax(0)` asks for each class which IMAGE is most like it. An answer for each image is "
+                      "`argmax(1)`.", _along_images),
         Misconception("this is the accuracy on triggered images (RA, robust accuracy): it compares with the "
                       "true label. The attacker wants the TARGET.",
                       lambda m, x, t, k: _share(_others(m, x, t, k)[2] == _others(m, x, t, k)[0])),

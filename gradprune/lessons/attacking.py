@@ -49,8 +49,8 @@ class OwnTrigger(Trigger):
         self.function = function
 
     def stamp(self, images: Tensor) -> Tensor:
-        """Call the function."""
-        return self.function(images)
+        """Call the function; NumPy's double precision, which no network takes, is brought back to the images'."""
+        return self.function(images).to(images.dtype)
 
 
 # ---- training

@@ -45,10 +45,13 @@ DER = Exercise(
         Misconception("1 is added, but nothing is halved: yours runs from 0 to 2.", lambda b, a: 2 * _der(b, a)),
         Misconception("1 is added after halving. Python divides before it adds: put brackets around all that is "
                       "halved.", lambda b, a: _der(b, a) + 0.5),
+        Misconception("only the 1 is halved. Python divides before it adds: put brackets around all that is halved.",
+                      lambda b, a: max(0, _drops(b, a)[0]) - max(0, _drops(b, a)[1]) + 1 / 2),
         Misconception("1 is missing: yours runs from -0.5 to 0.5, and no effect is 0.",
                       lambda b, a: _der(b, a) - 0.5),
         Misconception("ACC is left out. A model that answers nonsense has no backdoor either.",
-                      lambda b, a: (max(0, _drops(b, a)[0]) + 1) / 2),
+                      lambda b, a: (max(0, _drops(b, a)[0]) + 1) / 2,
+                      (lambda b, a: _drops(b, a)[0], lambda b, a: max(0, _drops(b, a)[0]))),
         Misconception("ASR is left out. The backdoor is what the defence is for.",
                       lambda b, a: (1 - max(0, _drops(b, a)[1])) / 2),
         Misconception("the rise of RA stands in place of the fall of ASR. A good idea, but another figure: DER does "
@@ -126,9 +129,10 @@ MEAN_RANK = Exercise(
         Misconception("failures are filled in with the mean of the block. Nobody measured that: rank them last.",
                       lambda s: _ranks(s.T.fillna(s.mean(axis=1)).T).mean()),
         Misconception("the order is turned around: rank 1 is for the HIGHEST score (`ascending=False`).",
-                      lambda s: _ranks(s, ascending=True).mean()),
+                      lambda s: _ranks(s, ascending=True).mean(), (lambda s: s.rank(axis=1).mean(),)),
         Misconception("each column is ranked by itself, attack against attack. Defence against defence is meant: "
-                      "`axis=1`.", lambda s: s.rank(axis=0, ascending=False, na_option="bottom").mean()),
+                      "`axis=1`.", lambda s: s.rank(axis=0, ascending=False, na_option="bottom").mean(),
+                      (lambda s: s.rank().mean(), lambda s: s.rank(ascending=False).mean())),
         Misconception("these are the ranks of the mean scores. One easy attack with large differences would decide "
                       "for all: rank in each block first, then take the mean.",
                       lambda s: s.mean().rank(ascending=False)),

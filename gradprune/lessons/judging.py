@@ -6,11 +6,13 @@ If it behaves like one of the wrong implementations instead, the learner is told
 import contextlib
 import io
 import math
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,14 +23,17 @@ import gradprune
 
 Function = Callable[..., Any]
 Seen = list[Tensor]  # what a function did, as float64 tensors
-_OURS = tuple(str(Path(module.__file__ or "").parent) for module in (gradprune, torch))  # not the learner's code
+_INSTALLED = (*(str(Path(module.__file__ or "").parent) for module in (gradprune, torch)),
+              sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib"), "<frozen")
+_LONGEST_STUB = 12  # bytes of code of a function that does nothing but return None
 
 
 class Misconception(NamedTuple):
-    """What to tell a learner whose function does the same as this wrong one."""
+    """What to tell a learner whose function does the same as this wrong one, or as one of the others."""
 
     message: str
     wrong: Function
+    others: tuple[Function, ...] = ()
 
 
 class Verdict(NamedTuple):
@@ -83,6 +88,9 @@ class Exercise:
         try:
             seen = self.run(attempt)
         except Untouched:
+            if _does_something(attempt):
+                return Verdict("wrong", "your function gives nothing back (None) on a hidden example. Whatever way it "
+                                        "takes, it must end in a `return` with a value.")
             return Verdict("untouched", f"write the body of {self.signature}, then run this cell again.")
         except Complaint as complaint:
             return Verdict("wrong", str(complaint))
@@ -95,9 +103,9 @@ class Exercise:
             return Verdict("correct", self.praise)
         if self.stub is not None and self.same(seen, self.run(self.stub)):
             return Verdict("untouched", f"complete the body of {self.signature}, then run this cell again.")
-        for message, wrong in self.misconceptions:
-            if self._behaves_like(wrong, seen):
-                return Verdict("wrong", message)
+        for one in self.misconceptions:
+            if any(self._behaves_like(wrong, seen) for wrong in (one.wrong, *one.others)):
+                return Verdict("wrong", one.message)
         return Verdict("wrong", _difference(seen, expected))
 
     def run(self, function: Any) -> Seen:
@@ -114,7 +122,8 @@ class Exercise:
                 seen += self.observe(function, case)
             if self.pure and not all(map(_unchanged, case, untouched)):
                 raise Complaint("your function changes its input in place. Whoever calls it needs that again: work on "
-                                "a copy (`x = x.clone()`), or use operations without a trailing underscore.")
+                                "a copy (`x.clone()` of a tensor, `dict(x)` of a dict), or use operations without a "
+                                "trailing underscore.")
         return seen
 
     def _behaves_like(self, wrong: Function, seen: Seen) -> bool:
@@ -122,6 +131,11 @@ class Exercise:
             return self.same(seen, self.run(wrong))
         except Exception:
             return False
+
+
+def _does_something(attempt: Any) -> bool:
+    """Whether a function holds more code than a stub."""
+    return len(getattr(getattr(attempt, "__code__", None), "co_code", b"")) > _LONGEST_STUB
 
 
 def as_tensor(value: Any) -> Tensor:
@@ -170,15 +184,20 @@ def _unchanged(given: Any, fresh: Any) -> bool:
 def _told(error: BaseException) -> str:
     """An exception in one sentence, with the line of the learner's function where it happened."""
     frames = traceback.extract_tb(error.__traceback__)
-    line = next((frame.lineno for frame in reversed(frames) if not frame.filename.startswith(_OURS)), None)
+    line = next((frame.lineno for frame in reversed(frames) if _learners(frame.filename)), None)
     try:
-        words = " ".join(str(error).split())[:300]
+        words = shorten(str(error), 300, placeholder=" ...")
     except Exception:
         words = "(it cannot say what)"
     where = f" (line {line} of its cell)" if line else ""
     if isinstance(error, NotImplementedError) and not words:
         return f"your function raises NotImplementedError{where}: its body is still to be written."
     return f"your function raises {type(error).__name__}{': ' + words if words else ''}{where}."
+
+
+def _learners(file: str) -> bool:
+    """Whether code in that file is the learner's, and no library's (a compiled one names its .pyx)."""
+    return not file.startswith(_INSTALLED) and not file.endswith((".pyx", ".pxi"))
 
 
 def _difference(seen: Seen, expected: Seen) -> str:
@@ -194,14 +213,16 @@ def _difference(seen: Seen, expected: Seen) -> str:
             apart = (mine - right).abs().flatten()
             place = int(apart.argmax()) if apart.numel() else 0
             at = f" at place {place}" if right.numel() > 1 else ""
-            return (f"on a hidden example the result should be {_number(right, place)}{at}, yours is "
-                    f"{_number(mine, place)}. Try your function on a small input that you can work out by hand.")
+            wanted, got = next(pair for digits in (4, 6, 17) if len(set(
+                pair := (_number(right, place, digits), _number(mine, place, digits)))) > 1)
+            return (f"on a hidden example the result should be {wanted}{at}, yours is {got}. "
+                    "Try your function on a small input that you can work out by hand.")
     return "on a hidden example your function does something else than it should."
 
 
-def _number(values: Tensor, place: int) -> str:
+def _number(values: Tensor, place: int, digits: int) -> str:
     value = values.flatten()[place].item()
-    return f"{value:.4g}" if math.isfinite(value) else str(value)
+    return f"{value:.{digits}g}" if math.isfinite(value) else str(value)
 
 
 def _kind(value: Any) -> str:

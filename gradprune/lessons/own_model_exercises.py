@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, Untouched
+from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, Untouched, as_tensor
 from gradprune.lessons.partner_exercise import PARTNERS
 
 # ---- unwrap(content) -> name -> tensor
@@ -40,7 +40,13 @@ def _files() -> list[tuple[dict[str, Any]]]:
 
 def _names_and_values(function: Function, case: Sequence[Any]) -> Seen:
     """How many entries, and each by name: its name as numbers, then its value."""
-    found = function(*case)
+    try:
+        found = function(*case)
+    except KeyError as error:
+        if error.args == ("state_dict",) and "state_dict" not in case[0]:
+            raise Complaint("a hidden file is a state dict already, so there is no “state_dict” in it to open. Open "
+                            "the nest only where there is one.") from error
+        raise
     if found is None or found is ...:
         raise Untouched
     if not isinstance(found, Mapping):
@@ -81,6 +87,8 @@ UNWRAP = Exercise(
         Misconception("the nest is not opened: where there is a “state_dict” inside, the weights are there.",
                       lambda content: {name.removeprefix("module."): value for name, value in content.items()}),
         Misconception("the content comes back as it was.", lambda content: content),
+        Misconception("a single tensor comes back: the `return` stands inside the loop and ends it at once.",
+                      lambda content: dict([next(iter(_unwrap(content).items()))])),
         Misconception("BatchNorm's running statistics are left out. They are no parameters, but without them the "
                       "network reads nothing: keep every tensor.",
                       _renamed(lambda name: name.removeprefix("module."), lambda name: "running" not in name)),
@@ -109,6 +117,15 @@ def _pixels() -> list[tuple[Any, ...]]:
             (torch.rand(3, 3, 3, 3, generator=generator), [0.1, 0.5, 0.8], [0.5, 0.2, 0.4])]
 
 
+def _for_a_network(function: Function, case: Sequence[Any]) -> Seen:
+    """The images, if a network with float32 weights can take them."""
+    images = function(*case)
+    if getattr(images, "dtype", torch.float32) != torch.float32:
+        raise Complaint(f"the images come back as {images.dtype} (NumPy's numbers are float64), and the network takes "
+                        "torch.float32 alone: make tensors with `torch.tensor(mean)`, or end with `.float()`.")
+    return [as_tensor(images)]
+
+
 def _along(shape: tuple[int, ...]) -> Function:
     """Normalise along another axis than the channels'."""
     return lambda x, m, s: (x - torch.tensor(m).view(shape)) / torch.tensor(s).view(shape)
@@ -121,7 +138,7 @@ def _standardised(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 NORMALISE = Exercise(
     notebook="06", name="normalise", signature="normalise(images, mean, std)",
     praise="each channel is shifted by its own mean, then scaled by its own spread.",
-    reference=_normalise, cases=_pixels,
+    reference=_normalise, cases=_pixels, observe=_for_a_network,
     misconceptions=(
         Misconception("three numbers alone are laid along the LAST axis, the columns. These hidden images are three "
                       "pixels wide, so nobody complains. Make them (3, 1, 1).", _along((3,))),
@@ -158,6 +175,8 @@ NORMALISE = Exercise(
         Misconception("this is the way back, from normalised images to pixels.",
                       lambda x, m, s: x * _per_channel(s) + _per_channel(m)),
         Misconception("mean and std are exchanged.", lambda x, m, s: _normalise(x, s, m)),
+        Misconception("the channels have come to the front, before the images: `torch.stack(..., dim=1)` leaves them "
+                      "in their place.", lambda x, m, s: _normalise(x, m, s).transpose(0, 1)),
     ))
 
 OWN_MODEL_EXERCISES = (UNWRAP, NORMALISE, PARTNERS)

@@ -78,6 +78,8 @@ PARTNERS = Exercise(
         Misconception("the first convolution gets the first BatchNorm, and so on. The lists say in which order "
                       "somebody WROTE the layers, not who reads whom: look into `reads`.",
                       lambda r, c, n: dict(zip(c, n, strict=True))),
+        Misconception("these are the partners in the seller's network, written down. The hidden networks are others: "
+                      "work them out from `reads`.", lambda r, c, n: {"conv1": "norm1", "conv2": "norm2"}),
         Misconception("the names decide. Nobody has to call the partner of conv3 norm3, and here it is not: look into "
                       "`reads`.", lambda r, c, n: {one: other for one in c for other in n if one[4:] == other[4:]}),
         Misconception("it is enough for yours that the BatchNorm reads the convolution. If somebody else reads it, "

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradprune.lessons.judging import Exercise, Function, Misconception, Seen, result
+from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, as_tensor
 from gradprune.pruning import FilterMask
 from gradprune.pruning.filters import filters, own_tensors
 
@@ -44,12 +44,11 @@ def _histories() -> list[tuple[Rows, float]]:
 
 
 def _round(function: Function, case: Sequence[Any]) -> Seen:
-    """The chosen round; a whole row is taken for its round, as that is a matter of form."""
-    return result(lambda *inputs: _number(function(*inputs)), case)
-
-
-def _number(answer: Any) -> Any:
-    return answer["round"] if isinstance(answer, dict) and "round" in answer else answer
+    """The chosen round; what follows in the notebook cannot use a whole row."""
+    chosen = function(*case)
+    if isinstance(chosen, dict):
+        raise Complaint("a whole row is returned. How many filters stay removed is its `\"round\"`.")
+    return [as_tensor(chosen)]
 
 
 def _both_losses(rows: Rows, alpha: float) -> int:
@@ -63,6 +62,11 @@ def _first_rise(rows: Rows, alpha: float) -> int:
                 if after["val_unlearning_loss"] > before["val_unlearning_loss"] or after not in _within(rows, alpha))
 
 
+def _first_beyond(rows: Rows, alpha: float) -> int:
+    beyond = [row for row in rows if row not in _within(rows, alpha)]
+    return [*beyond, rows[-1]][0]["round"]  # type: ignore[return-value]
+
+
 STOPPING_RULE = Exercise(
     notebook="03", name="stopping_rule", signature="stopping_rule(history, alpha)",
     praise="the lowest validation unlearning loss among the rounds that lost less than alpha.",
@@ -73,6 +77,10 @@ STOPPING_RULE = Exercise(
                       "unlearning loss.", lambda h, a: h[-1]["round"]),
         Misconception("you keep the last round within alpha. Among those rounds, the one with the lowest "
                       "validation unlearning loss is the best.", lambda h, a: _within(h, a)[-1]["round"]),
+        Misconception("this is the first round that loses too much: pruning stops there, but goes BACK to the best of "
+                      "the rounds before, the one with the lowest validation unlearning loss.", _first_beyond),
+        Misconception("this is the round before the first one that loses too much. Go back to the best round, the one "
+                      "with the lowest validation unlearning loss.", lambda h, a: max(0, _first_beyond(h, a) - 1)),
         Misconception("alpha is ignored: the lowest loss may come from a model that has lost its accuracy. "
                       "First drop the rounds that lost alpha or more.",
                       lambda h, a: _best(h, "val_unlearning_loss")),
@@ -187,6 +195,11 @@ def _applied_before(model: nn.Module, optimizer: Optimizer, mask: FilterMask, lo
     optimizer.step()
 
 
+def _held_too_late(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
+    _plain_step(model, optimizer, mask, loss)
+    mask.hold(optimizer, model)
+
+
 def _no_zero_grad(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
     loss.backward()
     optimizer.step()
@@ -212,6 +225,8 @@ HOLD_MASK = Exercise(
                       _partly_silent(1)),
         Misconception("the mask comes before the step, and the step moves the weights again. Put it last.",
                       _applied_before),
+        Misconception("`mask.hold` acts after every LATER step of the optimizer; this one was made before, so the "
+                      "filters are awake when it ends. `mask.apply` silences them now.", _held_too_late),
         Misconception("nothing is trained: the optimizer never takes a step.",
                       lambda model, optimizer, mask, loss: mask.apply(model)),
         Misconception("gradients pile up from step to step: call `optimizer.zero_grad()` before "

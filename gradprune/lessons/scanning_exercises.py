@@ -1,6 +1,6 @@
 """The exercises of notebook 04: the loss of a search (see there), an outlier rule, and how often an alarm is right."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,11 @@ def _middle(values: Tensor) -> Tensor:
 
 
 def _anomaly(norms: Tensor) -> Tensor:
-    middle = _middle(norms)
-    return (middle - norms) / (1.4826 * _middle((norms - middle).abs()))
+    return (_middle(norms) - norms) / (1.4826 * _distance(norms, _middle))
+
+
+def _distance(norms: Tensor, median: Function) -> Tensor:
+    return median((norms - median(norms)).abs())
 
 
 def _norms() -> list[tuple[Tensor]]:
@@ -41,46 +44,53 @@ def _spread_about(center: Tensor, norms: Tensor) -> Tensor:
     return 1.4826 * _middle((norms - center).abs())
 
 
+def _either(message: str, wrong: Callable[[Tensor, Function], Tensor]) -> Misconception:
+    """A fault beside that of the median: told first, whichever median stands with it (n: norms, m: the median)."""
+    return Misconception(message, lambda n: wrong(n, _middle), (lambda n: wrong(n, torch.median),))
+
+
 ANOMALY = Exercise(
     notebook="04", name="anomaly", signature="anomaly(norms)",
     praise="the distance below the median, in units that no outlier can stretch.",
     reference=_anomaly, cases=_norms, observe=_below,
     misconceptions=(
         Misconception("mean and standard deviation. The outlier pulls the mean towards itself and stretches the "
-                      "deviation, and so hides itself: take medians.", lambda n: (n.mean() - n) / n.std()),
+                      "deviation, and so hides itself: take medians.", lambda n: (n.mean() - n) / n.std(),
+                      (lambda n: (n - n.mean()) / n.std(),)),
         Misconception("mean and standard deviation (of the population). The outlier pulls the one and stretches the "
                       "other, and so hides itself: take medians.", lambda n: (n.mean() - n) / n.std(correction=0)),
-        Misconception("the median is right, the standard deviation is not: one outlier stretches it. Take the median "
-                      "of the absolute distances.", lambda n: (_middle(n) - n) / n.std()),
-        Misconception("the mean of the absolute distances, not their median: one outlier stretches it.",
-                      lambda n: (_middle(n) - n) / (1.4826 * (n - _middle(n)).abs().mean())),
+        _either("the median is right, the standard deviation is not: one outlier stretches it. Take the median of the "
+                "absolute distances.", lambda n, m: (m(n) - n) / n.std()),
+        _either("the mean of the absolute distances, not their median: one outlier stretches it.",
+                lambda n, m: (m(n) - n) / (1.4826 * (n - m(n)).abs().mean())),
         Misconception("distances from the mean. One outlier pulls the mean: use the median there, too.",
                       lambda n: (n.mean() - n) / _spread_about(n.mean(), n)),
-        Misconception("the factor 1.4826 is missing. It makes the index a number of standard deviations for normal "
-                      "data, and only then does a threshold of 2 mean anything.",
-                      lambda n: 1.4826 * _anomaly(n)),
-        Misconception("1.4826 stands on the wrong side: multiply the median of the distances by it, and divide by the "
-                      "product.", lambda n: 1.4826**2 * _anomaly(n)),
-        Misconception("the distance alone. 40 less is much where all others agree to within 5, and little where they "
-                      "scatter by 50: divide by the scatter.", lambda n: _middle(n) - n),
-        Misconception("the sign is turned around: a class is suspected for needing LESS than the median, so the index "
-                      "is positive below it.", lambda n: -_anomaly(n)),
-        Misconception("the distance counts in both directions. A class that needs far MORE than the others is no "
-                      "suspect: leave `abs()` out of the numerator.", lambda n: _anomaly(n).abs()),
+        _either("the factor 1.4826 is missing. It makes the index a number of standard deviations for normal data, and "
+                "only then does a threshold of 2 mean anything.", lambda n, m: (m(n) - n) / _distance(n, m)),
+        _either("1.4826 stands on the wrong side: multiply the median of the distances by it, and divide by the "
+                "product.", lambda n, m: 1.4826 * (m(n) - n) / _distance(n, m)),
+        _either("the brackets below the fraction line are missing: Python divides by 1.4826 and MULTIPLIES by the "
+                "scatter.", lambda n, m: (m(n) - n) / 1.4826 * _distance(n, m)),
+        _either("the distance alone. 40 less is much where all others agree to within 5, and little where they scatter "
+                "by 50: divide by the scatter.", lambda n, m: m(n) - n),
+        _either("the sign is turned around: a class is suspected for needing LESS than the median, so the index is "
+                "positive below it.", lambda n, m: (n - m(n)) / (1.4826 * _distance(n, m))),
+        _either("the distance counts in both directions. A class that needs far MORE than the others is no suspect: "
+                "leave `abs()` out of the numerator.", lambda n, m: (n - m(n)).abs() / (1.4826 * _distance(n, m))),
         Misconception("`norms.median()` returns the lower one of two values in the middle, and with 12 classes there "
                       "are two. Halfway between them lies `norms.quantile(0.5)`.",
-                      lambda n: (n.median() - n) / (1.4826 * (n - n.median()).abs().median())),
+                      lambda n: (n.median() - n) / (1.4826 * _distance(n, torch.median))),
         Misconception("the scatter is measured with `.median()`, which returns the lower one of two values in the "
                       "middle. Use `.quantile(0.5)` for both.",
                       lambda n: (_middle(n) - n) / (1.4826 * (n - _middle(n)).abs().median())),
-        Misconception("this is the share of the median. The alarm uses that as well, further down; the index asks how "
-                      "unusual the distance is.", lambda n: n / _middle(n)),
-        Misconception("this is the distance as a share of the median. Divide by the scatter of the classes instead.",
-                      lambda n: 1 - n / _middle(n)),
-        Misconception("the scatter is the median of the norms themselves. Take the distances from the median first.",
-                      lambda n: (_middle(n) - n) / (1.4826 * _middle(n))),
-        Misconception("the distances are squared: the index is no longer in standard deviations.",
-                      lambda n: (_middle(n) - n).square() / _spread_about(_middle(n), n).square()),
+        _either("this is the share of the median. The alarm uses that as well, further down; the index asks how "
+                "unusual the distance is.", lambda n, m: n / m(n)),
+        _either("this is the distance as a share of the median. Divide by the scatter of the classes instead.",
+                lambda n, m: 1 - n / m(n)),
+        _either("the scatter is the median of the norms themselves. Take the distances from the median first.",
+                lambda n, m: (m(n) - n) / (1.4826 * m(n))),
+        _either("the distances are squared: the index is no longer in standard deviations.",
+                lambda n, m: (m(n) - n).square() / (1.4826 * _distance(n, m)).square()),
         Misconception("the scatter is the distance between the quartiles. A fair choice, but another index than the "
                       "one whose threshold is 2: use the median of the absolute distances.",
                       lambda n: (_middle(n) - n) / (n.quantile(0.75) - n.quantile(0.25))),

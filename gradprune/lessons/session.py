@@ -28,15 +28,15 @@ def mode() -> str:
 
 
 def begin(notebook: str) -> None:
-    """Open a notebook: print the mode in one line, and what the learner has done in it so far.
+    """Open a notebook: print the mode, the versions, and what the learner has done in it so far, a line each.
 
     notebook: its number, "00" to "07". From here on each picture's caption names the mode that made it.
     Nothing is seeded and no data is loaded. Raises InputError for a bad `GRADPRUNE_MODE`.
     """
     now = mode()
     threads = torch.get_num_threads()
-    print(f"Notebook {notebook}, mode {now}: {MODES[now]} (gradprune {__version__}, torch {torch.__version__}, "
-          f"{threads} thread{'s' if threads > 1 else ''}).")
+    print(f"Notebook {notebook}, mode {now}: {MODES[now]}.\n"
+          f"(gradprune {__version__}, torch {torch.__version__}, {threads} thread{'s' if threads > 1 else ''})")
     _name_the_mode_in_captions()
     if told := progress.told(notebook):
         print(told)

@@ -1,6 +1,6 @@
 """What notebook 06 leans on: a folder as its reader may have one, with pictures, a network's file, weights, a sticker.
 
-`python -m gradprune.lessons.workshop` trains the shipped weights again, in about a minute.
+`python -m gradprune.lessons.workshop` trains the shipped weights again, in about half a minute.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def table_of_sets() -> None:
     """Say of each published data set whether it is here, and how to get it."""
     for name, published in PUBLISHED.items():
         found = state(name)
-        print(f"{name:<14} {'here' if found != 'absent' else f'gradprune data get {name}':<34} {published.about}")
+        print(f"{name:<14} {'here' if found != 'absent' else f'gradprune data get {name}'}\n{'':<14} {published.about}")
 
 
 def photographs(name: str) -> Victim | None:

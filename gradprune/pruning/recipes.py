@@ -92,6 +92,7 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
                 result.stopped = "one filter was left"
         except KeyboardInterrupt:
             result.stopped, result.interrupted = "interrupted", True
+        bar.total = bar.n  # over, not broken off: a notebook leaves a bar that is not full, in red
     return back_to(result, best_round, undo)
 
 
@@ -120,18 +121,22 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
     start = validate(model, validation)
     result = Pruned(mask, [row(0, mask, start)], "all filters that the method picked were removed")
     waiting = [position for position in order if mask.alive[position]]
-    try:
-        for position in tqdm(waiting, desc="pruning", unit="filter", disable=not progress, leave=False):
-            undo.append(saved(model, found, position))
-            mask.remove(model, position)
-            now = validate(model, validation)
-            result.history.append(row(len(mask.positions), mask, now, score=float(values[position])))
-            if alpha is not None and (cost := fell(start, now, alpha)):
-                result.stopped = cost
-                break
-            kept += 1
-    except KeyboardInterrupt:
-        result.stopped, result.interrupted = "interrupted", True
+    bar = tqdm(total=len(waiting), desc="pruning", unit="filter", disable=not progress, leave=False)
+    with bar:
+        try:
+            for position in waiting:
+                undo.append(saved(model, found, position))
+                mask.remove(model, position)
+                now = validate(model, validation)
+                result.history.append(row(len(mask.positions), mask, now, score=float(values[position])))
+                bar.update()
+                if alpha is not None and (cost := fell(start, now, alpha)):
+                    result.stopped = cost
+                    break
+                kept += 1
+        except KeyboardInterrupt:
+            result.stopped, result.interrupted = "interrupted", True
+        bar.total = bar.n
     return back_to(result, kept, undo)
 
 

@@ -79,4 +79,5 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
                 result.stopped = "one filter was left"
         except KeyboardInterrupt:
             result.stopped, result.interrupted = "interrupted", True
+        bar.total = bar.n  # as in `recipes`
     return back_to(result, best_round, undo)

@@ -149,7 +149,7 @@ def answer_maps(maps: Mapping[str, Tensor], classes: Sequence[str]) -> Picture:
         require(shares.shape == (len(classes),) * 2, f"grid {name!r} must be {len(classes)} x {len(classes)}.")
     names, colors = [plain(name, 16) for name in classes], seaborn.color_palette("rocket_r", as_cmap=True)
     with style.in_style():
-        figure = style.new_figure(8.4, 4.5)
+        figure = style.new_figure(8.4, 4.9)
         panels = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
         for ax, (name, shares) in zip(panels, maps.items(), strict=True):
             grid = ax.imshow(shares.numpy(), cmap=colors, vmin=0, vmax=1)

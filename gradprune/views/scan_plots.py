@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from torch import nn
 
@@ -90,8 +91,8 @@ def class_norms(values: Sequence[float], index: Sequence[float], classes: Sequen
         for label, (value, own) in enumerate(zip(values, index, strict=True)):
             mark = METRICS["asr" if label in alarms else "acc"]
             symbol = f"{ATTACKED.symbol} " * (label in alarms)
-            ax.annotate(f"{symbol}{value:.0f}, index {own:.1f}", (value, label), (5, 0), textcoords="offset points",
-                        va="center", fontsize=style.SMALL, color=mark.color,
+            ax.annotate(f"{symbol}{value:.0f}, index {round(own, 1) + 0:.1f}", (value, label), (5, 0),
+                        textcoords="offset points", va="center", fontsize=style.SMALL, color=mark.color,
                         bbox={"facecolor": style.PAPER, "linewidth": 0, "pad": 0.5})
         ax.axvline(middle, color=style.FAINT, linewidth=1, zorder=0)
         _above(ax, middle, "median", style.FAINT)
@@ -180,7 +181,8 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
             offset, side = (((-6, -11), "right") if row["index"] <= THRESHOLD else
                             ((-7, 3), "right") if near.any() else ((7, 3), "left"))
             ax.annotate(plain(row["model"], 16), (row["share"], row["index"]), offset, textcoords="offset points",
-                        ha=side, fontsize=style.SMALL, color=(METRICS["asr"] if row["attacked"] else CLEAN).color)
+                        ha=side, fontsize=style.SMALL, color=(METRICS["asr"] if row["attacked"] else CLEAN).color,
+                        path_effects=[withStroke(linewidth=3, foreground=style.PAPER)])
         ax.axhline(THRESHOLD, color=style.INK, linestyle="--", linewidth=1.2)
         ax.axvline(SMALL, color=style.INK, linestyle="--", linewidth=1.2)
         ax.set(xlim=(0, 1.02), ylim=(0, top), xlabel="norm as a share of the median of the classes",

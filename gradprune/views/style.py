@@ -128,7 +128,8 @@ def draw_lines(ax: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence
     ends = [values[-1] for values, _ in series.values()]
     for height, (name, (_, mark)) in zip(spread(ends, *ax.get_ylim()), series.items(), strict=True):
         ax.annotate(name, (x[-1], height), (10, 0), textcoords="offset points", va="center", color=mark.color,
-                    fontsize=SMALL, fontweight="bold", annotation_clip=False)
+                    fontsize=SMALL, fontweight="bold", annotation_clip=False,
+                    path_effects=[withStroke(linewidth=3, foreground=PAPER)])  # at 0 a name stands on the axis
 
 
 def spread(places: Sequence[float], low: float, high: float, gap: float = 0.12) -> list[float]:

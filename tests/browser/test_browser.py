@@ -222,6 +222,16 @@ def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
     assert opened.evaluate(ERRORS) == []
 
 
+@pytest.mark.parametrize("opened", NOTEBOOKS[1:2], indirect=True)
+def test_a_link_to_the_glossary_leads_to_its_entry(opened):
+    opened.locator('.jp-Notebook a[href*="GLOSSARY.md"][href$="#taylor-score"]').first.click()
+    entry = opened.locator(".jp-MarkdownViewer h2", has_text="Taylor score")
+    entry.wait_for()
+    sync_api.expect(entry).to_be_in_viewport(timeout=REACT)
+    opened.evaluate("() => window.jupyterapp.shell.currentWidget.close()")  # the notebook is the current one again
+    opened.wait_for_function("() => window.jupyterapp.shell.currentWidget?.sessionContext")
+
+
 @pytest.mark.parametrize("opened", [OWN], indirect=True)
 def test_panels_do_not_flicker_and_their_buttons_come_back(opened):
     run_all(opened)

@@ -105,10 +105,8 @@ def test_links_lead_somewhere(path):
                 linked = FOLDER / file if file else path
                 assert linked.exists(), f"{target} is not there"
                 if anchor and linked.suffix == ".md":
-                    text = linked.read_text(encoding="utf-8")
-                    slugs = [re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-")
-                             for title in re.findall(r"^#+ (.+)$", text, re.M)]
-                    assert anchor in slugs + re.findall(r'id="([^"]+)"', text), f"{target}: no such heading"
+                    marked = re.findall(r'^#+ <a id="([^"]+)"></a>\w', linked.read_text(encoding="utf-8"), re.M)
+                    assert anchor in marked, f"{target}: no such heading (JupyterLab does not make the names that GitHub makes)"
 
 
 @each_notebook
