@@ -209,7 +209,8 @@ def test_defend_and_evaluate(tmp_path, monkeypatch, result, data):
     given = json.loads(run("evaluate", result, "--data", "data.npz", "--trigger", "patch.png", "--target", 3, "--json").stdout)
     assert given["target"] == 3
     for arguments, words in ((["--data", "data.npz"], "nothing says which trigger"),
-                             (["--trigger", "patch.png"], "was made with 'cifar10'; give its images with --data")):
+                             (["--trigger", "patch.png"], "was made with 'cifar10'; give its images with --data"),
+                             (["--data", "elsewhere/"], "Error: No folder or file at elsewhere.")):
         refused = run("defend", result, *arguments)
         assert refused.exit_code == 2 and words in refused.stderr and refused.stderr.count("\n") == 1
 

@@ -18,9 +18,6 @@ class Cell(NamedTuple):
     spc: int
     seed: int
 
-    def __str__(self) -> str:
-        return f"{self.attack} / {self.defense}, spc {self.spc}, seed {self.seed}"
-
 
 @dataclass(frozen=True)
 class Grid:
