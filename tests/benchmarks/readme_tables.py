@@ -62,7 +62,11 @@ def cell(part, form):
 
 
 def by_model(table):
-    """A table for each spc: mean ACC / ASR / RA of every defence on every model, and the mean DER where it met all."""
+    """A table for each spc: mean ACC / ASR / RA of every defence on every model, and the mean DER where it met all.
+
+    Where fewer seeds were run than elsewhere, their number stands behind the figures.
+    """
+    most = table["seed"].nunique()
     for spc, rows in table.groupby("spc"):
         models = list(dict.fromkeys(table["attack"]))
         means = rows.groupby(["defense", "attack"])[[*FIGURES, "der"]].mean()
@@ -71,7 +75,7 @@ def by_model(table):
         print(f"\n| spc {spc} | {' | '.join(models)} | mean DER |\n|---{'|---' * len(models)}|---|")
         for name in ders.mean(axis=1, skipna=False).sort_values(ascending=False).index:
             cells = [" / ".join(f"{100 * means.loc[name, model][key]:.1f}" for key in FIGURES)
-                     + f" ({draws[name, model]})" * int(draws[name, model] < draws.max())
+                     + f" ({draws[name, model]})" * int(draws[name, model] < most)
                      if (name, model) in means.index else "not run" for model in models]
             print(f"| {name} | {' | '.join(cells)} | {ders.loc[name].mean(skipna=False):.3f} |".replace("nan", ""))
 
