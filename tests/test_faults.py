@@ -29,7 +29,7 @@ from gradprune.evaluation.store import _read
 from gradprune.models import build
 from gradprune.models.checkpoints import load_checkpoint
 from gradprune.models.weights import read_file
-from gradprune.pruning import FilterMask, clean_loss, filter_scores, fine_tune, unpaired
+from gradprune.pruning import FilterMask, clean_loss, fine_tune, unpaired
 from gradprune.pruning.filters import filters
 
 if sys.platform == "win32":
@@ -44,7 +44,7 @@ NO_NUMBERS = "there is nothing to compute"
 TABLE = {job: dict(zip(FAULTS, row, strict=True)) for job, row in {
     "training": [KILLED, KILLED, "test_cli: interrupted_training_keeps_whole_epochs", 130, 2, 2, 0, 0, 0, 2, 2],
     "pruning": [KILLED, SAME, "test_cli: interrupted_defence_keeps_its_stage", SAME, SAME, SAME, SAME, SAME, SAME,
-                "test_unlearning: bad_scores_and_losses; test_cli: weights_that_are_nan; test_faults: gradients_that_are_nan_rank_no", 2],
+                "test_unlearning: bad_scores_and_losses; test_cli: weights_that_are_nan; test_unlearning: gradients_that_are_nan_rank_no", 2],
     "fine-tuning": [KILLED, KILLED, "test_cli: interrupted_defence_keeps_its_stage", 130, 2, 2, 0, 0, 0, 2, 2],
     "zoo build": [KILLED, KILLED, "test_cli: interrupted_zoo_build_names_what_is_finished", 130, 2, 2, 0, 0, 0, 2, 2],
     "download": [KILLED, KILLED, "test_download: ctrl_c_keeps_what_has_arrived", 1,
@@ -269,25 +269,6 @@ def test_gradients_that_are_nan_in_the_very_last_step_are_told(monkeypatch):
         fine_tune(model, FilterMask(filters(model)), pairs, pairs, loss=clean_loss, max_epochs=1, progress=False)
     with pytest.raises(InputError, match="training diverged: the last step made weights that are not finite"):
         fit(build("preact_resnet", 4, width=4, blocks=(1,)), images, epochs=1, progress=False)
-
-
-class Steep(torch.nn.Module):
-    """Answers with numbers, and has no gradient there."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(3, 4, 3)
-
-    def forward(self, images):
-        answers = self.conv(images).mean((2, 3))
-        return answers + (0 * answers).sqrt()
-
-
-def test_gradients_that_are_nan_rank_no():
-    """... filters: of NaN, the largest is the first, and `paper` would remove one layer's filters in order."""
-    model, images = Steep(), squares(8, 1)
-    with pytest.raises(InputError, match="gradient of the unlearning loss is not finite"):
-        filter_scores(model, filters(model), images.floats(), images.labels)
 
 
 def test_the_table_names_tests_that_exist():

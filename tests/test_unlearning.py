@@ -104,6 +104,25 @@ def test_bad_scores_and_losses():
         filter_scores(model, filters(model), x, y)
 
 
+class Steep(nn.Module):
+    """Answers with numbers, and has no gradient there."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        answers = self.conv(images).mean((2, 3))
+        return answers + (0 * answers).sqrt()
+
+
+def test_gradients_that_are_nan_rank_no():
+    """... filters: of NaN, the largest is the first, and `paper` would remove one layer's filters in order."""
+    model = Steep()
+    with pytest.raises(InputError, match=r"^the gradient of the unlearning loss is not finite, so it ranks no filter\.$"):
+        filter_scores(model, filters(model), torch.rand(8, 3, 6, 6), torch.arange(8) % 4)
+
+
 @pytest.mark.parametrize(("trigger", "words"), [
     (lambda x: x[:, :, 1:], "the trigger changed the images' shape"),
     (lambda x: x + 0.5, "the trigger left the pixel range"),
