@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from gradprune.errors import listed
 from gradprune.screen import Json, more, progress, show
 
 if TYPE_CHECKING:
@@ -92,7 +93,6 @@ def _sizes(data: "Dataset") -> dict[str, Any]:
 
 def _lines(source: str, facts: dict[str, Any]) -> list[str]:
     classes, skipped = facts["classes"], facts.get("skipped", [])
-    shown = ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
     return [f"{source}: {facts['train']} images to train, {facts['defense']} for the defender, {facts['test']} to test;"
-            f" {'x'.join(map(str, facts['shape']))}; {len(classes)} classes: {shown}.",
+            f" {'x'.join(map(str, facts['shape']))}; {len(classes)} classes: {listed(classes)}.",
             *(f"  cannot be read: {name}" for name in skipped)]

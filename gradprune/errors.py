@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from typing import Any
 
 _LONGEST = 1000  # characters of a sentence
+_LISTED = 5  # names that a sentence lists
 
 
 class InputError(ValueError):
@@ -32,6 +33,13 @@ def require(condition: bool, sentence: str) -> None:
     """Raise `InputError(sentence)` unless the condition holds."""
     if not condition:
         raise InputError(sentence)
+
+
+def listed(names: Iterable[str], between: str = ", ") -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return between.join(names[:_LISTED]) + more
 
 
 def settled(kind: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gradprune.datasets.cache import Arrays, recall
 from gradprune.datasets.image_set import Dataset, ImageSet, split_off
 from gradprune.datasets.layouts import Layout, find_pictures, passed_over, readable
-from gradprune.errors import InputError, require
+from gradprune.errors import InputError, listed, require
 from gradprune.paths import cache_folder
 
 SIZE = 32                # side of the images, in pixels, where nothing else is asked for
@@ -59,15 +59,13 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
                     lambda: _convert(root, layout, size))
     skipped, grey = tuple(arrays["skipped"].tolist()), int(arrays["grey"])
     if skipped:
-        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        _log.warning("%d picture%s in %s cannot be read, left out: %s%s.", len(skipped), "s"[:len(skipped) > 1], root,
-                     "; ".join(skipped[:5]), more)
+        _log.warning("%d picture%s in %s cannot be read, left out: %s.", len(skipped), "s"[:len(skipped) > 1], root,
+                     listed(skipped, "; "))
     if grey:
         _log.warning("%d picture%s in %s without colour, turned into RGB.", grey, "s"[:grey > 1], root)
     if others := passed_over(root, layout):
-        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        _log.warning("%d in %s passed over, folders in a class or pictures of other kinds: %s%s.", len(others), root,
-                     ", ".join(others[:5]), more)
+        _log.warning("%d in %s passed over, folders in a class or pictures of other kinds: %s.", len(others), root,
+                     listed(others))
     return FolderImages(_split(root, arrays, seed), skipped, grey)
 
 

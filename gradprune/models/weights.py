@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from gradprune.errors import InputError, require
+from gradprune.errors import InputError, listed, require
 from gradprune.models.limits import Within
 from gradprune.pickles import look_over
 
@@ -24,7 +24,6 @@ Net = TypeVar("Net", bound=nn.Module)
 _NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the state dict
 _DEEPEST = 8  # nests in one another
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-_LISTED = 5  # names that a message lists
 _OLD_PICKLES = 5  # a number that marks the format, its version, the system, the content, the names of the storages
 
 
@@ -107,7 +106,7 @@ def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         keys = type(found).__name__
         if isinstance(found, Mapping):
-            keys = _list(str(key) for key in found if isinstance(key, str | int)) or "nothing"
+            keys = listed(str(key) for key in found if isinstance(key, str | int)) or "nothing"
         raise InputError(f"{path} holds no state dict, only: {keys}.")
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
@@ -125,7 +124,7 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     unexpected = [name for name in given if name not in own]
     shapes = [f"{name} {tuple(given[name].shape)} in the file, {tuple(own[name].shape)} in the model"
               for name in own if name in given and given[name].shape != own[name].shape]
-    wrong = [f"{what}: {_list(names)}" for what, names in
+    wrong = [f"{what}: {listed(names)}" for what, names in
              (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)) if names]
     require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.")
     try:
@@ -183,13 +182,6 @@ def _look_over_zip(file: IO[bytes], size: int, path: Path) -> None:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no file of weights that torch.save wrote: its zip is damaged.") from None
-
-
-def _list(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
