@@ -178,9 +178,12 @@ def test_a_disk_that_knows_no_locks(tmp_path, monkeypatch):
 
 
 def test_two_runs_on_one_folder(toys, tmp_path):
+    """The first is paused, as it might be done before the second has imported what it needs."""
     first = subprocess.Popen(command(toys, tmp_path), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     wait_for(lambda: rows_in(tmp_path) >= 1, first)
+    first.send_signal(signal.SIGSTOP)
     second = subprocess.run(command(toys, tmp_path), capture_output=True, text=True)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2 and "another run is working in" in second.stderr
     assert first.wait() == 0
     with open(tmp_path / "cells.csv", newline="") as file:
