@@ -211,11 +211,25 @@ def test_the_page_is_honest_where_grad_prune_is_not_first(tmp_path):
     assert "(one attack, so no interval)" in page(tmp_path / "one", SHORT[:12]).words
 
 
+def test_a_bench_that_is_not_whole_is_judged_where_all_were_met(tmp_path):
+    """The last attack beats everyone, and clp has not met it: it must not win for that."""
+    last = SHORT["attack"].iloc[-1]
+    rates = SHORT["defense"].map({"clp": 0.3, "grad_prune": 0.0}).fillna(0.6)
+    cells = SHORT.assign(acc=0.99, asr=rates.mask(SHORT["attack"] == last, 0.95))
+    words = page(tmp_path, cells[(cells["defense"] != "clp") | (cells["attack"] != last)]).words
+    assert "With 10 images per class (over the 2 of 3 attacks that every defence met) " in words
+    assert "Mean DER at 10 images per class over 2 attacks: " in words
+    assert "grad_prune is nearest to the ideal corner on average over 2 attacks: ACC 99.0% and ASR 0.0%" in words
+    assert "every defence met" not in page(tmp_path / "whole", cells).words
+
+
 def test_failures_say_why(tmp_path):
     words = page(tmp_path, fail(SHORT, error=f"KeyError: {HOSTILE}", attack="sig", defense="ft")).words
     assert f"failed:KeyError:{HOSTILE}" in words.replace(" ", "")  # the cell is broken into short lines
     assert f"sig ft 10 0, 1, 2 KeyError: {HOSTILE}" in words
     assert "no attack and seed has figures of every defence" in page(tmp_path, TABLES["no common cell"]).words
+    apart = SHORT[(SHORT["defense"] == "clp") == (SHORT["attack"] == "sig")]
+    assert "no attack has figures of every defence, so none is nearest" in bench_plots.acc_against_asr(apart, 10).summary
 
 
 def test_published_rows_stand_apart(tmp_path):

@@ -68,7 +68,8 @@ def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
         figure.suptitle(f"DER in per cent, {per_class(spc)}", x=0.015, ha="left", fontweight="bold",
                         fontsize=style.LARGE)
     partly = int(((failed > 0) & values.notna()).sum(axis=None))
-    return Picture(figure, f"Mean DER at {per_class(spc)}: {_ends(best, 'der')}; 50 is no effect"
+    common = count(best["attacks"].iloc[0], "attack")
+    return Picture(figure, f"Mean DER at {per_class(spc)} over {common}: {_ends(best, 'der')}; 50 is no effect"
                    + f"; * in {count(partly, 'cell')} some seeds failed" * (partly > 0) + ".")
 
 
@@ -103,11 +104,19 @@ def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
         ax.tick_params(axis="y", pad=10)
         ax.set_title(f"ACC against ASR, {per_class(spc)}", pad=26)
         figure.legend(loc="outside right upper", frameon=False, fontsize=style.SMALL, labelspacing=0.7)
-    near = means.assign(far=np.hypot(means["asr"], 1 - means["acc"])).groupby("defense")["far"].mean().idxmin()
-    own = means[means["defense"] == near]
-    return Picture(figure, f"At {per_class(spc)} {near} is nearest to the ideal corner on average over "
-                           f"{count(len(own), 'attack')}: ACC {own['acc'].mean():.1%} and ASR {own['asr'].mean():.1%}; "
-                           f"the given models: {given['acc_before'].mean():.1%} and {given['asr_before'].mean():.1%}.")
+    return Picture(figure, f"At {per_class(spc)} {_nearest(means)}; the given models: "
+                           f"{given['acc_before'].mean():.1%} and {given['asr_before'].mean():.1%}.")
+
+
+def _nearest(means: pd.DataFrame) -> str:
+    """Which defence is nearest to no error and no ASR, over the attacks that all have figures of."""
+    common = means[means.groupby("attack")["defense"].transform("nunique") == means["defense"].nunique()]
+    if common.empty:
+        return "no attack has figures of every defence, so none is nearest to the ideal corner"
+    near = common.assign(far=np.hypot(common["asr"], 1 - common["acc"])).groupby("defense")["far"].mean().idxmin()
+    own = common[common["defense"] == near]
+    return (f"{near} is nearest to the ideal corner on average over {count(len(own), 'attack')}: "
+            f"ACC {own['acc'].mean():.1%} and ASR {own['asr'].mean():.1%}")
 
 
 def mean_ranks(table: pd.DataFrame, spc: int, metric: str = "der") -> Picture:

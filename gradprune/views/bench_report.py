@@ -86,7 +86,9 @@ def _lead(cells: pd.DataFrame) -> str:
     pairs = gain(cells, "grad_prune", "ft_unlearn").set_index("spc")
     told = [f"{ran}: {count(len(cells), 'cell')}, {cells['failed'].sum() or 'none'} failed."]
     for spc, rows in ranking(cells).groupby("spc"):
-        told.append(f"With <b>{per_class(spc)}</b> {_outcome(rows)}"
+        met, all_attacks = int(rows["attacks"].iloc[0]), cells.loc[cells["spc"] == spc, "attack"].nunique()
+        part = f" (over the {met} of {all_attacks} attacks that every defence met)" * (0 < met < all_attacks)
+        told.append(f"With <b>{per_class(spc)}</b>{part} {_outcome(rows)}"
                     + (_pruning_adds(pairs.loc[spc]) if spc in pairs.index else ""))
     return "</p><p>".join(told)
 
