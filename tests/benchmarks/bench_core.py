@@ -92,13 +92,22 @@ def demo(*options):
         start = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         wall = time.perf_counter() - start
+    return wall, peak_memory(resource.RUSAGE_CHILDREN), json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_memory(who):
+    """In GB, of this process (resource.RUSAGE_SELF) or of the largest that it has started (RUSAGE_CHILDREN)."""
     scale = 1e9 if sys.platform == "darwin" else 1e6  # bytes on macOS, kilobytes elsewhere
-    return wall, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, json.loads(done.stdout.splitlines()[-1])
+    return resource.getrusage(who).ru_maxrss / scale
+
+
+def machine():
+    return (f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+            f"torch {torch.__version__}")
 
 
 def main():
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
-          f"torch {torch.__version__}")
+    print(machine())
     torch_seconds, own_seconds = import_seconds()
     print(f"import: torch {torch_seconds:.2f} s, gradprune on top of it {own_seconds:.2f} s (target <= 0.3)")
     wall, memory, result = demo()
