@@ -106,8 +106,8 @@ def demo(train: Train = False, spc: Spc = 10, seed: Seed = 0, out: Report = Path
 
 
 @app.command(epilog=more("gradprune attack blended --rate 0.05 --target 3", "gradprune defend out/blended"))
-def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet", width: Width = None,
-           rate: Rate = None, target: Target = 2, seed: Seed = 0, epochs: Epochs = None,
+def attack(trigger: Trigger, data: Data = "signs", size: cli_models.Size = None, model: Model = "preact_resnet",
+           width: Width = None, rate: Rate = None, target: Target = 2, seed: Seed = 0, epochs: Epochs = None,
            device: cli_models.Device = "auto", out: Trained = None, as_json: Json = False) -> None:
     """Train a backdoored model and save it.
 
@@ -118,7 +118,7 @@ def attack(trigger: Trigger, data: Data = "signs", model: Model = "preact_resnet
     from gradprune.zoo import DEFAULT_MODEL
     settings: dict[str, Any] = DEFAULT_MODEL if model == DEFAULT_MODEL["name"] else {"name": model}
     settings = settings if width is None else {**settings, "width": width}
-    told = attack_and_save(out or Path("out", trigger), trigger, data=data, model=settings, rate=rate,
+    told = attack_and_save(out or Path("out", trigger), trigger, data=data, size=size, model=settings, rate=rate,
                            target=target, seed=seed, device=device, progress=progress(),
                            **({} if epochs is None else {"epochs": epochs}))
     show(as_json, told, table("trained model", {trigger: told["metrics"]}),

@@ -51,13 +51,13 @@ PHOTOGRAPHS: dict[str, dict[str, Any]] = {
     for data, settings in _SETS.items() for trigger, mark in _MARKS.items()}
 
 
-def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = None, target: int = TARGET,
-           rate: float | None = None, seed: int = 0, trigger_settings: dict[str, Any] | None = None,
-           label_map: str | None = None, half: bool = False, device: str = "cpu", progress: bool = True,
-           **training: Any) -> Victim:
+def attack(trigger: str, *, data: str = "signs", size: int | None = None, model: dict[str, Any] | None = None,
+           target: int = TARGET, rate: float | None = None, seed: int = 0,
+           trigger_settings: dict[str, Any] | None = None, label_map: str | None = None, half: bool = False,
+           device: str = "cpu", progress: bool = True, **training: Any) -> Victim:
     """Train a backdoored model from nothing: poison `rate` of the training images, fit, measure.
 
-    trigger: a name in `attacks.TRIGGERS`; data: what `datasets.load` takes; model: name and settings for
+    trigger: a name in `attacks.TRIGGERS`; data, size: what `datasets.load` takes; model: name and settings for
     `models.build` (default: a 78,000-weight PreActResNet); label_map: one of `attacks.poisoning.LABEL_MAPS`, by default
     the trigger's own; rate: by default 0.1, or half of the target class with clean labels (see `attacks.poison`);
     half: round the trained weights to float16, for a file half as long; device: "cpu", or where else to train ("auto",
@@ -67,7 +67,7 @@ def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = 
     """
     where = choose_device(device)
     mark = make_trigger(trigger, **(trigger_settings or {}))
-    dataset = load(data)
+    dataset = load(data, size=size)
     settings = {**(model or DEFAULT_MODEL), "num_classes": len(dataset.train.classes),
                 "channels": dataset.train.images.shape[1]}
     if settings["name"] == "small_vgg":
@@ -84,7 +84,7 @@ def attack(trigger: str, *, data: str = "signs", model: dict[str, Any] | None = 
     metrics = evaluate(network, dataset.test, mark, target, label_map=label_map)
     card = {
         "model": settings,
-        "data": {"name": data, "classes": list(dataset.train.classes)},
+        "data": {"name": data, "classes": list(dataset.train.classes)} | ({"size": size} if size else {}),
         "attack": {"trigger": trigger, "settings": mark.settings, "target": target, "rate": rate,
                    "poisoned_images": len(touched)} | _unusual(label_map, decoys),
         "training": {**RECIPE, **training, "batch_size": outcome.batch_size, "seed": seed,

@@ -391,6 +391,7 @@ def refused(here, *arguments):
     (["badnets", "--rate", "nan"], "poison rate must lie in 0..1, got nan"),
     (["badnets", "--width", "0"], "width must be at least 1"),
     (["badnets", "--epochs", "0"], "epochs"),
+    (["badnets", "--size", "24"], "size is for folders of pictures"),
 ])
 def test_attack_refuses(store, here, arguments, words):
     data = [] if "--data" in arguments else ["--data", store / "data.npz"]

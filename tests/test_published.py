@@ -574,11 +574,11 @@ def test_a_victim_of_such_data_loads_again(cifar, store, tmp_path, kind):
             path = tmp_path / "pictures" / f"class {label}" / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
-    source = "cifar10" if kind == "name" else "pictures"
-    told = attack_and_save(tmp_path / "victim", "badnets", data=source, model={"name": "preact_resnet", "width": 4, "blocks": [1]},
-                           epochs=1, progress=False)
+    source, size = ("cifar10", None) if kind == "name" else ("pictures", 24)
+    told = attack_and_save(tmp_path / "victim", "badnets", data=source, size=size, epochs=1, progress=False,
+                           model={"name": "preact_resnet", "width": 4, "blocks": [1]})
     victim = load_victim(tmp_path / "victim")
-    assert victim.card["data"]["name"] == source
+    assert victim.card["data"]["name"] == source and victim.data.test.images.shape[-1] == (size or 32)
     assert victim.evaluate()._asdict() == pytest.approx(told["metrics"], abs=1e-3)
     assert victim.target_name == ("bird" if kind == "name" else "class 2")
     if kind == "folder":

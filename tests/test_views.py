@@ -554,6 +554,9 @@ def test_report_says_how_a_trained_victim_is_made_again(victim, result, tmp_path
     assert ("gp.attack('badnets', data='own.npz', target=1, rate=0.15, trigger_settings={'size': 3}, "
             "model={'name': 'preact_resnet', 'width': 8, 'blocks': [1, 1]}, label_map='clean_label', epochs=8, seed=5)") in words
     assert "somebody" not in words and "stranger" not in words
+    known = dataclasses.replace(known, card=card | {"data": {"name": "pictures", "size": "a stranger's"}})
+    words = "".join(Page(write_report(tmp_path, known, result, STAGES).read_text()).words)
+    assert f"data='pictures', size={victim.data.test.images.shape[-1]}, target=1" in words and "stranger" not in words
 
 
 def test_report_refuses_what_it_cannot_do(victim, result, tmp_path):

@@ -36,7 +36,8 @@ def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Datas
     path = _path(source)
     if source not in SOURCES and path.is_dir():
         return read_folder(path, size=SIZE if size is None else size, seed=seed).data
-    require(size is None, f"size is for folders of pictures, and {str(source)!r} is none.")
+    require(size is None or not (source in SOURCES or path.exists()),
+            f"size is for folders of pictures, and {str(source)!r} is none.")
     if source in SOURCES:
         return SOURCES[str(source)](seed)
     if isinstance(source, Path) or path.suffix or path.exists():

@@ -137,7 +137,9 @@ def _reproduce(victim: Victim, result: DefenseResult) -> str:
     if {"attack", "data", "model", "training"} <= set(card):
         attack, images = card["attack"], ("num_classes", "channels")
         model = {key: value for key, value in card["model"].items() if key not in images}
-        made = {"data": Path(card["data"]["name"]).name, "target": victim.target, "rate": attack.get("rate"),
+        made = {"data": Path(card["data"]["name"]).name,
+                **({"size": victim.data.test.images.shape[-1]} if card["data"].get("size") else {}),
+                "target": victim.target, "rate": attack.get("rate"),
                 "trigger_settings": attack.get("settings", {}), "model": model,
                 **{key: attack[key] for key in ("label_map",) if key in attack},
                 **{key: card["training"][key] for key in (*RECIPE, "seed") if key in card["training"]}}
