@@ -1,8 +1,8 @@
 """NAD: fine-tune while the model's attention is drawn to that of a teacher, a fine-tuned copy of itself.
 
 Source: Li et al., 2021, "Neural Attention Distillation", arXiv:2101.05930. The learning rate is the authors' released
-one, 0.1 for a tenth of the run and 0.01 for the rest; steps are counted here, not epochs, as an epoch of few images has
-one or two steps (theirs: 40). `beta` is that of BackdoorBench (Wu et al., 2022, arXiv:2206.12654) for a PreActResNet.
+one, 0.1 for a tenth of the epochs and 0.01 for the rest; steps are counted here, not epochs, as an epoch of few images
+has one or two (theirs: 40). On photographs that rate costs most classes (docs/results.md). `beta` is that of BackdoorBench (Wu et al., 2022, arXiv:2206.12654) for a PreActResNet.
 """
 
 import copy
@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "beta": 1000.0,       # weight of the attention loss
     "teacher_steps": 40,  # of fine-tuning the teacher (released: 5 to 10 epochs of 40)
     "steps": 40,          # of distillation (released: 20 epochs of 40)
-    "lr": 0.1,            # of both for the first tenth, then a tenth of it; SGD, momentum 0.9, weight decay 1e-4
+    "lr": 0.1,            # of both for a tenth of the epochs, at least one, then a tenth; SGD, momentum 0.9, decay 1e-4
     "batch_size": 64,     # images per step
 }
 
