@@ -2,7 +2,8 @@
 
 Source: Li et al., 2021, "Neural Attention Distillation", arXiv:2101.05930. The learning rate is the authors' released
 one, 0.1 for a tenth of the epochs and 0.01 for the rest; steps are counted here, not epochs, as an epoch of few images
-has one or two (theirs: 40). On photographs that rate costs most classes (docs/results.md). `beta` is that of BackdoorBench (Wu et al., 2022, arXiv:2206.12654) for a PreActResNet.
+has one or two (theirs: 40). On CIFAR-10 that rate costs most classes (docs/results.md). `beta` is that of BackdoorBench
+(Wu et al., 2022, arXiv:2206.12654) for a PreActResNet.
 """
 
 import copy
