@@ -48,7 +48,7 @@ def hasty(monkeypatch):
 
 @pytest.fixture
 def toy_zoo(data, monkeypatch):
-    monkeypatch.setattr(zoo, "load", lambda _: data)
+    monkeypatch.setattr(zoo, "load", lambda _, size: data)
     monkeypatch.setattr(victims, "load", lambda _: data)
     monkeypatch.setattr(zoo, "DEFAULT_MODEL", SMALL)
 

@@ -162,7 +162,7 @@ def test_a_card_of_photographs_says_what_the_model_does(monkeypatch, tmp_path):
 
 def test_half_the_length_is_stored_and_measured(tmp_path, monkeypatch, data):
     """The card's figures are those of the rounded weights, which come back as they were stored."""
-    monkeypatch.setattr(zoo, "load", lambda _: data)
+    monkeypatch.setattr(zoo, "load", lambda _, size: data)
     monkeypatch.setattr(victims, "load", lambda _: data)
     settings = {"trigger": "badnets", "target": 1, "epochs": 2}
     monkeypatch.setattr(zoo, "PHOTOGRAPHS", {"squares/one": {**settings, "half": True}, "squares/two": settings})
@@ -202,7 +202,7 @@ def test_names_that_nobody_knows():
 
 
 def test_build_saves_each_victim_with_its_card(tmp_path, monkeypatch, data):
-    monkeypatch.setattr(zoo, "load", lambda _: data)
+    monkeypatch.setattr(zoo, "load", lambda _, size: data)
     monkeypatch.setattr(victims, "load", lambda _: data)
     monkeypatch.setattr(zoo, "SHIPPED", {"one": {"trigger": "badnets", "target": 1, "epochs": 2}})
     [(name, victim)] = zoo.build_zoo(out=tmp_path, progress=False)
