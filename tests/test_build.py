@@ -85,7 +85,8 @@ def test_main_runs_writes_and_fails_loudly(tmp_path, monkeypatch, capsys):
     nbformat.write(notebook(new_code_cell("import os; os._exit(3)")), folder / "02_dead.ipynb")
     (folder / "GLOSSARY.md").write_text("# Glossary\n\n## ASR\n", "utf-8")
     out.mkdir()
-    (out / "01_bad.html").write_text("an old page")
+    for name in ("01_bad", "03_bare"):
+        (out / f"{name}.html").write_text("an old page")
     before = (folder / "00_good.ipynb").read_bytes()
     assert build.main(["--out", str(out)]) == 1
     told = capsys.readouterr()
@@ -94,5 +95,7 @@ def test_main_runs_writes_and_fails_loudly(tmp_path, monkeypatch, capsys):
     assert "00_good" in told.out
     assert "ZeroDivisionError" in told.err
     assert "quick True" in (out / "00_good.html").read_text("utf-8")
-    assert {path.name for path in out.iterdir()} == {"00_good.html", "GLOSSARY.html", "index.html"}
+    assert {path.name for path in out.iterdir()} == {"00_good.html", "03_bare.html", "GLOSSARY.html", "index.html"}
+    index = (out / "index.html").read_text("utf-8")
+    assert all(f">{title}</a>" in index for title in ("00 · Good", "03 bare", "Glossary"))
     assert (folder / "00_good.ipynb").read_bytes() == before

@@ -190,9 +190,14 @@ def _write_texts(paths: list[Path], out: Path) -> None:
     names = {file.stem: file.suffix for file in (*paths, *texts)}
     for text in texts:
         _write_page(out, text.stem, new_notebook(cells=[new_markdown_cell(text.read_text("utf-8"))]), names)
-    links = "\n".join(f"- [{page.stem.replace('_', ' ')}]({page.name})" for page in sorted(out.glob("*.html"))
-                      if page.stem != "index")
+    links = "\n".join(f"- [{_title(page)}]({page.name})" for page in sorted(out.glob("*.html")) if page.stem != "index")
     _write_page(out, "index", new_notebook(cells=[new_markdown_cell(f"# The notebooks, as they ran\n\n{links}")]), {})
+
+
+def _title(page: Path) -> str:
+    """The first heading of a page, or its name where it has none."""
+    heading = re.search(r"<h1[^>]*>([^<]+)", page.read_text("utf-8"))
+    return heading[1].strip() if heading else page.stem.replace("_", " ")
 
 
 def _write_page(out: Path, name: str, notebook: NotebookNode, names: dict[str, str]) -> None:
