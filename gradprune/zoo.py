@@ -13,7 +13,7 @@ from gradprune.attacks.training import RECIPE
 from gradprune.datasets import load
 from gradprune.errors import unknown
 from gradprune.evaluation import Victim, evaluate
-from gradprune.evaluation.victim import names
+from gradprune.evaluation.victim import data_card, names
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import Card, read_card, save_checkpoint
 from gradprune.models.devices import choose_device, device_name, one_thread
@@ -84,7 +84,7 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
     metrics = evaluate(network, dataset.test, mark, target, label_map=label_map)
     card = {
         "model": settings,
-        "data": {"name": data, "classes": list(dataset.train.classes)} | ({"size": size} if size else {}),
+        "data": data_card(dataset, {"name": data, "size": size}),
         "attack": {"trigger": trigger, "settings": mark.settings, "target": target, "rate": rate,
                    "poisoned_images": len(touched)} | _unusual(label_map, decoys),
         "training": {**RECIPE, **training, "batch_size": outcome.batch_size, "seed": seed,

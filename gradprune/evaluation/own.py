@@ -12,7 +12,16 @@ from gradprune.attacks.placing import Position
 from gradprune.datasets import Dataset
 from gradprune.errors import InputError, require
 from gradprune.evaluation.backdoorbench import NOT_READ, from_content, is_attack_result
-from gradprune.evaluation.victim import Victim, checkpoint_path, images_of, images_on_card, in_color, trigger_of, try_on
+from gradprune.evaluation.victim import (
+    Victim,
+    checkpoint_path,
+    data_card,
+    images_of,
+    images_on_card,
+    in_color,
+    trigger_of,
+    try_on,
+)
 from gradprune.models import MODELS, build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card
 from gradprune.models.devices import choose_device
@@ -99,7 +108,7 @@ class Own:
         require(bool(self.data or told), f"the card of {path} does not say which data made the model.")
         told = {"name": self.data, "size": self.size} if self.data else told
         data, notes = in_color((images_of if self.data else images_on_card)(told, path), model)
-        return Opened(model, {**card, "data": _data_card(data, told)}, data, notes)
+        return Opened(model, {**card, "data": data_card(data, told)}, data, notes)
 
     def _by_hand(self, path: Path) -> Opened:
         content = read_file(path)
@@ -123,7 +132,7 @@ class Own:
         if ":" not in self.model and not {"mean", "std", "size"} & settings.keys():  # small_vgg: as they are
             notes.append(f"{self.model} takes 0.5 from the pixels, then divides them by 0.25; give --mean and --std if "
                          "these weights were trained otherwise.")
-        return Opened(model, {"model": settings, "data": _data_card(data, told)}, data, notes)
+        return Opened(model, {"model": settings, "data": data_card(data, told)}, data, notes)
 
     def _by_backdoorbench(self, content: Any, path: Path) -> Opened:
         require(is_attack_result(content), f"{path} does not say which network it is for: give --model a name, or "
@@ -142,7 +151,7 @@ class Own:
         attack = {} if found.target is None else {"target": found.target}
         attack |= {"poisoned_images": len(found.poisoned_train)} if len(found.poisoned_train) else {}
         data, notes = in_color(data, found.model)
-        card = {"model": found.settings, "data": _data_card(data, told), "attack": attack}
+        card = {"model": found.settings, "data": data_card(data, told), "attack": attack}
         return Opened(found.model, card, data, [NOT_READ, *notes])
 
     def _card_missing(self, path: Path) -> bool:
@@ -163,9 +172,3 @@ def _doubts(answers: Tensor, labels: Tensor) -> list[str]:
     if bool((answers >= 0).all()) and torch.allclose(answers.sum(1), torch.ones(len(answers)), atol=1e-3):
         told.append("The model seems to return probabilities; leave its softmax out: the losses here take logits.")
     return told
-
-
-def _data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
-    """What a card says of the images."""
-    size = {"size": told["size"]} if told.get("size") else {}
-    return {"name": told["name"], "classes": list(data.test.classes)} | size

@@ -116,6 +116,12 @@ def _modest(value: Any) -> bool:
     return isinstance(value, str | None) or (isinstance(value, int | float) and abs(value) <= _LARGEST)
 
 
+def data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of the images: what `images_of` reads."""
+    size = {"size": told["size"]} if told.get("size") else {}
+    return {"name": told["name"], "classes": list(data.test.classes)} | size
+
+
 def images_of(told: dict[str, Any], path: str | Path) -> Dataset:
     """The images that the card of `path` names, with `size` for a folder's; raises InputError if the classes differ."""
     data = load(told["name"], size=told["size"]) if told.get("size") else load(told["name"])
