@@ -16,6 +16,7 @@ from gradprune.defenses.anp import anp
 from gradprune.defenses.clp import clp
 from gradprune.defenses.fine_pruning import fine_pruning
 from gradprune.defenses.ft import ft
+from gradprune.defenses.ft_distilled import ft_distilled
 from gradprune.defenses.ft_sam import ft_sam
 from gradprune.defenses.ft_unlearn import ft_unlearn
 from gradprune.defenses.grad_prune import grad_prune, grad_prune_verified, prune_scanned
@@ -29,10 +30,11 @@ from gradprune.errors import unknown
 
 DEFENSES: dict[str, Callable[..., DefenseResult]] = {
     "grad_prune": grad_prune, "grad_prune_verified": grad_prune_verified, "ft": ft, "ft_unlearn": ft_unlearn,
+    "ft_distilled": ft_distilled,
     "fine_pruning": fine_pruning, "clp": clp, "anp": anp, "nad": nad, "i_bau": i_bau, "rnp": rnp, "ft_sam": ft_sam,
     "neural_cleanse": neural_cleanse}
 
-__all__ = ["DEFENSES", "DefenseResult", "Scan", "anp", "clp", "defense", "fine_pruning", "ft", "ft_sam", "ft_unlearn",
+__all__ = ["DEFENSES", "DefenseResult", "Scan", "anp", "clp", "defense", "fine_pruning", "ft", "ft_distilled", "ft_sam", "ft_unlearn",
            "grad_prune", "grad_prune_verified", "i_bau", "nad", "neural_cleanse", "prune_scanned", "rnp", "scan"]
 
 

@@ -1,7 +1,7 @@
 """What all defences share: drawing the images, copying the model, timing the stages, collecting the result.
 
-No defence augments the images. Many released settings crop and flip them at random; a flipped sign is another sign, and
-without augmentation every defence, `grad_prune` too, learns from the same images.
+Two rules make a comparison fair. Every method whose authors augment the images does so here, all in one way
+(`pruning.Augment`). And a method that validates nothing learns from all the images that the others split in two.
 """
 
 import copy
@@ -18,7 +18,7 @@ from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require, settled
 from gradprune.models.inference import evaluating, predict
-from gradprune.pruning import FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
+from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
 from gradprune.pruning.fine_tuning import batches, half_cosine
 
@@ -27,16 +27,22 @@ class Work:
     """One run of a defence: a copy of the model to change, its filters, and the defender's few images.
 
     model: the copy, on the given model's device. train, validation: `Pairs`, without triggered images where `trigger`
-    is None. Raises InputError for too few images, images that the model cannot take, or no convolution.
+    is None. hold_out: whether the method chooses anything by the validation images; one that does not trains on them,
+    too, and its history figures are then of images that it has learned from. augment: new views of the images.
+    Raises InputError for too few images, images that the model cannot take, or no convolution.
     """
 
-    def __init__(self, model: nn.Module, clean: ImageSet, trigger: nn.Module | None, spc: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, clean: ImageSet, trigger: nn.Module | None, spc: int, seed: int, *,
+                 hold_out: bool = True) -> None:
         device = next(model.parameters()).device
         self.train, self.validation = (unpaired(part, device) if trigger is None else pair_up(part, trigger, device)
                                        for part in draw_defense_images(clean, spc, seed))
         outputs = predict(model, self.validation.clean).shape[1]
         require(outputs >= len(clean.classes),
                 f"the model knows {outputs} classes, but the defence images have {len(clean.classes)}.")
+        if not hold_out:
+            self.train = Pairs(*(torch.cat(both) for both in zip(self.train, self.validation, strict=True)))
+        self.augment = Augment(model, trigger, self.train)
         self.classes = outputs
         self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # about 1.4 x as fast on a CPU
         self.found = filters(self.model, self.validation.clean[:1])
@@ -68,15 +74,16 @@ class Work:
         return outcome.stopped
 
     def tune(self, *, lr: float, steps: int, seed: int, progress: bool, **more: Any) -> None:
-        """Fine-tune the copy on clean images; `lr` falls to zero along half a cosine, the last epoch is kept.
+        """Fine-tune the copy on new views of the clean images; `lr` falls to zero along half a cosine.
 
-        steps: optimiser steps, rounded up to whole epochs (batches of 128). more: arguments of `fine_tune`.
+        The last epoch is kept. steps: optimiser steps, rounded up to whole epochs (batches of 128). more: arguments of
+        `fine_tune`.
         """
         positive(lr=lr, steps=steps)
         epochs = passes(steps, len(self.train.labels), 128)
         with self.stage("tune"):
             self.history += fine_tune(self.model, self.mask, self.train, self.validation, loss=clean_loss, lr=lr,
-                                      decay=half_cosine(epochs),
+                                      decay=half_cosine(epochs), renew=self.augment,
                                       max_epochs=epochs, seed=seed, progress=progress, **more)
 
     def measure(self, stage: str, **more: Any) -> None:
@@ -106,10 +113,14 @@ def passes(steps: int, images: int, batch_size: int) -> int:
     return math.ceil(steps / math.ceil(images / batch_size))
 
 
-def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128) -> Iterator[Pairs]:
-    """Batches without end: pass after pass over the images, each in a new random order."""
+def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128, *,
+            renew: Callable[[Pairs, torch.Generator], Pairs] = lambda pairs, generator: pairs) -> Iterator[Pairs]:
+    """Batches without end: pass after pass over the images, each in a new random order.
+
+    renew: makes each pass's images from the given ones, as in `fine_tune`.
+    """
     while True:
-        yield from batches(pairs, batch_size, generator)
+        yield from batches(renew(pairs, generator), batch_size, generator)
 
 
 def closed(mask: Tensor, threshold: float) -> list[int]:

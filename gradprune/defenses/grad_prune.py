@@ -14,7 +14,7 @@ from gradprune.defenses.common import Work
 from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.scan import Scan
 from gradprune.errors import unknown
-from gradprune.pruning import RECIPES, SCORES, Augment, distilled_tune, fine_tune
+from gradprune.pruning import RECIPES, SCORES, distilled_tune, fine_tune
 
 OWN_SCORE = {"paper": "gradient", "verified": "gate"}
 
@@ -40,7 +40,7 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     if score not in SCORES:
         raise unknown("score", score, SCORES)
     work = Work(model, clean, trigger, spc, seed)
-    augment = Augment(model, trigger, work.train) if recipe == "verified" else None
+    augment = work.augment if recipe == "verified" else None
     train = augment.add_to(work.train, seed) if augment else work.train
     stopped = work.prune(RECIPES[recipe], train, score=score, alpha=alpha, patience=patience, progress=progress)
     pruned = work.model

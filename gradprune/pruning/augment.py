@@ -1,4 +1,7 @@
-"""The few images seen anew: shifted, in another light, with the trigger put on afterwards."""
+"""The few images seen anew: shifted, in another light, with the trigger (if one is known) put on afterwards.
+
+All defences whose authors augment draw their views here, so that no contestant of a table has what another lacks.
+"""
 
 import math
 
@@ -19,10 +22,11 @@ class Augment:
     """Draws new views of image pairs: a random shift and light for each image, then the trigger on top.
 
     Flips are used only if the given model reads the flipped images about as well (photographs yes, signs no).
-    trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range, as it was when the pairs were made.
+    trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range, as it was when the pairs were made; None
+    where no trigger is known, and then the pairs hold no triggered images.
     """
 
-    def __init__(self, model: nn.Module, trigger: nn.Module, pairs: Pairs) -> None:
+    def __init__(self, model: nn.Module, trigger: nn.Module | None, pairs: Pairs) -> None:
         self.trigger = trigger
         right = [(predict(model, images).argmax(1) == pairs.labels).float().mean().item()
                  for images in (pairs.clean, pairs.clean.flip(3))]
@@ -31,8 +35,12 @@ class Augment:
     def __call__(self, pairs: Pairs, generator: torch.Generator, copies: int = 1) -> Pairs:
         """`copies` new views of every image, (copies * N) pairs with their labels."""
         clean = lit(shift_and_flip(pairs.clean.repeat(copies, 1, 1, 1), SHIFT, self.flip, generator), generator)
+        return self._paired(clean, pairs.labels.repeat(copies))
+
+    def _paired(self, clean: Tensor, labels: Tensor) -> Pairs:
+        """Clean images with their triggered copies, if a trigger is known."""
         with torch.no_grad():
-            return Pairs(clean, self.trigger(clean), pairs.labels.repeat(copies))
+            return Pairs(clean, clean[:0] if self.trigger is None else self.trigger(clean), labels)
 
     def add_to(self, pairs: Pairs, seed: int) -> Pairs:
         """The pairs as they are and, where they are few, new views of them: at least `ENOUGH` pairs in all."""
@@ -53,8 +61,7 @@ class Augment:
         share, coin = (torch.rand(len(clean), 1, 1, 1, generator=generator).to(clean) for _ in range(2))
         other = clean[torch.randperm(len(clean), generator=generator).to(clean.device)]
         clean = torch.where(coin < 0.5, share * clean + (1 - share) * other, clean)
-        with torch.no_grad():
-            return Pairs(clean, self.trigger(clean), torch.cat([pairs.labels, views.labels]))
+        return self._paired(clean, torch.cat([pairs.labels, views.labels]))
 
 
 def copies_for(count: int) -> int:
