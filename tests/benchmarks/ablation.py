@@ -2,10 +2,9 @@
 
     python tests/benchmarks/ablation.py prune|tune FOLDER [spc] [victims] [defence seeds]
 
-FOLDER keeps the victims, which are trained on first use (seeds 11 and 12: never those that are reported on). The table
-`prune` changes one choice of a base that ends when no trial lowers the objective, `tune` one of a base that makes 100 steps
-at a rate of 2e-3. The test images only measure, and this table chose the recipe, so its figures are no result: those come
-from other victims.
+FOLDER keeps the victims and their images, which are made on first use: see `tuning_models`, which shares neither with
+anything that is reported. The table `prune` changes one choice of a base that ends when no trial lowers the objective, `tune`
+one of a base that makes 100 steps at a rate of 2e-3. These tables choose, so their figures are no result.
 """
 
 import contextlib
@@ -21,22 +20,18 @@ from unittest import mock
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from tuning_models import tuning_victim
 
 import gradprune as gp
 from gradprune.datasets import draw_defense_images
-from gradprune.evaluation import evaluate
 from gradprune.models import predict
-from gradprune.models.checkpoints import save_checkpoint
 from gradprune.paths import write_atomic
 from gradprune.pruning import Augment, FilterMask, Pairs, distilled_tune, fine_tune, pair_up, verified
 from gradprune.pruning.filters import own_tensors
 from gradprune.pruning.race import race
-from gradprune.zoo import attack
 
 RECIPE, DISTILLED = (sys.modules[f"gradprune.pruning.{name}"] for name in ("verified", "distilled"))
 OUT = Path(__file__).resolve().parents[2] / "data/results/ablation"
-KINDS = {"badnets": {}, "blended": {}, "sig": {}, "low_frequency": {}, "trojannn": {},
-         "sigcl": {"label_map": "clean_label", "rate": 0.8, "trigger_settings": {"delta": 0.3}}}
 KEPT = "go on when no trial helps (kept)"
 PRUNE = {"base": {}, KEPT: {}, "score taylor": {"score": "taylor"}, "score gradient": {"score": "gradient"},
          "k 4": {"k": 4}, "k 48": {"k": 48}, "weight 1": {"weight": 1.0}, "weight 10": {"weight": 10.0},
@@ -61,15 +56,6 @@ def downhill(trials, goal, positions, terms, mistakes):
     if won is not None and won[1].sum() >= terms.sum():
         raise KeyboardInterrupt
     return won
-
-
-def victim_of(folder, kind, seed):
-    path = folder / f"{kind}_{seed}"
-    if not path.with_suffix(".json").exists():
-        settings = KINDS[kind]
-        made = attack("sig" if kind == "sigcl" else kind, seed=seed, progress=False, **settings)
-        save_checkpoint(path, made.model, made.card, made.trigger)
-    return gp.load_victim(path)
 
 
 def joined(*parts):
@@ -160,7 +146,7 @@ def tune(name, victim, train, validation, seed, pruned, mask):
 def rows(table, folder, spc, victims, seeds, done):
     for victim_name in victims:
         kind, number = victim_name.rsplit("_", 1)
-        victim = victim_of(folder, kind, int(number))
+        victim = tuning_victim(folder, kind, int(number))
         for seed in seeds:
             train, validation = (pair_up(part, victim.trigger)
                                  for part in draw_defense_images(victim.data.defense, spc, seed))
@@ -174,8 +160,7 @@ def rows(table, folder, spc, victims, seeds, done):
                 else:
                     model = tune(name, victim, train, validation, seed, pruned, outcome.mask)
                 taken = time.process_time() - start
-                figures = evaluate(model, victim.data.test.subset(torch.arange(0, 2400, 3)), victim.trigger,
-                                   victim.target, label_map=victim.card["attack"].get("label_map", "all_to_one"))
+                figures = victim.evaluate(model)
                 print(f"{victim_name:18} spc {spc} seed {seed} {name:34} {figures} {len(outcome.mask.positions):3} "
                       f"filters {taken:5.1f} s {outcome.stopped}", flush=True)
                 yield {"victim": victim_name, "spc": spc, "seed": seed, "choice": name,
@@ -185,7 +170,7 @@ def rows(table, folder, spc, victims, seeds, done):
                        "torch": torch.__version__.split("+")[0], "machine": platform.machine()}
 
 
-def main(table, folder, spc="2", victims="blended_11,sig_11,sigcl_11", seeds="10"):
+def main(table, folder, spc="2", victims="blended_11,sig_11,sig_clean_label_11", seeds="100"):
     """Add the rows that are missing; delete the file to measure anew."""
     path = OUT / f"{table}_spc{spc}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)

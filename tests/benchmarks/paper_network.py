@@ -24,7 +24,7 @@ from gradprune.paths import write_atomic
 from gradprune.zoo import attack
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/paper_network.csv"
-DEFENSES = ("grad_prune", "grad_prune_verified", "ft_distilled", "ft_unlearn")
+DEFENSES = "grad_prune,grad_prune_verified,ft_distilled,ft_unlearn"
 TRAINING = {"data": "gtsrb", "model": {"name": "preact_resnet18"}, "target": 0, "epochs": 15, "max_lr": 0.05,
             "batch_size": 64, "shift": 4, "bfloat16": True}
 KEYS = ["attack", "spc", "seed", "defense", "stage"]
@@ -63,7 +63,7 @@ def rows(folder, attacks, spcs, methods, done):
                            "torch": torch.__version__.split("+")[0], "machine": platform.machine()}
 
 
-def main(folder, attacks="badnets,blended", spcs="2,10", methods=",".join(DEFENSES)):
+def main(folder, attacks="badnets,blended", spcs="2,10", methods=DEFENSES):
     """Add the rows that are missing; delete the file to measure anew."""
     table = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame(columns=KEYS)
     done = set(table[KEYS].itertuples(index=False, name=None))
