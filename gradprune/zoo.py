@@ -118,9 +118,9 @@ def build_zoo(only: list[str] | None = None, out: str | Path | None = None, prog
               ) -> Iterator[tuple[str, Victim]]:
     """Train the shipped victims again from seed and save each as it is done (name, victim).
 
-    only: names in `SHIPPED`, `REPLICATES` or `PHOTOGRAPHS`, by default all of the first. out: the folder, by default the
-    shipped one. Trains on one thread: sums over several threads differ in the last bits, and the same seed should give
-    the same weights everywhere.
+    only: names in `SHIPPED`, `REPLICATES` or `PHOTOGRAPHS`, by default all of the first. out: the folder, by default
+    the shipped one. Trains on one thread: sums over several threads differ in the last bits, and the same seed should
+    give the same weights everywhere.
     Raises InputError for an unknown name, before any work; KeyboardInterrupt where a training was cut short.
     """
     known = SHIPPED | REPLICATES | PHOTOGRAPHS

@@ -35,7 +35,8 @@ DEFENSES: dict[str, Callable[..., DefenseResult]] = {
     "neural_cleanse": neural_cleanse}
 
 __all__ = ["DEFENSES", "DefenseResult", "Scan", "anp", "clp", "defense", "fine_pruning", "ft", "ft_distilled", "ft_sam",
-           "ft_unlearn", "grad_prune", "grad_prune_verified", "i_bau", "nad", "neural_cleanse", "prune_scanned", "rnp", "scan"]
+           "ft_unlearn", "grad_prune", "grad_prune_verified", "i_bau", "nad", "neural_cleanse", "prune_scanned", "rnp",
+           "scan"]
 
 
 def defense(name: str) -> Callable[..., DefenseResult]:
