@@ -299,7 +299,7 @@ def test_rounds_are_told_in_full(figures):
     assert result.history == [
         {"stage": "prune", "round": 0, "layer": None, "index": None, "val_acc": 1.0, "val_clean_loss": 0.5, "val_unlearning_loss": 9.0},
         {"stage": "prune", "round": 1, "layer": "third", "index": 1, "score": 10.0, "train_loss": 2.5,
-         "val_acc": 0.95, "val_clean_loss": 0.25, "val_unlearning_loss": 8.0},
+         "val_acc": 0.95, "val_clean_loss": 0.25, "val_unlearning_loss": 8.0, "kept": True},
         {"stage": "prune", "round": 2, "layer": "third", "index": 0, "score": 9.0, "train_loss": 2.5,
          "val_acc": 0.95, "val_clean_loss": 0.25, "val_unlearning_loss": 8.0}]
     assert result.mask.positions == [10] and not result.interrupted
@@ -365,7 +365,7 @@ def test_filters_in_a_given_order(figures):
     assert result.history == [
         {"stage": "prune", "round": 0, "layer": None, "index": None, "val_acc": 1.0, "val_clean_loss": 0.5},
         {"stage": "prune", "round": 1, "layer": "second", "index": 3, "score": 3.5, "val_acc": 0.97, "val_clean_loss": 0.25},
-        {"stage": "prune", "round": 2, "layer": "first", "index": 2, "score": 1.0, "val_acc": 0.95, "val_clean_loss": 0.25},
+        {"stage": "prune", "round": 2, "layer": "first", "index": 2, "score": 1.0, "val_acc": 0.95, "val_clean_loss": 0.25, "kept": True},
         {"stage": "prune", "round": 3, "layer": "second", "index": 1, "score": 2.5, "val_acc": 0.9, "val_clean_loss": 0.75}]
     assert result.mask.positions == [7, 2] and result.mask.before == (4,)
     silence(before, FOUND, [7, 4, 2])
@@ -399,13 +399,14 @@ def test_interruption_says_so(figures):
 
 def test_going_back_restores_the_last_first():
     """A filter's numbers as they were; two rounds on the same filter show the order."""
-    model, result = Mixed(), recipes.Pruned(FilterMask(FOUND, [3, 7, 9], [1]))
+    model, result = Mixed(), recipes.Pruned(FilterMask(FOUND, [3, 7, 9], [1]), [{}, {}, {}, {}])
     given = copy.deepcopy(model.state_dict())
     undo = []
     for position in (3, 7, 7):
         undo.append(saved(model, FOUND, position))
         silence(model, FOUND, [position])
     back = back_to(result, 1, undo)
+    assert [row.get("kept") for row in back.history] == [None, True, None, None]
     assert back is result and back.mask.positions == [3] and back.mask.before == (1,) and back.mask.filters is FOUND
     assert silent(model, FOUND) == [3]
     assert torch.equal(model.second.weight, given["second.weight"]) and torch.equal(model.second.bias, given["second.bias"])
@@ -446,7 +447,7 @@ def test_rounds_of_verified_are_told_in_full(chosen):
     more = {"train_loss": 2.5, "rank": 1, "objective": 0.75}
     assert result.history == [
         {"round": 0, "layer": None, "index": None, "val_objective": 5.0, **told},
-        {"round": 1, "layer": "third", "index": 0, "score": 9.0, "val_objective": 4.0, **more, **told},
+        {"round": 1, "layer": "third", "index": 0, "score": 9.0, "val_objective": 4.0, "kept": True, **more, **told},
         {"round": 2, "layer": "second", "index": 4, "score": 8.0, "val_objective": 4.0, **more, **told},
         {"round": 3, "layer": "second", "index": 3, "score": 7.0, "val_objective": 6.0, **more, **told}]
     assert result.stopped == "2 rounds without a lower validation objective" and not result.interrupted

@@ -303,45 +303,47 @@ def test_the_distilled_loss_weighs_the_clean_answers_three_times():
     torch.testing.assert_close(Distilled(MODEL, 0.5)(other, batch), apart[0] + 0.5 * apart[1])
 
 
-def test_the_distilled_lesson_is_given_as_stated(monkeypatch):
-    """160 steps of 32 pairs, a rate that falls from 0.001 to 0 along a cosine, the last epoch kept, fixed statistics second."""
-    asked, model, given, pairs = [], Mixed(), Mixed(seed=3), pairs_of(2)
-    start = copy.deepcopy(model.state_dict())
-    answers = iter([[3.0, 3.0, 4.0], [3.0, 2.0, 5.0]])
+def test_the_distilled_fine_tuning_is_as_stated(monkeypatch):
+    """160 steps of 32 pairs, a rate that falls from 0.001 to 0 along a cosine, dropout off, the best epoch by what is watched."""
+    asked, given, pairs = [], Mixed(seed=3), pairs_of(2)
+    monkeypatch.setattr(distilled, "fine_tune", lambda *arguments, **settings: asked.append((arguments, settings)) or ["rows"])
+    augment, mask, validation, model = Augment(given, nn.Identity(), pairs), FilterMask(FOUND), pairs_of(1), Mixed()
 
-    def noted(model, mask, train, validation, **settings):
-        assert all(torch.equal(tensor, start[name]) for name, tensor in model.state_dict().items()), "each run begins at the start"
-        asked.append((mask, train, validation, settings))
-        with torch.no_grad():
-            model.linear.bias += 1
-        return [{"val_loss": loss} for loss in next(answers)]
+    def watch(model):
+        return 1.0
 
-    monkeypatch.setattr(distilled, "fine_tune", noted)
-    augment, mask, validation = Augment(given, nn.Identity(), pairs), FilterMask(FOUND), pairs_of(1)
-    history = distilled_tune(given, model, mask, pairs, validation, augment, progress=False)
-    assert history == [{"val_loss": 3.0, "statistics": "fixed"}, {"val_loss": 2.0, "statistics": "fixed"}, {"val_loss": 5.0, "statistics": "fixed"}]
-    assert [settings["statistics"] for *_, settings in asked] == ["moving", "fixed"]
-    got_mask, got_train, got_validation, settings = asked[0]
-    assert got_mask is mask and got_train is pairs and got_validation is validation
+    assert distilled_tune(given, model, mask, pairs, validation, augment, watch, progress=False) == ["rows"]
+    arguments, settings = asked[0]
+    assert all(one is other for one, other in zip(arguments, (model, mask, pairs, validation), strict=True))
     assert isinstance(settings["loss"], Distilled) and settings["loss"].given is given and settings["loss"].weight == 3
     assert [settings["decay"](epoch) for epoch in (0, 20, 40)] == pytest.approx([1, 0.5, 0])
-    assert settings["renew"] == augment.mixed and (settings["lr"], settings["batch_size"], settings["keep"]) == (1e-3, 32, "last")
+    assert settings["renew"] == augment.mixed and (settings["lr"], settings["batch_size"], settings["dropout"]) == (1e-3, 32, False)
     assert settings["max_epochs"] == settings["patience"] == 40 and settings["seed"] == 0 and settings["progress"] is False
-    answers = iter([[3.0, 3.0], [3.0, 3.0]])
-    model.load_state_dict(start)
-    distilled_tune(given, model, mask, pairs, validation, augment, seed=9)
-    assert asked[-1][3]["seed"] == 9 and asked[-1][3]["progress"] is True
+    assert settings["watch"] is watch and settings.keys().isdisjoint({"keep", "statistics"}), "the best epoch, statistics moving"
+    distilled_tune(given, model, mask, pairs, validation, augment, watch, seed=9)
+    assert asked[-1][1]["seed"] == 9 and asked[-1][1]["progress"] is True
 
 
-@pytest.mark.parametrize("rows", [[3.0, 2.0], [3.0, 2.0, 4.0]])
-def test_one_run_is_enough_where_it_helps_or_is_interrupted(rows, monkeypatch):
-    calls = []
-    for last in ({}, {"interrupted": True}):
-        monkeypatch.setattr(distilled, "fine_tune", lambda *_, last=last, **__: calls.append(1) or [
-            {"val_loss": loss} for loss in (rows if not last else [3.0, 3.0])] + ([{"val_loss": 3.0, **last}] if last else []))
-        history = distilled_tune(MODEL, Mixed(), FilterMask(FOUND), pairs_of(2), pairs_of(1), Augment(MODEL, nn.Identity(), pairs_of(2)))
-        assert {row["statistics"] for row in history} == {"moving"}
-    assert len(calls) == 2
+def test_what_is_watched_decides_which_epoch_is_kept():
+    verdicts, pairs = iter([3.0, 1.0, 2.0]), pairs_of(2)
+    history = fine_tune(Mixed(), FilterMask(FOUND), pairs, pairs._replace(triggered=pairs.clean[:0]), max_epochs=2, patience=5,
+                        watch=lambda model: next(verdicts), progress=False)
+    assert [row["val_loss"] for row in history] == [3.0, 1.0, 2.0] and [row["epoch"] for row in history if row.get("kept")] == [1]
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_dropout_is_on_unless_it_is_told_off(dropout):
+    states = []
+
+    class Watched(nn.Dropout):
+        def forward(self, images):
+            states.append(self.training)
+            return super().forward(images)
+
+    pairs = pairs_of(3)
+    fine_tune(nn.Sequential(Watched(), Mixed()), FilterMask(Filters([])), pairs, pairs._replace(triggered=pairs.clean[:0]),
+              loss=clean_loss, max_epochs=1, dropout=dropout, progress=False)
+    assert states == [False, dropout, False], "validation, one batch, validation"
 
 
 # --- progress ---

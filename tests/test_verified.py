@@ -19,9 +19,7 @@ from gradprune.pruning import (
     Distilled,
     FilterMask,
     distilled,
-    distilled_tune,
     filter_scores,
-    fine_tuning,
     pair_up,
 )
 from gradprune.pruning import augment as augmenting
@@ -189,7 +187,11 @@ def test_the_whole_defence(victim, monkeypatch):
     assert before.asr >= 0.95 and after.asr <= 0.2 and after.acc >= before.acc - 0.03
     for layer, index in result.mask.removed:
         assert (result.model.get_submodule(layer).weight[index] == 0).all()
-    assert "fine-tuned" in str(result)
+    repairs = {row["repair"]: row["val_loss"] for row in result.rows("choose")}
+    assert set(repairs) == {"pruned", "pruned and fine-tuned", "fine-tuned"}
+    kept = next(row["repair"] for row in result.rows("choose") if row["kept"])
+    assert kept == min(repairs, key=repairs.get) and result.stopped.endswith(f"; kept: {kept}")
+    assert ("fine-tuned" in str(result)) == (kept != "pruned")
 
 
 # --- views and fine-tuning ---
@@ -233,41 +235,67 @@ def test_distilled_loss_by_hand(victim):
     assert Distilled(victim.model, 2)(other, train).item() == pytest.approx(wanted.item(), rel=1e-3)
 
 
-def tuned(victim, losses):
-    """Run `distilled_tune` with validation losses as given: {statistics: [start, epoch 1, epoch 2]}."""
+def test_held_out_views_judge_by_both_terms(victim):
     train, validation = parts(victim)
-    seen, row, original = {}, fine_tuning._row, distilled.fine_tune
+    augment = Augment(victim.model, victim.trigger, train)
+    watch = distilled.judge(victim.model, validation, augment, 4)
+    views = augment(validation, torch.Generator().manual_seed(4), 8)
+    other = copy.deepcopy(victim.model)
+    with torch.no_grad():
+        other.linear.bias[0] += 1
+    for model in (victim.model, other):
+        with torch.no_grad():
+            assert watch(model) == pytest.approx(Distilled(victim.model, 1)(model, views).item(), rel=1e-4)
 
-    def noted(model, *arguments, statistics, **settings):
-        def fixed(model, epoch, validation):
-            seen[statistics, epoch] = copy.deepcopy(model.state_dict())
-            return {**row(model, epoch, validation), "val_loss": losses[statistics][epoch]}
 
-        with mock.patch.object(fine_tuning, "_row", fixed):
-            return original(model, *arguments, statistics=statistics, **settings)
+def repair(victim, verdicts, positions=(3,), interrupt=False):
+    """`best_repair` where the held-out images say what they are told to, by repair."""
+    train, validation = parts(victim)
+    found = filters(victim.model, train.clean[:1])
+    pruned, mask = copy.deepcopy(victim.model), FilterMask(found)
+    for position in positions:
+        mask.remove(pruned, position)
+    seen = {}
 
-    model = copy.deepcopy(victim.model)
-    with mock.patch.object(distilled, "epochs_for", return_value=2), mock.patch.object(distilled, "fine_tune", noted):
-        history = distilled_tune(victim.model, model, FilterMask(filters(model, train.clean[:1])), train, validation,
-                                 Augment(victim.model, victim.trigger, train), progress=False)
-    return model.state_dict(), history, seen
+    def tune(given, model, held, *_, **__):
+        name = "pruned and fine-tuned" if held.positions else "fine-tuned"
+        assert same(model.state_dict(), (pruned if held.positions else victim.model).state_dict())
+        with torch.no_grad():
+            model.linear.bias += 1 + len(seen)
+        seen[name] = model
+        return [{"stage": "tune", "epoch": 0, "val_loss": 9.0}] + [{"stage": "tune", "interrupted": True}] * interrupt
+
+    def verdict(model):
+        return verdicts[next((name for name, one in seen.items() if one is model), "pruned")]
+
+    with mock.patch.object(distilled, "distilled_tune", tune), mock.patch.object(distilled, "judge", return_value=verdict):
+        model, held, history = distilled.best_repair(victim.model, pruned, mask, train, validation,
+                                                     Augment(victim.model, victim.trigger, train), progress=False)
+    return model, held, history, seen, pruned
 
 
 def same(one, other):
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_the_last_epoch_that_helps_is_kept_not_the_best(victim):
-    state, history, seen = tuned(victim, {"moving": [3.0, 1.0, 2.0]})
-    assert same(state, seen["moving", 2]) and {row["statistics"] for row in history} == {"moving"}
-    state, _, seen = tuned(victim, {"moving": [3.0, 1.0, 4.0]})
-    assert same(state, seen["moving", 1]) and not same(state, seen["moving", 2])
+def test_held_out_images_choose_whether_pruning_pays(victim):
+    for best in ("pruned", "fine-tuned", "pruned and fine-tuned"):
+        verdicts = {name: 0.5 if name == best else 1.0 for name in ("pruned", "fine-tuned", "pruned and fine-tuned")}
+        model, held, history, seen, pruned = repair(victim, verdicts)
+        assert same(model.state_dict(), (pruned if best == "pruned" else seen[best]).state_dict())
+        assert held.positions == ([] if best == "fine-tuned" else [3]), "its mask goes with the model"
+        chosen = [row for row in history if row["stage"] == "choose"]
+        assert {row["repair"]: row["val_loss"] for row in chosen} == verdicts
+        assert [row["repair"] for row in chosen if row["kept"]] == [best]
+        assert len(history) == 3 + (best != "pruned"), "the history of the tuning that is kept, and three verdicts"
+        assert model is not pruned
 
 
-def test_where_moving_statistics_do_not_help_fixed_ones_are_tried_and_then_the_start(victim):
-    state, history, seen = tuned(victim, {"moving": [3.0, 4.0, 4.0], "fixed": [3.0, 4.0, 2.0]})
-    assert same(state, seen["fixed", 2]) and {row["statistics"] for row in history} == {"fixed"}
-    given = victim.model.state_dict()
-    assert all(torch.equal(given[name], state[name]) for name in given if "running" in name)
-    state, _, _ = tuned(victim, {"moving": [3.0, 4.0, 4.0], "fixed": [3.0, 4.0, 3.0]})
-    assert same(state, given)
+def test_nothing_pruned_is_not_tuned_twice(victim):
+    _, _, _, seen, _ = repair(victim, {"pruned": 2.0, "fine-tuned": 1.0}, positions=())
+    assert set(seen) == {"fine-tuned"}
+
+
+def test_ctrl_c_in_a_repair_chooses_among_what_is_there(victim):
+    model, _, history, seen, _ = repair(victim, {"pruned": 2.0, "fine-tuned": 1.0}, interrupt=True)
+    assert model is seen["fine-tuned"] and "interrupted" in history[-1] and len(seen) == 1

@@ -8,7 +8,7 @@ from torch import nn
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work
 from gradprune.defenses.result import DefenseResult
-from gradprune.pruning import distilled_tune
+from gradprune.pruning import distilled_tune, judge
 
 
 def ft_distilled(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, seed: int = 0,
@@ -20,6 +20,7 @@ def ft_distilled(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: 
     """
     work = Work(model, clean, trigger, spc, seed)
     with work.stage("tune"):
-        work.history = distilled_tune(model, work.model, work.mask, work.train, work.validation, work.augment,
+        watch = judge(model, work.validation, work.augment, seed)
+        work.history = distilled_tune(model, work.model, work.mask, work.train, work.validation, work.augment, watch,
                                       seed=seed, progress=progress)
     return work.result("ft_distilled", {"spc": spc, "seed": seed})

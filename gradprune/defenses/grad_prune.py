@@ -14,7 +14,7 @@ from gradprune.defenses.common import Work
 from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.scan import Scan
 from gradprune.errors import unknown
-from gradprune.pruning import RECIPES, SCORES, distilled_tune, fine_tune
+from gradprune.pruning import RECIPES, SCORES, best_repair, fine_tune
 
 OWN_SCORE = {"paper": "gradient", "verified": "gate"}
 
@@ -26,8 +26,9 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
 
     clean: the defender's clean images, of which `spc` per class are drawn (see `draw_defense_images`); never the
     test set. trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range. recipe: a name in `RECIPES`,
-    "paper" or "verified", which also augments the images and fine-tunes by `distilled_tune`. score: a name in
-    `SCORES`, None for the recipe's own; alpha, patience: when to stop (see there). tune: fine-tune after pruning.
+    "paper" or "verified", which also augments the images, and whose fine-tuning is `best_repair`: the model is pruned
+    at the end only where the validation images say that it pays. score: a name in `SCORES`, None for the recipe's own;
+    alpha, patience: when to stop (see there). tune: fine-tune after pruning.
     Runs on the model's device. Ctrl-C ends the current stage and keeps what is finished.
     Raises InputError for bad arguments, too few images, a model without convolutions or losses that are not finite.
 
@@ -40,17 +41,24 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     if score not in SCORES:
         raise unknown("score", score, SCORES)
     work = Work(model, clean, trigger, spc, seed)
-    augment = work.augment if recipe == "verified" else None
-    train = augment.add_to(work.train, seed) if augment else work.train
+    train, given = work.train, copy.deepcopy(work.model)
+    if recipe == "verified":
+        train = work.augment.add_to(train, seed)
     stopped = work.prune(RECIPES[recipe], train, score=score, alpha=alpha, patience=patience, progress=progress)
     pruned = work.model
     if tune and not work.interrupted:
-        work.model = copy.deepcopy(pruned)
-        parts = (work.mask, work.train, work.validation)
         with work.stage("tune"):
-            work.history += (distilled_tune(model, work.model, *parts, augment, seed=seed, progress=progress)
-                             if augment else fine_tune(work.model, *parts, seed=seed, progress=progress))
-    settings = {"recipe": recipe, "score": score, "spc": spc, "alpha": alpha, "patience": patience, "seed": seed}
+            if recipe == "verified":
+                work.model, work.mask, history = best_repair(
+                    given, pruned, work.mask, work.train, work.validation, work.augment, seed=seed,
+                    progress=progress)
+                stopped += "; kept: " + next(row["repair"] for row in history if row.get("kept") and "repair" in row)
+            else:
+                work.model = copy.deepcopy(pruned)
+                history = fine_tune(work.model, work.mask, work.train, work.validation, seed=seed, progress=progress)
+            work.history += history
+    settings = {"recipe": recipe, "score": score, "spc": spc, "alpha": alpha, "patience": patience, "tune": tune,
+                "seed": seed}
     return work.result("grad_prune", settings, pruned=pruned, stopped=stopped)
 
 

@@ -1,7 +1,8 @@
-"""Fine-tuning that keeps what pruning won: the given model's own answers are the lesson, on new views and mixes."""
+"""Fine-tuning that asks for no label: the original model is the teacher, on new views and mixes of the few images."""
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 from gradprune.models.inference import predict
 from gradprune.pruning.augment import Augment, copies_for
 from gradprune.pruning.filters import FilterMask
-from gradprune.pruning.fine_tuning import STATISTICS, fine_tune, half_cosine
+from gradprune.pruning.fine_tuning import fine_tune, half_cosine
 from gradprune.pruning.unlearning import Pairs
 
 STEPS = 160  # about: whole epochs are run
 BATCH = 32   # pairs in a step
 LR = 1e-3    # falls to zero along a cosine
+VIEWS = 8    # of each validation image, on which the outcome is judged
+
+Judge = Callable[[nn.Module], float]
 
 
 class Distilled:
@@ -33,32 +37,71 @@ class Distilled:
     def __call__(self, model: nn.Module, batch: Pairs) -> Tensor:
         """The loss of one batch, a scalar tensor; the labels are not read."""
         wanted = predict(self.given, batch.clean).log_softmax(1)
-        answers = model(torch.cat([batch.clean, batch.triggered])).log_softmax(1).split(len(wanted))
-        kept, unlearned = (F.kl_div(now, wanted, log_target=True, reduction="batchmean") for now in answers)
+        return self.between(model(torch.cat([batch.clean, batch.triggered])), wanted)
+
+    def between(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """The loss of logits (2N, classes), clean images first, where `wanted` are log-probabilities (N, classes)."""
+        kept, unlearned = (F.kl_div(now.log_softmax(1), wanted, log_target=True, reduction="batchmean")
+                           for now in logits.split(len(wanted)))
         return unlearned + self.weight * kept
 
 
+def judge(given: nn.Module, validation: Pairs, augment: Augment, seed: int) -> Judge:
+    """What held-out images say of a model: the loss `Distilled` over `VIEWS` views of each; lower is better.
+
+    Clean and triggered images weigh the same here, as ACC and ASR do in the DER.
+    Ten images show a mistake or none; the answers to eighty views change with everything that touches the clean task or
+    the backdoor. So this tells when fine-tuning costs more than it brings, and which of several models to keep.
+    """
+    views = augment(validation, torch.Generator().manual_seed(seed), VIEWS)
+    images, wanted = torch.cat([views.clean, views.triggered]), predict(given, views.clean).log_softmax(1)
+    return lambda model: Distilled(given, 1.0).between(predict(model, images), wanted).item()
+
+
 def distilled_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs,
-                   augment: Augment, *, seed: int = 0, progress: bool = True) -> list[dict[str, Any]]:
+                   augment: Augment, watch: Judge, *, seed: int = 0, progress: bool = True) -> list[dict[str, Any]]:
     """Fine-tune `model` in place with `Distilled` on the pairs, new views of them and mixes; returns the history rows.
 
-    The last epoch is kept, not the best: with one validation image a class the lowest loss of both terms often lies
-    where chance put it. But it has to be lower than before. If no epoch's is, the images may have been too few for
-    BatchNorm's statistics, and a second run keeps those; if that is no better either, the model stays as it was.
-    Ctrl-C keeps what is reached.
+    The epoch with the lowest `watch` is kept (see `judge`), the start included: its value is each row's `val_loss`.
+    Dropout is off, so that the student answers as the teacher does; on few images its noise costs accuracy and brings
+    nothing. Ctrl-C keeps the best epoch so far.
     """
-    start, epochs = copy.deepcopy(model.state_dict()), epochs_for(len(train.labels))
-    for statistics in STATISTICS:
-        model.load_state_dict(start)
-        history = fine_tune(model, mask, train, validation, loss=Distilled(given), lr=LR,
-                            decay=half_cosine(epochs), batch_size=BATCH,
-                            patience=epochs, max_epochs=epochs, keep="last", seed=seed, statistics=statistics,
-                            renew=augment.mixed, progress=progress)
-        if min(row["val_loss"] for row in history) < history[0]["val_loss"] or "interrupted" in history[-1]:
-            break
-    return [{**row, "statistics": statistics} for row in history]
+    epochs = epochs_for(len(train.labels))
+    return fine_tune(model, mask, train, validation, loss=Distilled(given), lr=LR, decay=half_cosine(epochs),
+                     batch_size=BATCH, patience=epochs, max_epochs=epochs, seed=seed, renew=augment.mixed,
+                     dropout=False, watch=watch, progress=progress)
 
 
 def epochs_for(pairs: int) -> int:
     """Epochs that come to `STEPS` steps, for a number of training pairs; each has views beside it."""
     return math.ceil(STEPS / math.ceil(pairs * (1 + copies_for(pairs)) / BATCH))
+
+
+def best_repair(given: nn.Module, pruned: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs,
+                augment: Augment, *, seed: int = 0, progress: bool = True
+                ) -> tuple[nn.Module, FilterMask, list[dict[str, Any]]]:
+    """The best of three repairs by `judge`: pruned, pruned and fine-tuned, fine-tuned without pruning.
+
+    Pruning pays on some models and costs on others; the held-out images say which. given: the model as it came; pruned:
+    a pruned copy, with its `mask`. Returns the model, its mask (without filters where pruning did not pay), and history
+    rows: those of its fine-tuning, if it was tuned, then one a repair (stage "choose": repair, val_loss, kept).
+    """
+    watch = judge(given, validation, augment, seed)
+    none = FilterMask(mask.filters, before=mask.before)
+    choices: dict[str, tuple[nn.Module, FilterMask, list[dict[str, Any]]]] = {
+        "pruned": (copy.deepcopy(pruned), mask, [])}
+    for name, start, held in (("fine-tuned", given, none), ("pruned and fine-tuned", pruned, mask)):
+        if name == "fine-tuned" or mask.positions:
+            model = copy.deepcopy(start)
+            history = distilled_tune(given, model, held, train, validation, augment, watch, seed=seed,
+                                     progress=progress)
+            choices[name] = model, held, history
+            if "interrupted" in history[-1]:
+                break
+    losses = {name: watch(model) for name, (model, _, _) in choices.items()}
+    kept = min(losses, key=losses.__getitem__)
+    cut_short = {"interrupted": True} if any("interrupted" in rows[-1] for *_, rows in choices.values() if rows) else {}
+    rows = [{"stage": "choose", "repair": name, "val_loss": loss, "kept": name == kept, **cut_short}
+            for name, loss in losses.items()]
+    model, held, history = choices[kept]
+    return model, held, history + rows

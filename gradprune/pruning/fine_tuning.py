@@ -42,7 +42,8 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
               momentum: float = 0.9, weight_decay: float = 5e-4, decay: Callable[[int], float] = lambda epoch: 1.0,
               batch_size: int = 128, patience: int = 10, max_epochs: int = 100, seed: int = 0,
               renew: Callable[[Pairs, torch.Generator], Pairs] = lambda train, generator: train,
-              statistics: str = "moving", keep: str = "best", progress: bool = True) -> list[dict[str, Any]]:
+              statistics: str = "moving", dropout: bool = True, keep: str = "best",
+              watch: Callable[[nn.Module], float] | None = None, progress: bool = True) -> list[dict[str, Any]]:
     """Minimise CE(f(x), y) + CE(f(trigger(x)), y) in place; returns one history row an epoch (row 0: as given).
 
     Early stopping watches the validation loss of BOTH terms, and the epoch with the lowest one is kept (its row says
@@ -52,7 +53,8 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
     loss: another one, from (model, batch); optimizer: another class; decay: epoch (from 0) -> share of lr.
     renew: makes each epoch's training pairs from the given ones (see `Augment`). statistics: "moving", where BatchNorm
     learns its statistics anew from all images of a batch together, or "fixed", where it keeps those it has.
-    keep: "best", or "last", the last of the epochs with a lower validation loss than the start.
+    dropout: whether the model's dropout is on. keep: "best", or "last", the last of the epochs with a lower validation
+    loss than the start. watch: what a model's validation loss is, if not that of both terms; lower is better.
     Removed filters stay silent. Validation takes place in eval mode. Same seed, same result. Ctrl-C keeps the best (or
     last) epoch so far.
     Raises InputError when the loss stops being finite. Source: Dunnett et al., 2024.
@@ -64,8 +66,8 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
     if keep not in KEEP:
         raise unknown("keep", keep, KEEP)
     generator = torch.Generator().manual_seed(seed)
-    watched = len(validation.triggered) > 0
-    history = [_row(model, 0, validation)]
+    watched = watch is not None or len(validation.triggered) > 0
+    history = [_row(model, 0, validation, watch)]
     best, best_state = history[0], copy.deepcopy(model.state_dict())
     bar = tqdm(total=max_epochs, desc="fine-tuning", unit="epoch", disable=not progress, leave=False)
     with torch.random.fork_rng(devices=[]), evaluating(model, gradients=True), bar:
@@ -75,9 +77,10 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
         mask.hold(steps, model)
         try:
             for epoch in range(1, max_epochs + 1):
-                _epoch(model, steps, renew(train, generator), batch_size, generator, loss, statistics)
+                _epoch(model, steps, renew(train, generator), batch_size, generator, loss,
+                       statistics, dropout)
                 schedule.step()
-                row = _row(model, epoch, validation)
+                row = _row(model, epoch, validation, watch)
                 require(math.isfinite(row["val_loss"]), f"fine-tuning diverged: the validation loss became "
                                                         f"{row['val_loss']}; try a smaller lr.")
                 history.append(row)
@@ -96,13 +99,14 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
 
 
 def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, batch_size: int,
-           generator: torch.Generator, loss: Loss, statistics: str) -> None:
+           generator: torch.Generator, loss: Loss, statistics: str, dropout: bool) -> None:
     """One pass over the training images, and their triggered copies where there are any."""
     model.train()
-    if statistics == "fixed":
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+    still = ([nn.modules.batchnorm._BatchNorm] * (statistics == "fixed")
+             + [nn.modules.dropout._DropoutNd] * (not dropout))
+    for module in model.modules():
+        if isinstance(module, tuple(still)):
+            module.eval()
     for batch in batches(train, batch_size, generator):
         def again(batch: Pairs = batch) -> Tensor:  # an optimizer may ask twice, as sharpness-aware ones do
             optimizer.zero_grad(set_to_none=True)
@@ -124,8 +128,10 @@ def batches(pairs: Pairs, batch_size: int, generator: torch.Generator) -> list[P
             for batch in order.split(batch_size)]
 
 
-def _row(model: nn.Module, epoch: int, validation: Pairs) -> dict[str, Any]:
-    """One history row: validation accuracy, the losses there are, and their sum."""
+def _row(model: nn.Module, epoch: int, validation: Pairs, watch: Callable[[nn.Module], float] | None
+         ) -> dict[str, Any]:
+    """One history row: validation accuracy, the losses there are, and what decides: their sum, or what is watched."""
     now = validate(model, validation)
     total = now.clean_loss + now.unlearning_loss if len(validation.triggered) else now.clean_loss
+    total = total if watch is None else watch(model)
     return {"stage": "tune", "epoch": epoch, **now.figures(), "val_loss": total}

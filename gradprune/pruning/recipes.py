@@ -99,8 +99,9 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
 def back_to(result: Pruned, round_: int, undo: list[Callable[[], None]]) -> Pruned:
     """Put back what fell after a round, the last first, in the model and in the result's mask; returns the result.
 
-    undo: one call a round, see `filters.saved`.
+    undo: one call a round, see `filters.saved`. The round's history row says `kept`.
     """
+    result.history[round_]["kept"] = True
     for restore in reversed(undo[round_:]):
         restore()
     result.mask = FilterMask(result.mask.filters, result.mask.positions[:round_], result.mask.before)

@@ -100,7 +100,8 @@ class PruningPlayer(Panel):
             chances.append(predict(model, self.pixels).softmax(1).cpu())
         reasons = [f"place {row['rank'] + 1} on the gradient's shortlist" if "rank" in row else
                    f"score {row['score']:.3g}" if "score" in row else "" for row in history]
-        return Run(rows, len(result.mask.positions) if result else 0, reasons, torch.stack(chances))
+        kept = next((place for place, row in enumerate(history) if row.get("kept")), 0)
+        return Run(rows, kept, reasons, torch.stack(chances))
 
     @property
     def current(self) -> Run:
