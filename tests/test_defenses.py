@@ -27,7 +27,7 @@ QUICK = {  # enough to change the model, in about a second
     "grad_prune": {"patience": 2}, "grad_prune_verified": {"patience": 1, "tune": False}, "ft": {"steps": 2},
     "ft_unlearn": {"epochs": 2}, "ft_sam": {"steps": 2}, "fine_pruning": {"steps": 2}, "clp": {"u": 1.5},
     "anp": {"iterations": 6, "threshold": 0.9}, "nad": {"steps": 2, "teacher_steps": 2}, "i_bau": {"rounds": 1, "inner_steps": 2, "outer_steps": 2},
-    "rnp": {"unlearn_steps": 10, "recover_steps": 10}, "neural_cleanse": {"tune_steps": 2, "steps": 15, "threshold": 0.1},
+    "ft_distilled": {}, "rnp": {"unlearn_steps": 10, "recover_steps": 10}, "neural_cleanse": {"tune_steps": 2, "steps": 15, "threshold": 0.1},
 }
 
 
@@ -89,7 +89,7 @@ def test_bad_settings(victim, name, settings, words):
         run(name, victim, **settings)
 
 
-@pytest.mark.parametrize("name", sorted(set(DEFENSES) - {"grad_prune", "grad_prune_verified", "ft_unlearn"}))
+@pytest.mark.parametrize("name", sorted(set(DEFENSES) - {"grad_prune", "grad_prune_verified", "ft_unlearn", "ft_distilled"}))
 def test_methods_without_a_trigger_never_touch_it(victim, name):
     def touched(_):
         raise AssertionError("the trigger was used")
