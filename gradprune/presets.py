@@ -21,8 +21,8 @@ ATTACKS = ("badnets", "blended", "low_frequency", "bpp")  # those of the paper
 # label smoothing, flips and shifts of 4 pixels, as is usual for CIFAR-10 in minutes on one GPU (Page, 2018, "How to
 # train your ResNet"; Smith & Topin, 2017); the attacks have the settings of their papers, the target is class 0.
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"attacks": ATTACKS, "defenses": ("grad_prune", "grad_prune_verified", "ft_unlearn"), "spc": (2, 10, 100),
-              "seeds": 1,
+    "paper": {"attacks": ATTACKS, "seeds": 1, "spc": (2, 10, 100),
+              "defenses": ("grad_prune", "grad_prune_verified", "ft_distilled", "ft_unlearn"),
               "train": {"data": "cifar10", "model": {"name": "preact_resnet18"}, "target": 0, "epochs": 30,
                         "batch_size": 512, "max_lr": 0.4, "warm_up": 0.2, "label_smoothing": 0.1, "flip": True,
                         "shift": 4}},

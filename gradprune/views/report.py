@@ -85,6 +85,15 @@ def _pictures(victim: Victim, result: DefenseResult, stages: Mapping[str, Metric
 # ---- what it says
 
 
+def _verdict(result: DefenseResult) -> str:
+    """Which of several repairs the held-out images preferred, where there was a choice."""
+    repairs = [f"{row['repair']} {row['val_loss']:.2f}" for row in result.rows("choose")]
+    kept = [row["repair"] for row in result.rows("choose") if row["kept"]]
+    if not kept:
+        return ""
+    return f". Its held-out images preferred the model that was <b>{kept[0]}</b> (loss: {', '.join(repairs)})"
+
+
 def _story(victim: Victim, result: DefenseResult, before: Metrics, after: Metrics) -> str:
     """The whole run in one paragraph (HTML)."""
     removed, total = len(result.mask.positions), len(result.mask.filters)
@@ -94,6 +103,7 @@ def _story(victim: Victim, result: DefenseResult, before: Metrics, after: Metric
             f"<b>{escape(victim.target_name)}</b>. Grad-Prune got {result.settings.get('spc', 'a few')} "
             f"clean images of each class and the trigger. It {done}"
             + f" and fine-tuned the {'rest' if removed else 'model'}" * bool(result.rows("tune"))
+            + _verdict(result)
             + f". Now the trigger works on <b>{after.asr:.1%}</b> of the images, {after.ra:.1%} of the "
               f"triggered images get their true class, and so do {after.acc:.1%} of the clean ones."
             + " The run was interrupted: this is the state that it had reached." * result.interrupted)

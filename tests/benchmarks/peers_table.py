@@ -1,4 +1,4 @@
-"""Recipe `verified` and fine-tuning alone on two third-party models: data/results/peers.csv.
+"""Recipe `verified` and its controls on two third-party models: data/results/peers.csv.
 
     python tests/benchmarks/peers_table.py [seeds] [spc] [models]     # a run takes one to three minutes
 
@@ -21,7 +21,7 @@ from torch import nn
 import gradprune as gp
 from gradprune.attacks import BadNets
 from gradprune.datasets import Dataset, ImageSet
-from gradprune.defenses import ft_unlearn
+from gradprune.defenses import ft_distilled, ft_unlearn
 from gradprune.evaluation import Victim, der
 from gradprune.models import SmallVGG
 from gradprune.paths import write_atomic
@@ -67,13 +67,17 @@ def rows(seeds, spcs, models):
             for spc in spcs:
                 settings = {"spc": spc, "seed": seed, "progress": False}
                 result = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, recipe="verified", **settings)
-                alone = ft_unlearn(victim.model, victim.data.defense, victim.trigger, **settings)
-                for stage, model in {"before": None, "pruned": result.pruned, "tuned": result.model,
-                                     "ft_unlearn": alone.model}.items():
+                alone, unlearned = (method(victim.model, victim.data.defense, victim.trigger, **settings)
+                                    for method in (ft_distilled, ft_unlearn))
+                pruned = [row["round"] for row in result.rows("prune") if row.get("kept")]
+                removed = {"pruned": pruned[0], "verified": len(result.mask.positions)}
+                for stage, model in {"before": None, "pruned": result.pruned, "verified": result.model,
+                                     "ft_distilled": alone.model, "ft_unlearn": unlearned.model}.items():
                     figures = given if model is None else victim.evaluate(model)
-                    filters = len(result.mask.positions) if stage in ("pruned", "tuned") else 0
-                    print(name, spc, seed, f"{stage:10}", figures, f"{filters} filters", result.seconds, result.stopped, flush=True)
+                    filters = removed.get(stage, 0)
+                    print(name, spc, seed, f"{stage:12}", figures, f"{filters} filters", result.seconds, result.stopped, flush=True)
                     yield {"model": name, "spc": spc, "seed": seed, "stage": stage, "filters": filters,
+                           "stopped": result.stopped if stage == "verified" else "",
                            **{key: round(value, 4) for key, value in figures._asdict().items()},
                            "der": round(der(given, figures), 4), "gradprune": gp.__version__,
                            **{f"{key}_seconds": round(value, 1) for key, value in result.seconds.items()},

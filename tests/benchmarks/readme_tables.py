@@ -40,14 +40,15 @@ def by_defense(table):
 
 
 def by_attack(table):
-    """ACC / ASR / RA of each attack: given, after both recipes, and fine-tuned alone; mean and half range over seeds."""
-    print("| attack, spc | given | `paper`, pruned | `paper` | `verified`, pruned | `verified` | `ft_unlearn` | filters |\n"
-          "|---|---|---|---|---|---|---|---|")
+    """ACC / ASR / RA of each attack: given, both recipes with their parts and controls; mean and half range over seeds."""
+    print("| attack, spc | given | `paper`, pruned | `paper` | `ft_unlearn` | `verified`, pruned | `verified` | `ft_distilled` | filters |\n"
+          "|---|---|---|---|---|---|---|---|---|")
     for (attack, spc), group in table.groupby(["attack", "spc"], sort=False):
-        paper, verified, alone = (group[group.defense == name] for name in
-                                  ("grad_prune", "grad_prune_verified", "ft_unlearn"))
-        cells = [cell(part, form) for part, form in ((paper, "{}_before"), (paper, "pruned_{}"), (paper, "{}"),
-                                                     (verified, "pruned_{}"), (verified, "{}"), (alone, "{}"))]
+        paper, verified, unlearned, distilled = (group[group.defense == name] for name in (
+            "grad_prune", "grad_prune_verified", "ft_unlearn", "ft_distilled"))
+        cells = [cell(part, form) for part, form in (
+            (paper, "{}_before"), (paper, "pruned_{}"), (paper, "{}"), (unlearned, "{}"),
+            (verified, "pruned_{}"), (verified, "{}"), (distilled, "{}"))]
         removed = [f"{part.filters_removed.min():.0f}..{part.filters_removed.max():.0f}" for part in (paper, verified)
                    if len(part)]
         print(f"| {attack}, spc {spc} | {' | '.join(cells)} | {'; '.join(removed)} |")
@@ -100,7 +101,8 @@ def main():
     print()
     by_attack(table)
     print()
-    for one, other in (("grad_prune", "ft_unlearn"), ("grad_prune_verified", "ft_unlearn"), ("grad_prune_verified", "grad_prune")):
+    for one, other in (("grad_prune", "ft_unlearn"), ("grad_prune_verified", "ft_distilled"), ("grad_prune_verified", "ft_unlearn"),
+                       ("ft_distilled", "ft_unlearn"), ("grad_prune_verified", "grad_prune")):
         print(one, "against", other)
         print(gain(table, one, other).round(4).to_string(index=False))
     print(f"{len(table)} cells, {(table.error != '').sum()} failed, {table.cell_seconds.sum() / 3600:.2f} thread-hours")

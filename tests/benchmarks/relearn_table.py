@@ -27,7 +27,7 @@ from gradprune.views.relearn_plot import relearn_curve
 OUT = Path(__file__).resolve().parents[2] / "data/results/relearn.csv"
 ATTACKS = ("badnets", "blended", "sig")
 CONTROL = "never backdoored"
-MODELS = ("grad_prune", CONTROL, "grad_prune_verified", "ft_unlearn", "ft", "anp", "fine_pruning")
+MODELS = ("grad_prune", CONTROL, "grad_prune_verified", "ft_distilled", "ft_unlearn", "ft", "anp", "fine_pruning")
 
 
 def runs(attack, seed, name):
