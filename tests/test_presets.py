@@ -63,7 +63,7 @@ def test_the_data_is_sound():
 def test_victims_and_rows(done, tiny):
     out, table = done
     assert sorted(path.name for path in (out / "victims").glob("*.json")) == sorted(f"{name}.json" for name in ATTACKS)
-    assert list(table.error.unique()) == [""] and len(table) == 4 * 3
+    assert list(table.error.unique()) == [""] and len(table) == 4 * 4
     assert set(table.defense) == {"grad_prune", "grad_prune_verified", "ft_distilled", "ft_unlearn"} and set(table.seed) == {0}
     assert set(table.attack) == {(out / "victims" / name).as_posix() for name in ATTACKS}
     card = read_card(out / "victims/bpp")

@@ -28,8 +28,7 @@ VGG = {"model": {"name": "small_vgg", "width": 16}, "epochs": 12, "max_lr": 0.05
 RESNET = {"epochs": 12, "max_lr": 0.05, "flip": True, "shift": 4, "bfloat16": True}
 PHOTOS = {"photo_vgg_badnets": {"trigger": "badnets", "trigger_settings": {"size": 4, "color": "white"}, **VGG},
           "photo_vgg_blended": {"trigger": "blended", **VGG},
-          "photo_resnet_badnets": {"trigger": "badnets", **RESNET},
-          "photo_resnet_low_frequency": {"trigger": "low_frequency", **RESNET}}
+          "photo_resnet_badnets": {"trigger": "badnets", **RESNET}}
 
 
 def signs():
