@@ -54,7 +54,8 @@ class DefenseResult:
         prune, tune = self.rows("prune"), self.rows("tune")
         points = [("given model", (prune or tune or self.history)[0])]
         if prune:
-            points.append(("pruned", prune[len(self.mask.positions)]))
+            kept = (row for row in prune if row.get("kept"))  # where not filters, but channels were closed
+            points.append(("pruned", next(kept, prune[len(self.mask.positions)])))
         if tune:
             points.append(("fine-tuned", next((row for row in tune if row.get("kept")), tune[-1])))
         return points
