@@ -42,9 +42,9 @@ def clp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     """Close every BatchNorm channel with a Lipschitz bound above mean + u * std of its layer; `trigger` is not used.
 
     u: the released 3. `spc` clean images per class only measure, and nothing depends on them; `progress` has nothing to
-    show. A channel is closed by scale and shift of zero; no filter is silent, so the result's mask is empty, and `stopped`
-    and the history count channels. (Among n channels no bound lies more than (n - 1) / sqrt(n) deviations above the
-    mean, so u = 3 closes nothing in layers of up to 10 channels.)
+    show. A channel is closed by scale and shift of zero; no filter is silent, so the result's mask is empty, and
+    `stopped` and the history count channels. (Among n channels no bound lies more than (n - 1) / sqrt(n) deviations
+    above the mean, so u = 3 closes nothing in layers of up to 10 channels.)
     Raises InputError for bad arguments or too few images.
     """
     positive(u=u)

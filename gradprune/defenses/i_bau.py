@@ -1,11 +1,11 @@
 """I-BAU: a game between a perturbation that fools every image and a model that unlearns it.
 
 Source: Zeng et al., 2022, arXiv:2110.03735. The model's gradient takes into account that the worst perturbation moves
-as the model moves (the implicit hypergradient). Settings and loop are those of the authors' release: the perturbation is sought on
-all images, but the model learns from batches in which one image in a hundred wears it and the others keep it accurate.
-That share is what makes the method work at its learning rate; it is at least one image here (theirs: none of a batch of
-fewer than 100). The release makes 50 steps of each kind, a pass over 5,000 images; here, too, with as many passes as
-that takes. No images are augmented, as in the release.
+as the model moves (the implicit hypergradient). Settings and loop are those of the authors' release: the perturbation
+is sought on all images, but the model learns from batches in which one image in a hundred wears it, and the others keep
+it accurate. That share is what lets the model survive its learning rate; here it is at least one image (theirs: none of
+a batch of fewer than 100). The release's 50 steps of each kind are one pass over 5,000 images; here they are as many
+passes as that takes. No image is augmented, as in the release.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ def hypergradient(outer: Tensor, inner: Tensor, delta: Tensor, parameters: Seque
     """Total derivative of outer(delta*(parameters), parameters) by the parameters, where delta* minimises `inner`.
 
     delta* is a fixed point of F(delta) = delta - rate * d inner / d delta, so the total derivative is
-    d outer / d parameters + (dF / d parameters)^T v with v = (dF / d delta)^T v + d outer / d delta, iterated from zero.
+    d outer / d parameters + (dF / d parameters)^T v with v = (dF / d delta)^T v + d outer / d delta, from zero.
     outer, inner: scalars computed from delta (a leaf near delta*) and the parameters. Returns one tensor a parameter.
     """
     slope, *direct = torch.autograd.grad(outer, [delta, *parameters], retain_graph=True, allow_unused=True)
@@ -56,7 +56,10 @@ def hypergradient(outer: Tensor, inner: Tensor, delta: Tensor, parameters: Seque
 
 
 def worst(model: nn.Module, stream: Iterator[Pairs], example: Tensor, paper: dict[str, Any]) -> Tensor:
-    """The perturbation, a new leaf like `example` (1, C, H, W), that turns the answers on the stream's images the most."""
+    """The perturbation that turns the model's answers on the stream's images the most.
+
+    example: float (1, C, H, W); returns a new leaf of that shape.
+    """
     delta = torch.zeros_like(example, requires_grad=True)
     for _ in range(paper["inner_steps"]):
         batch = next(stream)

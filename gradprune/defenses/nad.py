@@ -1,9 +1,9 @@
 """NAD: fine-tune while the model's attention is drawn to that of a teacher, a fine-tuned copy of itself.
 
-Source: Li et al., 2021, "Neural Attention Distillation", arXiv:2101.05930. Rates, weights and steps are the authors'
-released ones; epochs of few images have one or two steps, so steps are counted. The release trains small networks on
-CIFAR-10 at 0.1, which costs a larger one most of its classes; BackdoorBench (Wu et al., 2022, arXiv:2206.12654) takes 0.01. Here
-the defender's own images choose: 0.1, unless a teacher that was fine-tuned so has lost `alpha` of its accuracy.
+Source: Li et al., 2021, "Neural Attention Distillation", arXiv:2101.05930. Loss, weights and rates are the authors'
+released ones. Their small network on CIFAR-10 bears a first rate of 0.1, a larger one of ours loses most classes by it;
+BackdoorBench (Wu et al., 2022, arXiv:2206.12654) takes 0.01. Here the defender's images choose: 0.1, unless a teacher
+that was fine-tuned so has lost `alpha` of its accuracy on views that it did not learn from, and 0.01 then.
 """
 
 import copy
@@ -24,9 +24,9 @@ from gradprune.pruning.fine_tuning import Loss
 DEFAULTS: dict[str, Any] = {
     "beta_first": 500.0,   # weight of the attention loss at the first place, the largest image size
     "beta": 1000.0,        # and at all later ones
-    "teacher_steps": 400,  # of fine-tuning the teacher (released: 5 to 10 epochs of 40)
-    "steps": 800,          # of distillation (released: 20 epochs of 40)
-    "fast_steps": 80,      # of each at the first rate (released: 2 epochs of 40)
+    "teacher_steps": 80,   # of fine-tuning the teacher (released: 5 to 10 epochs of 40 steps)
+    "steps": 160,          # of distillation (released: 20 epochs of 40 steps)
+    "fast": 0.1,           # share of the epochs at the first rate (released: 2 of 20)
     "lr": 0.1,             # the first rate; SGD, Nesterov momentum 0.9, decay 1e-4
     "lr_later": 0.01,      # the rate after that, or from the start
     "alpha": 0.1,          # with this loss of clean validation accuracy a teacher was too fast
@@ -63,7 +63,7 @@ def attention_places(model: nn.Module, images: Tensor) -> list[str]:
 
 
 def attention_maps(model: nn.Module, images: Tensor, places: list[str]) -> tuple[Tensor, list[Tensor]]:
-    """The logits, and one map a place, float (N, H * W): squared activations summed over channels, of length 1 per image."""
+    """The logits, and one map a place, float (N, H * W): squares summed over channels, scaled to length 1 per image."""
     logits, outputs = _spatial_outputs(model, images)
     return logits, [F.normalize(outputs[name].pow(2).sum(1).flatten(1)) for name in places]
 
@@ -88,18 +88,19 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     views = work.augment.add_to(work.validation, seed)
 
     def tune(network: nn.Module, images: Pairs, loss: Loss, steps: int, lr: float) -> list[dict[str, Any]]:
-        epochs, fast = (passes(count, len(images.labels), paper["batch_size"]) for count in (steps, paper["fast_steps"]))
+        epochs = passes(steps, len(images.labels), paper["batch_size"])
         return fine_tune(network, work.mask, images, work.validation, loss=loss, lr=lr, weight_decay=1e-4,
-                         decay=lambda epoch: 1.0 if epoch < fast else paper["lr_later"] / lr, max_epochs=epochs,
+                         decay=lambda epoch: 1.0 if epoch < paper["fast"] * epochs else paper["lr_later"] / lr,
                          optimizer=partial(torch.optim.SGD, nesterov=True), batch_size=paper["batch_size"],
-                         renew=work.augment, seed=seed, progress=progress)
+                         max_epochs=epochs, renew=work.augment, seed=seed, progress=progress)
 
     places = attention_places(work.model, work.train.clean[:1])
     with work.stage("teacher"):
         for lr in (paper["lr"], paper["lr_later"]):
             teacher = copy.deepcopy(work.model)
             taught = tune(teacher, work.train, clean_loss, paper["teacher_steps"], lr)
-            if validate(work.model, views).acc - validate(teacher, views).acc < paper["alpha"] or "interrupted" in taught[-1]:
+            cost = validate(work.model, views).acc - validate(teacher, views).acc
+            if cost < paper["alpha"] or "interrupted" in taught[-1]:
                 break
 
     def distill(student: nn.Module, batch: Pairs) -> Tensor:
