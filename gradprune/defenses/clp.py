@@ -1,8 +1,9 @@
-"""CLP: remove the channels whose Lipschitz bound stands out in their layer; no data needed.
+"""CLP: close the channels whose Lipschitz bound stands out in their layer; no data needed.
 
 Source: Zheng et al., 2022, arXiv:2208.03111. A small trigger can flip the answer only through channels that amplify
-small changes much more than their neighbours do. The released code takes any BatchNorm that is listed after a
-convolution for the one it feeds; here it must really feed it, or the weights alone count.
+small changes much more than their neighbours do. As in the released code, a channel is one of a BatchNorm, and it is
+judged together with the convolution listed before it. In a pre-activation ResNet that BatchNorm stands in the next
+block, behind the addition: closing it leaves the skip path open.
 """
 
 import torch
@@ -11,46 +12,52 @@ from torch import Tensor, nn
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, positive
 from gradprune.defenses.result import DefenseResult
-from gradprune.pruning import Filters, in_order
 
 
-def lipschitz_bounds(model: nn.Module, found: Filters) -> Tensor:
-    """Upper bound on how much each filter amplifies a change of its input, float (number of filters,).
+def lipschitz_bounds(model: nn.Module) -> dict[str, Tensor]:
+    """Upper bound on how much each BatchNorm channel amplifies a change before its convolution, float (channels,).
 
-    The largest singular value of the filter's weights as a matrix (inputs, height * width), times
-    |scale| / sqrt(running variance + eps) of the BatchNorm that follows one-to-one, where there is one.
+    The largest singular value of the filter's weights as a matrix (inputs, height * width), times |scale| /
+    sqrt(running variance + eps); the release has no eps, and a dead channel hides its whole layer there. A BatchNorm
+    counts where the convolution listed last before it has as many channels.
     """
-    bounds = []
-    for layer in found.layers:
-        weight = model.get_submodule(layer.name).weight.detach()  # type: ignore[operator]
-        bound = torch.linalg.matrix_norm(weight.flatten(2), ord=2)
-        norm = model.get_submodule(layer.norm) if layer.norm else None
-        if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
-            bound = bound * norm.weight.detach().abs() / (norm.running_var + norm.eps).sqrt()
-        bounds.append(bound.cpu())
-    return torch.cat(bounds)
+    bounds, last = {}, None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            last = module
+        elif isinstance(module, nn.BatchNorm2d) and last is not None and last.out_channels == module.num_features \
+                and module.affine and module.running_var is not None:
+            size = torch.linalg.matrix_norm(last.weight.detach().flatten(2), ord=2)
+            bounds[name] = size * module.weight.detach().abs() / (module.running_var + module.eps).sqrt()
+    return bounds
 
 
-def deviations(bounds: Tensor, found: Filters) -> Tensor:
-    """Each filter's distance from the mean of its layer, in standard deviations of the layer (population)."""
-    layers = bounds.split([layer.count for layer in found.layers])
-    return torch.cat([(part - part.mean()) / part.std(correction=0).clamp_min(1e-12) for part in layers])
+def standing_out(bounds: Tensor, u: float) -> list[int]:
+    """Channels of one layer with a bound above mean + u * std (n - 1 below the line, as released)."""
+    return torch.nonzero(bounds > bounds.mean() + u * bounds.std()).flatten().tolist()
 
 
 def clp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
-        progress: bool = True, u: float | None = 3.0, alpha: float = 0.10) -> DefenseResult:
-    """Remove every filter with a Lipschitz bound above mean + u * std of its layer; `trigger` is not used.
+        progress: bool = True, u: float = 3.0) -> DefenseResult:
+    """Close every BatchNorm channel with a Lipschitz bound above mean + u * std of its layer; `trigger` is not used.
 
-    u: the paper's 3 for CIFAR-10; then `spc` clean images per class only measure, and nothing depends on them. With
-    u=None the images choose it: filters go in order of their deviation, down to 1, until clean validation accuracy
-    would have fallen by `alpha`; the history shows the whole curve. (In a layer of n filters no deviation exceeds
-    sqrt(n - 1), so u = 3 removes nothing from layers of up to 10 filters.)
+    u: the released 3. `spc` clean images per class only measure, and nothing depends on them; `progress` has nothing to
+    show. A channel is closed by scale and shift of zero; no filter is silent, so the result's mask is empty, and
+    `stopped` and the history count channels. (Among n channels no bound lies more than (n - 1) / sqrt(n) deviations
+    above the mean, so u = 3 closes nothing in layers of up to 10 channels.)
     Raises InputError for bad arguments or too few images.
     """
-    positive(u=1.0 if u is None else u)
+    positive(u=u)
     work = Work(model, clean, None, spc, seed)
-    distance = deviations(lipschitz_bounds(work.model, work.found), work.found)
-    above = torch.nonzero(distance > (1.0 if u is None else u)).flatten().tolist()
-    order = sorted(above, key=lambda position: -float(distance[position]))
-    stopped = work.prune(in_order, order, distance, alpha=alpha if u is None else None, progress=progress)
-    return work.result("clp", {"spc": spc, "u": u, "alpha": alpha, "seed": seed}, pruned=work.model, stopped=stopped)
+    work.measure("prune", round=0, layer=None, index=None)
+    closed = 0
+    with work.stage("prune"), torch.no_grad():
+        bounds = lipschitz_bounds(work.model)
+        for name, bound in bounds.items():
+            channels = standing_out(bound, u)
+            for tensor in work.model.get_submodule(name).parameters():
+                tensor[channels] = 0
+            closed += len(channels)
+    work.measure("prune", round=1, layer=None, index=None, channels=closed, kept=True)
+    stopped = f"{closed} of {sum(map(len, bounds.values()))} BatchNorm channels stood out and were closed"
+    return work.result("clp", {"spc": spc, "u": u, "seed": seed}, pruned=work.model, stopped=stopped)
