@@ -15,7 +15,18 @@ from gradprune.defenses import DEFENSES, DefenseResult, defense
 from gradprune.defenses.common import Work, batch_statistics, endless, passes
 from gradprune.errors import InputError
 from gradprune.models import build, evaluating
-from gradprune.pruning import FilterMask, Pairs, fine_tune, gated, in_order, invert, outliers, unpaired, validate
+from gradprune.pruning import (
+    FilterMask,
+    Pairs,
+    Validation,
+    fine_tune,
+    gated,
+    in_order,
+    invert,
+    outliers,
+    unpaired,
+    validate,
+)
 from gradprune.pruning.filters import filters, silence
 from gradprune.pruning.fine_tuning import clean_loss
 
@@ -394,20 +405,47 @@ def test_one_image_in_a_hundred_wears_the_perturbation(count, wearers):
     assert sorted(seen.mean((1, 2, 3)).round().tolist()) == [0.0] * (count - wearers) + [1.0] * wearers
 
 
-def test_fine_pruning_removes_the_most_dormant_filters_of_the_last_convolution_first(victim):
+def test_fine_pruning_closes_the_most_dormant_features_of_the_last_layer_first(victim):
     work = Work(victim.model, victim.data.defense, None, 2, 0)
-    means, positions = fine_pruning.activity(work.model, work.found, work.train.clean)
-    assert [work.found[position].layer for position in positions] == ["stages.0.0.conv2"] * 16
-    kept = []
-    hook = work.model.stages[0][0].conv2.register_forward_hook(lambda _, __, output: kept.append(output.relu().mean((0, 2, 3))))
+    layer, means = fine_pruning.features(work.model, work.train.clean)
+    assert layer is work.model.linear
+    seen = []
+    hook = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].mean(0)))
     with evaluating(work.model), torch.no_grad():
         work.model(work.train.clean)
     hook.remove()
-    torch.testing.assert_close(means[positions], kept[0])
+    torch.testing.assert_close(means, seen[0])
     result = run("fine_pruning", victim, alpha=0.5)
-    order = sorted(positions, key=lambda position: float(means[position]))
-    assert result.mask.positions == order[:len(result.mask.positions)] and result.mask.positions
+    closed = next(row["channels"] for row in result.rows("prune") if row.get("kept"))
+    assert 0 < closed < len(means) and not result.mask.positions
+    assert result.stopped == f"{closed} of {len(means)} features of the last layer were closed"
+    order = means.argsort(stable=True)
+    for model in (result.pruned, result.model):
+        silent = (model.linear.weight == 0).all(0)
+        assert silent[order[:closed]].all() and not silent[order[closed:]].any(), "closed features stay so in fine-tuning"
     assert result.rows("tune") and result.pruned is not result.model
+
+
+def test_fine_pruning_ends_before_the_accuracy_on_views_falls_by_alpha(victim, monkeypatch):
+    work = Work(victim.model, victim.data.defense, None, 2, 0)
+    layer, given = work.model.linear, work.model.linear.weight.detach().clone()
+    figures = iter([1.0, 1.0, 0.95, 0.91, 0.90, 0.99])
+    monkeypatch.setattr(fine_pruning, "validate", lambda *_: Validation(next(figures), 0.5, float("nan")))
+    order = torch.randperm(layer.in_features)
+    with torch.no_grad():
+        closed = fine_pruning.close_features(work, layer, order, work.validation, 0.1, 2 / len(order))
+    monkeypatch.undo()
+    assert closed.tolist() == order[:4].tolist(), "0.91 is kept, 0.90 is not; two features at a time"
+    wanted = given.clone()
+    wanted[:, order[:4]] = 0
+    assert torch.equal(layer.weight, wanted)
+    assert [row["channels"] for row in work.history] == [0, 2, 4, 6] and work.history[2]["kept"] is True
+
+
+def test_fine_pruning_needs_a_linear_layer(victim):
+    bare = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    with pytest.raises(InputError, match="closes inputs of the last linear layer, and this model has none"):
+        DEFENSES["fine_pruning"](bare.eval(), victim.data.defense, spc=2, progress=False)
 
 
 # --- synthesised triggers ---

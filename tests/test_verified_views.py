@@ -1,6 +1,7 @@
 """What the learner sees of recipe `verified`: trials equal removals by hand, recipes side by side, figures that can be read."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,10 +149,16 @@ def test_the_player_runs_the_other_recipe_on_the_same_images_once(make, victim, 
 
 
 def test_the_player_offers_no_recipe_for_another_defence(make, victim):  # noqa: F811
-    other = fine_pruning(victim.model, victim.data.defense, victim.trigger, spc=3, progress=False)
+    other = replace(grad_prune(victim.model, victim.data.defense, victim.trigger, spc=3, tune=False, progress=False), name="mine", settings={})
     panel = make(PruningPlayer, result=other)
     assert panel.sentence.startswith("Round ")
     assert panel.recipe not in [child for box in panel.children for child in getattr(box, "children", ())]
+
+
+def test_the_player_has_no_filters_to_show_where_channels_were_closed(victim):
+    other = fine_pruning(victim.model, victim.data.defense, victim.trigger, spc=3, steps=1, progress=False)
+    with pytest.raises(InputError, match="fine_pruning closes other things than filters"):
+        PruningPlayer(victim, other)
 
 
 # ---- both recipes in one figure

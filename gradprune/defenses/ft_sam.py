@@ -61,7 +61,7 @@ class SharpnessAware(torch.optim.SGD):
 
 
 def ft_sam(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
-           progress: bool = True, rho: float = 2.0, lr: float = 0.01, steps: int = 50) -> DefenseResult:
+           progress: bool = True, rho: float = 2.0, lr: float = 0.01, steps: int = 400) -> DefenseResult:
     """Fine-tune a copy of `model` with sharpness-aware steps and keep the last epoch; `trigger` is not used.
 
     clean: the defender's images, of which `spc` per class are drawn. rho: the radius of the perturbation, in units of
@@ -69,7 +69,7 @@ def ft_sam(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     Raises InputError for bad arguments, too few images, or a loss that is not finite.
     """
     positive(rho=rho)
-    work = Work(model, clean, None, spc, seed)
+    work = Work(model, clean, None, spc, seed, hold_out=False)
     work.tune(lr=lr, steps=steps, seed=seed, progress=progress,
               optimizer=partial(SharpnessAware, rho=rho, model=work.model))
     return work.result("ft_sam", {"spc": spc, "rho": rho, "lr": lr, "steps": steps, "seed": seed})

@@ -91,6 +91,8 @@ class PruningPlayer(Panel):
         """Replay a run on the sample, to be put into `runs`; None is the model before any."""
         history: list[dict[str, Any]] = result.rows("prune") if result else [_GIVEN]
         require(len(history) > 0, "the result's history has no pruning rounds.")
+        require(not any("channels" in row for row in history),
+                f"{result.name if result else ''} closes other things than filters: there are no rounds to play.")
         rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target)
         model = copy.deepcopy(self.victim.model)
         found, chances = filters(model, self.pixels[:1]), []
