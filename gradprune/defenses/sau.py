@@ -3,7 +3,9 @@
 Source: Wei et al., 2023, "Shared Adversarial Unlearning", arXiv:2307.10562. What fools both models into one class may
 be the trigger; what fools the cleaned model alone is common weakness, and unlearning it would not touch the backdoor.
 Settings are those of the first author's own code in BackdoorBench (Wu et al., 2022, arXiv:2206.12654), defense/sau.py:
-no augmentation, nothing validated, BatchNorm's statistics fixed, a learning rate that stays.
+no augmentation, nothing validated, BatchNorm's statistics fixed, a learning rate that stays. Batches are smaller and
+steps fewer, so that a cell costs the same minute with any number of images: badnets of the tuning models, two images a
+class, ended at ACC 95.8 / ASR 2.5 / RA 90.5 with 400 steps of 16 images and at 94.0 / 6.0 / 87.5 with 400 of 36.
 """
 
 import copy
@@ -20,9 +22,9 @@ from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 
 DEFAULTS: dict[str, Any] = {
-    "steps": 100,         # model steps (released: 1,000, 100 rounds over 5 % of CIFAR-10)
+    "steps": 400,         # model steps (released: 1,000, 100 rounds over 5 % of CIFAR-10)
     "lr": 1e-4,           # of the model's Adam (AMSGrad)
-    "batch_size": 64,     # images per step (released: 256)
+    "batch_size": 16,     # images per step (released: 256)
     "bound": 0.2,         # no pixel moves by more than this; every search begins with all of them brightened by it
     "search_steps": 5,    # signed gradient steps of a search, at most
     "search_size": 0.2,   # their size
