@@ -83,10 +83,12 @@ def fst(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
         def away(network: nn.Module, batch: Pairs) -> Tensor:
             return clean_loss(network, batch) + alpha * (layer.weight * old).sum()
 
+        def rescale(*_: Any) -> None:
+            layer.weight.data.mul_(old.norm() / layer.weight.data.norm())
+
         def rescaling(*given: Any, **settings: Any) -> torch.optim.Optimizer:
             optimizer = torch.optim.SGD(*given, **settings)
-            optimizer.register_step_post_hook(
-                lambda *_: layer.weight.data.mul_(old.norm() / layer.weight.data.norm()))
+            optimizer.register_step_post_hook(rescale)
             return optimizer
 
         epochs = passes(paper["steps"], len(images.labels), paper["batch_size"])
