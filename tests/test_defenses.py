@@ -39,6 +39,7 @@ QUICK = {  # enough to change the model, in about a second
     "ft_unlearn": {"epochs": 2}, "ft_sam": {"steps": 2}, "fine_pruning": {"steps": 2}, "clp": {"u": 1.5},
     "anp": {"iterations": 6, "threshold": 0.9}, "nad": {"steps": 2, "teacher_steps": 2}, "i_bau": {"inner_steps": 2, "outer_steps": 2},
     "ft_distilled": {}, "rnp": {"unlearn_steps": 10, "recover_steps": 10}, "neural_cleanse": {"tune_steps": 2, "steps": 15, "threshold": 0.1},
+    "sau": {"steps": 2}, "fst": {"steps": 2}, "ims": {"first_rounds": 5, "rounds": 2},
 }
 
 

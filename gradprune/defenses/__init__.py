@@ -3,11 +3,6 @@
 All are called alike: `ft(model, clean, trigger, *, spc=10, seed=0, progress=True, ...)`. Only `grad_prune`
 (both recipes) and `ft_unlearn` use the trigger. None sees the test set, and none changes the model it is given. Where
 the trigger is unknown, `scan` looks for one and `prune_scanned` runs `grad_prune` with it.
-
-Not here: IMS (Dunnett et al., 2025, "Backdoor Mitigation via Invertible Pruning Masks", arXiv:2509.15497). Its idea is
-public (a mask and its inverse are learned together: the inverse keeps the backdoor and is used to synthesise
-perturbations, which the mask must resist), but the exact losses, their weights and the schedule of its two problems
-could not be established from the sources at hand, and a guess under its name would be unfair to it.
 """
 
 from collections.abc import Callable
@@ -15,16 +10,19 @@ from collections.abc import Callable
 from gradprune.defenses.anp import anp
 from gradprune.defenses.clp import clp
 from gradprune.defenses.fine_pruning import fine_pruning
+from gradprune.defenses.fst import fst
 from gradprune.defenses.ft import ft
 from gradprune.defenses.ft_distilled import ft_distilled
 from gradprune.defenses.ft_sam import ft_sam
 from gradprune.defenses.ft_unlearn import ft_unlearn
 from gradprune.defenses.grad_prune import grad_prune, grad_prune_verified, prune_scanned
 from gradprune.defenses.i_bau import i_bau
+from gradprune.defenses.ims import ims
 from gradprune.defenses.nad import nad
 from gradprune.defenses.neural_cleanse import neural_cleanse
 from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.rnp import rnp
+from gradprune.defenses.sau import sau
 from gradprune.defenses.scan import Scan, scan
 from gradprune.errors import unknown
 
@@ -32,11 +30,11 @@ DEFENSES: dict[str, Callable[..., DefenseResult]] = {
     "grad_prune": grad_prune, "grad_prune_verified": grad_prune_verified, "ft": ft, "ft_unlearn": ft_unlearn,
     "ft_distilled": ft_distilled,
     "fine_pruning": fine_pruning, "clp": clp, "anp": anp, "nad": nad, "i_bau": i_bau, "rnp": rnp, "ft_sam": ft_sam,
-    "neural_cleanse": neural_cleanse}
+    "neural_cleanse": neural_cleanse, "sau": sau, "fst": fst, "ims": ims}
 
-__all__ = ["DEFENSES", "DefenseResult", "Scan", "anp", "clp", "defense", "fine_pruning", "ft", "ft_distilled", "ft_sam",
-           "ft_unlearn", "grad_prune", "grad_prune_verified", "i_bau", "nad", "neural_cleanse", "prune_scanned", "rnp",
-           "scan"]
+__all__ = ["DEFENSES", "DefenseResult", "Scan", "anp", "clp", "defense", "fine_pruning", "fst", "ft", "ft_distilled",
+           "ft_sam", "ft_unlearn", "grad_prune", "grad_prune_verified", "i_bau", "ims", "nad", "neural_cleanse",
+           "prune_scanned", "rnp", "sau", "scan"]
 
 
 def defense(name: str) -> Callable[..., DefenseResult]:

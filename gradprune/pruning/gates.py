@@ -20,3 +20,18 @@ def gated(model: nn.Module, found: Filters, weight: Tensor, bias: Tensor) -> dic
             if tensor is not None:
                 scaled[f"{name}.{kind}"] = tensor.detach() * gates[part].reshape(-1, *[1] * (tensor.ndim - 1))
     return scaled
+
+
+def scaled(model: nn.Module, found: Filters, factors: Tensor) -> dict[str, Tensor]:
+    """Scale what each convolution gives, before any BatchNorm, differentiably: parameters for `functional_call`.
+
+    factors: float (number of filters,), of a filter's weights and bias alone.
+    """
+    parameters = {}
+    for layer in found.layers:
+        for kind in ("weight", "bias"):
+            tensor = getattr(model.get_submodule(layer.name), kind)
+            if tensor is not None:
+                part = factors[layer.start:layer.start + layer.count]
+                parameters[f"{layer.name}.{kind}"] = tensor.detach() * part.reshape(-1, *[1] * (tensor.ndim - 1))
+    return parameters

@@ -1,0 +1,112 @@
+"""FST: fine-tune with a new last layer that is held away from the old one, so that the features must move, too.
+
+Source: Min et al., 2023, "Towards Stable Backdoor Purification through Feature Shift Tuning", arXiv:2310.01875.
+Settings are those of the authors' release, github.com/AISafety-HKUST/Backdoor_Safety_Tuning (fine_tune/ft.py), which
+augments by shifts and, on photographs, flips. It advises a smaller `alpha` where accuracy falls; what it weighs grows
+with the square of the old weights' norm, which is 10 in our networks. So views of held-out images choose it here.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.datasets import ImageSet
+from gradprune.defenses.common import Work, adopted, passes
+from gradprune.defenses.result import DefenseResult
+from gradprune.errors import require
+from gradprune.models.inference import evaluating
+from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
+from gradprune.pruning.fine_tuning import half_cosine
+
+DEFAULTS: dict[str, Any] = {
+    "alpha": 0.2,       # weight of <W, W0>, new and old weights of the last layer (the release's README: 0.1)
+    "halvings": 3,      # of alpha, at most, each where training on part of the images loses too much (released: none)
+    "lost": 0.10,       # clean accuracy, of 1, on views of the other images, that is too much
+    "lr": 0.01,         # of SGD, momentum 0.9, no weight decay; falls along half a cosine
+    "steps": 200,       # released: 10 epochs over 2 % of CIFAR-10, which is 80 steps; 5 % make 200
+    "batch_size": 128,  # images per step
+}
+
+
+def last_layer(model: nn.Module, images: Tensor) -> nn.Linear:
+    """The linear layer that gives the logits of `model`; images: float (N, C, H, W).
+
+    Raises InputError where the last layer with weights is another one.
+    """
+    seen: list[tuple[nn.Module, Tensor]] = []
+    hooks = [module.register_forward_hook(lambda layer, _, output: seen.append((layer, output)))
+             for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    try:
+        with evaluating(model), torch.no_grad():
+            logits = model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layer, output = seen[-1]
+    require(isinstance(layer, nn.Linear) and isinstance(layer.weight, nn.Parameter) and output.shape == logits.shape,
+            f"fst draws the weights of a linear last layer anew, but this model ends in {type(layer).__name__}.")
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def draw_anew(layer: nn.Linear, seed: int) -> None:
+    """New weights and bias, uniform within 1 / sqrt(inputs) of zero, in place."""
+    generator, bound = torch.Generator().manual_seed(seed), 1 / math.sqrt(layer.in_features)
+    for tensor in layer.parameters():
+        tensor.data.copy_(bound * (2 * torch.rand(tensor.shape, generator=generator) - 1))
+
+
+def fst(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
+        progress: bool = True, **changes: Any) -> DefenseResult:
+    """Fine-tune a copy of `model`, its last layer drawn anew, on CE(f(x), y) + alpha <W, W0>; `trigger` is not used.
+
+    clean: the defender's images, of which `spc` per class are drawn; alpha is judged on views of the validation images,
+    then all are learned from. changes: any value of `DEFAULTS`. After every step W is brought back to the (Frobenius)
+    norm of W0. The last epoch is kept. Ctrl-C while alpha is being chosen leaves the given model.
+    Raises InputError for bad arguments, too few images, a model whose last layer is not linear, or a loss that is not
+    finite.
+    """
+    paper = adopted("fst", DEFAULTS, changes)
+    work = Work(model, clean, None, spc, seed)
+    views = work.augment.add_to(work.validation, seed)
+    start = validate(work.model, views).acc
+    work.measure("tune", epoch=0)
+
+    def tune(network: nn.Module, images: Pairs, alpha: float) -> list[dict[str, Any]]:
+        layer = last_layer(network, images.clean[:1])
+        old = layer.weight.detach().clone()
+        draw_anew(layer, seed)
+
+        def away(network: nn.Module, batch: Pairs) -> Tensor:
+            return clean_loss(network, batch) + alpha * (layer.weight * old).sum()
+
+        def rescale(*_: Any) -> None:
+            layer.weight.data.mul_(old.norm() / layer.weight.data.norm())
+
+        def rescaling(*given: Any, **settings: Any) -> torch.optim.Optimizer:
+            optimizer = torch.optim.SGD(*given, **settings)
+            optimizer.register_step_post_hook(rescale)
+            return optimizer
+
+        epochs = passes(paper["steps"], len(images.labels), paper["batch_size"])
+        return fine_tune(network, work.mask, images, work.validation, loss=away, optimizer=rescaling, lr=paper["lr"],
+                         weight_decay=0.0, decay=half_cosine(epochs), max_epochs=epochs, renew=work.augment,
+                         batch_size=paper["batch_size"], seed=seed, progress=progress)
+
+    alpha = paper["alpha"]
+    with work.stage("alpha"):
+        for halved in range(int(paper["halvings"])):
+            trial = copy.deepcopy(work.model)
+            work.interrupted = "interrupted" in tune(trial, work.train, alpha)[-1]
+            if work.interrupted or start - validate(trial, views).acc < paper["lost"]:
+                break
+            alpha = paper["alpha"] / 2 ** (halved + 1)
+    if not work.interrupted:
+        everything = Pairs(*(torch.cat(both) for both in zip(work.train, work.validation, strict=True)))
+        with work.stage("tune"):
+            work.history += tune(work.model, everything, alpha)[1:]
+    return work.result("fst", {"spc": spc, **paper, "seed": seed},
+                       stopped=f"all steps were made, with an alpha of {alpha}")
