@@ -25,6 +25,7 @@ from gradprune.pruning import (
     in_order,
     invert,
     outliers,
+    scaled,
     unpaired,
     validate,
 )
@@ -32,8 +33,8 @@ from gradprune.pruning.filters import filters, silence
 from gradprune.pruning.fine_tuning import clean_loss
 
 # The modules share their names with the functions that the package exports.
-anp, clp, fine_pruning, ft_sam, i_bau, nad, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (
-    "anp", "clp", "fine_pruning", "ft_sam", "i_bau", "nad", "rnp"))
+anp, clp, fine_pruning, ft_sam, i_bau, nad, neural_cleanse, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (
+    "anp", "clp", "fine_pruning", "ft_sam", "i_bau", "nad", "neural_cleanse", "rnp"))
 
 QUICK = {  # enough to change the model, in about a second
     "grad_prune": {"patience": 2}, "grad_prune_verified": {"patience": 1, "tune": False}, "ft": {"steps": 2},
@@ -110,7 +111,7 @@ def test_methods_without_a_trigger_never_touch_it(victim, name):
 
 
 @pytest.mark.parametrize(("name", "module", "function"), [
-    ("anp", "anp", "mask_gradient"), ("i_bau", "i_bau", "hypergradient"), ("rnp", "rnp", "gated"),
+    ("anp", "anp", "mask_gradient"), ("i_bau", "i_bau", "hypergradient"), ("rnp", "rnp", "scaled"),
     ("nad", "nad", "attention_maps"), ("nad", "nad", "clean_loss"), ("neural_cleanse", "neural_cleanse", "invert")])
 def test_interruption_keeps_a_model(victim, monkeypatch, name, module, function):
     home = importlib.import_module(f"gradprune.defenses.{module}")
@@ -382,21 +383,31 @@ def test_rnp_unlearns_then_recovers(victim):
     work = Work(victim.model, victim.data.defense, None, 10, 0)
     stream = endless(work.train, torch.Generator().manual_seed(0), 64)
 
-    def now(gates=None):
+    def now(mask=None):
         with batch_statistics(work.model), torch.no_grad():
-            gates = torch.ones(len(work.found)) if gates is None else gates
-            logits = torch.func.functional_call(work.model, gated(work.model, work.found, gates, gates), (work.train.clean,))
+            mask = torch.ones(sum(batch_norms(work.model).values())) if mask is None else mask
+            logits = torch.func.functional_call(work.model, scaled(work.model, mask), (work.train.clean,))
         return (logits.argmax(1) == work.train.labels).float().mean(), F.cross_entropy(logits, work.train.labels)
 
     before = now()
-    steps = rnp.unlearn(work.model, stream, 0.01, 84, 0.5)
+    steps = rnp.unlearn(work.model, stream, 0.01, 84, 40, 0.5)
     after = now()
     assert 0 < steps < 84 and after[0] <= 0.6 and after[0] < before[0] and after[1] > 2 * before[1]
     weights = [parameter.clone() for parameter in work.model.parameters()]
-    mask = rnp.recover(work.model, work.found, stream, 0.2, 0.2, 40, progress=False)
+    mask = rnp.recover(work.model, stream, 0.2, 0.2, 40, progress=False)
     assert mask.min() >= 0 and mask.max() <= 1 and (mask < 1).any()
     assert all(torch.equal(*pair) for pair in zip(weights, work.model.parameters(), strict=True))
     assert now(mask)[1] < after[1]
+
+
+def test_the_ascents_rate_falls_to_a_tenth():
+    def moved(decay_steps):
+        model = TwoChannels()
+        before = model.linear.weight.detach().clone()
+        rnp.unlearn(model, endless(BRIGHT, torch.Generator().manual_seed(0), 8), 1e-4, 2, decay_steps, 0.0)
+        return (model.linear.weight - before).norm()
+
+    assert moved(1) < 0.5 * moved(40)  # of rates 1, 1 and of 1, 0.1, with momentum: 2.9 against 1.19
 
 
 def test_the_hypergradient_equals_a_finite_difference():
@@ -494,6 +505,17 @@ def test_inversion_shrinks_a_mask_that_stays_in_range(victim, searches):
 def test_the_planted_triggers_class_is_the_outlier(searches):
     norms = [found.norm for found in searches[1]]
     assert norms.index(min(norms)) == 1 == outliers(norms)[1][0]
+
+
+def test_a_fifth_of_the_images_wears_each_synthesised_trigger():
+    images = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(0)) / 2
+    pairs = Pairs(images, images[:0], torch.arange(10))
+    some = neural_cleanse.worn(pairs, [lambda x: x + 0.5, lambda x: 1 - x], torch.Generator().manual_seed(1))
+    assert len(some.clean) == 12 and sorted(some.labels[:10].tolist()) == list(range(10))
+    assert torch.equal(some.labels[8:10], some.labels[10:])
+    for marked, change in ((slice(0, 8), lambda x: x), (slice(8, 10), lambda x: x + 0.5), (slice(10, 12), lambda x: 1 - x)):
+        assert torch.equal(some.clean[marked], change(images[some.labels[marked]])), "under their true labels"
+    assert len(neural_cleanse.worn(Pairs(images[:1], images[:0], torch.zeros(1)), [nn.Identity()], torch.Generator()).clean) == 1
 
 
 def test_neural_cleanse_lowers_asr_without_the_trigger(victim):

@@ -25,7 +25,8 @@ from gradprune.pruning import Inverted
 
 MODELS = ("blended", "wanet", "trojannn", "clean")
 SPC, SEED = 10, 0
-_BY_MODE: dict[str, dict[str, Any]] = {"quick": FASTER, "ci": {"steps": 40, "batch_size": 8}, "full": {}}
+_BY_MODE: dict[str, dict[str, Any]] = {"quick": FASTER, "ci": {**FASTER, "steps": 40, "batch_size": 8},
+                                       "full": {"factor": FASTER["factor"]}}
 
 
 def search_settings() -> dict[str, Any]:
