@@ -30,7 +30,7 @@ _BY_MODE: dict[str, dict[str, Any]] = {"quick": FASTER, "ci": {**FASTER, "steps"
 
 
 def search_settings() -> dict[str, Any]:
-    """Settings of `invert` and `perturb` that the mode allows: those of a scan, fewer steps in "ci", all in "full"."""
+    """Settings of `invert` and `perturb` that the mode allows: a scan's, fewer steps in "ci", all steps in "full"."""
     return {"progress": False, **_BY_MODE[mode()]}
 
 

@@ -58,7 +58,7 @@ def close_below(model: nn.Module, found: Filters, mask: Tensor, validation: Pair
         closed = (mask <= threshold + 1e-6).to(given[0].device)
         with torch.no_grad():
             for norm, scale, part in zip(norms, given, closed.split([len(scale) for scale in given]), strict=True):
-                norm.weight.copy_(scale.masked_fill(part, 0))  # type: ignore[operator, union-attr]
+                norm.weight.copy_(scale.masked_fill(part, 0))  # type: ignore[operator]
         return int(closed.sum())
 
     def measured(**more: float) -> dict[str, Any]:
