@@ -19,11 +19,14 @@ from gradprune.pruning import (
     FilterMask,
     Pairs,
     Validation,
+    batch_norms,
+    close_below,
     fine_tune,
     gated,
     in_order,
     invert,
     outliers,
+    scaled_channels,
     unpaired,
     validate,
 )
@@ -31,13 +34,13 @@ from gradprune.pruning.filters import filters, silence
 from gradprune.pruning.fine_tuning import clean_loss
 
 # The modules share their names with the functions that the package exports.
-anp, clp, fine_pruning, ft_sam, i_bau, nad, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (
-    "anp", "clp", "fine_pruning", "ft_sam", "i_bau", "nad", "rnp"))
+anp, clp, fine_pruning, ft_sam, i_bau, nad, neural_cleanse, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (
+    "anp", "clp", "fine_pruning", "ft_sam", "i_bau", "nad", "neural_cleanse", "rnp"))
 
 QUICK = {  # enough to change the model, in about a second
     "grad_prune": {"patience": 2}, "grad_prune_verified": {"patience": 1, "tune": False}, "ft": {"steps": 2},
     "ft_unlearn": {"epochs": 2}, "ft_sam": {"steps": 2}, "fine_pruning": {"steps": 2}, "clp": {"u": 1.5},
-    "anp": {"iterations": 6, "threshold": 0.9}, "nad": {"steps": 2, "teacher_steps": 2}, "i_bau": {"inner_steps": 2, "outer_steps": 2},
+    "anp": {"iterations": 6}, "nad": {"steps": 2, "teacher_steps": 2}, "i_bau": {"inner_steps": 2, "outer_steps": 2},
     "ft_distilled": {}, "rnp": {"unlearn_steps": 10, "recover_steps": 10}, "neural_cleanse": {"tune_steps": 2, "steps": 15, "threshold": 0.1},
     "sau": {"steps": 2}, "fst": {"steps": 2}, "ims": {"first_rounds": 5, "rounds": 2},
 }
@@ -110,7 +113,7 @@ def test_methods_without_a_trigger_never_touch_it(victim, name):
 
 
 @pytest.mark.parametrize(("name", "module", "function"), [
-    ("anp", "anp", "mask_gradient"), ("i_bau", "i_bau", "hypergradient"), ("rnp", "rnp", "gated"),
+    ("anp", "anp", "mask_gradient"), ("i_bau", "i_bau", "hypergradient"), ("rnp", "rnp", "scaled_channels"),
     ("nad", "nad", "attention_maps"), ("nad", "nad", "clean_loss"), ("neural_cleanse", "neural_cleanse", "invert")])
 def test_interruption_keeps_a_model(victim, monkeypatch, name, module, function):
     home = importlib.import_module(f"gradprune.defenses.{module}")
@@ -221,37 +224,80 @@ BRIGHT = Pairs(torch.linspace(0, 1, 8).reshape(8, 1, 1, 1).expand(8, 3, 4, 4), t
                torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
 
 
+class TwoChannels(nn.Module):
+    """Channel 0 of the BatchNorm sees the brightness that tells the classes apart, channel 1 is not listened to."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+        self.linear = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.tensor([[-1.0, 0], [1.0, 0]]))
+            self.linear.bias.zero_()
+            self.norm.bias.copy_(torch.tensor([0.1, 0.2]))
+
+    def forward(self, images):
+        return self.linear(self.norm(images[:, :2] - 0.5).mean((2, 3)))
+
+
+def channel_loss(model, weight, bias=None):
+    parameters = {"norm.weight": model.norm.weight.detach() * weight}
+    if bias is not None:
+        parameters["norm.bias"] = model.norm.bias.detach() * bias
+    return F.cross_entropy(torch.func.functional_call(model, parameters, (BRIGHT.clean,)), BRIGHT.labels)
+
+
 def test_anp_moves_the_mask_only_where_the_loss_asks():
-    model = TwoFilters()
-    found, ones = filters(model), torch.ones(2)
+    model, ones = TwoChannels().eval(), torch.ones(2)
 
     def gradient(eps, balance, seed=0):
-        return anp.mask_gradient(model, found, ones, BRIGHT, eps, balance, torch.Generator().manual_seed(seed))
+        return anp.mask_gradient(model, ones, BRIGHT, eps, balance, torch.Generator().manual_seed(seed))
 
-    assert gradient(0.4, 0.2)[0] != 0 and gradient(0.4, 0.2)[1] == 0, "nobody listens to filter 1"
+    assert gradient(0.4, 0.2)[0] != 0 and gradient(0.4, 0.2)[1] == 0, "nobody listens to channel 1"
     m = ones.clone().requires_grad_()
-    clean = F.cross_entropy(torch.func.functional_call(model, gated(model, found, m, ones), (BRIGHT.clean,)), BRIGHT.labels)
-    torch.testing.assert_close(gradient(1e-9, 0.2), torch.autograd.grad(clean, m)[0]), "no shaking: the clean gradient"
-    shaken, alone = gradient(0.4, 1e-9), gradient(0.4, 1.0)
-    torch.testing.assert_close(gradient(0.4, 0.2), 0.2 * alone + 0.8 * shaken)
+    clean = torch.autograd.grad(channel_loss(model, m), m)[0]
+    torch.testing.assert_close(gradient(1e-9, 0.2), clean), "no noise: the clean gradient"
+    torch.testing.assert_close(gradient(0.4, 1.0), clean), "the mask leaves the shift as it is"
+    torch.testing.assert_close(gradient(0.4, 0.2), 0.2 * clean + 0.8 * gradient(0.4, 1e-9))
 
 
-def test_anp_shakes_towards_a_higher_loss():
-    model, found, seen = TwoFilters(), None, []
-    found = filters(model)
-    original = anp.gated
-    anp.gated = lambda model, found, weight, bias: (seen.append((weight.detach(), bias.detach())), original(model, found, weight, bias))[1]
-    try:
-        anp.mask_gradient(model, found, torch.ones(2), BRIGHT, 0.4, 0.2, torch.Generator().manual_seed(0))
-    finally:
-        anp.gated = original
+def test_anp_shakes_scale_and_shift_towards_a_higher_loss(monkeypatch):
+    model, seen, original = TwoChannels().eval(), [], anp.scaled_channels
+    monkeypatch.setattr(anp, "scaled_channels", lambda model, *gates: (seen.append([gate.detach() for gate in gates if gate is not None]), original(model, *gates))[1])
+    anp.mask_gradient(model, torch.ones(2), BRIGHT, 0.4, 0.2, torch.Generator().manual_seed(0))
+    random, clean, worst = seen
+    assert len(clean) == 1 and torch.equal(clean[0], torch.ones(2))
+    assert channel_loss(model, *worst) > channel_loss(model, *random)
+    assert all((gate - 1).abs().max() <= 0.4 for gate in random)
+    assert all((gate - start)[0].abs() == pytest.approx(0.4) for gate, start in zip(worst, random, strict=True)), "one signed step"
 
-    def loss(weight, bias):
-        return F.cross_entropy(torch.func.functional_call(model, gated(model, found, weight, bias), (BRIGHT.clean,)), BRIGHT.labels)
 
-    random, (_, ones), worst = seen
-    assert torch.equal(ones, torch.ones(2)) and loss(*worst) > loss(*random)
-    assert all((shift - 1).abs().max() <= 0.4 + 1e-6 for shift in worst)
+def test_channels_close_up_to_the_highest_threshold_that_accuracy_allows(victim):
+    work = Work(victim.model, victim.data.defense, None, 10, 0)
+    norms = batch_norms(work.model)
+    mask = torch.linspace(0, 1, sum(norms.values()))
+    closed = close_below(work.model, work.found, mask, work.validation, alpha=0.3, top=0.9)
+    rows = closed.history
+    assert not closed.mask.positions and [row["channels"] for row in rows[1:]] == [int((mask <= 0.05 * step + 1e-6).sum()) for step in range(19)]
+    held = [row for row in rows[1:] if rows[0]["val_acc"] - row["val_acc"] < 0.3 - 1e-6]
+    assert 0 < len(held) < 19 and [row for row in rows if row.get("kept")] == held[-1:]
+    assert validate(work.model, work.validation).acc == held[-1]["val_acc"]
+    given, now = victim.model.state_dict(), work.model.state_dict()
+    scales = torch.cat([now[f"{name}.weight"] for name in norms])
+    assert (scales[mask <= held[-1]["threshold"]] == 0).all() and (scales[mask > held[-1]["threshold"]] != 0).all()
+    assert all(torch.equal(given[key], now[key]) for key in given if key not in {f"{name}.weight" for name in norms}), "shifts stay"
+
+
+def test_no_channel_closes_where_each_threshold_costs_too_much(victim):
+    work = Work(victim.model, victim.data.defense, None, 10, 0)
+    closed = close_below(work.model, work.found, torch.zeros(sum(batch_norms(work.model).values())), work.validation, alpha=0.1, top=0.9)
+    assert "no BatchNorm channel was closed" in closed.stopped and closed.history[0]["kept"]
+    assert all(torch.equal(a, b) for a, b in zip(work.model.state_dict().values(), victim.model.state_dict().values(), strict=True))
+
+
+def test_a_network_without_batch_norm_has_no_channels_to_mask():
+    with pytest.raises(InputError, match="channels of BatchNorm layers, and the network has none"):
+        batch_norms(TwoFilters())
 
 
 def test_nad_compares_attention_at_the_end_of_each_image_size(victim):
@@ -339,21 +385,31 @@ def test_rnp_unlearns_then_recovers(victim):
     work = Work(victim.model, victim.data.defense, None, 10, 0)
     stream = endless(work.train, torch.Generator().manual_seed(0), 64)
 
-    def now(gates=None):
+    def now(mask=None):
         with batch_statistics(work.model), torch.no_grad():
-            gates = torch.ones(len(work.found)) if gates is None else gates
-            logits = torch.func.functional_call(work.model, gated(work.model, work.found, gates, gates), (work.train.clean,))
+            mask = torch.ones(sum(batch_norms(work.model).values())) if mask is None else mask
+            logits = torch.func.functional_call(work.model, scaled(work.model, mask), (work.train.clean,))
         return (logits.argmax(1) == work.train.labels).float().mean(), F.cross_entropy(logits, work.train.labels)
 
     before = now()
-    steps = rnp.unlearn(work.model, stream, 0.01, 84, 0.5)
+    steps = rnp.unlearn(work.model, stream, 0.01, 84, 40, 0.5)
     after = now()
     assert 0 < steps < 84 and after[0] <= 0.6 and after[0] < before[0] and after[1] > 2 * before[1]
     weights = [parameter.clone() for parameter in work.model.parameters()]
-    mask = rnp.recover(work.model, work.found, stream, 0.2, 0.2, 40, progress=False)
+    mask = rnp.recover(work.model, stream, 0.2, 0.2, 40, progress=False)
     assert mask.min() >= 0 and mask.max() <= 1 and (mask < 1).any()
     assert all(torch.equal(*pair) for pair in zip(weights, work.model.parameters(), strict=True))
     assert now(mask)[1] < after[1]
+
+
+def test_the_ascents_rate_falls_to_a_tenth():
+    def moved(decay_steps):
+        model = TwoChannels()
+        before = model.linear.weight.detach().clone()
+        rnp.unlearn(model, endless(BRIGHT, torch.Generator().manual_seed(0), 8), 1e-4, 2, decay_steps, 0.0)
+        return (model.linear.weight - before).norm()
+
+    assert moved(1) < 0.5 * moved(40)  # of rates 1, 1 and of 1, 0.1, with momentum: 2.9 against 1.19
 
 
 def test_the_hypergradient_equals_a_finite_difference():
@@ -478,6 +534,17 @@ def test_inversion_shrinks_a_mask_that_stays_in_range(victim, searches):
 def test_the_planted_triggers_class_is_the_outlier(searches):
     norms = [found.norm for found in searches[1]]
     assert norms.index(min(norms)) == 1 == outliers(norms)[1][0]
+
+
+def test_a_fifth_of_the_images_wears_each_synthesised_trigger():
+    images = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(0)) / 2
+    pairs = Pairs(images, images[:0], torch.arange(10))
+    some = neural_cleanse.worn(pairs, [lambda x: x + 0.5, lambda x: 1 - x], torch.Generator().manual_seed(1))
+    assert len(some.clean) == 12 and sorted(some.labels[:10].tolist()) == list(range(10))
+    assert torch.equal(some.labels[8:10], some.labels[10:])
+    for marked, change in ((slice(0, 8), lambda x: x), (slice(8, 10), lambda x: x + 0.5), (slice(10, 12), lambda x: 1 - x)):
+        assert torch.equal(some.clean[marked], change(images[some.labels[marked]])), "under their true labels"
+    assert len(neural_cleanse.worn(Pairs(images[:1], images[:0], torch.zeros(1)), [nn.Identity()], torch.Generator()).clean) == 1
 
 
 def test_neural_cleanse_lowers_asr_without_the_trigger(victim):

@@ -107,7 +107,7 @@ def test_the_mode_says_how_long_a_search_is(monkeypatch, victim):
     monkeypatch.setenv("GRADPRUNE_MODE", "ci")
     assert scanning.search_settings()["steps"] < FASTER["steps"]
     monkeypatch.setenv("GRADPRUNE_MODE", "full")
-    assert scanning.search_settings() == {"progress": False}
+    assert scanning.search_settings() == {"progress": False, "factor": FASTER["factor"]}
 
 
 @pytest.mark.parametrize("model", scanning.MODELS)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
@@ -83,8 +83,8 @@ class Work:
         epochs = passes(steps, len(self.train.labels), 128)
         with self.stage("tune"):
             self.history += fine_tune(self.model, self.mask, self.train, self.validation, loss=clean_loss, lr=lr,
-                                      decay=half_cosine(epochs), renew=self.augment,
-                                      max_epochs=epochs, seed=seed, progress=progress, **more)
+                                      decay=half_cosine(epochs), max_epochs=epochs, seed=seed, progress=progress,
+                                      **{"renew": self.augment, **more})
 
     def measure(self, stage: str, **more: Any) -> None:
         """Add a history row with the model's validation figures."""
@@ -121,11 +121,6 @@ def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128, *,
     """
     while True:
         yield from batches(renew(pairs, generator), batch_size, generator)
-
-
-def closed(mask: Tensor, threshold: float) -> list[int]:
-    """Positions whose mask lies below the threshold, lowest first."""
-    return [int(i) for i in mask.argsort(stable=True) if mask[i] < threshold]
 
 
 def adopted(name: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from gradprune.errors import require
 from gradprune.models.inference import predict
 from gradprune.pruning import Inversion, invert, outliers, perturb
 
-FASTER: dict[str, Any] = {"steps": 60, "batch_size": 16}  # over the settings of both searches
+FASTER: dict[str, Any] = {"steps": 60, "batch_size": 16, "factor": 1.5}  # over the settings of both searches
 SMALL = 0.5  # an alarm needs a norm below this share of the median: see "The alarm of a scan" in CONTRIBUTING.md
 KINDS: dict[str, Callable[..., Inversion]] = {"mask": invert, "whole image": perturb}
 

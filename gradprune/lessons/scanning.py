@@ -25,11 +25,12 @@ from gradprune.pruning import Inverted
 
 MODELS = ("blended", "wanet", "trojannn", "clean")
 SPC, SEED = 10, 0
-_BY_MODE: dict[str, dict[str, Any]] = {"quick": FASTER, "ci": {"steps": 40, "batch_size": 8}, "full": {}}
+_BY_MODE: dict[str, dict[str, Any]] = {"quick": FASTER, "ci": {**FASTER, "steps": 40, "batch_size": 8},
+                                       "full": {"factor": FASTER["factor"]}}
 
 
 def search_settings() -> dict[str, Any]:
-    """Settings of `invert` and `perturb` that the mode allows: those of a scan, fewer steps in "ci", all in "full"."""
+    """Settings of `invert` and `perturb` that the mode allows: a scan's, fewer steps in "ci", all steps in "full"."""
     return {"progress": False, **_BY_MODE[mode()]}
 
 

@@ -22,7 +22,7 @@ def gated(model: nn.Module, found: Filters, weight: Tensor, bias: Tensor) -> dic
     return scaled
 
 
-def scaled(model: nn.Module, found: Filters, factors: Tensor) -> dict[str, Tensor]:
+def scaled_filters(model: nn.Module, found: Filters, factors: Tensor) -> dict[str, Tensor]:
     """Scale what each convolution gives, before any BatchNorm, differentiably: parameters for `functional_call`.
 
     factors: float (number of filters,), of a filter's weights and bias alone.

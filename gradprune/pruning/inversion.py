@@ -23,7 +23,7 @@ SEARCH: dict[str, Any] = {
     "cost": 1e-3,        # first weight of the mask's L1 norm
     "goal": 0.99,        # share of the images that the mark must send to the class
     "patience": 5,       # steps in a row above (below) the goal before the weight rises (falls)
-    "factor": 1.5,       # the weight rises by this, and falls by this to the power of 1.5
+    "factor": 2.0,       # the weight rises by this, and falls by this to the power of 1.5
 }
 
 

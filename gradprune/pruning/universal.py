@@ -17,6 +17,7 @@ from gradprune.pruning.inversion import SEARCH, Inversion, search
 WHOLE: dict[str, Any] = SEARCH | {
     "cost": 1e-2,   # first weight of the perturbation's L2 norm
     "bound": 0.25,  # no pixel moves by more than this
+    "factor": 1.5,  # the weight rises by this, and falls by this to the power of 1.5
 }
 
 

@@ -1,0 +1,83 @@
+"""BatchNorm channels: scale each by a learned mask, and close those whose mask is low, as far as accuracy allows.
+
+Source: Wu & Wang, 2021, arXiv:2110.14430, whose released code RNP's builds on. A channel here is one of any BatchNorm,
+also one behind an addition, which belongs to no single filter. It is closed by a scale of zero; its shift stays.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.errors import require
+from gradprune.pruning.filters import FilterMask, Filters, silent
+from gradprune.pruning.recipes import Pruned, validate
+from gradprune.pruning.unlearning import Pairs
+
+STEP = 0.05  # between the thresholds that are tried
+
+
+def batch_norms(model: nn.Module) -> dict[str, int]:
+    """Name and number of channels of each BatchNorm that has a scale, in the order of the network.
+
+    Raises InputError where there is none.
+    """
+    found = {name: module.num_features for name, module in model.named_modules()
+             if isinstance(module, nn.BatchNorm2d) and module.affine}
+    require(len(found) > 0, "this defence masks the channels of BatchNorm layers, and the network has none.")
+    return found
+
+
+def scaled_channels(model: nn.Module, weight: Tensor, bias: Tensor | None = None) -> dict[str, Tensor]:
+    """Scale each BatchNorm channel, differentiably: parameters for `torch.func.functional_call`.
+
+    weight, bias: float (number of channels,), factors of scale and shift; without `bias` the shift stays as it is.
+    """
+    factors, norms = {"weight": weight, "bias": bias}, batch_norms(model)
+    return {f"{name}.{kind}": getattr(model.get_submodule(name), kind).detach() * part
+            for kind, gates in factors.items() if gates is not None
+            for name, part in zip(norms, gates.split(list(norms.values())), strict=True)}
+
+
+def close_below(model: nn.Module, found: Filters, mask: Tensor, validation: Pairs, *, alpha: float,
+                top: float) -> Pruned:
+    """Close the channels up to the highest threshold at which validation accuracy falls by less than `alpha`, in place.
+
+    mask: float (number of channels,) in [0, 1]. Thresholds go from 0 to `top` in steps of `STEP`, and all are tried; a
+    channel closes where its mask is at most the threshold. If all of them cost alpha (0..1) or more, none closes. No
+    filter is counted as removed, so the result's mask is empty; history rows hold `threshold` and `channels`, and the
+    one that was taken says `kept`. Ctrl-C takes the best of those that have been tried.
+    """
+    require(0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
+    require(0 <= top <= 1, f"threshold must lie in 0..1, got {top}.")
+    norms = [model.get_submodule(name) for name in batch_norms(model)]
+    given = [norm.weight.detach().clone() for norm in norms]  # type: ignore[operator]
+
+    def close(threshold: float) -> int:
+        """Close what lies up to the threshold, of the given scales; returns the number of channels."""
+        closed = (mask <= threshold + 1e-6).to(given[0].device)
+        with torch.no_grad():
+            for norm, scale, part in zip(norms, given, closed.split([len(scale) for scale in given]), strict=True):
+                norm.weight.copy_(scale.masked_fill(part, 0))  # type: ignore[operator]
+        return int(closed.sum())
+
+    def measured(**more: float) -> dict[str, Any]:
+        rows.append({"stage": "prune", "round": len(rows), "layer": None, "index": None, **more,
+                     **validate(model, validation).figures()})
+        return rows[-1]
+
+    rows: list[dict[str, Any]] = []
+    start = kept = measured()
+    best, interrupted = -1.0, False
+    try:
+        for threshold in (step * STEP for step in range(round(top / STEP) + 1)):
+            now = measured(threshold=threshold, channels=close(threshold))
+            if start["val_acc"] - now["val_acc"] < alpha - 1e-6:
+                best, kept = threshold, now
+    except KeyboardInterrupt:
+        interrupted = True
+    kept["kept"] = True
+    closed, total = close(best), sum(map(len, given))
+    said = (f"up to a mask of {best:.2f}, {closed} of {total} BatchNorm channels were closed" if best >= 0 else
+            f"no BatchNorm channel was closed: each threshold costs accuracy (alpha is {100 * alpha:.3g} points)")
+    return Pruned(FilterMask(found, before=silent(model, found)), rows, said, interrupted)
