@@ -50,7 +50,8 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
         with work.stage("tune"):
             work.history += (distilled_tune(model, work.model, *parts, augment, seed=seed, progress=progress)
                              if augment else fine_tune(work.model, *parts, seed=seed, progress=progress))
-    settings = {"recipe": recipe, "score": score, "spc": spc, "alpha": alpha, "patience": patience, "seed": seed}
+    settings = {"recipe": recipe, "score": score, "spc": spc, "alpha": alpha, "patience": patience, "tune": tune,
+                "seed": seed}
     return work.result("grad_prune", settings, pruned=pruned, stopped=stopped)
 
 

@@ -113,11 +113,10 @@ def _nearest(means: pd.DataFrame) -> str:
     common = means[means.groupby("attack")["defense"].transform("nunique") == means["defense"].nunique()]
     if common.empty:
         return "no attack has figures of every defence, so none is nearest to the ideal corner"
-    far = common.assign(far=np.hypot(common["asr"], 1 - common["acc"]))
-    best = even_means(far, ["defense"], ["far", "acc", "asr"]).sort_values("far").iloc[0]
-    attacks = common["attack"].map(attack_kind).nunique()
-    return (f"{best.name} is nearest to the ideal corner on average over {count(attacks, 'attack')}: "
-            f"ACC {best['acc']:.1%} and ASR {best['asr']:.1%}")
+    common = common.assign(far=np.hypot(common["asr"], 1 - common["acc"]))
+    own = even_means(common, ["defense"], ["far", "acc", "asr"]).sort_values("far").iloc[0]
+    over = count(common["attack"].map(attack_kind).nunique(), "attack")
+    return f"{own.name} is nearest to the ideal corner on average over {over}: ACC {own.acc:.1%} and ASR {own.asr:.1%}"
 
 
 def mean_ranks(table: pd.DataFrame, spc: int, metric: str = "der") -> Picture:
@@ -179,8 +178,7 @@ def costs(table: pd.DataFrame) -> Picture:
 def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
     """One figure (der, acc, asr or ra) against the images per class: a line a defence, the mean over attacks.
 
-    Every attack weighs the same, whatever failed. The band goes from the lowest to the highest seed. Raises InputError
-    for fewer than two spc.
+    Every attack weighs the same; bands: lowest to highest seed. Raises InputError for fewer than two spc.
     """
     require(metric in ("der", *METRICS), f"metric must be der, acc, asr or ra, got {metric!r}.")
     good = checked(table).query("~failed")
@@ -188,7 +186,7 @@ def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
     sizes = sorted(good["spc"].unique())
     require(len(sizes) > 1, f"a line needs two spc or more, got {', '.join(map(str, sizes))}.")
     mean = even_means(good, ["defense", "spc"], [metric])[metric].unstack()
-    mean = mean.reindex([name for name in looks(table) if name in set(good["defense"])])
+    mean = mean.reindex([name for name in looks(table) if name in mean.index])
     with style.in_style():
         figure = style.new_figure(8.4, 4.8)
         ax = figure.subplots()

@@ -175,7 +175,7 @@ def rows(table, folder, spc, victims, seeds, done):
                     model = tune(name, victim, train, validation, seed, pruned, outcome.mask)
                 taken = time.process_time() - start
                 figures = evaluate(model, victim.data.test.subset(torch.arange(0, 2400, 3)), victim.trigger,
-                                   victim.target, label_map=victim.card["attack"].get("label_map", "all_to_one"))
+                                   victim.target, label_map=victim.label_map)
                 print(f"{victim_name:18} spc {spc} seed {seed} {name:34} {figures} {len(outcome.mask.positions):3} "
                       f"filters {taken:5.1f} s {outcome.stopped}", flush=True)
                 yield {"victim": victim_name, "spc": spc, "seed": seed, "choice": name,
