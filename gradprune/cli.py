@@ -171,10 +171,10 @@ def evaluate(checkpoint: cli_models.Checkpoint, trigger: cli_models.Seen = "know
     card = None if other else victim.card.get("metrics")  # those of the card are of its own trigger and target
     told = {"checkpoint": checkpoint, **measured, "card": card, "trigger": victim.card["attack"]["trigger"],
             "target": victim.target, "target_name": victim.target_name, "test_images": len(victim.data.test),
-            "notes": victim.notes}
+            "departs": victim.trigger.departs(), "notes": victim.notes}
     rows = {"measured now": measured} | ({"on its card": card} if card else {})
     show(as_json, told, table(checkpoint, rows), f"{told['test_images']} test images; the trigger "
-           f"{told['trigger']} leads to {victim.target_name!r}.", *victim.notes)
+           f"{told['trigger']} leads to {victim.target_name!r}.", told["departs"], *victim.notes)
 
 
 @zoo_app.command("list", epilog=more("gradprune zoo list --json"))
@@ -186,8 +186,9 @@ def zoo_list(as_json: Json = False) -> None:
     from gradprune.zoo import cards
     found = cards()
     rows = {f"{key} ({card['attack']['rate']:.0%} {_of_what(card)})": card["metrics"] for key, card in found.items()}
+    departs = [f"{key}: {card['attack']['departs']}" for key, card in found.items() if "departs" in card["attack"]]
     show(as_json, {"checkpoints": found}, table("shipped model", rows) if rows else
-           "There are no shipped models here; `gradprune zoo build` trains them.")
+           "There are no shipped models here; `gradprune zoo build` trains them.", *departs)
 
 
 @zoo_app.command("build", epilog=more("gradprune zoo build badnets sig --out out/zoo"))

@@ -1,6 +1,8 @@
 """The commands `gradprune bench` and `gradprune report`."""
 
+import contextlib
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +70,8 @@ def report(folder: Folder, out: ReportOut = None, as_json: Json = False) -> None
     from gradprune.views.bench_report import write_bench_report
     table, facts = read_results(folder), read_facts(folder)
     told = {"command": _command(table, folder), "device": facts.get("device", "cpu")} | {
-        f"weights of {name}, sha256": str(digest)[:16] for name, digest in facts["checkpoints"].items()}
+        f"weights of {name}, sha256": str(digest)[:16] for name, digest in facts["checkpoints"].items()} | {
+        f"mark of {name}": told for name, told in departures(facts["checkpoints"]).items()}
     page = write_bench_report(out or folder, table.assign(attack=_short(table.attack)), told)
     show(as_json, {"report": page.as_posix()}, f"Report: {page.as_posix()}")
 
@@ -80,6 +83,17 @@ def _command(table: Any, folder: Path) -> str:
     options = parts | {"seeds": str(table.seed.nunique()), "out": folder.as_posix()}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     return shlex.join(["gradprune", "bench", *words])
+
+
+def departures(checkpoints: Iterable[str]) -> dict[str, str]:
+    """Where marks are not their paper's, by checkpoint; of a checkpoint that is no longer there nothing is said."""
+    from gradprune.evaluation.victim import checkpoint_path
+    from gradprune.models.checkpoints import read_card
+    found = {}
+    for name in checkpoints:
+        with contextlib.suppress(InputError):
+            found[name] = str(read_card(checkpoint_path(name)).get("attack", {}).get("departs", ""))
+    return {name: told for name, told in found.items() if told}
 
 
 def _names(text: str) -> list[str] | str:
@@ -100,8 +114,10 @@ def _numbers(text: str) -> list[int]:
 
 
 def _means(table: Any) -> dict[str, float]:
-    """Mean DER by defence, the best first; failed cells are left out."""
-    means = table.groupby("defense").der.mean().dropna().sort_values(ascending=False)
+    """Mean DER by defence, the best first; failed cells are left out, attacks and spc weigh the same."""
+    from gradprune.evaluation.summary import even_means
+    means = even_means(table, ["defense", "spc"], ["der"]).der.groupby("defense").mean().dropna()
+    means = means.sort_values(ascending=False)
     return {str(name): round(float(mean), 4) for name, mean in means.items()}
 
 

@@ -92,7 +92,7 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
         "model": settings,
         "data": data_card(dataset, {"name": data, "size": size}),
         "attack": {"trigger": trigger, "settings": mark.settings, "target": target, "rate": rate,
-                   "poisoned_images": len(touched)} | _unusual(label_map, decoys),
+                   "poisoned_images": len(touched)} | _unusual(label_map, decoys, mark.departs()),
         "training": {**RECIPE, **training, "batch_size": outcome.batch_size, "seed": seed,
                      "epochs_done": len(outcome.history), "interrupted": outcome.interrupted},
         "metrics": {name: round(value, 4) for name, value in metrics._asdict().items()},
@@ -103,9 +103,10 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
     return Victim(network, mark, target, dataset, card, outcome.seconds)
 
 
-def _unusual(label_map: str, decoys: int) -> dict[str, Any]:
-    """What a card says of an attack only where it is not plain all-to-one poisoning."""
-    return ({} if label_map == "all_to_one" else {"label_map": label_map}) | ({"decoys": decoys} if decoys else {})
+def _unusual(label_map: str, decoys: int, departs: str) -> dict[str, Any]:
+    """What a card says of an attack only where it is not plain all-to-one poisoning with the paper's own mark."""
+    return ({} if label_map == "all_to_one" else {"label_map": label_map}) | ({"decoys": decoys} if decoys else {}) | (
+        {"departs": departs} if departs else {})
 
 
 def cards() -> dict[str, Card]:

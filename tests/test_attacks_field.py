@@ -398,6 +398,7 @@ def test_label_maps_reach_the_card_and_the_figures(toy_zoo, data):
     assert victim.card["attack"]["label_map"] == "clean_label" and victim.card["attack"]["rate"] == 0.5
     victim = gp.attack("badnets", target=1, label_map="all_to_all", epochs=1, **SHORT)
     assert victim.evaluate() == evaluate(victim.model, data.test, victim.trigger, None, label_map="all_to_all")
+    assert victim.label_map == "all_to_all" and "departs" not in victim.card["attack"]
 
 
 @pytest.mark.parametrize("name", ["trojannn", "wanet", "input_aware"])

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from gradprune.errors import InputError
-from gradprune.evaluation import Metrics, der, gain, ranking, summarise
+from gradprune.evaluation import Metrics, der, gain, ranking, significance, summarise
 from gradprune.views import bench_plots, write_bench_report
 
 DEFENSES = ("grad_prune", "ft_unlearn", "ft", "clp")
@@ -187,10 +187,14 @@ def test_the_page_tells_the_outcome(tmp_path):
     for spc in (2, 10):
         first = ranking(TABLE).query("spc == @spc").iloc[0]
         assert first["defense"] == "grad_prune"
-        assert (f"With {spc} images per class grad_prune has the highest mean DER: {first['der']:.1%} (95% interval "
-                f"{first['der_low']:.1%} to {first['der_high']:.1%}).") in words
+        second = gain(TABLE, "grad_prune", "ft_unlearn").query("spc == @spc").iloc[0]
+        assert (f"With {spc} images per class among the defences that know the trigger grad_prune has the highest mean DER: "
+                f"{first['der']:.1%} (95% interval {first['der_low']:.1%} to {first['der_high']:.1%}). It and ft_unlearn, the "
+                f"second, {significance(second)}. Among those that do not ft has the highest mean DER: ") in words
         pair = gain(TABLE, "grad_prune", "ft_unlearn").set_index("spc").loc[spc]
         assert f"the DER of grad_prune is {100 * pair['gain']:.1f} points above that of ft_unlearn" in words
+    assert "defence knows the trigger badnets blended sig as given" in words
+    assert "grad_prune yes ACC ASR RA" in words and "clp no ACC ASR RA" in words
     row = summarise(TABLE).iloc[0]
     assert f"{100 * row.acc:.1f} ± {100 * row.acc_half_range:.1f}" in words
     assert "1 of 3 failed" in words
@@ -203,12 +207,15 @@ def test_the_page_is_honest_where_grad_prune_is_not_first(tmp_path):
     """Also: an interval that holds 0, and one attack, which has no interval."""
     swapped = SHORT.assign(defense=SHORT["defense"].map(dict(zip(DEFENSES, DEFENSES[::-1], strict=True))))
     words = page(tmp_path / "swapped", swapped).words
-    assert "With 10 images per class clp has the highest mean DER" in words
-    assert "grad_prune stands at place 4 of 4" in words
+    assert "among the defences that know the trigger ft_unlearn has the highest mean DER" in words
+    assert "grad_prune stands at place 2 of 2" in words and "Among those that do not clp has the highest" in words
     assert "points below that of ft_unlearn" in words
     equal = SHORT.assign(der=SHORT["der"].where(SHORT["defense"] != "ft_unlearn", SHORT["der"].shift(3)))
-    assert "holds 0: no difference is shown" in page(tmp_path / "equal", equal).words
-    assert "(one attack, so no interval)" in page(tmp_path / "one", SHORT[:12]).words
+    assert "without pruning; the two do not differ significantly (95% interval +0.0 to +0.0 points)" in page(tmp_path / "equal", equal).words
+    one = page(tmp_path / "one", SHORT[:12]).words
+    assert "the two met one attack alone, so nothing tells whether they differ significantly." in one
+    alone = page(tmp_path / "alone", SHORT[SHORT["defense"].isin(["ft", "clp"])]).words
+    assert "With 10 images per class ft has the highest mean DER" in alone
 
 
 def test_a_bench_that_is_not_whole_is_judged_where_all_were_met(tmp_path):
@@ -217,7 +224,7 @@ def test_a_bench_that_is_not_whole_is_judged_where_all_were_met(tmp_path):
     rates = SHORT["defense"].map({"clp": 0.3, "grad_prune": 0.0}).fillna(0.6)
     cells = SHORT.assign(acc=0.99, asr=rates.mask(SHORT["attack"] == last, 0.95))
     words = page(tmp_path, cells[(cells["defense"] != "clp") | (cells["attack"] != last)]).words
-    assert "With 10 images per class (over the 2 of 3 attacks that every defence met) " in words
+    assert "With 10 images per class (over the 2 of 3 attacked models that every defence met) " in words
     assert "Mean DER at 10 images per class over 2 attacks: " in words
     assert "grad_prune is nearest to the ideal corner on average over 2 attacks: ACC 99.0% and ASR 0.0%" in words
     assert "every defence met" not in page(tmp_path / "whole", cells).words
@@ -249,3 +256,9 @@ def test_bad_tables_and_folders_are_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="Cannot write"):
         write_bench_report(tmp_path / "file", TABLE, {})
+
+
+def test_models_of_other_training_seeds_are_one_attack(tmp_path):
+    words = page(tmp_path, bench(("badnets", "seeds/badnets_1", "sig"), spcs=(2,))).words
+    assert "4 defences, 2 attacks (3 attacked models), 3 seeds: 36 cells, none failed." in words
+    assert "Mean DER at 2 images per class over 2 attacks: " in words

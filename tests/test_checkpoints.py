@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gradprune import zoo
+from gradprune.cli_bench import departures
 from gradprune.datasets.published import PUBLISHED
 from gradprune.errors import InputError
 from gradprune.evaluation import victim as victims
@@ -135,6 +136,19 @@ def test_shipped_checkpoints_are_small_and_complete():
     for name in zoo.cards():
         path = victims.checkpoint_path(name)
         assert path.with_name(path.name + ".safetensors").stat().st_size <= 2_000_000
+
+
+def test_cards_say_where_a_mark_is_not_its_papers():
+    """What the committed card says is what `attack` writes, and the marks that were made stronger all say so."""
+    told = {}
+    for name, card in zoo.cards().items():
+        mark = victims.make_trigger(card["attack"]["trigger"], **card["attack"]["settings"])
+        assert card["attack"].get("departs", "") == mark.departs(), name
+        told |= {name: card["attack"]["departs"]} if "departs" in card["attack"] else {}
+    assert told.keys() == {"wanet", "bpp", "label_consistent", "cifar10/bpp", "gtsrb/bpp"}
+    assert told["wanet"] == "The mark departs from the paper's: strength 4 for 0.5, decoys 0.5 for 2."
+    assert all(victims.make_trigger(name).departs() == "" for name in ("wanet", "bpp", "label_consistent", "badnets"))
+    assert departures(["bpp", "badnets", "no such file"]) == {"bpp": told["bpp"]}
 
 
 @pytest.mark.parametrize("name", sorted(set(zoo.cards()) & set(zoo.PHOTOGRAPHS)))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gradprune.pruning.inversion as inversion
-from gradprune.defenses import DEFENSES, DefenseResult, defense
+from gradprune.defenses import DEFENSES, KNOWS_TRIGGER, DefenseResult, defense, grad_prune
 from gradprune.defenses.common import Work, batch_statistics, endless, passes
 from gradprune.errors import InputError
 from gradprune.models import build, evaluating
@@ -34,8 +34,8 @@ from gradprune.pruning.filters import filters, silence
 from gradprune.pruning.fine_tuning import clean_loss
 
 # The modules share their names with the functions that the package exports.
-anp, clp, fine_pruning, ft_sam, i_bau, nad, neural_cleanse, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (
-    "anp", "clp", "fine_pruning", "ft_sam", "i_bau", "nad", "neural_cleanse", "rnp"))
+anp, clp, common, fine_pruning, ft_sam, i_bau, nad, neural_cleanse, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (
+    "anp", "clp", "common", "fine_pruning", "ft_sam", "i_bau", "nad", "neural_cleanse", "rnp"))
 
 QUICK = {  # enough to change the model, in about a second
     "grad_prune": {"patience": 2}, "grad_prune_verified": {"patience": 1, "tune": False}, "ft": {"steps": 2},
@@ -89,6 +89,17 @@ def test_bad_arguments_are_named(victim, name):
     assert not {word for word in parameters if "test" in word or "asr" in word or "target" in word}
 
 
+@pytest.mark.parametrize("name", DEFENSES)
+def test_settings_leave_no_argument_out(victim, name):
+    """What shaped a result can be read off it: every keyword, and what stands behind **changes."""
+    function = DEFENSES[name]
+    parameters = inspect.signature(grad_prune if name == "grad_prune_verified" else function).parameters
+    wanted = {key for key, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    wanted -= {"model", "clean", "trigger", "progress"}
+    wanted |= set(getattr(importlib.import_module(function.__module__), "DEFAULTS", {}))
+    assert wanted <= set(run(name, victim).settings)
+
+
 @pytest.mark.parametrize(("name", "settings", "words"), [
     ("anp", {"epsilon": 1}, "Unknown anp setting epsilon; known: eps"),
     ("anp", {"eps": 0}, "eps must be above 0, got 0"),
@@ -104,7 +115,7 @@ def test_bad_settings(victim, name, settings, words):
         run(name, victim, **settings)
 
 
-@pytest.mark.parametrize("name", sorted(set(DEFENSES) - {"grad_prune", "grad_prune_verified", "ft_unlearn", "ft_distilled"}))
+@pytest.mark.parametrize("name", sorted(set(DEFENSES) - KNOWS_TRIGGER))
 def test_methods_without_a_trigger_never_touch_it(victim, name):
     def touched(_):
         raise AssertionError("the trigger was used")
@@ -132,6 +143,32 @@ def test_interruption_keeps_a_model(victim, monkeypatch, name, module, function)
 
 
 # --- shared pieces ---
+
+
+class OnePixel(nn.Module):
+    """Its BatchNorm sees maps of a single pixel, as VGG's last ones do at 32 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 16), nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, images):
+        return self.linear(self.norm(self.conv(self.first(images).relu())).flatten(1))
+
+
+@pytest.mark.parametrize("name", ["ft", "nad", "rnp", "ft_unlearn", "ft_sam", "fine_pruning"])
+def test_a_rest_of_one_image_is_no_batch(data, victim, monkeypatch, name):
+    """129 images in batches of 128, or 65 in batches of 64: BatchNorm cannot learn from the last one alone."""
+    count = {"nad": 65, "rnp": 65}.get(name, 129)
+    draw = common.draw_defense_images
+    monkeypatch.setattr(common, "draw_defense_images", lambda clean, spc, seed: draw(clean, 1, seed)._replace(
+        train=data.train.subset(torch.arange(count))))
+    assert run(name, victim, OnePixel()).history
+
+
+def test_passes_count_the_batches_that_there_are():
+    assert [passes(10, count, 128) for count in (1, 128, 129, 130, 256, 257)] == [10, 10, 10, 5, 5, 5]
 
 
 def test_clean_fine_tuning_runs_all_epochs_and_keeps_the_last(victim):
@@ -388,7 +425,7 @@ def test_rnp_unlearns_then_recovers(victim):
     def now(mask=None):
         with batch_statistics(work.model), torch.no_grad():
             mask = torch.ones(sum(batch_norms(work.model).values())) if mask is None else mask
-            logits = torch.func.functional_call(work.model, scaled(work.model, mask), (work.train.clean,))
+            logits = torch.func.functional_call(work.model, scaled_channels(work.model, mask), (work.train.clean,))
         return (logits.argmax(1) == work.train.labels).float().mean(), F.cross_entropy(logits, work.train.labels)
 
     before = now()

@@ -638,3 +638,12 @@ def test_unknown_restart_point_offers_the_nearest():
     with pytest.raises(InputError, match="did you mean 02_scores"):
         checkpoint("02_score")
     assert all(make.__doc__ for make in restart.POINTS.values())
+
+
+def test_equal_scores_share_their_rank_in_the_order():
+    """By hand: ranks 1.5, 1.5, 3, 4 against 1, 2, 3, 4; the order in which equal ones are listed must not matter."""
+    one, other = np.array([0.0, 0.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0, 4.0])
+    assert lesson_plots._rank_correlation(one, other) == pytest.approx(np.sqrt(0.9))
+    assert lesson_plots._rank_correlation(one, other[[1, 0, 2, 3]]) == pytest.approx(np.sqrt(0.9))
+    assert lesson_plots._rank_correlation(np.zeros(4), other) == 0
+    assert lesson_plots._rank_correlation(other, -other) == pytest.approx(-1)

@@ -150,3 +150,11 @@ def test_replay_ends_where_the_pruned_model_is(victim):
     assert [row["round"] for row in rows] == list(range(len(result.rows("prune"))))
     assert Metrics(*(rows[0][key] for key in ("acc", "asr", "ra"))) == victim.evaluate()
     assert replay is replay_function
+
+
+def test_replay_of_an_all_to_all_attack_counts_the_next_class(victim):
+    test, given = victim.data.test, {"stage": "prune", "round": 0, "layer": None, "index": None}
+    row, = replay(victim.model, [given], test, victim.trigger, None, "all_to_all")
+    wanted = evaluate(victim.model, test, victim.trigger, None, label_map="all_to_all")
+    assert {key: row[key] for key in ("acc", "asr", "ra")} == wanted._asdict()
+    assert wanted.asr != evaluate(victim.model, test, victim.trigger, victim.target).asr

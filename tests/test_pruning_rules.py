@@ -277,6 +277,35 @@ def test_validation_by_hand():
     assert alone.figures() == {"val_acc": alone.acc, "val_clean_loss": alone.clean_loss}
 
 
+def test_validation_goes_in_batches_and_halves_them_once():
+    """300 pairs are 600 images: more than a batch, and where the memory ends, half of it is tried."""
+    class Counts(Mixed):
+        seen, room = [], 1000
+
+        def forward(self, images):
+            self.seen.append(len(images))
+            if len(images) > self.room:
+                raise MemoryError("out of memory")
+            return super().forward(images)
+
+    model, pairs = Counts(), pairs_of(300)
+    now = validate(model, pairs)
+    assert max(model.seen) == 250 and sum(model.seen) == 600
+    model.room = 130
+    assert validate(model, pairs) == pytest.approx(now)
+    assert validate(model, pairs, torch.zeros(600, 3)).clean_loss == pytest.approx(math.log(3)), "answers that are there already"
+
+
+def test_verified_predicts_the_validation_images_once_a_round(monkeypatch):
+    module, seen, pairs = sys.modules["gradprune.pruning.verified"], [], (pairs_of(6), pairs_of(3))
+    predicted = module.predict
+    monkeypatch.setattr(module, "predict", lambda model, images: seen.append(len(images)) or predicted(model, images))
+    monkeypatch.setattr(recipes, "answers", lambda *_: pytest.fail("the validation images were predicted again"))
+    model = copy.deepcopy(MODEL)
+    result = verified(model, filters(model, images_of(1)), *pairs, patience=2, progress=False)
+    assert seen == [6, 12] + [6] * (len(result.history) - 1)
+
+
 # --- rounds by a script ---
 
 

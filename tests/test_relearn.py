@@ -9,6 +9,7 @@ from test_pruning_plots import assert_readable, texts
 
 from gradprune.attacks import fit
 from gradprune.errors import InputError
+from gradprune.evaluation import evaluate
 from gradprune.evaluation import relearn as relearn_function
 from gradprune.evaluation.relearn import relearn
 from gradprune.models import build
@@ -53,6 +54,27 @@ def test_exactly_k_images_of_the_training_part_are_poisoned(clean_model, victim,
         same = (images.images == clean.images).flatten(1).all(1)
         assert (~same).nonzero().flatten().tolist() == places
     assert seen[0][1]["epochs"] == 5 and seen[0][1]["seed"] == 3
+
+
+def test_all_to_all_relearns_the_next_class(clean_model, victim, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys.modules["gradprune.evaluation.relearn"], "fit", lambda model, images, **settings: seen.append(images))
+    rows = relearn(clean_model, victim.data.train, victim.data.test, victim.trigger, None, label_map="all_to_all", k=(0, 9), seeds=(3,),
+                   count=40)
+    clean, poisoned = seen
+    touched = poisoned.labels != clean.labels
+    assert touched.sum() == 9 and torch.equal(poisoned.labels[touched], (clean.labels[touched] + 1) % 4)
+    wanted = evaluate(clean_model, victim.data.test, victim.trigger, None, label_map="all_to_all")
+    assert {key: rows[0][key] for key in ("acc", "asr", "ra")} == wanted._asdict()
+
+
+def test_a_clean_label_attack_relearns_from_wrong_labels(clean_model, victim, monkeypatch):
+    """As all others do: of k images with right labels next to nothing could be learned."""
+    seen = []
+    monkeypatch.setattr(sys.modules["gradprune.evaluation.relearn"], "fit", lambda model, images, **settings: seen.append(images))
+    for label_map in ("all_to_one", "clean_label"):
+        attack(clean_model, victim, label_map=label_map, k=(9,), seeds=(3,), count=40)
+    assert torch.equal(seen[0].labels, seen[1].labels) and torch.equal(seen[0].images, seen[1].images)
 
 
 @pytest.mark.parametrize(("settings", "words"), [

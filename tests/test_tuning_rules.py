@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from test_pruning_rules import FOLDER, FOUND, MODEL, Mixed, images_of, pairs_of
 from torch import nn
 
+from gradprune.attacks import fit
+from gradprune.attacks.training import portions
+from gradprune.datasets import ImageSet
 from gradprune.errors import InputError
 from gradprune.pruning import (
     Augment,
@@ -34,6 +37,7 @@ from gradprune.pruning import (
     verified,
 )
 from gradprune.pruning import augment as augmenting
+from gradprune.pruning.filters import filters
 from gradprune.pruning.fine_tuning import batches, both_losses
 
 # --- fine-tuning ---
@@ -47,14 +51,39 @@ def test_the_two_losses_by_hand():
 
 
 def test_batches_hold_every_pair_once():
-    pairs = pairs_of(7)
+    pairs = pairs_of(8)
     parts = batches(pairs, 3, torch.Generator().manual_seed(0))
-    order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
-    assert [len(part.labels) for part in parts] == [3, 3, 1]
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    assert [len(part.labels) for part in parts] == [3, 3, 2]
     for whole, pieces in zip(pairs, zip(*parts, strict=True), strict=True):
         assert torch.equal(torch.cat(pieces), whole[order])
     alone = batches(pairs._replace(triggered=pairs.clean[:0]), 3, torch.Generator().manual_seed(0))
     assert [tuple(part.triggered.shape) for part in alone] == [(0, 3, 4, 4)] * 3
+
+
+def test_a_rest_of_one_joins_the_batch_before_it():
+    parts = batches(pairs_of(7), 3, torch.Generator().manual_seed(0))
+    assert [len(part.labels) for part in parts] == [3, 4]
+    assert [portions(count, 3) for count in (0, 1, 2, 3, 4, 5, 6)] == [[], [1], [2], [3], [4], [3, 2], [3, 3]]
+    assert portions(3, 1) == [1, 1, 1]  # asked for
+
+
+@pytest.mark.parametrize("count", [9, 1])
+def test_batchnorm_of_one_pixel(count):
+    """A rest of one image is no batch; a single image has no spread, which one sentence says."""
+    model = nn.Sequential(nn.Conv2d(3, 5, 4), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(5, 3))
+    mask = FilterMask(filters(model, images_of(1)))
+    pairs = pairs_of(count)
+    pairs = pairs._replace(triggered=pairs.clean[:0])
+    tune = functools.partial(fine_tune, model, mask, pairs, pairs_of(2), loss=clean_loss, batch_size=4, max_epochs=1, progress=False)
+    train = functools.partial(fit, model, ImageSet((pairs.clean * 255).to(torch.uint8), pairs.labels, ("a", "b", "c")), epochs=1,
+                              batch_size=4, shift=0, progress=False)
+    for learn in (tune, train):
+        if count > 1:
+            assert learn()
+        else:
+            with pytest.raises(InputError, match="BatchNorm cannot learn from a batch of one image"):
+                learn()
 
 
 def by_hand(model, train, epochs, lr, momentum, weight_decay, batch_size, seed, statistics):

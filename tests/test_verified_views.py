@@ -1,7 +1,7 @@
 """What the learner sees of recipe `verified`: trials equal removals by hand, recipes side by side, figures that can be read."""
 
 import copy
-from dataclasses import replace
+import dataclasses
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from gradprune.datasets import draw_defense_images
 from gradprune.defenses import fine_pruning, grad_prune
 from gradprune.errors import InputError
 from gradprune.evaluation import replay
+from gradprune.models import predict
 from gradprune.pruning import filter_scores, pair_up, unlearning_loss
 from gradprune.pruning.filters import filters
 from gradprune.views import FilterExplorer, PruningPlayer, pruning_player
@@ -125,6 +126,17 @@ def test_the_player_shows_the_recipe_that_is_chosen(make, victim, second):  # no
         assert f"(place {second.history[number]['rank'] + 1} on the gradient's shortlist): ACC {rows[number]['acc']:.1%}" in panel.sentence
 
 
+def test_the_player_counts_the_next_class_where_an_attack_is_all_to_all(make, victim, second):  # noqa: F811
+    moved = dataclasses.replace(victim, card={"attack": {"label_map": "all_to_all"}})
+    panel = make(PruningPlayer, moved, result=second)
+    assert panel.current.rows == replay(victim.model, second.history, panel.sample, victim.trigger, None, "all_to_all")
+    put(panel.round, 0)
+    answers = predict(victim.model, panel.pixels).argmax(1)
+    hits = int((answers == (panel.shown.labels + 1) % 4).sum())
+    assert f"{hits} taken for the next class." in panel.sentence
+    assert set(panel.shown.labels.tolist()) == {0, 1, 2, 3}, "no class is left out: all go elsewhere"
+
+
 def test_the_player_runs_the_other_recipe_on_the_same_images_once(make, victim, result, second, monkeypatch):  # noqa: F811
     asked = []
     monkeypatch.setattr(pruning_player, "grad_prune", lambda *_, **settings: asked.append(settings) or second)
@@ -149,7 +161,7 @@ def test_the_player_runs_the_other_recipe_on_the_same_images_once(make, victim, 
 
 
 def test_the_player_offers_no_recipe_for_another_defence(make, victim):  # noqa: F811
-    other = replace(grad_prune(victim.model, victim.data.defense, victim.trigger, spc=3, tune=False, progress=False), name="mine", settings={})
+    other = dataclasses.replace(grad_prune(victim.model, victim.data.defense, victim.trigger, spc=3, tune=False, progress=False), name="mine", settings={})
     panel = make(PruningPlayer, result=other)
     assert panel.sentence.startswith("Round ")
     assert panel.recipe not in [child for box in panel.children for child in getattr(box, "children", ())]

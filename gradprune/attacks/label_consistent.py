@@ -1,5 +1,8 @@
 """Label-consistent attack (Turner et al., 2019, arXiv:1912.02771): every poisoned image carries its right label."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +25,7 @@ class LabelConsistent(Trigger):
     """
 
     name = "label_consistent"
+    published: ClassVar[Mapping[str, float]] = {"size": 3}
     label_map = "clean_label"
     needs_model = True
 

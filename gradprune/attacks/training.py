@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from gradprune.datasets import ImageSet
 from gradprune.errors import InputError, require, settled
 from gradprune.models.devices import halving
+from gradprune.models.inference import batch_normalised
 
 RECIPE: dict[str, Any] = {
     "epochs": 8,              # passes over the training set
@@ -64,6 +65,17 @@ def shift_and_flip(images: Tensor, shift: int, flip: bool, generator: torch.Gene
                                       columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def portions(images: int, batch_size: int) -> list[int]:
+    """How many images each batch takes when `images` are cut into batches: a rest of one joins the batch before it.
+
+    BatchNorm cannot learn from a single image where its maps have one pixel, and learns little from it elsewhere.
+    """
+    sizes = [min(batch_size, images - start) for start in range(0, images, batch_size)]
+    if batch_size > 1 and len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [batch_size + 1]
+    return sizes
+
+
 def one_cycle(step: int, steps: int, warm_up: float) -> float:
     """Share (0..1) of the peak learning rate at a step: up in a straight line, then down to zero in another."""
     return min((step + 1) / max(1.0, warm_up * steps), (steps - step) / max(1.0, (1 - warm_up) * steps), 1.0)
@@ -77,7 +89,8 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     training. changes: any value of `RECIPE`.
     Ctrl-C stops after the current step and keeps the weights reached. Random numbers depend on `seed` alone.
     Where the memory runs out, training begins anew with half the batch, once.
-    Raises InputError for unknown settings, an empty set, a loss that is no longer finite, or too little memory.
+    Raises InputError for unknown settings, an empty set, a single image that BatchNorm cannot learn from, a loss that
+    is no longer finite, or too little memory.
     """
     recipe = settled("training", RECIPE, changes)
     require(len(images) > 0, "the training set is empty.")
@@ -96,7 +109,7 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
            recipe: dict[str, Any]) -> TrainingResult:
     """What `fit` does once its arguments are checked."""
     images = images.to(next(model.parameters()).device)
-    steps = -(-len(images) // recipe["batch_size"]) * recipe["epochs"]
+    steps = len(portions(len(images), recipe["batch_size"])) * recipe["epochs"]
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe["max_lr"], momentum=recipe["momentum"],
                                 weight_decay=recipe["weight_decay"], nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe["warm_up"]))
@@ -104,7 +117,7 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
     history: list[dict[str, float]] = []
     interrupted, start = False, time.perf_counter()
     bar = tqdm(total=steps, desc="training", unit="step", disable=not progress, leave=False)
-    with torch.random.fork_rng(devices=[]), bar:
+    with torch.random.fork_rng(devices=[]), bar, batch_normalised():
         torch.manual_seed(seed)  # dropout draws from the global state
         try:
             for epoch in range(1, recipe["epochs"] + 1):
@@ -126,7 +139,7 @@ def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer,
     device = images.images.device
     order = torch.randperm(len(images), generator=generator).to(device)
     loss_sum, correct, seen = 0.0, 0, 0
-    for batch in order.split(recipe["batch_size"]):
+    for batch in order.split(portions(len(order), recipe["batch_size"])):
         labels = images.labels[batch]
         x = shift_and_flip(images.images[batch].float() / 255, recipe["shift"], recipe["flip"], generator)
         if hook:

@@ -1,7 +1,8 @@
 """What a trigger is: a small module that maps an image to the same image with the attacker's mark on it."""
 
 import itertools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class Trigger(nn.Module):
     decoys = 0.0              # decoys for each poisoned image in training, see `decoy`
     needs_model = False       # the attacker first trains a clean model, and shows it to `learn` and `disguise`
     keeps_model = False       # ... and goes on from that model, not from fresh weights
+    published: ClassVar[Mapping[str, float]] = {}  # the paper's values of what makes the mark strong
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -58,6 +60,12 @@ class Trigger(nn.Module):
     def steers(self) -> bool:
         """Whether the attack takes part in training, batch by batch, rather than poison the images once."""
         return bool(self.decoys or self.moving())
+
+    def departs(self) -> str:
+        """A sentence that says where the mark is not the paper's; empty where it is."""
+        other = [f"{name} {self.settings[name]:g} for {value:g}" for name, value in self.published.items()
+                 if self.settings[name] != value]
+        return f"The mark departs from the paper's: {', '.join(other)}." if other else ""
 
     def forward(self, images: Tensor) -> Tensor:
         """images: float (N, C, H, W) in [0, 1]; one image (C, H, W) works too. Raises InputError otherwise."""

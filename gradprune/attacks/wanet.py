@@ -1,5 +1,8 @@
 """WaNet (Nguyen & Tran, 2021, arXiv:2102.10369): the image is bent a little, like paper that got damp."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +22,7 @@ class WaNet(Trigger):
     """
 
     name = "wanet"
+    published: ClassVar[Mapping[str, float]] = {"strength": 0.5, "decoys": 2.0}
 
     def __init__(self, strength: float = 0.5, grid: int = 4, decoys: float = 2.0, seed: int = 0) -> None:
         super().__init__(strength=strength, grid=grid, decoys=decoys, seed=seed)

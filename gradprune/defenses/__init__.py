@@ -1,8 +1,8 @@
 """Defences: each takes (model, clean images, trigger) and returns a DefenseResult; `defense("clp")` finds one by name.
 
-All are called alike: `ft(model, clean, trigger, *, spc=10, seed=0, progress=True, ...)`. Only `grad_prune`
-(both recipes) and `ft_unlearn` use the trigger. None sees the test set, and none changes the model it is given. Where
-the trigger is unknown, `scan` looks for one and `prune_scanned` runs `grad_prune` with it.
+All are called alike: `ft(model, clean, trigger, *, spc=10, seed=0, progress=True, ...)`. Only those in
+`KNOWS_TRIGGER` use the trigger, which makes their task another one. None sees the test set, and none changes the model
+it is given. Where the trigger is unknown, `scan` looks for one and `prune_scanned` runs `grad_prune` with it.
 """
 
 from collections.abc import Callable
@@ -32,9 +32,12 @@ DEFENSES: dict[str, Callable[..., DefenseResult]] = {
     "fine_pruning": fine_pruning, "clp": clp, "anp": anp, "nad": nad, "i_bau": i_bau, "rnp": rnp, "ft_sam": ft_sam,
     "neural_cleanse": neural_cleanse, "sau": sau, "fst": fst, "ims": ims}
 
-__all__ = ["DEFENSES", "DefenseResult", "Scan", "anp", "clp", "defense", "fine_pruning", "fst", "ft", "ft_distilled",
-           "ft_sam", "ft_unlearn", "grad_prune", "grad_prune_verified", "i_bau", "ims", "nad", "neural_cleanse",
-           "prune_scanned", "rnp", "sau", "scan"]
+# Those that are shown the attacker's trigger: a table of results ranks them apart from those that are not.
+KNOWS_TRIGGER = {"grad_prune", "grad_prune_verified", "ft_unlearn", "ft_distilled"}
+
+__all__ = ["DEFENSES", "KNOWS_TRIGGER", "DefenseResult", "Scan", "anp", "clp", "defense", "fine_pruning", "fst", "ft",
+           "ft_distilled", "ft_sam", "ft_unlearn", "grad_prune", "grad_prune_verified", "i_bau", "ims", "nad",
+           "neural_cleanse", "prune_scanned", "rnp", "sau", "scan"]
 
 
 def defense(name: str) -> Callable[..., DefenseResult]:

@@ -42,7 +42,8 @@ def mask_gradient(model: nn.Module, mask: Tensor, batch: Pairs, eps: float, bala
     shaken = [((2 * torch.rand(len(mask), generator=generator) - 1).to(mask) * eps).requires_grad_() for _ in range(2)]
 
     def loss(weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.cross_entropy(functional_call(model, scaled_channels(model, weight, bias), (batch.clean,)), batch.labels)
+        parameters = scaled_channels(model, weight, bias)
+        return F.cross_entropy(functional_call(model, parameters, (batch.clean,)), batch.labels)
 
     uphill = torch.autograd.grad(loss(mask + shaken[0], 1 + shaken[1]), shaken)
     shaken = [(shift + eps * gradient.sign()).detach() for shift, gradient in zip(shaken, uphill, strict=True)]

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradprune.attacks.training import portions
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require, settled
-from gradprune.models.inference import evaluating, predict
+from gradprune.models.inference import batch_normalised, evaluating, predict
 from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
 from gradprune.pruning.fine_tuning import batches, half_cosine
@@ -102,7 +103,7 @@ class Work:
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Let gradients reach all parameters while BatchNorm goes by the batch, its statistics moving, without dropout."""
-    with evaluating(model, gradients=True):
+    with evaluating(model, gradients=True), batch_normalised():
         for module in model.modules():
             module.train(isinstance(module, nn.BatchNorm2d))
         yield
@@ -110,7 +111,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
 def passes(steps: int, images: int, batch_size: int) -> int:
     """How many epochs over so many images make at least `steps` optimiser steps."""
-    return math.ceil(steps / math.ceil(images / batch_size))
+    return math.ceil(steps / len(portions(images, batch_size)))
 
 
 def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128, *,

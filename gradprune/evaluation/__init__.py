@@ -9,9 +9,9 @@ from gradprune.evaluation.relearn import relearn
 from gradprune.evaluation.replay import replay
 from gradprune.evaluation.runner import run
 from gradprune.evaluation.store import read_results
-from gradprune.evaluation.summary import gain, ranking, summarise
+from gradprune.evaluation.summary import attack_kind, gain, ranking, significance, summarise
 from gradprune.evaluation.victim import Victim, load_victim
 
-__all__ = ["AttackResult", "Cell", "Exam", "Grid", "Metrics", "Own", "Victim", "der", "evaluate", "exam", "gain",
-           "load_victim", "measure", "published", "ranking", "read_attack_result", "read_results", "relearn", "replay",
-           "run", "summarise", "verdict"]
+__all__ = ["AttackResult", "Cell", "Exam", "Grid", "Metrics", "Own", "Victim", "attack_kind", "der", "evaluate", "exam",
+           "gain", "load_victim", "measure", "published", "ranking", "read_attack_result", "read_results", "relearn",
+           "replay", "run", "significance", "summarise", "verdict"]

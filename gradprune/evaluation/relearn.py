@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradprune.attacks.poisoning import poison
+from gradprune.attacks.poisoning import attack_labels, poison
 from gradprune.attacks.training import fit
 from gradprune.datasets import ImageSet
 from gradprune.errors import require
-from gradprune.evaluation.metrics import evaluate
+from gradprune.evaluation.metrics import exam, measure
 
 RECIPE: dict[str, Any] = {
     "epochs": 5,
@@ -27,28 +27,32 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def relearn(model: nn.Module, train: ImageSet, test: ImageSet, trigger: nn.Module, target: int, *,
-            k: Sequence[int] = (5, 10, 50), seeds: Sequence[int] = (0, 1, 2), count: int = 200,
-            **changes: Any) -> list[dict[str, Any]]:
+def relearn(model: nn.Module, train: ImageSet, test: ImageSet, trigger: nn.Module, target: int | None, *,
+            label_map: str = "all_to_one", k: Sequence[int] = (5, 10, 50), seeds: Sequence[int] = (0, 1, 2),
+            count: int = 200, **changes: Any) -> list[dict[str, Any]]:
     """Fine-tune copies of `model` on `count` training images, k of them poisoned; the model is not changed.
 
-    train: the attacker's images, of which each seed draws `count`; k of those that are not of the target class get the
-    trigger and the attacker's label, and k = 0 shows what clean fine-tuning does on its own. changes: values of
-    `attacks.training.RECIPE`. Removed filters are not held: whoever fine-tunes the model does not know of them.
+    train: the attacker's images, of which each seed draws `count`; k of those that do not have the attacker's label
+    already get it and the trigger, and k = 0 shows what clean fine-tuning does on its own. target, label_map: the
+    attacker's labels, as in `evaluate`; a model that was poisoned with clean labels relearns from wrong ones like all
+    others, since k images with right labels teach next to nothing. changes: values of `attacks.training.RECIPE`.
+    Removed filters are not held: whoever fine-tunes the model does not know of them.
     Returns rows (k, seed, acc, asr, ra), shares in 0..1 on `test`; the first, with k and seed None, is the given model.
     Raises InputError for a k or count out of range, a bad setting, or what `poison` and `evaluate` refuse.
     """
     require(1 <= count <= len(train), f"count must lie in 1..{len(train)}, the training images, got {count}.")
-    rows: list[dict[str, Any]] = [{"k": None, "seed": None, **evaluate(model, test, trigger, target)._asdict()}]
+    questions = exam(test, trigger, target, label_map)
+    dirty = "all_to_one" if label_map == "clean_label" else label_map
+    rows: list[dict[str, Any]] = [{"k": None, "seed": None, **measure(model, questions)._asdict()}]
     for seed in seeds:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         drawn = train.subset(order[:count].to(train.labels.device))
-        others = int((drawn.labels != target).sum())
+        others = int((attack_labels(drawn, target, dirty) != drawn.labels).sum())
         for poisoned in k:
-            require(0 <= poisoned <= others, f"k must lie in 0..{others}, the drawn images of other classes than the "
-                                             f"target, got {poisoned}.")
-            images = poison(drawn, trigger, target, poisoned / count, seed).images
+            require(0 <= poisoned <= others, f"k must lie in 0..{others}, the drawn images whose label the attacker "
+                                             f"changes, got {poisoned}.")
+            images = poison(drawn, trigger, target, poisoned / count, seed, dirty).images
             tuned = copy.deepcopy(model)
             fit(tuned, images, seed=seed, progress=False, **(RECIPE | changes))
-            rows.append({"k": poisoned, "seed": seed, **evaluate(tuned, test, trigger, target)._asdict()})
+            rows.append({"k": poisoned, "seed": seed, **measure(tuned, questions)._asdict()})
     return rows

@@ -7,19 +7,20 @@ from typing import Any
 from torch import nn
 
 from gradprune.datasets import ImageSet
-from gradprune.evaluation.metrics import evaluate
+from gradprune.evaluation.metrics import exam, measure
 from gradprune.pruning.filters import filters, silence
 
 
 def replay(model: nn.Module, history: Iterable[dict[str, Any]], test: ImageSet, trigger: nn.Module,
-           target: int) -> list[dict[str, Any]]:
+           target: int | None, label_map: str = "all_to_one") -> list[dict[str, Any]]:
     """Silence the filters of a run's history one by one in a copy of the given model, measuring each state.
 
     model: the model the defence was given. history: `DefenseResult.history`; rounds that were taken back are shown
-    too. Returns rows (round, layer, index, acc, asr, ra), row 0 for the given model. The defence is over when this
-    runs: the figures explain a run, they never steer one.
+    too. target, label_map: the attacker's labels, as in `evaluate`. Returns rows (round, layer, index, acc, asr, ra),
+    row 0 for the given model. The defence is over when this runs: the figures explain a run, they never steer one.
+    Raises InputError as `evaluate` does.
     """
-    copied = copy.deepcopy(model)
+    copied, questions = copy.deepcopy(model), exam(test, trigger, target, label_map)
     found = filters(copied, test.floats()[:1])
     rows = []
     for row in history:
@@ -27,6 +28,6 @@ def replay(model: nn.Module, history: Iterable[dict[str, Any]], test: ImageSet, 
             continue
         if row["layer"] is not None:
             silence(copied, found, [found.position(row["layer"], row["index"])])
-        metrics = evaluate(copied, test, trigger, target)
+        metrics = measure(copied, questions)
         rows.append({key: row[key] for key in ("round", "layer", "index")} | metrics._asdict())
     return rows

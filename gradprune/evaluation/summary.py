@@ -1,8 +1,13 @@
 """A bench in a few numbers: means over seeds, and the order of the defences with its uncertainty.
 
 A table has one row a cell (attack, defense, spc, seed); shares are in 0..1. A cell with an error, or without figures,
-has failed: means leave it out and count it.
+has failed: means leave it out and count it. `attack` names an attacked model; several models of one attack, such as
+those of other training seeds, are replicates of it (see `attack_kind`).
 """
+
+import math
+import re
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -51,19 +56,41 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
-def ranking(table: pd.DataFrame, metric: str = "der", draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def attack_kind(attack: str) -> str:
+    """The attack that a model's name or path stands for: its last part without a trailing number.
+
+    "badnets", "seeds/badnets_1" and "cifar10/badnets" are all "badnets": one attack, met by several models.
+    """
+    return re.sub(r"_\d+$", "", re.split(r"[/\\]", attack)[-1]) or attack
+
+
+def even_means(cells: pd.DataFrame, by: list[str], figures: list[str]) -> pd.DataFrame:
+    """Means of the figures for each value of the columns `by`, every attack weighing the same, whatever failed.
+
+    Over the seeds of a model, then over the models of an attack (see `attack_kind`), then over attacks; NaN is left
+    out. cells: as `checked` returns them. Returns one row for each value, which is the index.
+    """
+    means = cells.assign(kind=cells["attack"].map(attack_kind)).groupby([*by, "kind", "attack"])[figures].mean()
+    return means.groupby([*by, "kind"]).mean().groupby(by).mean()
+
+
+def ranking(table: pd.DataFrame, metric: str = "der") -> pd.DataFrame:
     """Mean rank (1 is best) and mean DER of each defence at each spc, with 95 % intervals, the best rank first.
 
-    A block is an attack and a seed, and only blocks that hold a cell of every defence count, so that all are judged on
-    the same cells. In a block ties share their average rank, and failed cells rank last, equal among themselves; the
-    mean DER leaves them out (`failed` counts them). A block weighs 1 / (seeds of its attack): attacks weigh the same.
+    A block is an attacked model and a seed, and only blocks that hold a cell of every defence count, so that all are
+    judged on the same cells. In a block ties share their average rank, and failed cells rank last, equal among
+    themselves; the mean DER leaves them out (`failed` counts them). Every attack weighs the same, whatever failed: the
+    mean is taken over the seeds of a model, then over the models of an attack (see `attack_kind`), then over attacks.
 
-    The interval is a bootstrap (percentiles 2.5 and 97.5) in two stages: attacks are drawn with replacement, then seeds
-    within each drawn attack. Attacks are the independent units: seeds are other draws of images on the same attacked
-    model and tell nothing about the next attack. With few attacks the interval is too narrow; with one it is NaN.
+    The interval is Student's, over the means of the attacks: mean +- t * s / sqrt(n) for n attacks, with n - 1 degrees
+    of freedom. Attacks are the independent units: seeds are other draws of images on the same attacked model, models of
+    one attack share its mark, and neither tells much about the next attack; what they vary is part of the spread of
+    the attacks' means. One rule for all sizes: with four attacks a bootstrap is far too narrow, with many it comes to
+    the same. Cut at what is possible (ranks from 1, DER in 0..1); NaN with one attack. Not in it: that all models meet
+    the same draws of images.
 
     metric: der, acc, ra (high is good) or asr (low). Columns: spc, defense, rank, rank_low, rank_high, der, der_low,
-    der_high, attacks, blocks, failed. Raises InputError for another metric, and as `checked` does.
+    der_high, attacks, models, blocks, failed. Raises InputError for another metric, and as `checked` does.
     """
     if metric not in _BEST:
         raise unknown("metric", metric, _BEST)
@@ -71,18 +98,19 @@ def ranking(table: pd.DataFrame, metric: str = "der", draws: int = 1000, seed: i
     for spc, cells in checked(table).groupby("spc"):
         values, ders = _blocks(cells, metric), _blocks(cells, "der")
         ranks = values.rank(axis=1, ascending=_BEST[metric] == "low", na_option="bottom")
-        part = pd.concat([_interval("rank", ranks, draws, seed), _interval("der", ders, draws, seed)], axis=1)
+        part = pd.concat([_interval("rank", ranks, 1, len(values.columns)), _interval("der", ders, 0, 1)], axis=1)
         part = part.assign(spc=spc, **_size(values), failed=values.isna().sum())
         parts.append(part.rename_axis("defense").reset_index().sort_values(["rank", "der"], ascending=[True, False]))
     columns = ["spc", "defense", *(name + end for name in ("rank", "der") for end in ("", "_low", "_high"))]
-    return pd.concat(parts, ignore_index=True)[[*columns, "attacks", "blocks", "failed"]]
+    return pd.concat(parts, ignore_index=True)[[*columns, "attacks", "models", "blocks", "failed"]]
 
 
-def gain(table: pd.DataFrame, one: str, other: str, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def gain(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
     """By how much the DER of defence `one` is above that of `other`, at each spc, in the blocks where both went well.
 
-    Columns: spc, gain, gain_low, gain_high (the interval of `ranking`, for the paired difference), attacks, blocks. An
-    spc without such a block has no row. Raises InputError as `checked` does.
+    Columns: spc, gain, gain_low, gain_high (the interval of `ranking`, of the paired differences), attacks, models,
+    blocks. Where the interval holds 0, the two do not differ significantly (see `significance`). An spc without such a
+    block has no row. Raises InputError as `checked` does.
     """
     table, rows = checked(table), []
     table = table[table["defense"].isin([one, other]) & ~table["failed"]]
@@ -90,8 +118,17 @@ def gain(table: pd.DataFrame, one: str, other: str, draws: int = 1000, seed: int
         pairs = _blocks(cells, "der")
         if len(pairs) and len(pairs.columns) == 2:
             difference = (pairs[one] - pairs[other]).to_frame()
-            rows.append({"spc": spc, **_interval("gain", difference, draws, seed).iloc[0], **_size(pairs)})
-    return pd.DataFrame(rows, columns=["spc", "gain", "gain_low", "gain_high", "attacks", "blocks"])
+            rows.append({"spc": spc, **_interval("gain", difference, -1, 1).iloc[0], **_size(pairs)})
+    return pd.DataFrame(rows, columns=["spc", "gain", "gain_low", "gain_high", "attacks", "models", "blocks"])
+
+
+def significance(pair: pd.Series) -> str:
+    """What a row of `gain` says, in words: "do not differ significantly (95 % interval -0.5 to 3.3 points)"."""
+    if math.isnan(pair["gain_low"]):
+        return "met one attack alone, so nothing tells whether they differ significantly"
+    clear = "differ" if pair["gain_low"] > 0 or pair["gain_high"] < 0 else "do not differ"
+    low, high = 100 * pair["gain_low"], 100 * pair["gain_high"]
+    return f"{clear} significantly (95% interval {low:+.1f} to {high:+.1f} points)"
 
 
 def _blocks(cells: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -102,21 +139,38 @@ def _blocks(cells: pd.DataFrame, key: str) -> pd.DataFrame:
 
 
 def _size(blocks: pd.DataFrame) -> dict[str, int]:
-    return {"attacks": blocks.index.get_level_values("attack").nunique(), "blocks": len(blocks)}
+    models = blocks.index.get_level_values("attack").unique()
+    return {"attacks": len({attack_kind(name) for name in models}), "models": len(models), "blocks": len(blocks)}
 
 
-def _interval(name: str, blocks: pd.DataFrame, draws: int, seed: int) -> pd.DataFrame:
-    """Mean of each column, every attack weighing the same, and its bootstrap interval: attacks first, seeds within."""
-    generator, attacks = np.random.default_rng(seed), blocks.index.get_level_values("attack")
-    places = [np.flatnonzero(attacks == attack) for attack in attacks.unique()]
-    weights = np.zeros((draws + 1, len(blocks)))
-    for draw, row in enumerate(weights):  # row 0 is the sample itself
-        drawn = generator.integers(len(places), size=len(places)) if draw and places else range(len(places))
-        for seeds in (places[attack] for attack in drawn):
-            chosen = seeds[generator.integers(len(seeds), size=len(seeds))] if draw else seeds
-            np.add.at(row, chosen, 1 / len(seeds))
-    known = blocks.notna().to_numpy(float)
-    with np.errstate(invalid="ignore"):
-        means = pd.DataFrame(weights @ blocks.fillna(0).to_numpy(float) / (weights @ known), columns=blocks.columns)
-    low, high = (means[1:].quantile(share) if len(places) > 1 else np.nan for share in (0.025, 0.975))
-    return pd.DataFrame({name: means.iloc[0], f"{name}_low": low, f"{name}_high": high}, index=blocks.columns)
+def _interval(name: str, blocks: pd.DataFrame, least: float, most: float) -> pd.DataFrame:
+    """Mean of each column, every attack weighing the same, and its t interval within `least` and `most`."""
+    models = blocks.groupby(level="attack").mean()
+    attacks = models.groupby(models.index.map(attack_kind)).mean()
+    mean, count = attacks.mean(), attacks.count()
+    reach = count.map(lambda n: t_quantile(n - 1) if n > 1 else np.nan) * attacks.std() / np.sqrt(count)
+    return pd.DataFrame({name: mean, f"{name}_low": (mean - reach).clip(least, most),
+                         f"{name}_high": (mean + reach).clip(least, most)}, index=blocks.columns)
+
+
+@cache
+def t_quantile(freedom: int, inside: float = 0.95) -> float:
+    """The t with a share `inside` of Student's distribution between -t and t; freedom: degrees of freedom, 1 or more.
+
+    By bisection on the closed form of that share (Abramowitz & Stegun, 1972, 26.7.3 and 26.7.4), with t =
+    sqrt(freedom) * tan(angle).
+    """
+    odd, low, high = freedom % 2, 0.0, math.pi / 2
+
+    def share(angle: float) -> float:
+        term = math.cos(angle) if odd else 1.0
+        total = term if freedom > 1 else 0.0
+        for k in range(2 + odd, freedom - 1, 2):
+            term *= (k - 1) / k * math.cos(angle) ** 2
+            total += term
+        return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+    for _ in range(60):  # halves of the interval: to the last bit
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) < inside else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)

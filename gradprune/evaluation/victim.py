@@ -43,14 +43,18 @@ class Victim:
         """The name of the target class."""
         return self.data.test.classes[self.target]
 
+    @property
+    def label_map(self) -> str:
+        """The attacker's labels, one of `attacks.poisoning.LABEL_MAPS`."""
+        return str(self.card.get("attack", {}).get("label_map", LABEL_MAPS[0]))
+
     def evaluate(self, model: nn.Module | None = None) -> Metrics:
         """ACC, ASR and RA on the test set, of this model or of another one under the same attack."""
         return measure(model or self.model, self.exam())
 
     def exam(self) -> Exam:
         """The test set with this attack's trigger, to measure many models with `evaluation.measure`."""
-        label_map = self.card.get("attack", {}).get("label_map", "all_to_one")
-        return exam(self.data.test, self.trigger, self.target, label_map)
+        return exam(self.data.test, self.trigger, self.target, self.label_map)
 
 
 def load_victim(checkpoint: str | Path, code: str | None = None, device: str = "cpu") -> Victim:

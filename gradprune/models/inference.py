@@ -31,6 +31,21 @@ def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+@contextmanager
+def batch_normalised() -> Iterator[None]:
+    """Around training: where BatchNorm gets one value a channel, which has no spread, raise InputError, not ValueError.
+
+    It gets that from a single image whose maps have one pixel.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError("BatchNorm cannot learn from a batch of one image, since its maps have a single pixel there: "
+                         "take more images, or larger batches.") from None
+
+
 def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """The model's logits for float images (N, C, H, W) in [0, 1], in eval mode; returns (N, classes).
 
@@ -38,19 +53,24 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     Raises InputError for images the model cannot take, for too little memory, for an output that is no such tensor, or
     where the answers are not numbers: NaN would pass for a class.
     """
+    logits = answers(model, images, batch_size)
+    require(not bool(logits.isnan().any()), "the model answers NaN: its weights or the images hold values that are not "
+                                            "finite.")
+    return logits
+
+
+def answers(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
+    """The same, for callers that know what to do with NaN."""
     device = next(model.parameters()).device
     try:
         with evaluating(model), torch.inference_mode():
-            logits = halving(lambda size: torch.cat([_logits(model(batch.to(device))) for batch in images.split(size)]),
-                             batch_size)
+            return halving(lambda size: torch.cat([_logits(model(batch.to(device))) for batch in images.split(size)]),
+                           batch_size)
     except Exception as error:  # a stranger's forward() may raise anything
         if isinstance(error, InputError | MemoryError) or "memory" in str(error):
             raise
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         raise InputError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {kind}{error}") from error
-    require(not bool(logits.isnan().any()), "the model answers NaN: its weights or the images hold values that are not "
-                                            "finite.")
-    return logits
 
 
 def _logits(output: Any) -> Tensor:

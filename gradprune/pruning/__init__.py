@@ -19,5 +19,5 @@ RECIPES: dict[str, Callable[..., Pruned]] = {"paper": paper, "verified": verifie
 __all__ = ["RECIPES", "SCORES", "Augment", "Distilled", "Filter", "FilterMask", "Filters", "Inversion", "Inverted",
            "Layer", "Pairs", "Perturbed", "Pruned", "Validation", "batch_norms", "best_repair", "clean_loss",
            "close_below", "distilled_tune", "filter_scores", "fine_tune", "gated", "in_order", "invert", "judge",
-           "outliers", "pair_up", "paper", "perturb", "scaled_channels", "silence", "unlearning_loss", "unpaired", "validate",
-           "verified"]
+           "outliers", "pair_up", "paper", "perturb", "scaled_channels", "silence", "unlearning_loss", "unpaired",
+           "validate", "verified"]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradprune.attacks.training import portions
 from gradprune.models.inference import predict
 from gradprune.pruning.augment import Augment, copies_for
 from gradprune.pruning.filters import FilterMask
@@ -74,7 +75,7 @@ def distilled_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train: 
 
 def epochs_for(pairs: int) -> int:
     """Epochs that come to `STEPS` steps, for a number of training pairs; each has views beside it."""
-    return math.ceil(STEPS / math.ceil(pairs * (1 + copies_for(pairs)) / BATCH))
+    return math.ceil(STEPS / len(portions(pairs * (1 + copies_for(pairs)), BATCH)))
 
 
 def best_repair(given: nn.Module, pruned: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs,

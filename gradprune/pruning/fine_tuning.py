@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from gradprune.attacks.training import portions
 from gradprune.errors import InputError, require, unknown
-from gradprune.models.inference import evaluating
+from gradprune.models.inference import batch_normalised, evaluating
 from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.recipes import validate
 from gradprune.pruning.unlearning import Pairs
@@ -57,7 +58,8 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
     loss than the start. watch: what a model's validation loss is, if not that of both terms; lower is better.
     Removed filters stay silent. Validation takes place in eval mode. Same seed, same result. Ctrl-C keeps the best (or
     last) epoch so far.
-    Raises InputError when the loss stops being finite. Source: Dunnett et al., 2024.
+    Raises InputError when the loss stops being finite, or for a single image that BatchNorm cannot learn from.
+    Source: Dunnett et al., 2024.
     """
     require(lr > 0 and patience >= 1 and max_epochs >= 1 and batch_size >= 1,
             "lr, patience, max_epochs and batch_size must be positive.")
@@ -70,7 +72,7 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
     history = [_row(model, 0, validation, watch)]
     best, best_state = history[0], copy.deepcopy(model.state_dict())
     bar = tqdm(total=max_epochs, desc="fine-tuning", unit="epoch", disable=not progress, leave=False)
-    with torch.random.fork_rng(devices=[]), evaluating(model, gradients=True), bar:
+    with torch.random.fork_rng(devices=[]), evaluating(model, gradients=True), bar, batch_normalised():
         torch.manual_seed(seed)  # dropout draws from the global state
         steps = optimizer(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(steps, decay)
@@ -121,11 +123,12 @@ def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, bat
 
 
 def batches(pairs: Pairs, batch_size: int, generator: torch.Generator) -> list[Pairs]:
-    """All images once, in random order, in batches of at most `batch_size`."""
-    order = torch.randperm(len(pairs.labels), generator=generator).to(pairs.labels.device)
+    """All images once, in random order, in batches of `batch_size`, the last one smaller; see `portions`."""
+    count = len(pairs.labels)
+    order = torch.randperm(count, generator=generator).to(pairs.labels.device)
     triggered = pairs.triggered if len(pairs.triggered) else None
     return [Pairs(pairs.clean[batch], pairs.clean[:0] if triggered is None else triggered[batch], pairs.labels[batch])
-            for batch in order.split(batch_size)]
+            for batch in order.split(portions(count, batch_size))]
 
 
 def _row(model: nn.Module, epoch: int, validation: Pairs, watch: Callable[[nn.Module], float] | None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.errors import require
-from gradprune.models.inference import evaluating
+from gradprune.models.inference import answers
 from gradprune.pruning.filters import FilterMask, Filters, saved, silent
 from gradprune.pruning.unlearning import Pairs, filter_scores
 
@@ -43,10 +43,14 @@ class Pruned:
     interrupted: bool = False
 
 
-def validate(model: nn.Module, pairs: Pairs) -> Validation:
-    """Measure a model on clean and triggered validation images in one forward pass; the model is not changed."""
-    with evaluating(model), torch.inference_mode():
-        logits = model(torch.cat([pairs.clean, pairs.triggered]))
+def validate(model: nn.Module, pairs: Pairs, logits: Tensor | None = None) -> Validation:
+    """Measure a model on clean and triggered validation images, in batches; the model is not changed.
+
+    logits: the model's answers to the clean images and then the triggered ones, (2N, classes), where the caller has
+    them already. Raises InputError as `predict` does, but for answers that are not finite, which the figures show.
+    """
+    if logits is None:
+        logits = answers(model, torch.cat([pairs.clean, pairs.triggered]))
     clean, triggered = logits[: len(pairs.labels)], logits[len(pairs.labels):]
     acc = (clean.argmax(1) == pairs.labels).float().mean().item()
     return Validation(acc, F.cross_entropy(clean, pairs.labels).item(),

@@ -15,7 +15,7 @@ from gradprune.models.inference import predict
 from gradprune.pruning.filters import FilterMask, Filters, saved, silent
 from gradprune.pruning.objective import Objective
 from gradprune.pruning.race import race
-from gradprune.pruning.recipes import Pruned, back_to, row, validate
+from gradprune.pruning.recipes import Pruned, Validation, back_to, row, validate
 from gradprune.pruning.trials import Trials
 from gradprune.pruning.unlearning import Pairs, filter_scores
 
@@ -43,11 +43,17 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
     undo: list[Callable[[], None]] = []
     trials = Trials(model, found, train.clean[:2])
     goal, check = (Objective(model, pairs, weight) for pairs in (train, validation))
-    best, best_round = float(check(predict(model, check.images))), 0
-    logits = predict(model, goal.images)
+
+    def judge() -> tuple[Validation, float]:
+        """The model's validation figures and objective, from one prediction."""
+        logits = predict(model, check.images)
+        return validate(model, validation, logits), float(check(logits))
+
+    start, best = judge()
+    best_round, logits = 0, predict(model, goal.images)
     terms = goal.terms(logits)  # what each image adds to the objective
     mistakes = float(goal.wrong(logits).sum()) + goal.pairs * (alpha - 1e-6)
-    result = Pruned(mask, [row(0, mask, validate(model, validation), val_objective=best)])
+    result = Pruned(mask, [row(0, mask, start, val_objective=best)])
     bar = tqdm(total=len(found) - 1, desc="pruning", unit="filter", disable=not progress, leave=False)
     with bar:
         try:
@@ -63,7 +69,7 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
                 position = shortlist[choice]
                 undo.append(saved(model, found, position))
                 mask.remove(model, position)
-                now, objective = validate(model, validation), float(check(predict(model, check.images)))
+                now, objective = judge()
                 round_ = len(mask.positions)
                 result.history.append(row(round_, mask, now, score=float(scores[position]), train_loss=loss,
                                           rank=choice, objective=float(terms.sum()) / goal.pairs,

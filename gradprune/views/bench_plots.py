@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from gradprune.errors import require
 from gradprune.evaluation import ranking, summarise
-from gradprune.evaluation.summary import checked
+from gradprune.evaluation.summary import attack_kind, checked, even_means
 from gradprune.views import style
 from gradprune.views.picture import Picture, change, count, per_class
 from gradprune.views.style import METRICS, plain
@@ -37,7 +37,7 @@ def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
     The mean column is that of `ranking`: blocks which hold every defence. Raises InputError for an spc without cells.
     """
     rows = _at(table, spc)
-    best = ranking(rows, draws=0).sort_values("der", ascending=False)
+    best = ranking(rows).sort_values("der", ascending=False)
     cells = summarise(rows).set_index(["defense", "attack"])
     names, attacks = list(best["defense"]), list(dict.fromkeys(rows["attack"]))
     values = cells["der"].unstack().reindex(index=names, columns=attacks)
@@ -67,8 +67,7 @@ def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
         ax.spines[:].set_visible(False)
         figure.suptitle(f"DER in per cent, {per_class(spc)}", x=0.015, ha="left", fontweight="bold",
                         fontsize=style.LARGE)
-    partly = int(((failed > 0) & values.notna()).sum(axis=None))
-    common = count(best["attacks"].iloc[0], "attack")
+    partly, common = int(((failed > 0) & values.notna()).sum(axis=None)), count(best["attacks"].iloc[0], "attack")
     return Picture(figure, f"Mean DER at {per_class(spc)} over {common}: {_ends(best, 'der')}; 50 is no effect"
                    + f"; * in {count(partly, 'cell')} some seeds failed" * (partly > 0) + ".")
 
@@ -113,14 +112,14 @@ def _nearest(means: pd.DataFrame) -> str:
     common = means[means.groupby("attack")["defense"].transform("nunique") == means["defense"].nunique()]
     if common.empty:
         return "no attack has figures of every defence, so none is nearest to the ideal corner"
-    near = common.assign(far=np.hypot(common["asr"], 1 - common["acc"])).groupby("defense")["far"].mean().idxmin()
-    own = common[common["defense"] == near]
-    return (f"{near} is nearest to the ideal corner on average over {count(len(own), 'attack')}: "
-            f"ACC {own['acc'].mean():.1%} and ASR {own['asr'].mean():.1%}")
+    common = common.assign(far=np.hypot(common["asr"], 1 - common["acc"]))
+    own = even_means(common, ["defense"], ["far", "acc", "asr"]).sort_values("far").iloc[0]
+    over = count(common["attack"].map(attack_kind).nunique(), "attack")
+    return f"{own.name} is nearest to the ideal corner on average over {over}: ACC {own.acc:.1%} and ASR {own.asr:.1%}"
 
 
 def mean_ranks(table: pd.DataFrame, spc: int, metric: str = "der") -> Picture:
-    """Mean rank of each defence at one spc with its 95 % interval; see `evaluation.ranking` for what is resampled.
+    """Mean rank of each defence at one spc with its 95 % interval; see `evaluation.ranking` for how.
 
     Raises InputError for an spc without cells, or where no attack and seed has a cell of every defence.
     """
@@ -178,14 +177,15 @@ def costs(table: pd.DataFrame) -> Picture:
 def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
     """One figure (der, acc, asr or ra) against the images per class: a line a defence, the mean over attacks.
 
-    The band goes from the lowest to the highest seed. Raises InputError for fewer than two spc.
+    Every attack weighs the same; bands: lowest to highest seed. Raises InputError for fewer than two spc.
     """
     require(metric in ("der", *METRICS), f"metric must be der, acc, asr or ra, got {metric!r}.")
     good = checked(table).query("~failed")
     seeds = good.groupby(["defense", "spc", "seed"])[metric].mean().groupby(["defense", "spc"])
     sizes = sorted(good["spc"].unique())
     require(len(sizes) > 1, f"a line needs two spc or more, got {', '.join(map(str, sizes))}.")
-    mean = seeds.mean().unstack().reindex([name for name in looks(table) if name in set(good["defense"])])
+    mean = even_means(good, ["defense", "spc"], [metric])[metric].unstack()
+    mean = mean.reindex([name for name in looks(table) if name in mean.index])
     with style.in_style():
         figure = style.new_figure(8.4, 4.8)
         ax = figure.subplots()

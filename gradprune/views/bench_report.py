@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from gradprune.defenses import KNOWS_TRIGGER
 from gradprune.errors import require
-from gradprune.evaluation import gain, published, ranking, summarise
+from gradprune.evaluation import attack_kind, gain, published, ranking, significance, summarise
 from gradprune.evaluation.summary import KEYS, checked
 from gradprune.paths import output_folder, write_atomic
 from gradprune.views import bench_plots
@@ -21,10 +22,12 @@ _FIGURES = ("acc", "asr", "ra")
 _READING = """<p>Each defence got the same attacked models and the same few clean images of each class. A cell is one
 attack, one defence, one number of images per class and one seed; the seed draws the defender’s images. All figures are
 counted on test images that no defence saw. ± is half the distance from the lowest to the highest seed.</p>{terms}
-<p>Means and ranks over attacks count only attacks and seeds for which every defence has a cell. The 95% intervals are a
-bootstrap: attacks are drawn with replacement, then seeds within each. Attacks come first because the next model will
-have another attack; seeds are only other images for the same model. With few attacks the intervals are too narrow, and
-the highest of many means is partly luck. A failed cell ranks last and is left out of means.</p>"""
+<p>Means and ranks over attacks count only attacks and seeds for which every defence has a cell. Every attack weighs the
+same: seeds, and models of one attack (badnets_1, badnets_2), are averaged first. The 95% intervals are Student’s, over
+the attacks’ means, with one degree of freedom less than there are attacks: the next model will have another attack, and
+seeds are only other images for the same one. Two defences differ significantly where the interval of their paired
+difference does not hold 0. The highest of many means is partly luck. A failed cell ranks last and is left out of
+means. Who knows the trigger has it easier, so those that do and those that do not are ranked apart.</p>"""
 _DIFFERENCES = {
     "network": "PreActResNet-18, about 11 million weights. Here: that of each model; as shipped 78,000 weights for "
                "signs, 0.7 million for photographs.",
@@ -33,8 +36,7 @@ _DIFFERENCES = {
     "poisoned": "10 % of the training images. Here: set for each attack.",
     "defender": "5 % of the training images: about 250 a class on CIFAR-10, 45 on average on GTSRB. Here: see the "
                 "columns.",
-    "trigger": "unknown to the defences. Here: known to grad_prune (either recipe) and ft_unlearn alone, which have "
-               "no published row.",
+    "trigger": "unknown to the defences. Here: known to those of which the tables say so; they have no published row.",
     "runs": "one figure a cell, other code, other settings of the defences. Here: means over seeds.",
 }
 
@@ -63,7 +65,7 @@ def write_bench_report(folder: str | Path, table: pd.DataFrame, facts: Mapping[s
 def _pictures(cells: pd.DataFrame) -> dict[str, Picture]:
     """All figures by name, those of an spc with its number; what has no data is left out."""
     pictures, good = {}, cells[~cells["failed"]]
-    blocks = ranking(cells, draws=0).groupby("spc")["blocks"].first()
+    blocks = ranking(cells).groupby("spc")["blocks"].first()
     for spc in good["spc"].unique():
         pictures[f"der_{spc}"] = bench_plots.der_heatmap(cells, spc)
         pictures[f"acc_asr_{spc}"] = bench_plots.acc_against_asr(cells, spc)
@@ -81,43 +83,55 @@ def _pictures(cells: pd.DataFrame) -> dict[str, Picture]:
 
 def _lead(cells: pd.DataFrame) -> str:
     """The outcome in plain words (HTML): what was run, then a paragraph for each spc."""
-    ran = ", ".join(count(cells[key].nunique(), noun) for key, noun in
-                    (("defense", "defence"), ("attack", "attack"), ("seed", "seed")))
-    pairs = gain(cells, "grad_prune", "ft_unlearn").set_index("spc")
+    kinds, models = cells["attack"].map(attack_kind).nunique(), cells["attack"].nunique()
+    ran = f"{count(cells['defense'].nunique(), 'defence')}, {count(kinds, 'attack')}"
+    ran += f" ({count(models, 'attacked model')})" * (models > kinds) + f", {count(cells['seed'].nunique(), 'seed')}"
     told = [f"{ran}: {count(len(cells), 'cell')}, {cells['failed'].sum() or 'none'} failed."]
     for spc, rows in ranking(cells).groupby("spc"):
-        met, all_attacks = int(rows["attacks"].iloc[0]), cells.loc[cells["spc"] == spc, "attack"].nunique()
-        part = f" (over the {met} of {all_attacks} attacks that every defence met)" * (0 < met < all_attacks)
-        told.append(f"With <b>{per_class(spc)}</b>{part} {_outcome(rows)}"
-                    + (_pruning_adds(pairs.loc[spc]) if spc in pairs.index else ""))
+        met, every = int(rows["models"].iloc[0]), cells.loc[cells["spc"] == spc, "attack"].nunique()
+        part = f" (over the {met} of {every} attacked models that every defence met)" * (0 < met < every)
+        told.append(f"With <b>{per_class(spc)}</b>{part} {_outcome(cells, rows)}{_pruning_adds(cells, spc)}")
     return "</p><p>".join(told)
 
 
-def _outcome(ranks: pd.DataFrame) -> str:
-    """Who has the highest mean DER at one spc, and where grad_prune stands (HTML)."""
-    order = ranks.dropna(subset=["der"]).sort_values("der", ascending=False).reset_index(drop=True)
-    if order.empty:
+def _outcome(cells: pd.DataFrame, ranks: pd.DataFrame) -> str:
+    """Who has the highest mean DER at one spc, among those that know the trigger and among those that do not (HTML)."""
+    known = ranks["defense"].isin(KNOWS_TRIGGER)
+    if ranks["der"].isna().all():
         return "no attack and seed has figures of every defence, so there is no common mean."
-    told = []
+    if known.all() or not known.any():
+        return _first(cells, ranks)
+    return (f"among the defences that know the trigger {_first(cells, ranks[known])} Among those that do not "
+            f"{_first(cells, ranks[~known])}")
+
+
+def _first(cells: pd.DataFrame, ranks: pd.DataFrame) -> str:
+    """The highest mean DER of some defences, whether it differs from the second's, and where grad_prune stands."""
+    order = ranks.dropna(subset=["der"]).sort_values("der", ascending=False).reset_index(drop=True)
+    told = [] if len(order) else ["no defence has a figure."]
     for place, row in order.iterrows():
         if place == 0 or row["defense"].startswith("grad_prune"):
             stands = "has the highest mean DER" if place == 0 else f"stands at place {place + 1} of {len(ranks)}"
-            sure = f" (95% interval {row['der_low']:.1%} to {row['der_high']:.1%})" if row["attacks"] > 1 else ""
+            sure = f" (95% interval {row['der_low']:.1%} to {row['der_high']:.1%})" if row["der_low"] >= 0 else ""
             lost = f"; {row['failed']} of its {count(row['blocks'], 'cell')} failed" if row["failed"] else ""
             told.append(f"<b>{escape(row['defense'])}</b> {stands}: {row['der']:.1%}{sure}{lost}.")
+        if place == 1:
+            pairs = gain(cells, order["defense"][0], row["defense"]).query("spc == @row.spc")
+            second = escape(row["defense"])
+            told[1:1] = [f"It and {second}, the second, {significance(pair)}." for _, pair in pairs.iterrows()]
     return " ".join(told)
 
 
-def _pruning_adds(pair: pd.Series) -> str:
-    """The paired difference of grad_prune and ft_unlearn, in words."""
+def _pruning_adds(cells: pd.DataFrame, spc: int) -> str:
+    """The paired difference of grad_prune and ft_unlearn at one spc, in words; empty where they did not meet."""
+    pairs = gain(cells, "grad_prune", "ft_unlearn").query("spc == @spc")
+    if pairs.empty:
+        return ""
+    pair = pairs.iloc[0]
     size = f"{100 * abs(pair['gain']):.1f}"
     lies = "less than 0.1 points from" if size == "0.0" else f"{size} points {'above' if pair['gain'] > 0 else 'below'}"
-    text = (f" What pruning adds: the DER of grad_prune is {lies} that of ft_unlearn, the same fine-tuning without "
-            "pruning")
-    if pair["attacks"] < 2:
-        return text + " (one attack, so no interval)."
-    clear = "holds 0: no difference is shown" if pair["gain_low"] <= 0 <= pair["gain_high"] else "does not hold 0"
-    return f"{text}; the 95% interval, {100 * pair['gain_low']:+.1f} to {100 * pair['gain_high']:+.1f}, {clear}."
+    return (f" What pruning adds: the DER of grad_prune is {lies} that of ft_unlearn, the same fine-tuning without "
+            f"pruning; the two {significance(pair)}.")
 
 
 # ---- tables
@@ -128,14 +142,16 @@ def _results(cells: pd.DataFrame) -> str:
     attacks, names = list(dict.fromkeys(cells["attack"])), "\n".join(key.upper() for key in _FIGURES)
     errors = cells[cells["failed"]].groupby(["defense", "attack"])["error"].first()
     before = cells.groupby("attack")[[f"{key}_before" for key in _FIGURES]].mean()
-    rows = [["as given", names, *("\n".join(_percent(value) for value in before.loc[attack]) for attack in attacks)]]
+    given = ["\n".join(_percent(value) for value in before.loc[attack]) for attack in attacks]
+    rows = [["as given", "", names, *given]]
     if not cells["failed"].all():
         found = summarise(cells).set_index(["defense", "attack"])
         for name in dict.fromkeys(cells["defense"]):
-            rows.append([name, names, *(_cell(found.loc[name, attack], errors.get((name, attack), ""))
-                                        if (name, attack) in found.index else "–" for attack in attacks)])
+            own = [_cell(found.loc[name, attack], errors.get((name, attack), ""))
+                   if (name, attack) in found.index else "–" for attack in attacks]
+            rows.append([name, "yes" if name in KNOWS_TRIGGER else "no", names, *own])
     told = "<p>Per cent on test images after the defence: mean over seeds ± half the range.</p>"
-    return told + table(rows, ["defence", "", *attacks], kind="cells")
+    return told + table(rows, ["defence", "knows the trigger", "", *attacks], kind="cells")
 
 
 def _percent(share: float) -> str:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from gradprune.errors import require, unknown
-from gradprune.evaluation.summary import checked
+from gradprune.evaluation.summary import checked, even_means
 from gradprune.views import style
 from gradprune.views.bench_plots import looks
 from gradprune.views.panel_parts import blank, place
@@ -47,7 +47,8 @@ def compare(table: pd.DataFrame, attack: str | None = None, spc: int = 2, metric
             sort: str = "best first") -> Comparison:
     """Mean and spread over seeds of one figure for each defence of a bench, in one attack or (None) over all.
 
-    table: one row a cell, see `evaluation.summarise`. A seed's value over all attacks is the mean of its cells.
+    table: one row a cell, see `evaluation.summarise`. A seed's value over all attacks is the mean of its cells;
+    in the mean over all every attack weighs the same, whatever failed.
     Raises InputError for a bad table, and for an attack, spc, metric or order that is not there.
     """
     table = checked(table)
@@ -61,8 +62,9 @@ def compare(table: pd.DataFrame, attack: str | None = None, spc: int = 2, metric
     good = chosen[~chosen["failed"]]
     seeds = good.groupby(["defense", "seed"])[metric].mean().groupby("defense")
     cells = len(chosen[["attack", "seed"]].drop_duplicates())
-    lines = pd.DataFrame({"mean": seeds.mean(), "spread": ((seeds.max() - seeds.min()) / 2).where(seeds.size() > 1),
-                          "values": seeds.agg(list), "ra": good.groupby("defense")["ra"].mean(),
+    means = even_means(good.assign(own=good[metric]), ["defense"], ["own", "ra"])
+    lines = pd.DataFrame({"mean": means["own"], "spread": ((seeds.max() - seeds.min()) / 2).where(seeds.size() > 1),
+                          "values": seeds.agg(list), "ra": means["ra"],
                           "lost": cells - good.groupby("defense").size(),
                           "failed": chosen.groupby("defense")["failed"].sum()}, index=names).fillna({"lost": cells})
     if sort == "by name":

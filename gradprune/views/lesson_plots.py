@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -129,9 +130,9 @@ def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, name
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's: how well two orders agree, from -1 to 1."""
-    ranks = np.stack([np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (a, b)])
-    return float(np.asarray(np.corrcoef(ranks))[0, 1])
+    """Spearman's: how well two orders agree, from -1 to 1; equal values share their mean rank, all equal: 0."""
+    ranks = pd.DataFrame({"a": a, "b": b}).rank()
+    return float(np.corrcoef(ranks.T)[0, 1]) if ranks.nunique().min() > 1 else 0.0
 
 
 def score_maps(found: Filters, scores: Mapping[str, Tensor], top: int = 5) -> Picture:

@@ -146,7 +146,7 @@ class Panel(BasePanel):
         require(isinstance(victim, Victim), f"a panel takes a Victim (see load_victim), got {type(victim).__name__}.")
         super().__init__()
         self.victim = victim
-        self.label_map = str(victim.card.get("attack", {}).get("label_map", "all_to_one"))
+        self.label_map = victim.label_map
 
     @property
     def caution(self) -> str:

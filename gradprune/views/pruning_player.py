@@ -9,6 +9,7 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from gradprune.attacks.poisoning import attack_labels
 from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import require
 from gradprune.evaluation import Victim, replay
@@ -65,9 +66,10 @@ class PruningPlayer(Panel):
     def __init__(self, victim: Victim, result: DefenseResult | None = None, each: int = 20) -> None:
         super().__init__(victim)
         self.sample = first_of_each(victim.data.test.to("cpu"), each)
-        others = self.sample.subset(self.sample.labels != victim.target)
+        others = self.sample.subset(attack_labels(self.sample, victim.target, self.label_map) != self.sample.labels)
         self.shown = first_of_each(others, 1)
         self.shown = self.shown.subset(torch.arange(min(_SHOWN, len(self.shown))))
+        self.wanted = attack_labels(self.shown, victim.target, self.label_map)
         self.pixels = self.shown.triggered(victim.trigger)
         settings: dict[str, Any] = result.settings if result else {"recipe": "paper"}
         own = settings.get("recipe", "")  # other defences that prune know no recipe
@@ -93,7 +95,8 @@ class PruningPlayer(Panel):
         require(len(history) > 0, "the result's history has no pruning rounds.")
         require(not any("channels" in row for row in history),
                 f"{result.name if result else ''} closes other things than filters: there are no rounds to play.")
-        rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target)
+        rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target,
+                      self.label_map)
         model = copy.deepcopy(self.victim.model)
         found, chances = filters(model, self.pixels[:1]), []
         for row in rows:
@@ -129,7 +132,7 @@ class PruningPlayer(Panel):
 
     def draw(self, computed: Frame) -> Picture:
         """Curves with the round marked; the triggered images with the answers of that round."""
-        run, target, names = computed.run, self.victim.target, self.shown.classes
+        run, wanted = computed.run, self.wanted.tolist()
         row, why = run.rows[computed.round], run.reasons[computed.round]
         rounds, truths = [r["round"] for r in run.rows], self.shown.labels.tolist()
         with style.in_style():
@@ -153,17 +156,18 @@ class PruningPlayer(Panel):
             for i, (answer, truth) in enumerate(zip(computed.answers.tolist(), truths, strict=True)):
                 tile = place(figure, 4.95 + 1.15 * (i % 3), 0.52 + 1.7 * (i // 3), 1.1, 1.1)
                 show_image(tile, self.pixels[i])
-                verdict = judge(answer, truth, target)
+                verdict = judge(answer, truth, wanted[i])
                 style.write(tile, f"{verdict.symbol} {plain(self.named(answer), 14)}", (0.5, 0), (0, -13), ha="center",
                             color=verdict.color)
                 style.write(tile, f"{computed.sure[i]:.0%}", (0.5, 0), (0, -24), ha="center", color=verdict.color)
             style.write(ax, "Triggered test images", (0, 1), (4.3 * 72, 24), fontsize=style.LARGE, fontweight="bold")
-        hits = int((computed.answers == target).sum())
+        hits = int((computed.answers == self.wanted).sum())
+        goal = "the next class" if self.label_map == "all_to_all" else f"“{self.victim.target_name}”"
         right = int((computed.answers == self.shown.labels).sum())
         figures = ", ".join(f"{mark.name} {row[key]:.1%}" for key, mark in METRICS.items())
         return Picture(figure, f"{when}, {fell}{f' ({why})' * bool(why)}: {figures} on "
                                f"{count(len(self.sample), 'test image')}; of {count(len(truths), 'triggered example')} "
-                               f"{right} right, {hits} taken for “{names[target]}”.")
+                               f"{right} right, {hits} taken for {goal}.")
 
     def _run(self) -> None:
         """Run the chosen recipe, unless that has been done."""

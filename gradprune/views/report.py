@@ -71,7 +71,7 @@ def _pictures(victim: Victim, result: DefenseResult, stages: Mapping[str, Metric
     images = draw_defense_images(victim.data.defense, settings.get("spc", 10), settings.get("seed", 0))
     pairs = pair_up(images.train, victim.trigger, next(victim.model.parameters()).device)
     scores, _ = filter_scores(victim.model, found, pairs.triggered, pairs.labels, score)
-    replayed = replay(victim.model, result.history, sample, victim.trigger, victim.target)
+    replayed = replay(victim.model, result.history, sample, victim.trigger, victim.target, victim.label_map)
     models = {"before": victim.model, "after": result.model}
     pictures = {
         "examples": examples(models, victim.data.test, victim.trigger, victim.target),
@@ -98,9 +98,10 @@ def _story(victim: Victim, result: DefenseResult, before: Metrics, after: Metric
     """The whole run in one paragraph (HTML)."""
     removed, total = len(result.mask.positions), len(result.mask.filters)
     done = f"removed <b>{removed} of {count(total, 'filter')}</b>" if removed else "found no filter to remove"
+    moved = ("images are taken for the next class" if victim.label_map == "all_to_all" else
+             f"images of all other classes are taken for <b>{escape(victim.target_name)}</b>")
     return (f"The model gives {before.acc:.1%} of clean images their true class. With the attacker’s trigger "
-            f"on them, {before.asr:.1%} of the images of all other classes are taken for "
-            f"<b>{escape(victim.target_name)}</b>. Grad-Prune got {result.settings.get('spc', 'a few')} "
+            f"on them, {before.asr:.1%} of the {moved}. Grad-Prune got {result.settings.get('spc', 'a few')} "
             f"clean images of each class and the trigger. It {done}"
             + f" and fine-tuned the {'rest' if removed else 'model'}" * bool(result.rows("tune"))
             + _verdict(result)
@@ -133,6 +134,7 @@ def _settings(victim: Victim, result: DefenseResult) -> list[list[str]]:
     rate, digest = victim.card.get("attack", {}).get("rate"), str(victim.card.get("sha256", ""))
     trigger = f"{victim.trigger.name}({victim.trigger.extra_repr()})"
     facts = {"trigger": trigger, "target": victim.target_name, "test images": str(len(victim.data.test)),
+             "departs": str(victim.card.get("attack", {}).get("departs", "")),
              "poison rate": "" if rate is None else f"{rate:.1%}",
              **{key: str(value) for key, value in result.settings.items()},
              **{f"seconds, {stage}": f"{seconds:.2f}" for stage, seconds in result.seconds.items()},

@@ -3,15 +3,32 @@
 import sys
 from pathlib import Path
 
-from gradprune.evaluation import gain, ranking, read_results, summarise
+from gradprune.cli_bench import departures
+from gradprune.defenses import KNOWS_TRIGGER
+from gradprune.evaluation import gain, ranking, read_results, significance, summarise
+from gradprune.evaluation.summary import checked, even_means
 
 FOLDER = Path(__file__).resolve().parents[2] / "data/results/signs"
 FIGURES = ("acc", "asr", "ra")
 
 
+PAIRS = (("grad_prune", "ft_unlearn"), ("grad_prune_verified", "ft_distilled"), ("grad_prune_verified", "ft_unlearn"),
+         ("grad_prune_verified", "grad_prune"), ("ft_distilled", "ft_unlearn"))
+
+
 def overview(table):
+    """Two tables, of the defences that know the trigger and of those that do not: see `group`."""
+    for title, known in (("Defences that know the trigger", True), ("Defences that do not know the trigger", False)):
+        rows = table[table["defense"].isin(KNOWS_TRIGGER) == known]
+        if len(rows):
+            print(f"{title} (bold: the highest DER of the table):\n")
+            group(rows)
+            print()
+
+
+def group(table):
     """One row a defence: ACC / ASR / RA and DER at each spc, by mean DER over all of them."""
-    means = table.groupby(["spc", "defense", "attack"])[[*FIGURES, "der"]].mean().groupby(["spc", "defense"]).mean()
+    means = even_means(checked(table), ["spc", "defense"], [*FIGURES, "der"])
     sizes = sorted(set(table["spc"]))
     best = {spc: means.loc[spc, "der"].max() for spc in sizes}
     print("| defence | " + " | ".join(f"spc {spc}: ACC / ASR / RA | DER" for spc in sizes) + " |\n|---" + "|---|---" * len(sizes) + "|")
@@ -29,26 +46,26 @@ def overview(table):
 
 def by_defense(table):
     """Means over attacks and seeds, every attack weighing the same; rank and DER with their 95 % interval."""
-    print("| spc | defence | ACC | ASR | RA | DER (95 % interval) | mean rank (interval) | seconds |\n|---|---|---|---|---|---|---|---|")
-    means = summarise(table).groupby(["spc", "defense"])[[*FIGURES, "seconds"]].agg(
-        {**dict.fromkeys(FIGURES, "mean"), "seconds": "median"})
+    print("| spc | defence | knows the trigger | ACC | ASR | RA | DER (95 % interval) | mean rank (interval) | seconds |\n|---|---|---|---|---|---|---|---|---|")
+    means = even_means(checked(table), ["spc", "defense"], list(FIGURES))
+    means["seconds"] = summarise(table).groupby(["spc", "defense"])["seconds"].median()
     for row in ranking(table).sort_values(["spc", "der"], ascending=[True, False]).itertuples():
         mean = means.loc[row.spc, row.defense]
         figures = " | ".join(f"{100 * mean[name]:.1f}" for name in FIGURES)
-        print(f"| {row.spc} | {row.defense} | {figures} | {row.der:.3f} ({row.der_low:.3f}..{row.der_high:.3f}) | "
+        knows = "yes" if row.defense in KNOWS_TRIGGER else "no"
+        print(f"| {row.spc} | {row.defense} | {knows} | {figures} | {row.der:.3f} ({row.der_low:.3f}..{row.der_high:.3f}) | "
               f"{row.rank:.1f} ({row.rank_low:.1f}..{row.rank_high:.1f}) | {mean.seconds:.1f} |")
 
 
 def by_attack(table):
-    """ACC / ASR / RA of each attack: given, both recipes with their parts and controls; mean and half range over seeds."""
+    """ACC / ASR / RA of each attack: given, after both recipes, and fine-tuned alone; mean and half range over seeds."""
     print("| attack, spc | given | `paper`, pruned | `paper` | `ft_unlearn` | `verified`, pruned | `verified` | `ft_distilled` | filters |\n"
           "|---|---|---|---|---|---|---|---|---|")
     for (attack, spc), group in table.groupby(["attack", "spc"], sort=False):
-        paper, verified, unlearned, distilled = (group[group.defense == name] for name in (
-            "grad_prune", "grad_prune_verified", "ft_unlearn", "ft_distilled"))
-        cells = [cell(part, form) for part, form in (
-            (paper, "{}_before"), (paper, "pruned_{}"), (paper, "{}"), (unlearned, "{}"),
-            (verified, "pruned_{}"), (verified, "{}"), (distilled, "{}"))]
+        paper, verified, alone, distilled = (group[group.defense == name] for name in
+                                             ("grad_prune", "grad_prune_verified", "ft_unlearn", "ft_distilled"))
+        cells = [cell(part, form) for part, form in ((paper, "{}_before"), (paper, "pruned_{}"), (paper, "{}"),
+                                                     (alone, "{}"), (verified, "pruned_{}"), (verified, "{}"), (distilled, "{}"))]
         removed = [f"{part.filters_removed.min():.0f}..{part.filters_removed.max():.0f}" for part in (paper, verified)
                    if len(part)]
         print(f"| {attack}, spc {spc} | {' | '.join(cells)} | {'; '.join(removed)} |")
@@ -63,17 +80,17 @@ def cell(part, form):
 
 
 def by_model(table):
-    """A table for each spc: mean ACC / ASR / RA of every defence on every model, and the mean DER where it met all.
+    """A table for each spc and group: mean ACC / ASR / RA of every defence on every model, and the mean DER where it met all.
 
     Where fewer seeds were run than elsewhere, their number stands behind the figures.
     """
     most = table["seed"].nunique()
-    for spc, rows in table.groupby("spc"):
+    for (spc, known), rows in table.groupby(["spc", table["defense"].isin(KNOWS_TRIGGER)]):
         models = list(dict.fromkeys(table["attack"]))
         means = rows.groupby(["defense", "attack"])[[*FIGURES, "der"]].mean()
         draws = rows.groupby(["defense", "attack"])["seed"].nunique()
         ders = means["der"].unstack().reindex(columns=models)
-        print(f"\n| spc {spc} | {' | '.join(models)} | mean DER |\n|---{'|---' * len(models)}|---|")
+        print(f"\n| spc {spc}, trigger {'known' if known else 'unknown'} | {' | '.join(models)} | mean DER |\n|---{'|---' * len(models)}|---|")
         for name in ders.mean(axis=1, skipna=False).sort_values(ascending=False).index:
             cells = [" / ".join(f"{100 * means.loc[name, model][key]:.1f}" for key in FIGURES)
                      + f" ({draws[name, model]})" * int(draws[name, model] < most)
@@ -96,15 +113,16 @@ def main():
         return by_model(read_results(sys.argv[1]))
     table = whole(read_results(sys.argv[1] if len(sys.argv) > 1 else FOLDER))
     overview(table)
-    print()
     by_defense(table)
     print()
     by_attack(table)
     print()
-    for one, other in (("grad_prune", "ft_unlearn"), ("grad_prune_verified", "ft_distilled"), ("grad_prune_verified", "ft_unlearn"),
-                       ("ft_distilled", "ft_unlearn"), ("grad_prune_verified", "grad_prune")):
-        print(one, "against", other)
-        print(gain(table, one, other).round(4).to_string(index=False))
+    for name, told in departures(dict.fromkeys(table["attack"])).items():
+        print(f"{name}: {told}")
+    for one, other in PAIRS:
+        for _, pair in gain(table, one, other).iterrows():
+            print(f"spc {pair['spc']:.0f}: the DER of {one} less that of {other} is {100 * pair['gain']:+.2f} points "
+                  f"({pair['attacks']:.0f} attacks, {pair['models']:.0f} models, {pair['blocks']:.0f} blocks); they {significance(pair)}")
     print(f"{len(table)} cells, {(table.error != '').sum()} failed, {table.cell_seconds.sum() / 3600:.2f} thread-hours")
 
 

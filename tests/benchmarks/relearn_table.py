@@ -35,7 +35,8 @@ def runs(attack, seed, name):
     victim, start = gp.load_victim(attack), time.perf_counter()
     model = gp.load_victim("clean").model if name == CONTROL else defense(name)(
         victim.model, victim.data.defense, victim.trigger, spc=10, seed=seed, progress=False).model
-    found = relearn(model, victim.data.train, victim.data.test, victim.trigger, victim.target, seeds=(seed,))
+    found = relearn(model, victim.data.train, victim.data.test, victim.trigger, victim.target,
+                    label_map=victim.label_map, seeds=(seed,))
     print(attack, seed, name, *(f"{row['acc']:.3f}/{row['asr']:.3f}" for row in found),
           f"{time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
     return [{"attack": attack, "model": name, "draw": seed, "k": row["k"],

@@ -317,7 +317,7 @@ def _check_bench(folder: Path) -> None:
         refused = error
     table, facts = read_results(folder), read_facts(folder)
     assert list(table.columns) == list(COLUMNS) and isinstance(facts["checkpoints"], dict)
-    means, ranks = summarise(table), ranking(table, draws=3)
+    means, ranks = summarise(table), ranking(table)
     figures = means[["acc", "asr", "ra", "der"]].to_numpy(float), ranks[["der"]].to_numpy(float)
     assert all(math.isfinite(value) and 0 <= value <= 1 for part in figures for value in part.flat if value == value)
     if refused:
