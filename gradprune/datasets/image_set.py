@@ -49,7 +49,7 @@ class ImageSet:
         """The images with a trigger on, like `floats`; raises InputError if it changes their shape or range."""
         clean = self.floats()
         with torch.no_grad():
-            stamped = trigger(clean)
+            stamped = trigger(clean).contiguous()
         require(stamped.shape == clean.shape,
                 f"the trigger changed the images' shape from {tuple(clean.shape)} to {tuple(stamped.shape)}.")
         if len(stamped):

@@ -1,0 +1,197 @@
+"""Models as users bring them: each test stands for a kind of network that somebody really has."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import squares
+from torch import nn
+
+import gradprune as gp
+from gradprune.attacks import Picture, fit
+from gradprune.defenses import DEFENSES, scan
+from gradprune.errors import InputError
+from gradprune.models import normalized, predict
+
+QUICK = {"grad_prune": {}, "grad_prune_verified": {}, "ft_unlearn": {"epochs": 2}, "ft": {"steps": 2},
+         "fine_pruning": {"steps": 2}, "clp": {}, "ft_sam": {"steps": 2}}  # the others at their own length
+
+
+@pytest.fixture(scope="module")
+def images():
+    return squares(48, 1, 32)
+
+
+@pytest.fixture(scope="module")
+def mark():
+    trigger = Picture((3, 3))
+    trigger.picture.fill_(1.0)
+    return trigger
+
+
+class Flattens(nn.Module):
+    """The net of PyTorch's tutorial, in short."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 4, 5), nn.Conv2d(4, 6, 5, stride=4), nn.Linear(54, 4)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.conv1(x), 2).relu()
+        return self.fc(F.pad(self.conv2(x), (0, 0, 0, 0)).relu().view(-1, 54))
+
+
+class Keeps(nn.Module):
+    """Keeps its features on itself, plain and in a list, as for a plot or a loss on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.b, self.fc = nn.Conv2d(3, 6, 3, stride=3), nn.BatchNorm2d(6), nn.Linear(6, 4)
+        self._kept = []
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        self.feat = F.relu(self.b(self.c(x))).mean((2, 3))
+        self._kept = [self.feat, {"again": self.feat}]
+        self.last = self.feat.mean(0)
+        return self.fc(self.feat)
+
+
+class Aux(nn.Module):
+    """Returns more in training than in use; form: what it makes of (logits, others)."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.c, self.fc, self.aux, self.form = nn.Conv2d(3, 6, 3, stride=3), nn.Linear(6, 4), nn.Linear(6, 4), form
+
+    def forward(self, x):
+        x = self.c(x).relu().mean((2, 3))
+        return self.form(self.fc(x), self.aux(x)) if self.training else self.fc(x)
+
+
+def as_tuple(logits, others):
+    return logits, others
+
+
+def as_dict(logits, others):
+    return {"logits": logits, "aux": others}
+
+
+def row_less(logits, others):
+    return logits[1:]
+
+
+def small(*more):
+    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), *more, nn.Conv2d(6, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(6, 4))
+
+
+def cleaned(name, net, images, mark, **settings):
+    return DEFENSES[name](net, images, mark, spc=2, progress=False, **settings).model
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_network_that_flattens_with_view(images, mark, name):
+    model = cleaned(name, Flattens(), images, mark, **QUICK[name])
+    assert predict(model, images.floats()).shape == (48, 4)
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+def test_the_layout_that_came_is_handed_back(images, mark):
+    for form in (torch.contiguous_format, torch.channels_last):
+        net = small(nn.ReLU()).to(memory_format=form)
+        result = gp.grad_prune(net, images, mark, spc=2, progress=False)
+        for model in (result.model, result.pruned):
+            assert model[0].weight.stride() == net[0].weight.stride() and model[2].weight.is_contiguous(memory_format=form)
+    assert len(nn.utils.parameters_to_vector(cleaned("ft", small(), images, mark, steps=1).parameters()))
+
+
+def test_training_takes_such_networks_and_hands_the_layout_back(images):
+    net = Flattens()
+    fit(net, images, epochs=1, progress=False)
+    assert net.conv1.weight.is_contiguous()
+    with pytest.raises(InputError, match="alone in training mode"):
+        fit(Aux(as_tuple), images, epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("name", [name for name in DEFENSES if name not in ("neural_cleanse",)])
+def test_features_kept_on_the_model_hinder_no_defence(images, mark, name):
+    net = Keeps()
+    net(images.floats()[:2])  # what the user's own pass left
+    copy.deepcopy(cleaned(name, net, images, mark, **QUICK.get(name, {})))
+
+
+@pytest.mark.parametrize("form", [as_tuple, as_dict])
+def test_what_is_returned_beside_the_logits_in_training_is_left_out(images, mark, form):
+    for name in ("grad_prune", "grad_prune_verified", "ft"):
+        model = cleaned(name, Aux(form), images, mark, **QUICK[name])
+        assert not model._forward_hooks and type(model.train()(images.floats())) is (tuple if form is as_tuple else dict)
+
+
+class Fewer(nn.Module):
+    """Rows that are not one an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.c(x).mean((2, 3)).mean(0, keepdim=True)
+
+
+class Detaches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 4, 3)
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.c(x).mean((2, 3))
+
+
+def with_forward_of_its_own():
+    net = small()
+    inner = net.forward
+    net.forward = lambda x: inner(x)
+    return net
+
+
+def with_a_part_that_is_not_its_own():
+    net = small()
+    inner = net[0]
+    net[0].forward = lambda x: F.conv2d(x, inner.weight, inner.bias, 2)
+    return net
+
+
+def under_inference_mode():
+    with torch.inference_mode():
+        return small()
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda: Aux(row_less), "cannot be trained on images .* one row of logits an image, got 1 rows for 2"),
+    (Fewer, "one row of logits an image, got 1 rows for"), (Detaches, "no gradient"),
+    (with_forward_of_its_own, "with the weights of the model itself"),
+    (with_a_part_that_is_not_its_own, "with the weights of the model itself"), (under_inference_mode, "inference_mode"),
+])
+def test_models_that_cannot_work_are_told_before_the_work(images, mark, make, words):
+    net = make()
+    for run in (gp.grad_prune, DEFENSES["ft"], DEFENSES["rnp"], lambda model, data, _, **more: scan(model, data, **more)):
+        with pytest.raises(InputError, match=words):
+            run(net, images, mark, spc=2, progress=False)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_defences_say_that_they_take_gradients(images, mark, mode):
+    net = small(nn.BatchNorm2d(6))
+    with mode():
+        assert str(gp.filters(net)).count("  1\n") == 1  # looking is possible
+        for name in DEFENSES:
+            with pytest.raises(InputError, match="takes gradients"):
+                cleaned(name, net, images, mark)
+
+
+def test_normalized_would_be_passed_over_by_a_forward_on_the_instance():
+    with pytest.raises(InputError, match="forward"):
+        normalized(with_forward_of_its_own(), 0.5, 0.25)
