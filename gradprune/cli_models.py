@@ -31,6 +31,9 @@ Opacity = Annotated[float, typer.Option("--opacity", help="Share of the picture 
 Mean = Annotated[str | None, typer.Option("--mean", help="What is taken from the pixels (0..1) first, for a model that "
                                           "does not do so itself: one number, or one a channel: 0.49,0.48,0.45.")]
 Std = Annotated[str | None, typer.Option("--std", help="What the pixels are divided by then.")]
+Stem = Annotated[str | None, typer.Option("--stem", help="Of resnet18, mobilenet_v3_small and timm/NAME: small, which "
+                                          "keeps the size of small images, or stock, the network's own; the better one "
+                                          "on clean images if not given.")]
 Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1 or mps; auto takes a "
                                      "GPU where there is one.")]
 
@@ -39,8 +42,8 @@ KINDS = ("known", "synthesised")  # of triggers, beside a picture
 
 
 def own(checkpoint: str, model: str | None, data: str | None, size: int | None, mean: str | None, std: str | None,
-        trigger: str = "known", target: int | None = None, position: str = "bottom_right", opacity: float = 1.0
-        ) -> "Own | None":
+        trigger: str = "known", target: int | None = None, position: str = "bottom_right", opacity: float = 1.0,
+        stem: str | None = None) -> "Own | None":
     """What the options say of the model; None where the checkpoint's card says it all."""
     picture = None if trigger in KINDS else trigger
     if picture and not Path(picture).suffix and not Path(picture).is_file():
@@ -48,10 +51,11 @@ def own(checkpoint: str, model: str | None, data: str | None, size: int | None, 
     if trigger == "synthesised" and target is not None:
         raise InputError("target is what a scan finds; leave it out with a synthesised trigger.")
     from gradprune.evaluation.own import WEIGHTS, Own
-    if Path(checkpoint).suffix not in WEIGHTS and not any((model, data, size, mean, std, picture, target is not None)):
+    given = (model, data, size, mean, std, stem, picture, target is not None)
+    if Path(checkpoint).suffix not in WEIGHTS and not any(given):
         return None
     return Own(model, data, size, picture, target, _place(position), opacity, _numbers("mean", mean),
-               _numbers("std", std))
+               _numbers("std", std), stem)
 
 
 def _place(position: str) -> str | tuple[int, int]:

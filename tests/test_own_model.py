@@ -381,7 +381,7 @@ def test_a_checkpoint_with_a_card_and_another_picture(here, victim):
     assert run("evaluate", "./carded", "--data", "moved.npz").exit_code == 0
     Path("moved.npz").rename("data.npz")
     assert "names the model 'preact_resnet', not 'resnet18'" in refused("evaluate", "./carded", "--model", "resnet18")
-    assert "mean and std are on the card" in refused("evaluate", "./carded", "--mean", "0.5")
+    assert "mean, std and stem are on the card" in refused("evaluate", "./carded", "--mean", "0.5")
 
 
 def test_a_folder_of_grey_pictures_serves_a_network_of_one_channel(here):

@@ -5,14 +5,16 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import squares
+from conftest import squares, write_npz
 from torch import nn
 
 import gradprune as gp
 from gradprune.attacks import Picture, fit
+from gradprune.datasets import Dataset
 from gradprune.defenses import DEFENSES, scan
 from gradprune.errors import InputError
-from gradprune.models import normalized, predict
+from gradprune.evaluation import Own
+from gradprune.models import build, load_weights, normalized, predict
 
 QUICK = {"grad_prune": {}, "grad_prune_verified": {}, "ft_unlearn": {"epochs": 2}, "ft": {"steps": 2},
          "fine_pruning": {"steps": 2}, "clp": {}, "ft_sam": {"steps": 2}}  # the others at their own length
@@ -195,3 +197,52 @@ def test_defences_say_that_they_take_gradients(images, mark, mode):
 def test_normalized_would_be_passed_over_by_a_forward_on_the_instance():
     with pytest.raises(InputError, match="forward"):
         normalized(with_forward_of_its_own(), 0.5, 0.25)
+
+
+def stock_and_file(name, images, path):
+    """A network with its own stem, its last layer fitted to the images; saved."""
+    net = build(name, 4, small=False, seed=3).eval()
+    features = {}
+    head = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+    handle = head.register_forward_hook(lambda _, inputs, __: features.update(x=inputs[0]))
+    predict(net, images.floats())
+    handle.remove()
+    x = torch.cat([features["x"], torch.ones(len(images), 1)], 1)
+    fitted = torch.linalg.lstsq(x.double(), F.one_hot(images.labels, 4).double(), driver="gelsd").solution.float()
+    head.weight.data, head.bias.data = fitted[:-1].T.contiguous(), fitted[-1]
+    torch.save(net.state_dict(), path)
+    return net
+
+
+@pytest.mark.parametrize("name", ["timm/resnet10t", "mobilenet_v3_small", "resnet18"])
+def test_the_stem_of_foreign_weights_is_found_and_told(tmp_path, monkeypatch, caplog, name):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm", reason="timm is an optional extra")
+    monkeypatch.chdir(tmp_path)
+    data = Dataset(squares(60, 1, 32), squares(40, 2, 32), squares(40, 3, 32))
+    write_npz(tmp_path / "data.npz", data)
+    stock = stock_and_file(name, squares(200, 2, 32), "stock.pth")
+    wanted = predict(stock, data.test.floats())
+    opened = Own(name, "data.npz").open("stock.pth")
+    assert torch.allclose(predict(opened.model, data.test.floats()), wanted, atol=1e-4)
+    assert opened.card["model"]["small"] is False and "its own stem" in str(opened.notes) + "its own stem" * (name == "resnet18")
+    assert torch.allclose(predict(Own(name, "data.npz", stem="stock").open("stock.pth").model, data.test.floats()), wanted, atol=1e-4)
+    if name == "resnet18":
+        with pytest.raises(InputError, match="small=False, or --stem stock"):
+            load_weights(build(name, 4), "stock.pth")
+        return
+    load_weights(build(name, 4, small=False), "stock.pth")
+    assert not caplog.records
+    load_weights(build(name, 4), "stock.pth")
+    assert "small=False" in caplog.text
+    notes = Own(name, "data.npz", stem="small").open("stock.pth").notes
+    assert "stem" not in str(notes)
+
+
+def test_stems_that_nobody_knows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_npz(tmp_path / "data.npz", Dataset(squares(8, 1), squares(8, 2), squares(8, 3)))
+    torch.save(build("resnet18", 4).state_dict(), "weights.pth")
+    for name, stem, words in (("resnet18", "stok", "did you mean stock"), ("my:net", "stock", "by name")):
+        with pytest.raises(InputError, match=words):
+            Own(name, "data.npz", stem=stem).open("weights.pth")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradprune.attacks.placing import Position, check_position, corner, in_channels
 from gradprune.attacks.trigger import Trigger
-from gradprune.datasets.folder import FORMATS
+from gradprune.datasets.folder import FORMATS, eight_bits
 from gradprune.errors import InputError, require
 
 _LARGEST = 4_000_000  # pixels; a trigger is as large as the images at most
@@ -46,7 +46,7 @@ class Picture(Trigger):
         try:
             with Image.open(path, formats=FORMATS) as image:
                 require(image.width * image.height <= _LARGEST, f"it claims {image.width} x {image.height} pixels")
-                pixels = pil_to_tensor(image.convert("RGBA")).float() / 255
+                pixels = pil_to_tensor(eight_bits(image).convert("RGBA")).float() / 255
         except Exception as error:  # Pillow raises many kinds for damaged files
             why = f": {error}, and {_LARGEST:,} are read at most" if isinstance(error, InputError) else ""
             raise InputError(f"{path} cannot be read as a picture{why}.") from None

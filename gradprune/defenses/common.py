@@ -27,8 +27,9 @@ class Work:
     """One run of a defence: a copy of the model to change, its filters, and the defender's few images.
 
     model: the copy, on the given model's device (see `models.working`); given: the model itself. train, validation:
-    `Pairs`, without triggered images where `trigger` is None. hold_out: whether the method chooses anything by the validation images; one that does not trains on them,
-    too, and its history figures are then of images that it has learned from. augment: new views of the images.
+    `Pairs`, without triggered images where `trigger` is None. hold_out: whether the method chooses anything by the
+    validation images; one that does not trains on them, too, and its history figures are then of images that it has
+    learned from. augment: new views of the images.
     Raises InputError for too few images, images that the model cannot take, or no convolution.
     """
 

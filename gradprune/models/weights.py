@@ -1,6 +1,7 @@
 """Weights from other hands: read without running code, unwrapped, and loaded into a model or told why not."""
 
 import io
+import logging
 import mmap
 import pickle
 import re
@@ -20,6 +21,7 @@ from gradprune.models.limits import Within
 from gradprune.pickles import look_over
 
 Net = TypeVar("Net", bound=nn.Module)
+_log = logging.getLogger(__name__)
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the state dict
 _DEEPEST = 8  # nests in one another
@@ -61,9 +63,12 @@ def load_weights(model: Net, path: str | Path) -> Net:
 
     The file: .safetensors, or what torch.save wrote, a state dict or one under "net", "model", "state_dict" or
     "model_state_dict"; names may start with "module.", or all with another prefix than the model's.
-    No code from the file is run.
+    No code from the file is run. A warning is logged where the model's stem is not the network's own (see
+    `models.imported`), since weights that were trained with the other one may fit all the same.
     Raises InputError for a file that is none of these, or names and shapes that are not the model's.
     """
+    if note := getattr(model, "stem_note", ""):
+        _log.warning("%s", note)
     return fit_weights(model, state_dict(read_file(path), path), path)
 
 
@@ -126,7 +131,8 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
               for name in own if name in given and given[name].shape != own[name].shape]
     wrong = [f"{what}: {listed(names)}" for what, names in
              (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)) if names]
-    require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.")
+    note = f" {model.stem_note}" if hasattr(model, "stem_note") and not missing and not unexpected else ""
+    require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.{note}")
     try:
         model.load_state_dict(given, strict=False)  # old files do not count BatchNorm's batches
     except (RuntimeError, NotImplementedError) as error:  # tensors without memory, as of the device "meta"
