@@ -182,8 +182,9 @@ class TwoIntoOne(nn.Module):
         return self.bare(self.c(self.norm(self.a(images)) + self.norm(self.b(images))))
 
 
-def test_a_batchnorm_of_two_convolutions_or_without_a_scale_is_nobodys():
-    assert [layer.norm for layer in filters(TwoIntoOne()).layers] == [None] * 3
+def test_a_batchnorm_of_two_convolutions_is_nobodys_and_one_without_a_scale_its_convolutions():
+    layers = filters(TwoIntoOne()).layers
+    assert [(layer.norm, layer.leak) for layer in layers] == [(None, "norm"), (None, "norm"), ("bare", None)]
 
 
 class ImageFirst(nn.Module):

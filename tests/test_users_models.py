@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import squares, write_npz
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 import gradprune as gp
 from gradprune.attacks import Picture, fit
@@ -246,3 +247,12 @@ def test_stems_that_nobody_knows(tmp_path, monkeypatch):
     for name, stem, words in (("resnet18", "stok", "did you mean stock"), ("my:net", "stock", "by name")):
         with pytest.raises(InputError, match=words):
             Own(name, "data.npz", stem=stem).open("weights.pth")
+
+
+@pytest.mark.parametrize("norm", [nn.SyncBatchNorm, lambda n: nn.BatchNorm2d(n, affine=False), FrozenBatchNorm2d,
+                                  lambda n: nn.GroupNorm(2, n)], ids=["sync", "bare", "frozen", "group"])
+def test_defences_take_norms_of_all_kinds(images, mark, norm):
+    for name, settings in {"grad_prune": {}, "fine_pruning": {"steps": 1}, "anp": {"iterations": 2},
+                           "rnp": {"unlearn_steps": 2, "recover_steps": 2}, "ft_sam": {"steps": 1}}.items():
+        result = DEFENSES[name](small(norm(6), nn.ReLU()), images, mark, spc=2, progress=False, **settings)
+        assert result.mask.filters.layers[0].norm == "1"

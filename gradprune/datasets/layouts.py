@@ -38,7 +38,8 @@ def find_pictures(root: Path) -> Layout:
     part where there is no other; else the defender's, if it has ten pictures of each class) and root/defense/CLASS/*,
     by these or similar names in any case, also below a single folder; GTSRB's own, Training/00000/* with
     Final_Test/Images/* and GT-final_test.csv, in root or in root/GTSRB. Classes are sorted by name, as torchvision's
-    ImageFolder does. Hidden files, other endings and links that lead out of `root` are passed over. Raises InputError for no class, a single one or an empty one.
+    ImageFolder does. Hidden files, other endings and links that lead out of `root` are passed over.
+    Raises InputError for no class, a single one or an empty one.
     """
     for base in (root / "GTSRB", root):
         for training in (base / "Training", base / "Final_Training" / "Images"):
