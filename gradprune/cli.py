@@ -4,6 +4,8 @@ Tables and sentences go to stdout; with --json to stderr, and one JSON object is
 Exit codes: 0 done, 1 a check of `doctor` failed, 2 bad input, 130 interrupted.
 """
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +74,12 @@ Names = Annotated[list[str] | None, typer.Argument(help="Which ones; all of the 
 
 
 def main() -> None:
-    """Run the command line; the entry point of `gradprune` and `python -m gradprune`."""
+    """Run the command line; the entry point of `gradprune` and `python -m gradprune`.
+
+    Names that the terminal's encoding lacks are spelled out, as errors' are.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="gradprune")
 
 

@@ -143,11 +143,29 @@ def test_a_network_that_is_wrapped_itself(tmp_path, victim, prefix):
     assert torch.equal(model.module.linear.weight, victim.model.linear.weight)
 
 
-def test_a_prefix_that_only_some_names_have_is_no_prefix(tmp_path, victim):
-    state = {f"net.{key}": value for key, value in victim.model.state_dict().items()} | {"loss.scale": torch.ones(1)}
-    torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match=r"missing: conv1\.weight, .* unexpected: net\.conv1\.weight, "):
+@pytest.mark.parametrize(("prefix", "others"), [("net.", {"loss.scale": torch.ones(1)}), ("module.", {"n_averaged": torch.tensor(3)}),
+                                                ("model.net.", {"model.criterion.weight": torch.ones(4), "step": torch.tensor(1)})])
+def test_what_stands_beside_a_prefix_is_left_out_and_told(tmp_path, victim, caplog, prefix, others):
+    state = {prefix + key: value for key, value in victim.model.state_dict().items()}
+    torch.save(state | others, tmp_path / "weights.pth")
+    model = load_weights(build("preact_resnet", 4, blocks=(1,), seed=9), tmp_path / "weights.pth")
+    assert torch.equal(model.linear.weight, victim.model.linear.weight) and all(name in caplog.text for name in others)
+    twice = {prefix.replace("net", "ema").replace("module", "other") + key: value for key, value in victim.model.state_dict().items()}
+    torch.save(state | twice, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"missing: conv1\.weight, .* unexpected: "):
         load_weights(build("preact_resnet", 4, blocks=(1,)), tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("nest", [
+    lambda state: {"netC": state, "schedulerC": {}, "best_clean_acc": torch.tensor(0.9), "grid": torch.zeros(1, 8, 8, 2)},
+    lambda state: [state, {"epoch": 3}], lambda state: {"params": state, "iter": 5}, lambda state: {"ema": state, "optimizer": {"state": {0: {}}}}])
+def test_state_dicts_under_other_words(tmp_path, victim, nest):
+    torch.save(nest(victim.model.state_dict()), tmp_path / "weights.pth")
+    model = load_weights(build("preact_resnet", 4, blocks=(1,), seed=9), tmp_path / "weights.pth")
+    assert torch.equal(model.linear.weight, victim.model.linear.weight)
+    torch.save({"netC": victim.model.state_dict(), "netG": victim.model.state_dict()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"several state dicts \(\d+ under netC, \d+ under netG\)"):
+        load_weights(model, tmp_path / "weights.pth")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, of TorchScript

@@ -1,17 +1,24 @@
 """Models as users bring them: each test stands for a kind of network that somebody really has."""
 
 import copy
+import os
+import pickle
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import squares, write_npz
+from PIL import Image
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
 import gradprune as gp
 from gradprune.attacks import Picture, fit
-from gradprune.datasets import Dataset
+from gradprune.datasets import Dataset, ImageSet
 from gradprune.defenses import DEFENSES, scan
 from gradprune.errors import InputError
 from gradprune.evaluation import Own
@@ -256,3 +263,98 @@ def test_defences_take_norms_of_all_kinds(images, mark, norm):
                            "rnp": {"unlearn_steps": 2, "recover_steps": 2}, "ft_sam": {"steps": 1}}.items():
         result = DEFENSES[name](small(norm(6), nn.ReLU()), images, mark, spc=2, progress=False, **settings)
         assert result.mask.filters.layers[0].norm == "1"
+
+
+class Pictures(torch.utils.data.Dataset):
+    """As torchvision's: pictures and labels, a transform, and the names of the classes."""
+
+    classes = ["a", "b"]
+
+    def __init__(self, transform=lambda picture: picture, size=9, count=6):
+        self.transform, self.size, self.count = transform, size, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, place):
+        pixels = np.full((self.size + (place == 5) * (self.size == 7), self.size, 3), 20 * place, np.uint8)
+        return self.transform(Image.fromarray(pixels)), place % 2
+
+
+def test_images_from_what_people_have():
+    plain = ImageSet.from_dataset(Pictures())
+    assert plain.images.shape == (6, 3, 9, 9) and plain.classes == ("a", "b") and plain.labels.tolist() == [0, 1] * 3
+    subset = torch.utils.data.Subset(Pictures(pil_to_tensor), [0, 1, 2, 3, 4, 5])
+    for other in (Pictures(to_tensor), Pictures(np.asarray), subset, torch.utils.data.DataLoader(Pictures(), 2)):
+        same = ImageSet.from_dataset(other)
+        assert torch.equal(same.images, plain.images) and same.classes == plain.classes
+    pairs = torch.utils.data.TensorDataset(plain.floats(), plain.labels[:, None])
+    assert ImageSet.from_dataset(pairs).classes == ("0", "1") and ImageSet.from_dataset(pairs, ["x", "y"]).classes == ("x", "y")
+    grey = ImageSet.from_dataset(Pictures(lambda picture: picture.convert("L")))
+    assert grey.images.shape == (6, 1, 9, 9)
+
+
+@pytest.mark.parametrize(("dataset", "words"), [
+    (Pictures(lambda picture: to_tensor(picture) - 0.5), "leave Normalize out"), (Pictures(size=7), "a transform that resizes"),
+    (Pictures(count=0), "is empty"), (Pictures(lambda picture: "text"), "must be a picture or a tensor, got str"), (3, "got int"),
+    ([1, 2], r"must be \(image, label\)"), ([(torch.zeros(3, 4, 4), 0.5)], "one whole number, got 0.5"),
+])
+def test_datasets_that_cannot_be_taken(dataset, words):
+    with pytest.raises(InputError, match=words):
+        ImageSet.from_dataset(dataset)
+
+
+def test_messages_name_what_is_there(tmp_path, images, mark):
+    loader = torch.utils.data.DataLoader(Pictures(), 2)
+    with pytest.raises(InputError, match=r"got DataLoader: give ImageSet\.from_dataset\(clean\)"):
+        gp.grad_prune(small(), loader, mark)
+    with pytest.raises(InputError, match=r"got Dataset: give test\.defense or test\.test"):
+        gp.evaluate(small(), Dataset(images, images, images), mark, 0)
+    with pytest.raises(InputError, match="must be an nn.Module, got function"):
+        gp.evaluate(lambda x: x, images, mark, 0)
+    with pytest.raises(InputError, match=r"got ndarray: give torch\.from_numpy\(images\)"):
+        ImageSet(images.images.numpy(), images.labels.numpy(), images.classes)
+    np.savez(tmp_path / "m.npz", train_images=np.zeros(2), train_labels=np.zeros(2))
+    with pytest.raises(InputError, match="no array x_train, only train_images, train_labels"):
+        gp.load(tmp_path / "m.npz")
+    np.savez(tmp_path / "f.npz", x_train=np.array([0, 255.0]), y_train=[0], x_test=[0], y_test=[0])
+    with pytest.raises(InputError, match="got float64 0..255; cast to uint8"):
+        gp.load(tmp_path / "f.npz")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_torchscript_is_named(images, mark):
+    program = torch.jit.trace(small(), images.floats()[:1])
+    for run in (lambda: gp.filters(program), lambda: gp.grad_prune(program, images, mark)):
+        with pytest.raises(InputError, match="TorchScript program"):
+            run()
+    assert 0 <= gp.evaluate(program, images, mark, 0).acc <= 1
+
+
+def test_a_last_batch_of_one_image(images):
+    net = nn.Sequential(nn.Conv2d(3, 4, 32), nn.BatchNorm2d(4), nn.Flatten())
+    fit(net, images.subset(torch.arange(33)), epochs=1, batch_size=32, progress=False)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "timm/resnet10t"])
+def test_normalised_networks_and_results_can_be_pickled(images, mark, name):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm", reason="timm is an optional extra")
+    net = build(name, 4).eval()
+    again = pickle.loads(pickle.dumps(net))
+    assert type(again) is type(net) is type(copy.deepcopy(net))
+    assert torch.equal(predict(again, images.floats()[:4]), predict(net, images.floats()[:4]))
+    own = normalized(small(), 0.5, 0.25)
+    result = pickle.loads(pickle.dumps(DEFENSES["ft"](own, images, mark, spc=2, progress=False, steps=1)))
+    assert predict(result.model, images.floats()[:4]).shape == (4, 4)
+
+
+def test_class_names_that_the_terminals_encoding_lacks(tmp_path):
+    for name in ("kot", "żółw"):
+        (tmp_path / name).mkdir()
+        for place in range(5):
+            Image.fromarray(np.full((9, 9, 3), 20 * place, np.uint8)).save(tmp_path / name / f"{place}.png")
+    for encoding in ("cp1252",):
+        run = subprocess.run([sys.executable, "-m", "gradprune", "data", "check", str(tmp_path)], capture_output=True,
+                             env={**os.environ, "PYTHONIOENCODING": encoding}, check=True)
+        assert rb"kot, \u017c" in run.stdout

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.datasets import ImageSet
+from gradprune.datasets.image_set import check_images
 from gradprune.errors import InputError, require, settled
 from gradprune.models.devices import halving
 from gradprune.models.working import lay_out, layout, quickest
@@ -81,6 +82,7 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     Raises InputError for unknown settings, an empty set, a loss that is no longer finite, or too little memory.
     """
     recipe = settled("training", RECIPE, changes)
+    check_images("images", images)
     require(len(images) > 0, "the training set is empty.")
     require(recipe["epochs"] >= 1 and recipe["batch_size"] >= 1, "epochs and batch_size must be at least 1.")
     came = layout(model)
@@ -103,7 +105,7 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
     """What `fit` does once its arguments are checked."""
     images = images.to(next(model.parameters()).device)
     form = torch.contiguous_format if all(layout(model).values()) else torch.channels_last
-    steps = -(-len(images) // recipe["batch_size"]) * recipe["epochs"]
+    steps = len(_split(torch.arange(len(images)), recipe["batch_size"])) * recipe["epochs"]
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe["max_lr"], momentum=recipe["momentum"],
                                 weight_decay=recipe["weight_decay"], nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe["warm_up"]))
@@ -126,6 +128,14 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
     return TrainingResult(model, history, time.perf_counter() - start, interrupted, recipe["batch_size"])
 
 
+def _split(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Batches; a last one of a single image, of which BatchNorm may learn nothing, joins the one before."""
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
 def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer, schedule: Any,
            generator: torch.Generator, recipe: dict[str, Any], bar: Any, hook: Hook | None,
            form: torch.memory_format) -> dict[str, float]:
@@ -134,7 +144,7 @@ def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer,
     device = images.images.device
     order = torch.randperm(len(images), generator=generator).to(device)
     loss_sum, correct, seen = 0.0, 0, 0
-    for batch in order.split(recipe["batch_size"]):
+    for batch in _split(order, recipe["batch_size"]):
         labels = images.labels[batch]
         x = shift_and_flip(images.images[batch].float() / 255, recipe["shift"], recipe["flip"], generator)
         if hook:

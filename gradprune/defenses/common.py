@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require, settled
-from gradprune.models.inference import evaluating, predict
+from gradprune.models.inference import check_model, device_of, evaluating, predict
 from gradprune.models.working import handed_back, working_copy
 from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
@@ -37,7 +37,8 @@ class Work:
                  hold_out: bool = True) -> None:
         require(torch.is_grad_enabled() and not torch.is_inference_mode_enabled(),
                 "a defence takes gradients: call it outside of torch.no_grad() and torch.inference_mode().")
-        device = next(model.parameters()).device
+        check_model(model)
+        device = device_of(model)
         self.train, self.validation = (unpaired(part, device) if trigger is None else pair_up(part, trigger, device)
                                        for part in draw_defense_images(clean, spc, seed))
         outputs = predict(model, self.validation.clean).shape[1]

@@ -165,8 +165,8 @@ class Own:
         few = some_of(in_color(data, model)[0].defense)
         ours, theirs = (int((predict(net, few.floats()).argmax(1) == few.labels).sum()) for net in (model, stock))
         if theirs > ours:
-            return stock, other, [f"{settings['name']} keeps its own stem: of {len(few)} clean images it gets {theirs}"
-                                  f" right with it, and {ours} with the stem for small images (--stem)."]
+            return stock, other, [f"{settings['name']} keeps its own stem: of {len(few)} clean images it gets"
+                                  f" {theirs} right with it, and {ours} with the stem for small images (--stem)."]
         return model, settings, [f"{settings['name']} has its stem for small images: of {len(few)} clean images it gets "
                                  f"{ours} right with it, and {theirs} with the network's own (--stem)."]
 

@@ -2,8 +2,8 @@
 
 Nothing is downloaded: the weights are drawn, or come from a file of yours. The parameters keep their names, so
 checkpoints that were made elsewhere fit. The stems were made for 224 pixels; of 32 they would leave one or two, so by
-default (`small`) they keep the size. A network whose stem was changed says so in `stem_note`: where only strides differ,
-weights that were trained with the other stem fit and answer nonsense.
+default (`small`) they keep the size. A network whose stem was changed says so in `stem_note`: where only strides
+differ, weights that were trained with the other stem fit and answer nonsense.
 """
 
 from typing import Any

@@ -1,5 +1,6 @@
 """Look at a model, or ask it, without changing it."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -71,6 +72,18 @@ def _cut(value: Any, deep: int = 3) -> Any:
     return type(value)(_cut(part, deep - 1) for part in value)
 
 
+def check_model(model: Any, whole: bool = False) -> None:
+    """Raise InputError for what is no network with layers to look at; whole: a TorchScript program will do."""
+    require(isinstance(model, nn.Module), f"the model must be an nn.Module, got {type(model).__name__}.")
+    require(whole or not isinstance(model, torch.jit.ScriptModule),
+            "the model is a TorchScript program, whose layers cannot be changed: give the network it was made from.")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's numbers lie; the CPU for one that has none."""
+    return next((tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
 def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """The model's logits for float images (N, C, H, W) in [0, 1], in eval mode; returns (N, classes).
 
@@ -78,7 +91,8 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     Raises InputError for images the model cannot take, for too little memory, for an output that is no such tensor, or
     where the answers are not numbers: NaN would pass for a class.
     """
-    device = next(model.parameters()).device
+    check_model(model, whole=True)
+    device = device_of(model)
     try:
         with evaluating(model), torch.inference_mode():
             logits = halving(lambda size: torch.cat([_logits(model(batch.to(device)), len(batch))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.errors import InputError, require
+from gradprune.models.inference import check_model
 from gradprune.pruning.pairing import own_numbers, pair
 
 
@@ -104,6 +105,7 @@ def filters(model: nn.Module, example: Tensor | None = None) -> Filters:
     example: a float image batch (1, C, H, W) for the trace; by default zeros of 32, 64, then 224 pixels are tried.
     Raises InputError for a model without convolutions, one that cannot be run, or parametrized convolutions.
     """
+    check_model(model)
     convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     require(len(convolutions) > 0, "the model has no Conv2d layer, so there is no filter to prune.")
     for name, module in convolutions.items():
@@ -126,7 +128,8 @@ def filters(model: nn.Module, example: Tensor | None = None) -> Filters:
 def silence(model: nn.Module, found: Filters, positions: Iterable[int]) -> None:
     """Make filters silent: weights and bias zero, and scale and shift of the norm that follows one-to-one.
 
-    Their output channels are exactly zero from then on, behind that norm, too (not behind a layer's `leak`). positions: places in the flat list.
+    Their output channels are exactly zero from then on, behind that norm, too (not behind a layer's `leak`).
+    positions: places in the flat list.
     """
     with torch.no_grad():
         for position in positions:

@@ -2,8 +2,8 @@
 
 The order of parameters() cannot tell: in a pre-activation ResNet the tensor after a convolution's weight belongs to
 another branch. The graph that autograd records shows who consumes whose output, whatever the model's code looks like.
-A BatchNorm is paired by the graph alone. Any other norm is tried: it may be paired if, with its own numbers of a channel
-at zero, the channel is zero behind it.
+A BatchNorm is paired by the graph alone. Any other norm is tried: it may be paired if, with its own numbers of a
+channel at zero, the channel is zero behind it.
 """
 
 import copy
@@ -19,7 +19,8 @@ from gradprune.errors import InputError, require
 from gradprune.models.inference import evaluating
 
 _SIZES = (32, 64, 224)
-_MOVES = ("Permute", "Transpose", "View", "UnsafeView", "ReshapeAlias", "Clone", "Unsqueeze", "Squeeze")  # of data alone
+# Steps of the graph that move data and compute nothing.
+_MOVES = ("Permute", "Transpose", "View", "UnsafeView", "ReshapeAlias", "Clone", "Unsqueeze", "Squeeze")
 
 
 class Pairing(NamedTuple):
@@ -100,7 +101,7 @@ def mixes(norm: nn.Module) -> bool:
 
 
 def can_be_silenced(norm: nn.Module, inputs: Tensor, channels: int) -> bool:
-    """Whether a silent channel is zero behind this norm, and the others are as before, once its own numbers are zero."""
+    """Whether a silent channel is zero behind this norm, the others as before, once its own numbers are zero."""
     own = own_numbers(norm)
     if not own or inputs.ndim != 4 or any(getattr(norm, kind).shape != (channels,) for kind in own):
         return False
