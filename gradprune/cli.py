@@ -242,4 +242,4 @@ def _stages(told: dict[str, Any]) -> Table:
     names = {"before": "given model",
              "pruned": f"pruned ({len(told['filters_removed'])} of {told['filters']} filters)",
              "tuned": "(not fine-tuned)" if told["seconds"]["tune"] is None else "fine-tuned"}
-    return table(f"spc {told['spc']}, {told['recipe']}", {names[stage]: told[stage] for stage in names})
+    return table(f"spc {told['spc']}, {told['recipe']}", {names[stage]: told[stage] for stage in names if told[stage]})

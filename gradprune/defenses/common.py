@@ -4,6 +4,7 @@ Two rules make a comparison fair. Every method whose authors augment the images 
 (`pruning.Augment`). And a method that validates nothing learns from all the images that the others split in two.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from gradprune.models.working import handed_back, working_copy
 from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
 from gradprune.pruning.fine_tuning import batches, half_cosine
+from gradprune.pruning.recipes import row
 
 
 class Work:
@@ -68,10 +70,16 @@ class Work:
     def prune(self, recipe: Callable[..., Pruned], *given: Any, **settings: Any) -> str:
         """Prune the copy by `paper`, `verified` or `in_order`; returns why that ended.
 
-        given, settings: the recipe's arguments, without those that are here. Recipes take Ctrl-C themselves.
+        given, settings: the recipe's arguments, without those that are here. Recipes take Ctrl-C themselves; where it
+        comes before their first round or after the last, the model stays as it was.
         """
-        start = time.perf_counter()
-        outcome = recipe(self.model, self.found, *given, self.validation, **settings)
+        start, state = time.perf_counter(), copy.deepcopy(self.model.state_dict())
+        try:
+            outcome = recipe(self.model, self.found, *given, self.validation, **settings)
+        except KeyboardInterrupt:
+            self.model.load_state_dict(state)
+            now = validate(self.model, self.validation)
+            outcome = Pruned(self.mask, [row(0, self.mask, now)], "interrupted", interrupted=True)
         self.seconds["prune"] = time.perf_counter() - start
         self.history, self.mask = outcome.history, outcome.mask
         self.interrupted |= outcome.interrupted
@@ -97,6 +105,8 @@ class Work:
     def result(self, name: str, settings: dict[str, Any], *, pruned: nn.Module | None = None,
                stopped: str = "") -> DefenseResult:
         """Put the result together; `settings` are all arguments that shaped it."""
+        if not self.history:  # Ctrl-C came before the first figures
+            self.measure("given")
         tuning = "interrupted" in self.history[-1]  # what ended the pruning before it still holds
         stopped = "interrupted" if self.interrupted or (tuning and not stopped) else stopped
         for model in (self.model, pruned):

@@ -45,9 +45,9 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     stopped = work.prune(RECIPES[recipe], train, score=score, alpha=alpha, patience=patience, progress=progress)
     pruned = work.model
     if tune and not work.interrupted:
-        work.model = copy.deepcopy(pruned)
         parts = (work.mask, work.train, work.validation)
         with work.stage("tune"):
+            work.model = copy.deepcopy(pruned)
             work.history += (distilled_tune(model, work.model, *parts, augment, seed=seed, progress=progress)
                              if augment else fine_tune(work.model, *parts, seed=seed, progress=progress))
     settings = {"recipe": recipe, "score": score, "spc": spc, "alpha": alpha, "patience": patience, "seed": seed}

@@ -65,7 +65,10 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
         raise unknown("keep", keep, KEEP)
     generator = torch.Generator().manual_seed(seed)
     watched = len(validation.triggered) > 0
-    history = [_row(model, 0, validation)]
+    try:
+        history = [_row(model, 0, validation)]
+    except KeyboardInterrupt:
+        return [{**_row(model, 0, validation), "kept": True, "interrupted": True}]
     best, best_state = history[0], copy.deepcopy(model.state_dict())
     bar = tqdm(total=max_epochs, desc="fine-tuning", unit="epoch", disable=not progress, leave=False)
     with torch.random.fork_rng(devices=[]), evaluating(model, gradients=True), bar:
