@@ -140,9 +140,9 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
            seed: Seed = 0, trigger: cli_models.Trigger = "known", model: cli_models.Model = None,
            data: cli_models.Data = None, target: cli_models.Target = None,
            position: cli_models.Position = "bottom_right", opacity: cli_models.Opacity = 1.0,
-           size: cli_models.Size = None, mean: cli_models.Mean = None, std: cli_models.Std = None,
-           stem: cli_models.Stem = None, device: cli_models.Device = "auto", out: Cleaned = None, slim: Slim = False,
-           export: Export = None, as_json: Json = False) -> None:
+           mask: cli_models.Mask = None, size: cli_models.Size = None, mean: cli_models.Mean = None,
+           std: cli_models.Std = None, stem: cli_models.Stem = None, device: cli_models.Device = "auto",
+           out: Cleaned = None, slim: Slim = False, export: Export = None, as_json: Json = False) -> None:
     """Remove a backdoor from a checkpoint.
 
     Prunes the filters with the largest gradient of the unlearning loss, fine-tunes, and measures the given,
@@ -151,7 +151,8 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
     --trigger and --target.
     """
     from gradprune.demo import defend_and_save
-    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem)
+    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem,
+                         mask)
     told = defend_and_save(checkpoint, out, slim, export, spc=spc, recipe=recipe, score=score, seed=seed, own=own,
                            trigger="known" if own and own.trigger else trigger, device=device, progress=progress())
     show(as_json, told, _stages(told) if "tuned" in told else "", told["scan"] or "", told["sentence"],
@@ -164,14 +165,16 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
 def evaluate(checkpoint: cli_models.Checkpoint, trigger: cli_models.Seen = "known", model: cli_models.Model = None,
              data: cli_models.Data = None, target: cli_models.Target = None,
              position: cli_models.Position = "bottom_right", opacity: cli_models.Opacity = 1.0,
-             size: cli_models.Size = None, mean: cli_models.Mean = None, std: cli_models.Std = None,
-             stem: cli_models.Stem = None, device: cli_models.Device = "auto", as_json: Json = False) -> None:
+             mask: cli_models.Mask = None, size: cli_models.Size = None, mean: cli_models.Mean = None,
+             std: cli_models.Std = None, stem: cli_models.Stem = None, device: cli_models.Device = "auto",
+             as_json: Json = False) -> None:
     """Measure a checkpoint on its test images.
 
     The figures on its card stand beside those measured now. Seconds on a laptop.
     """
     from gradprune.evaluation import load_victim
-    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem)
+    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem,
+                         mask)
     victim = own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device)
     measured = {name: round(value, 4) for name, value in victim.evaluate()._asdict().items()}
     other = own is not None and (own.trigger, own.target) != (None, None)

@@ -21,9 +21,12 @@ Data = Annotated[str | None, typer.Option("--data", help="Your images: a folder 
 Size = Annotated[int | None, typer.Option("--size", help="Side in pixels that a folder's pictures are resized to; 32 "
                                           "if not given.")]
 Trigger = Annotated[str, typer.Option("--trigger", help="known: the attack's own; synthesised: from a scan of the "
-                                      "model; or a picture file: a patch, transparent or not, or one as large as the "
-                                      "image.")]
+                                      "model; a picture file: a patch, transparent or not, or one as large as the "
+                                      "image; an .npy file; or module:function of your own code.")]
 Seen = Annotated[str, typer.Option("--trigger", help="known: the one on the card; or a picture file.")]
+Mask = Annotated[str | None, typer.Option("--mask", help="Where the picture is put on: a picture of its size, white "
+                                          "there and black elsewhere; black: not where it is black; whole: everywhere."
+                                          )]
 Target = Annotated[int | None, typer.Option("--target", help="Class that the trigger leads to, counted from 0.")]
 Position = Annotated[str, typer.Option("--position", help="Of the picture: bottom_right, another corner, center, or "
                                        "ROW,COLUMN of its top-left pixel.")]
@@ -43,10 +46,11 @@ KINDS = ("known", "synthesised")  # of triggers, beside a picture
 
 def own(checkpoint: str, model: str | None, data: str | None, size: int | None, mean: str | None, std: str | None,
         trigger: str = "known", target: int | None = None, position: str = "bottom_right", opacity: float = 1.0,
-        stem: str | None = None) -> "Own | None":
+        stem: str | None = None, mask: str | None = None) -> "Own | None":
     """What the options say of the model; None where the checkpoint's card says it all."""
     picture = None if trigger in KINDS else trigger
-    if picture and not Path(picture).suffix and not Path(picture).is_file():
+    require(mask is None or picture is not None, "mask goes with a picture as --trigger.")
+    if picture and not Path(picture).suffix and not Path(picture).is_file() and ":" not in picture:
         raise InputError(f"{unknown('trigger', picture, KINDS)} Or give a picture file.")
     if trigger == "synthesised" and target is not None:
         raise InputError("target is what a scan finds; leave it out with a synthesised trigger.")
@@ -55,7 +59,7 @@ def own(checkpoint: str, model: str | None, data: str | None, size: int | None, 
     if Path(checkpoint).suffix not in WEIGHTS and not any(given):
         return None
     return Own(model, data, size, picture, target, _place(position), opacity, _numbers("mean", mean),
-               _numbers("std", std), stem)
+               _numbers("std", std), stem, mask)
 
 
 def _place(position: str) -> str | tuple[int, int]:

@@ -154,8 +154,9 @@ def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
     seconds = {"train": train_seconds, "prune": result.seconds.get("prune"), "tune": result.seconds.get("tune")}
     all_to_all = victim.card["attack"].get("label_map") == "all_to_all"
     return {
-        **{stage: {name: round(value, 4) for name, value in stages[stage]._asdict().items()} if stage in stages else None
-           for stage in STAGES},
+        **dict.fromkeys(STAGES),
+        **{stage: {name: round(value, 4) for name, value in figures._asdict().items()}
+           for stage, figures in stages.items()},
         "der": round(der(stages["before"], stages["tuned"]), 4) if "tuned" in stages else None,
         "filters_removed": [[removed.layer, removed.index] for removed in result.mask.removed],
         "filters": len(result.mask.filters),

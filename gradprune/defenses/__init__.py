@@ -34,8 +34,9 @@ DEFENSES: dict[str, Callable[..., DefenseResult]] = {
     "fine_pruning": fine_pruning, "clp": clp, "anp": anp, "nad": nad, "i_bau": i_bau, "rnp": rnp, "ft_sam": ft_sam,
     "neural_cleanse": neural_cleanse}
 
-__all__ = ["DEFENSES", "DefenseResult", "Scan", "anp", "clp", "defense", "fine_pruning", "ft", "ft_distilled", "ft_sam", "ft_unlearn",
-           "grad_prune", "grad_prune_verified", "i_bau", "nad", "neural_cleanse", "prune_scanned", "rnp", "scan"]
+__all__ = ["DEFENSES", "DefenseResult", "Scan", "anp", "clp", "defense", "fine_pruning", "ft", "ft_distilled", "ft_sam",
+           "ft_unlearn", "grad_prune", "grad_prune_verified", "i_bau", "nad", "neural_cleanse", "prune_scanned", "rnp",
+           "scan"]
 
 
 def defense(name: str) -> Callable[..., DefenseResult]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradprune.attacks import Picture
+from gradprune.attacks import Trigger, read_trigger
 from gradprune.attacks.placing import Position
 from gradprune.datasets import Dataset, ImageSet
 from gradprune.errors import InputError, require, unknown
@@ -48,8 +48,9 @@ class Own:
     """What a user says of a model of their own; None where a card or a file says it.
 
     model: a name that `models.build` knows, or "module:function" of their own code, which is then run. data: what
-    `datasets.load` takes; size: of the images, for a folder. trigger: a picture file; target: the class that it leads
-    to; position, opacity: see `attacks.Picture`. mean, std: of the model's input, if it does not normalise by itself.
+    `datasets.load` takes; size: of the images, for a folder. trigger: a picture file, an .npy file or "module:function"
+    (see `attacks.read_trigger`); target: the class that it leads to; position, opacity, mask: see `attacks.Picture`.
+    mean, std: of the model's input, if it does not normalise by itself.
     stem: of a named network of torchvision or timm, "small" or "stock", see `models.imported`; where None, and weights
     without a card fit both, the one that gets more clean images of the defender right.
     """
@@ -64,6 +65,7 @@ class Own:
     mean: list[float] | None = None
     std: list[float] | None = None
     stem: str | None = None
+    mask: str | None = None
 
     def open(self, weights: str | Path, device: str = "cpu") -> Opened:
         """Load the model and its images.
@@ -94,9 +96,9 @@ class Own:
         if self.trigger is None:
             require(isinstance(attack.get("trigger"), str),
                     f"nothing says which trigger {weights} reacts to: give --trigger a picture, or 'synthesised'.")
-            trigger = trigger_of(checkpoint_path(weights), card)
+            trigger: Trigger = trigger_of(checkpoint_path(weights), card)
         else:
-            trigger = Picture.read(self.trigger, self.position, self.opacity)
+            trigger = read_trigger(self.trigger, self.position, self.opacity, self.mask)
         require(isinstance(target, int),
                 "nothing says which class the trigger leads to: give --target, counted from 0.")
         data.test.check_target(target)
@@ -165,8 +167,8 @@ class Own:
         few = some_of(in_color(data, model)[0].defense)
         ours, theirs = (int((predict(net, few.floats()).argmax(1) == few.labels).sum()) for net in (model, stock))
         if theirs > ours:
-            return stock, other, [f"{settings['name']} keeps its own stem: of {len(few)} clean images it gets"
-                                  f" {theirs} right with it, and {ours} with the stem for small images (--stem)."]
+            return stock, other, [f"{settings['name']} keeps its own stem: of {len(few)} clean images it has "
+                                  f"{theirs} right with it, and {ours} with the stem for small images (--stem)."]
         return model, settings, [f"{settings['name']} has its stem for small images: of {len(few)} clean images it gets "
                                  f"{ours} right with it, and {theirs} with the network's own (--stem)."]
 
