@@ -572,7 +572,7 @@ def patch_on_black(path, size=16):
 
 def test_a_patch_on_black_ground_is_asked_about(tmp_path, caplog):
     path, images = patch_on_black(tmp_path / "patch.png"), torch.full((1, 3, 16, 16), 0.5)
-    with pytest.raises(InputError, match="black but for 9 pixels: .* 'black' for the black pixels"):
+    with pytest.raises(InputError, match=r"black but for 9 pixels: .* 'black' for the black pixels"):
         Picture.read(path)(images)
     Image.fromarray(np.asarray(Image.open(path)).max(2)).save(tmp_path / "mask.png")
     for mask in ("black", tmp_path / "mask.png"):

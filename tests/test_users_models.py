@@ -268,7 +268,7 @@ def test_defences_take_norms_of_all_kinds(images, mark, norm):
 class Pictures(torch.utils.data.Dataset):
     """As torchvision's: pictures and labels, a transform, and the names of the classes."""
 
-    classes = ["a", "b"]
+    classes = ("a", "b")
 
     def __init__(self, transform=lambda picture: picture, size=9, count=6):
         self.transform, self.size, self.count = transform, size, count
@@ -310,7 +310,7 @@ def test_messages_name_what_is_there(tmp_path, images, mark):
         gp.grad_prune(small(), loader, mark)
     with pytest.raises(InputError, match=r"got Dataset: give test\.defense or test\.test"):
         gp.evaluate(small(), Dataset(images, images, images), mark, 0)
-    with pytest.raises(InputError, match="must be an nn.Module, got function"):
+    with pytest.raises(InputError, match=r"must be an nn\.Module, got function"):
         gp.evaluate(lambda x: x, images, mark, 0)
     with pytest.raises(InputError, match=r"got ndarray: give torch\.from_numpy\(images\)"):
         ImageSet(images.images.numpy(), images.labels.numpy(), images.classes)
@@ -318,7 +318,7 @@ def test_messages_name_what_is_there(tmp_path, images, mark):
     with pytest.raises(InputError, match="no array x_train, only train_images, train_labels"):
         gp.load(tmp_path / "m.npz")
     np.savez(tmp_path / "f.npz", x_train=np.array([0, 255.0]), y_train=[0], x_test=[0], y_test=[0])
-    with pytest.raises(InputError, match="got float64 0..255; cast to uint8"):
+    with pytest.raises(InputError, match=r"got float64 0\.\.255; cast to uint8"):
         gp.load(tmp_path / "f.npz")
 
 

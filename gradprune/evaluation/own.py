@@ -166,11 +166,12 @@ class Own:
             return model, settings, []
         few = some_of(in_color(data, model)[0].defense)
         ours, theirs = (int((predict(net, few.floats()).argmax(1) == few.labels).sum()) for net in (model, stock))
+        counts = f"of {len(few)} clean images it gets {{}} right with it, and {{}} with"
         if theirs > ours:
-            return stock, other, [f"{settings['name']} keeps its own stem: of {len(few)} clean images it has "
-                                  f"{theirs} right with it, and {ours} with the stem for small images (--stem)."]
-        return model, settings, [f"{settings['name']} has its stem for small images: of {len(few)} clean images it gets "
-                                 f"{ours} right with it, and {theirs} with the network's own (--stem)."]
+            return stock, other, [f"{settings['name']} keeps its own stem: {counts.format(theirs, ours)} the one for "
+                                  "small images (--stem)."]
+        return model, settings, [f"{settings['name']} has its stem for small images: {counts.format(ours, theirs)} the "
+                                 "network's own (--stem)."]
 
     def _by_backdoorbench(self, content: Any, path: Path) -> Opened:
         require(is_attack_result(content), f"{path} does not say which network it is for: give --model a name, or "
