@@ -4,6 +4,8 @@ Tables and sentences go to stdout; with --json to stderr, and one JSON object is
 Exit codes: 0 done, 1 a check of `doctor` failed, 2 bad input, 130 interrupted.
 """
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +74,12 @@ Names = Annotated[list[str] | None, typer.Argument(help="Which ones; all of the 
 
 
 def main() -> None:
-    """Run the command line; the entry point of `gradprune` and `python -m gradprune`."""
+    """Run the command line; the entry point of `gradprune` and `python -m gradprune`.
+
+    Names that the terminal's encoding lacks are spelled out, as errors' are.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="gradprune")
 
 
@@ -133,9 +140,9 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
            seed: Seed = 0, trigger: cli_models.Trigger = "known", model: cli_models.Model = None,
            data: cli_models.Data = None, target: cli_models.Target = None,
            position: cli_models.Position = "bottom_right", opacity: cli_models.Opacity = 1.0,
-           size: cli_models.Size = None, mean: cli_models.Mean = None, std: cli_models.Std = None,
-           device: cli_models.Device = "auto", out: Cleaned = None, slim: Slim = False, export: Export = None,
-           as_json: Json = False) -> None:
+           mask: cli_models.Mask = None, size: cli_models.Size = None, mean: cli_models.Mean = None,
+           std: cli_models.Std = None, stem: cli_models.Stem = None, device: cli_models.Device = "auto",
+           out: Cleaned = None, slim: Slim = False, export: Export = None, as_json: Json = False) -> None:
     """Remove a backdoor from a checkpoint.
 
     Prunes the filters with the largest gradient of the unlearning loss, fine-tunes, and measures the given,
@@ -144,7 +151,8 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
     --trigger and --target.
     """
     from gradprune.demo import defend_and_save
-    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity)
+    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem,
+                         mask)
     told = defend_and_save(checkpoint, out, slim, export, spc=spc, recipe=recipe, score=score, seed=seed, own=own,
                            trigger="known" if own and own.trigger else trigger, device=device, progress=progress())
     show(as_json, told, _stages(told) if "tuned" in told else "", told["scan"] or "", told["sentence"],
@@ -157,14 +165,16 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
 def evaluate(checkpoint: cli_models.Checkpoint, trigger: cli_models.Seen = "known", model: cli_models.Model = None,
              data: cli_models.Data = None, target: cli_models.Target = None,
              position: cli_models.Position = "bottom_right", opacity: cli_models.Opacity = 1.0,
-             size: cli_models.Size = None, mean: cli_models.Mean = None, std: cli_models.Std = None,
-             device: cli_models.Device = "auto", as_json: Json = False) -> None:
+             mask: cli_models.Mask = None, size: cli_models.Size = None, mean: cli_models.Mean = None,
+             std: cli_models.Std = None, stem: cli_models.Stem = None, device: cli_models.Device = "auto",
+             as_json: Json = False) -> None:
     """Measure a checkpoint on its test images.
 
     The figures on its card stand beside those measured now. Seconds on a laptop.
     """
     from gradprune.evaluation import load_victim
-    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity)
+    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem,
+                         mask)
     victim = own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device)
     measured = {name: round(value, 4) for name, value in victim.evaluate()._asdict().items()}
     other = own is not None and (own.trigger, own.target) != (None, None)
@@ -236,4 +246,4 @@ def _stages(told: dict[str, Any]) -> Table:
     names = {"before": "given model",
              "pruned": f"pruned ({len(told['filters_removed'])} of {told['filters']} filters)",
              "tuned": "(not fine-tuned)" if told["seconds"]["tune"] is None else "fine-tuned"}
-    return table(f"spc {told['spc']}, {told['recipe']}", {names[stage]: told[stage] for stage in names})
+    return table(f"spc {told['spc']}, {told['recipe']}", {names[stage]: told[stage] for stage in names if told[stage]})

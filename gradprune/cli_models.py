@@ -21,9 +21,12 @@ Data = Annotated[str | None, typer.Option("--data", help="Your images: a folder 
 Size = Annotated[int | None, typer.Option("--size", help="Side in pixels that a folder's pictures are resized to; 32 "
                                           "if not given.")]
 Trigger = Annotated[str, typer.Option("--trigger", help="known: the attack's own; synthesised: from a scan of the "
-                                      "model; or a picture file: a patch, transparent or not, or one as large as the "
-                                      "image.")]
+                                      "model; a picture file: a patch, transparent or not, or one as large as the "
+                                      "image; an .npy file; or module:function of your own code.")]
 Seen = Annotated[str, typer.Option("--trigger", help="known: the one on the card; or a picture file.")]
+Mask = Annotated[str | None, typer.Option("--mask", help="Where the picture is put on: a picture of its size, white "
+                                          "there and black elsewhere; black: not where it is black; whole: everywhere."
+                                          )]
 Target = Annotated[int | None, typer.Option("--target", help="Class that the trigger leads to, counted from 0.")]
 Position = Annotated[str, typer.Option("--position", help="Of the picture: bottom_right, another corner, center, or "
                                        "ROW,COLUMN of its top-left pixel.")]
@@ -31,6 +34,9 @@ Opacity = Annotated[float, typer.Option("--opacity", help="Share of the picture 
 Mean = Annotated[str | None, typer.Option("--mean", help="What is taken from the pixels (0..1) first, for a model that "
                                           "does not do so itself: one number, or one a channel: 0.49,0.48,0.45.")]
 Std = Annotated[str | None, typer.Option("--std", help="What the pixels are divided by then.")]
+Stem = Annotated[str | None, typer.Option("--stem", help="Of resnet18, mobilenet_v3_small and timm/NAME: small, which "
+                                          "keeps the size of small images, or stock, the network's own; the better one "
+                                          "on clean images if not given.")]
 Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1 or mps; auto takes a "
                                      "GPU where there is one.")]
 
@@ -39,19 +45,21 @@ KINDS = ("known", "synthesised")  # of triggers, beside a picture
 
 
 def own(checkpoint: str, model: str | None, data: str | None, size: int | None, mean: str | None, std: str | None,
-        trigger: str = "known", target: int | None = None, position: str = "bottom_right", opacity: float = 1.0
-        ) -> "Own | None":
+        trigger: str = "known", target: int | None = None, position: str = "bottom_right", opacity: float = 1.0,
+        stem: str | None = None, mask: str | None = None) -> "Own | None":
     """What the options say of the model; None where the checkpoint's card says it all."""
     picture = None if trigger in KINDS else trigger
-    if picture and not Path(picture).suffix and not Path(picture).is_file():
+    require(mask is None or picture is not None, "mask goes with a picture as --trigger.")
+    if picture and not Path(picture).suffix and not Path(picture).is_file() and ":" not in picture:
         raise InputError(f"{unknown('trigger', picture, KINDS)} Or give a picture file.")
     if trigger == "synthesised" and target is not None:
         raise InputError("target is what a scan finds; leave it out with a synthesised trigger.")
     from gradprune.evaluation.own import WEIGHTS, Own
-    if Path(checkpoint).suffix not in WEIGHTS and not any((model, data, size, mean, std, picture, target is not None)):
+    given = (model, data, size, mean, std, stem, picture, target is not None)
+    if Path(checkpoint).suffix not in WEIGHTS and not any(given):
         return None
     return Own(model, data, size, picture, target, _place(position), opacity, _numbers("mean", mean),
-               _numbers("std", std))
+               _numbers("std", std), stem, mask)
 
 
 def _place(position: str) -> str | tuple[int, int]:

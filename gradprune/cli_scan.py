@@ -20,8 +20,8 @@ Out = Annotated[Path | None, typer.Option(help="Folder for scan.html; nothing is
 
 def scan(checkpoint: cli_models.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: cli_models.Model = None,
          data: cli_models.Data = None, size: cli_models.Size = None, mean: cli_models.Mean = None,
-         std: cli_models.Std = None, device: cli_models.Device = "auto", out: Out = None,
-         as_json: Json = False) -> None:
+         std: cli_models.Std = None, stem: cli_models.Stem = None, device: cli_models.Device = "auto",
+         out: Out = None, as_json: Json = False) -> None:
     """Look for a backdoor without knowing its trigger.
 
     Synthesises, for every class, the smallest mark and the smallest pattern over the whole image that lead
@@ -29,7 +29,7 @@ def scan(checkpoint: cli_models.Checkpoint, spc: Spc = 10, seed: Seed = 0, model
     checkpoint's card says of an attack is only told beside the verdict. About a minute on a laptop.
     """
     from gradprune.demo import results_in
-    own = cli_models.own(checkpoint, model, data, size, mean, std)
+    own = cli_models.own(checkpoint, model, data, size, mean, std, stem=stem)
     with results_in(out):
         found, card, notes = _scan(checkpoint, own, spc, seed, device)
         told: dict[str, Any] = {"checkpoint": checkpoint, "spc": spc, "seed": seed, "threshold": found.threshold,

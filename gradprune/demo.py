@@ -15,6 +15,7 @@ from gradprune.models.checkpoints import save_checkpoint
 from gradprune.paths import output_folder
 from gradprune.zoo import attack
 
+STAGES = ("before", "pruned", "tuned")
 TRIGGERS = ("known", SYNTHESISED)  # what `defend_and_save` can work with
 
 
@@ -35,6 +36,8 @@ def run_demo(train: bool = False, spc: int = 10, seed: int = 0, out: str | Path 
         if train and victim.card["training"]["interrupted"]:
             raise KeyboardInterrupt("training was cut short, so nothing was written")
         result, stages = defend_and_measure(victim, spc=spc, seed=seed, progress=progress)
+        if len(stages) < len(STAGES):
+            raise KeyboardInterrupt("the measuring was cut short, so nothing was written")
         report = write_report(Path(out), victim, result, stages)
     told = summary(victim, result, stages, train_seconds=victim.seconds)
     return {**told, "checkpoint": None if train else "badnets", "report": report.as_posix()}
@@ -87,7 +90,15 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
         defense = (*result.settings, "stopped", "interrupted", *stages, *(["scan"] if found else []))
         card = {**victim.card, "metrics": told["tuned"], "removed_filters": told["filters_removed"],
                 "defense": {key: told[key] for key in defense}}
-        written = delivery.deliver(victim, result.model, card, path, slim, export)
+        if told["tuned"] is None:
+            del card["metrics"]
+        try:
+            written = delivery.deliver(victim, result.model, card, path, slim, export)
+        except KeyboardInterrupt:
+            if path is None:
+                raise
+            told["interrupted"] = True
+            written = delivery.deliver(victim, result.model, card, path, False, None)
     return {**told, "checkpoint": checkpoint, **written}
 
 
@@ -115,29 +126,38 @@ def defend_and_measure(victim: Victim, found: Scan | None = None, **settings: An
 
     found: a scan, whose trigger then takes the place of the attack's own (see `prune_scanned`).
     The figures are taken when the defence is over: they explain it and choose nothing. Where fine-tuning did
-    not take place, "tuned" repeats "pruned". Raises what `grad_prune` raises.
+    not take place, "tuned" repeats "pruned". Ctrl-C in the measuring leaves out the figures that are not there yet; the
+    result is kept, as interrupted. Raises what `grad_prune` raises.
     """
     if found:
         result = prune_scanned(victim.model, victim.data.defense, found, **settings)
     else:
         result = grad_prune(victim.model, victim.data.defense, victim.trigger, **settings)
-    stages = {"before": victim.model, "pruned": result.pruned, "tuned": result.model}
-    return result, {stage: victim.evaluate(model) for stage, model in stages.items()}
+    models = (victim.model, result.pruned, result.model)
+    stages: dict[str, Metrics] = {}
+    try:
+        for stage, model in zip(STAGES, models, strict=True):
+            stages[stage] = victim.evaluate(model)
+    except KeyboardInterrupt:
+        result.interrupted = True
+    return result, stages
 
 
 def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
             train_seconds: float | None = None) -> dict[str, Any]:
     """A defence in plain JSON values.
 
-    Per stage `acc`, `asr`, `ra` (0..1); `filters_removed` as [layer, index], first removed first, and their
-    total, `filters`; `seconds` of train, prune, tune, None for what was not done; the settings; a `sentence`.
+    Per stage `acc`, `asr`, `ra` (0..1), None where the measuring was cut short; `filters_removed` as [layer, index],
+    first removed first, and their total, `filters`; `seconds` of train, prune, tune, None for what was not done; the
+    settings; a `sentence`.
     """
     seconds = {"train": train_seconds, "prune": result.seconds.get("prune"), "tune": result.seconds.get("tune")}
     all_to_all = victim.card["attack"].get("label_map") == "all_to_all"
     return {
+        **dict.fromkeys(STAGES),
         **{stage: {name: round(value, 4) for name, value in figures._asdict().items()}
            for stage, figures in stages.items()},
-        "der": round(der(stages["before"], stages["tuned"]), 4),
+        "der": round(der(stages["before"], stages["tuned"]), 4) if "tuned" in stages else None,
         "filters_removed": [[removed.layer, removed.index] for removed in result.mask.removed],
         "filters": len(result.mask.filters),
         "seconds": {stage: None if value is None else round(value, 3) for stage, value in seconds.items()},
@@ -154,6 +174,8 @@ def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
 
 def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str | None) -> str:
     """What happened, in one sentence read off the test figures, good or bad; target_name None: all-to-all."""
+    if "tuned" not in stages:
+        return f"The measuring was cut short; {len(result.mask.positions)} filters were removed."
     before, after = stages["before"], stages["tuned"]
     removed = len(result.mask.positions)
     done = f"{removed} filter{'' if removed == 1 else 's'} removed"

@@ -78,7 +78,7 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
                 "channels": dataset.train.images.shape[1]}
     if settings["name"] == "small_vgg":
         settings.setdefault("size", dataset.train.images.shape[-1])
-    network = build(**settings, seed=seed).to(where)
+    network = build(**settings, seed=seed).to(where).to(memory_format=torch.channels_last)  # as loaded
     # A size that the model cannot take fails here, before the work.
     predict(network, dataset.train.subset(torch.arange(1)).floats())
     label_map = label_map or mark.label_map

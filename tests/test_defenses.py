@@ -22,7 +22,6 @@ from gradprune.pruning import (
     batch_norms,
     close_below,
     fine_tune,
-    gated,
     in_order,
     invert,
     outliers,
@@ -188,17 +187,6 @@ def test_pruning_in_order_puts_back_the_filter_that_cost_too_much(victim):
     assert len(outcome.history) == len(kept) + 2, "the given model, the kept ones, and the one that was put back"
     assert validate(work.model, work.validation).acc == outcome.history[len(kept)]["val_acc"]
     assert outcome.history[0]["val_acc"] - outcome.history[-1]["val_acc"] >= 0.3
-
-
-def test_a_closed_gate_equals_a_silent_filter():
-    model, images = build("small_vgg", 4, width=2), torch.rand(2, 3, 32, 32)
-    found = filters(model)
-    gates = torch.ones(len(found))
-    gates[[0, 5]] = 0
-    with evaluating(model), torch.no_grad():
-        through = torch.func.functional_call(model, gated(model, found, gates, gates), (images,))
-        silence(model, found, [0, 5])
-        torch.testing.assert_close(through, model(images))
 
 
 # --- one method each ---

@@ -5,11 +5,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 from torchvision.models import mobilenet_v3_small, resnet18
+from torchvision.models.convnext import LayerNorm2d
+from torchvision.ops import FrozenBatchNorm2d
 
 from gradprune.errors import InputError
 from gradprune.models import build
-from gradprune.pruning import FilterMask, silence
-from gradprune.pruning.filters import filters
+from gradprune.pruning import SCORES, FilterMask, filter_scores, silence
+from gradprune.pruning.filters import filters, silent
+from gradprune.pruning.trials import Trials
 
 
 class Branching(nn.Module):
@@ -191,3 +194,121 @@ def test_frozen_weights_and_inference_flags_come_back():
     model.features[0].weight.requires_grad_(True)
     assert filters(model).layers[1].norm == "features.4"
     assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["features.0.weight"]
+
+
+def frozen(channels):
+    norm = FrozenBatchNorm2d(channels)
+    norm.bias.uniform_(0.5, 1)
+    norm.running_mean.uniform_(0.5, 1)
+    return norm
+
+
+def shifted(norm):
+    """A norm as training leaves it."""
+    for kind, low in (("weight", 0.5), ("bias", 0.5), ("running_mean", 0.5)):
+        if isinstance(getattr(norm, kind, None), torch.Tensor):
+            getattr(norm, kind).data.uniform_(low, 1)
+    return norm
+
+
+class OfChannelsLast(nn.Module):
+    """As in ConvNeXt's blocks."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm = shifted(nn.LayerNorm(channels))
+
+    def forward(self, x):
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SilenceNorm(nn.Module):
+    """Anything at all, with a constant that belongs to no channel."""
+
+    def forward(self, x):
+        return x + 0.5
+
+
+NORMS = {
+    "plain": lambda n: shifted(nn.BatchNorm2d(n)), "sync": lambda n: shifted(nn.SyncBatchNorm(n)), "frozen": frozen,
+    "free": lambda n: shifted(nn.BatchNorm2d(n, affine=False)),
+    "no statistics": lambda n: shifted(nn.BatchNorm2d(n, track_running_stats=False)),
+    "instance": lambda n: shifted(nn.InstanceNorm2d(n, affine=True)), "bare instance": nn.InstanceNorm2d,
+    "tracking instance": lambda n: shifted(nn.InstanceNorm2d(n, track_running_stats=True)),
+    "group": lambda n: shifted(nn.GroupNorm(2, n)), "layer": lambda n: shifted(LayerNorm2d(n)),
+    "bare group": lambda n: nn.GroupNorm(2, n, affine=False), "local": lambda n: nn.LocalResponseNorm(2),
+    "channels last": OfChannelsLast, "of all": lambda n: shifted(nn.LayerNorm([n, 5, 5])), "strange": lambda n: SilenceNorm(),
+}
+LEAKING = {"bare group", "channels last", "of all", "strange"}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_silent_filter_is_zero_behind_every_norm_or_told_not_to_be(kind, bias):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=bias), NORMS[kind](8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten(),
+                        nn.Linear(100, 3)).eval()
+    images, labels = torch.rand(4, 3, 7, 7), torch.arange(4) % 3
+    found = filters(net, images[:1])
+    mask = FilterMask(found)
+    positions = [2, 7]
+    for position in positions:
+        mask.remove(net, position)
+    through = net[1](net[0](images))
+    assert found.layers[0].leak is None or kind in LEAKING
+    if kind in LEAKING:
+        assert f"not silent behind {found.layers[0].leak}, which makes a constant of it" in str(found)
+        return
+    assert (through[:, positions] == 0).all() and (through[:, [0, 1, 3]] != 0).any()
+    assert silent(net, found) == positions
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    mask.hold(optimizer, net)
+    for _ in range(3):
+        nn.functional.cross_entropy(net.train()(images), labels).backward()
+        optimizer.step()
+    assert (net.eval()[1](net[0](images))[:, positions] == 0).all(), "exactly zero from then on"
+    trials = Trials(net, found, images)
+    assert trials.traced
+    wanted = trials._whole(images, [0, 3, 9])[1]
+    assert torch.allclose(trials.logits(images, [0, 3, 9])[1], wanted, atol=1e-5)
+    for score in SCORES:
+        assert filter_scores(net, found, images, labels, score)[0].isfinite().all()
+
+
+def test_tied_convolutions_are_one_filter_with_all_their_norms():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), shifted(nn.BatchNorm2d(8)), nn.ReLU(),
+                        nn.Conv2d(8, 8, 3), shifted(nn.BatchNorm2d(8)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    net[5].weight = net[2].weight
+    net.eval()
+    found = filters(net)
+    assert len(found) == 16 and found.layers[1].pairs == (("2", "3"), ("5", "6")) and "5, which has the same weights" in str(found)
+    assert found.position("5", 3) == found.position("2", 3) == 11
+    mask, images = FilterMask(found), torch.rand(4, 3, 32, 32)
+    trials = Trials(net, found, images)
+    assert torch.allclose(trials.logits(images, [11])[1], trials._whole(images, [11])[1], atol=1e-5)
+    mask.remove(net, 11)
+    assert (net[:4](images)[:, 3] == 0).all() and (net[:7](images)[:, 3] == 0).all()
+    assert filter_scores(net, found, images, torch.arange(4), "gate")[0].shape == (16,)
+
+
+def test_a_norm_behind_a_convolution_that_is_used_twice_is_told():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv, self.norm, self.out = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), shifted(nn.BatchNorm2d(4)), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.norm(self.conv(self.stem(x)).relu())
+            return self.out(self.norm(self.conv(x)).mean((2, 3)))
+    layers = {layer.name: layer for layer in filters(Twice()).layers}
+    assert (layers["conv"].norm, layers["conv"].leak) == (None, "norm")
+
+
+def test_answers_that_come_from_no_convolution_of_the_model():
+    with torch.no_grad():
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3600, 2))
+    class Detaches(nn.Sequential):
+        def forward(self, x):
+            return self[2](self[1](self[0](x)).detach())
+    with pytest.raises(InputError, match="come from none of its own convolutions"):
+        filters(Detaches(*net))

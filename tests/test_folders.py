@@ -14,8 +14,10 @@ import torch
 from conftest import SHARED
 from PIL import Image
 
+from gradprune.attacks import Picture
 from gradprune.datasets import folder as folder_module
 from gradprune.datasets import load, read_folder
+from gradprune.datasets.folder import decode
 from gradprune.errors import InputError
 
 GTSRB = SHARED / "data" / "gtsrb_ppm_small"
@@ -419,3 +421,47 @@ def test_the_true_gtsrb_in_native_sizes(cache, decoded):
     decoded.clear()
     assert same(data, load(GTSRB))
     assert not decoded
+
+
+@pytest.mark.parametrize(("names", "sizes"), [
+    (("train", "valid"), [27, 3, 6]), (("Train", "Eval"), [27, 3, 6]), (("train", "dev"), [27, 3, 6]),
+    (("Training Set", "Test_Set"), [27, 3, 6]), (("seg_train/seg_train", "seg_test/seg_test"), [27, 3, 6]),
+    (("archive/TRAIN", "archive/VAL"), [27, 3, 6]), (("train2017", "val2017"), [27, 3, 6]),
+    (("train_images", "holdout"), [27, 3, 6]), (("data/pets/train", "data/pets/validation"), [27, 3, 6]),
+    (("train", "test", "val"), [27, 3, 6]),  # too few for the defender
+])
+def test_parts_by_the_names_that_are_in_use(tmp_path, caplog, names, sizes):
+    for name, count in zip(names, (10, 2, 2), strict=False):
+        folder(tmp_path / "a" / name, count=count)
+    data = load(tmp_path / "a")
+    assert [len(part) for part in data] == sizes and data.train.classes == ("cat", "dog", "owl")
+    told = " ".join(record.getMessage() for record in caplog.records)
+    assert ("val (no known part)" in told) == (len(names) == 3)
+
+
+def test_a_validation_part_beside_a_test_part_is_the_defenders(tmp_path):
+    for name, count in (("train", 10), ("test", 3), ("val", 12)):
+        folder(tmp_path / "a" / name, count=count)
+    assert [len(part) for part in load(tmp_path / "a")] == [30, 36, 9]
+
+
+def test_a_second_part_whose_name_says_nothing_is_told(tmp_path, caplog):
+    folder(tmp_path / "a" / "train", count=10)
+    folder(tmp_path / "a" / "others", count=2)
+    assert [len(part) for part in load(tmp_path / "a")] == [21, 3, 6]
+    told = [record.getMessage() for record in caplog.records]
+    assert "others (no known part)" in told[0] and "20 % of the training pictures are the test images" in told[1]
+
+
+@pytest.mark.parametrize("ending", ["png", "pgm"])
+def test_deep_pictures_are_scaled_alike_wherever_they_are_read(tmp_path, ending):
+    values = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
+    path = tmp_path / f"deep.{ending}"
+    if ending == "png":
+        Image.fromarray(values.astype(np.uint16) * 257).save(path)
+    else:
+        path.write_bytes(b"P5 8 8 65535\n" + (values.astype(">u2") * 257).astype(">u2").tobytes())
+    wanted = torch.from_numpy(values).expand(3, 8, 8)
+    pixels, colour = decode(path, 8)
+    assert torch.equal(torch.from_numpy(pixels), wanted) and not colour
+    assert torch.equal((Picture.read(path, opacity=0.5).picture * 255).round().to(torch.uint8), wanted)

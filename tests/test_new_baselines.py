@@ -14,7 +14,7 @@ from gradprune.errors import InputError
 from gradprune.models import evaluating, predict
 from gradprune.pruning import inverse_masks, unpaired
 from gradprune.pruning.filters import filters
-from gradprune.pruning.gates import scaled_filters
+from gradprune.pruning.gates import gated
 
 fst, ims, sau = (importlib.import_module(f"gradprune.defenses.{name}") for name in ("fst", "ims", "sau"))
 
@@ -171,7 +171,7 @@ def test_a_gate_scales_what_the_convolution_gives():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False)).eval()
     model[1].bias.data.fill_(0.5)
     factors, images = torch.tensor([0.0, 0.3, 1.0, 0.9, 0.5, 1.0]), torch.rand(2, 3, 8, 8)
-    seen = torch.func.functional_call(model, scaled_filters(model, filters(model, images[:1]), factors), (images,))
+    seen = torch.func.functional_call(model, gated(model, filters(model, images[:1]), factors), (images,))
     hidden = model[2](model[1](model[0](images) * factors[:4, None, None]))
     torch.testing.assert_close(seen, model[3](hidden) * factors[4:, None, None])
 

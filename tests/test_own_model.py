@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import gradprune as gp
 from gradprune import demo
-from gradprune.attacks import BadNets, Picture, make_trigger
+from gradprune.attacks import BadNets, Picture, make_trigger, read_trigger
 from gradprune.cli import app
 from gradprune.datasets import Dataset
 from gradprune.defenses import Scan
@@ -143,11 +143,29 @@ def test_a_network_that_is_wrapped_itself(tmp_path, victim, prefix):
     assert torch.equal(model.module.linear.weight, victim.model.linear.weight)
 
 
-def test_a_prefix_that_only_some_names_have_is_no_prefix(tmp_path, victim):
-    state = {f"net.{key}": value for key, value in victim.model.state_dict().items()} | {"loss.scale": torch.ones(1)}
-    torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match=r"missing: conv1\.weight, .* unexpected: net\.conv1\.weight, "):
+@pytest.mark.parametrize(("prefix", "others"), [("net.", {"loss.scale": torch.ones(1)}), ("module.", {"n_averaged": torch.tensor(3)}),
+                                                ("model.net.", {"model.criterion.weight": torch.ones(4), "step": torch.tensor(1)})])
+def test_what_stands_beside_a_prefix_is_left_out_and_told(tmp_path, victim, caplog, prefix, others):
+    state = {prefix + key: value for key, value in victim.model.state_dict().items()}
+    torch.save(state | others, tmp_path / "weights.pth")
+    model = load_weights(build("preact_resnet", 4, blocks=(1,), seed=9), tmp_path / "weights.pth")
+    assert torch.equal(model.linear.weight, victim.model.linear.weight) and all(name in caplog.text for name in others)
+    twice = {prefix.replace("net", "ema").replace("module", "other") + key: value for key, value in victim.model.state_dict().items()}
+    torch.save(state | twice, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"missing: conv1\.weight, .* unexpected: "):
         load_weights(build("preact_resnet", 4, blocks=(1,)), tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("nest", [
+    lambda state: {"netC": state, "schedulerC": {}, "best_clean_acc": torch.tensor(0.9), "grid": torch.zeros(1, 8, 8, 2)},
+    lambda state: [state, {"epoch": 3}], lambda state: {"params": state, "iter": 5}, lambda state: {"ema": state, "optimizer": {"state": {0: {}}}}])
+def test_state_dicts_under_other_words(tmp_path, victim, nest):
+    torch.save(nest(victim.model.state_dict()), tmp_path / "weights.pth")
+    model = load_weights(build("preact_resnet", 4, blocks=(1,), seed=9), tmp_path / "weights.pth")
+    assert torch.equal(model.linear.weight, victim.model.linear.weight)
+    torch.save({"netC": victim.model.state_dict(), "netG": victim.model.state_dict()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"several state dicts \(\d+ under netC, \d+ under netG\)"):
+        load_weights(model, tmp_path / "weights.pth")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, of TorchScript
@@ -381,7 +399,7 @@ def test_a_checkpoint_with_a_card_and_another_picture(here, victim):
     assert run("evaluate", "./carded", "--data", "moved.npz").exit_code == 0
     Path("moved.npz").rename("data.npz")
     assert "names the model 'preact_resnet', not 'resnet18'" in refused("evaluate", "./carded", "--model", "resnet18")
-    assert "mean and std are on the card" in refused("evaluate", "./carded", "--mean", "0.5")
+    assert "mean, std and stem are on the card" in refused("evaluate", "./carded", "--mean", "0.5")
 
 
 def test_a_folder_of_grey_pictures_serves_a_network_of_one_channel(here):
@@ -540,3 +558,82 @@ def test_a_network_of_a_fixed_size_gets_that_of_the_images(here, victim):
     opened = Own(model="small_vgg", data="data.npz").open(here / "vgg.pth")
     images = victim.data.test.floats()[:3]
     assert opened.card["model"]["size"] == 16 and torch.equal(predict(opened.model, images), predict(vgg, images))
+
+
+# ---- trigger pictures of the field
+
+
+def patch_on_black(path, size=16):
+    pixels = np.zeros((size, size, 3), np.uint8)
+    pixels[-3:, -3:] = 255
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_a_patch_on_black_ground_is_asked_about(tmp_path, caplog):
+    path, images = patch_on_black(tmp_path / "patch.png"), torch.full((1, 3, 16, 16), 0.5)
+    with pytest.raises(InputError, match=r"black but for 9 pixels: .* 'black' for the black pixels"):
+        Picture.read(path)(images)
+    Image.fromarray(np.asarray(Image.open(path)).max(2)).save(tmp_path / "mask.png")
+    for mask in ("black", tmp_path / "mask.png"):
+        marked = Picture.read(path, mask=mask)(images)
+        assert (marked[..., -3:, -3:] == 1).all() and (marked[..., :-3, :] == 0.5).all()
+    assert not caplog.records
+    faint = Picture.read(path, opacity=0.2)(images)
+    assert "the black pixels are left out" in caplog.text
+    assert faint[0, 0, -1, -1] == pytest.approx(0.6) and (faint[..., :-3, :] == 0.5).all()
+    whole = Picture.read(path, opacity=0.2, mask="whole")
+    assert whole(images)[0, 0, 0, 0] == pytest.approx(0.4) and make_trigger("picture", **whole.settings).whole
+
+
+@pytest.mark.parametrize(("draw", "words"), [
+    (lambda path: Image.new("L", (4, 4), 255).save(path), "has 4x4 pixels, the trigger picture 16x16"),
+    (lambda path: Image.new("L", (16, 16)).save(path), "is black wherever"), (lambda path: None, "there is no mask"),
+    (lambda path: path.write_text("no picture"), "cannot be read as a picture")])
+def test_masks_that_do_not_fit(tmp_path, draw, words):
+    draw(tmp_path / "mask.png")
+    with pytest.raises(InputError, match=words):
+        Picture.read(patch_on_black(tmp_path / "patch.png"), mask=tmp_path / "mask.png")
+
+
+def test_arrays_as_triggers(tmp_path):
+    images = torch.full((1, 3, 8, 8), 0.5)
+    residual = np.zeros((8, 8, 3), np.float64)
+    residual[0, 0], residual[0, 1] = -25.5, 255.0
+    np.save(tmp_path / "lf.npy", residual)
+    trigger = read_trigger(str(tmp_path / "lf.npy"))
+    assert trigger.name == "added" and trigger(images)[0, 0, 0, :3].tolist() == pytest.approx([0.4, 1.0, 0.5])
+    again = make_trigger("added", **trigger.settings)
+    again.load_state_dict(trigger.state_dict())
+    assert torch.equal(again(images), trigger(images)) and again(images[:, :1]).shape == (1, 1, 8, 8)
+    for array in (np.full((8, 8, 3), 255, np.uint8), np.ones((3, 8, 8), np.float32), np.full((1, 8, 8), 255.0)):
+        np.save(tmp_path / "blend.npy", array)
+        assert read_trigger(str(tmp_path / "blend.npy"), opacity=0.2)(images).unique().tolist() == pytest.approx([0.6])
+    with pytest.raises(InputError, match="8x8 pixels, these have 9x9"):
+        trigger(torch.zeros(1, 3, 9, 9))
+
+
+@pytest.mark.parametrize(("array", "words"), [
+    (np.array([Evil()], dtype=object), "no readable .npy file"), (np.zeros(5), r"must hold one image, .* got \(5,\)"),
+    (np.full((4, 4), np.nan), "must hold one image"), (np.full((4, 4), 300.0), r"in -255\.\.255"), (np.array(["a"]), "numbers")])
+def test_arrays_that_are_no_trigger(tmp_path, monkeypatch, array, words):
+    monkeypatch.chdir(tmp_path)
+    np.save("bad.npy", array, allow_pickle=True)
+    with pytest.raises(InputError, match=words):
+        read_trigger("bad.npy")
+    assert not Path("ran").exists()
+
+
+def test_a_trigger_of_own_code_and_a_mask_on_the_command_line(here, victim):
+    Path("marks.py").write_text("def mark(images):\n    images = images.clone()\n    images[:, :, -3:, -3:] = 1\n    return images\n"
+                                "def nothing(images):\n    return None\n")
+    common = ("--model", "mypkg.nets:build", "--data", "data.npz", "--target", 1, "--json")
+    told = json.loads(run("evaluate", "weights.pth", "--trigger", "marks:mark", *common).stdout.splitlines()[-1])
+    patch_on_black("patch16.png")
+    same = json.loads(run("evaluate", "weights.pth", "--trigger", "patch16.png", "--mask", "black", *common).stdout.splitlines()[-1])
+    assert (told["acc"], told["asr"], told["trigger"]) == (same["acc"], same["asr"], "marks:mark")
+    assert "must return images, got NoneType" in refused("evaluate", "weights.pth", "--trigger", "marks:nothing", *common[:-1])
+    assert "mask goes with a picture" in refused("evaluate", "weights.pth", "--mask", "black", *common[:-1])
+    done = run("defend", "weights.pth", "--trigger", "marks:mark", "--spc", 2, "--out", "clean", *common)
+    assert done.exit_code == 0, done.output
+    del sys.modules["marks"]

@@ -182,8 +182,9 @@ class TwoIntoOne(nn.Module):
         return self.bare(self.c(self.norm(self.a(images)) + self.norm(self.b(images))))
 
 
-def test_a_batchnorm_of_two_convolutions_or_without_a_scale_is_nobodys():
-    assert [layer.norm for layer in filters(TwoIntoOne()).layers] == [None] * 3
+def test_a_batchnorm_of_two_convolutions_is_nobodys_and_one_without_a_scale_its_convolutions():
+    layers = filters(TwoIntoOne()).layers
+    assert [(layer.norm, layer.leak) for layer in layers] == [(None, "norm"), (None, "norm"), ("bare", None)]
 
 
 class ImageFirst(nn.Module):
@@ -207,19 +208,16 @@ def test_one_image_is_enough_and_what_has_no_history_hides_nothing():
 # --- gates ---
 
 
-def test_gates_scale_what_stands_at_the_filters_place():
-    weight, bias = torch.linspace(0.1, 1.1, 11).requires_grad_(), torch.linspace(-1, 1, 11).requires_grad_()
-    scaled = gated(MODEL, FOUND, weight, bias)
-    assert set(scaled) == {"norm.weight", "norm.bias", "second.weight", "second.bias", "third.weight"}
-    for layer, carrier in (("first", "norm"), ("second", "second"), ("third", "third")):
-        for kind, gates in (("weight", weight), ("bias", bias)):
-            own = getattr(MODEL.get_submodule(carrier), kind)
-            if own is not None:
-                start = FOUND.position(layer, 0)
-                for index in range(len(own)):
-                    torch.testing.assert_close(scaled[f"{carrier}.{kind}"][index], own[index] * gates[start + index])
-    sum(tensor.sum() for tensor in scaled.values()).backward()
-    assert weight.grad is not None and all(parameter.grad is None for parameter in MODEL.parameters())
+def test_gates_scale_what_each_filter_gives():
+    factors = torch.linspace(0.1, 1.1, 11).requires_grad_()
+    parameters = gated(MODEL, FOUND, factors)
+    assert set(parameters) == {"first.weight", "second.weight", "second.bias", "third.weight"}
+    for name, tensor in parameters.items():
+        layer, own = name.split(".")[0], MODEL.get_parameter(name)
+        for index in range(len(own)):
+            torch.testing.assert_close(tensor[index], own[index] * factors[FOUND.position(layer, index)])
+    sum(tensor.sum() for tensor in parameters.values()).backward()
+    assert factors.grad is not None and all(parameter.grad is None for parameter in MODEL.parameters())
 
 
 # --- pairs, loss and scores ---

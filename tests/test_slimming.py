@@ -257,7 +257,7 @@ def test_saved_and_loaded_again(slim, tmp_path, name, settings):
     path = save_checkpoint(tmp_path / "slim", smaller, {"model": {**made, "sizes": changed}})
     loaded, card = load_checkpoint(path)
     assert sizes(loaded) == sizes(smaller) and card["model"]["sizes"] == changed
-    assert torch.equal(predict(loaded, IMAGES), predict(smaller, IMAGES))
+    assert torch.equal(predict(loaded, IMAGES), predict(smaller.to(memory_format=torch.channels_last), IMAGES))
     assert path.stat().st_size < save_checkpoint(tmp_path / "full", model, {"model": made}).stat().st_size
     card["model"]["sizes"].popitem()
     path.with_suffix(".json").write_text(json.dumps(card))

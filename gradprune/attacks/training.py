@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.datasets import ImageSet
+from gradprune.datasets.image_set import check_images
 from gradprune.errors import InputError, require, settled
 from gradprune.models.devices import halving
 from gradprune.models.inference import batch_normalised
+from gradprune.models.working import lay_out, layout, quickest
 
 RECIPE: dict[str, Any] = {
     "epochs": 8,              # passes over the training set
@@ -93,22 +95,29 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     is no longer finite, or too little memory.
     """
     recipe = settled("training", RECIPE, changes)
+    check_images("images", images)
     require(len(images) > 0, "the training set is empty.")
     require(recipe["epochs"] >= 1 and recipe["batch_size"] >= 1, "epochs and batch_size must be at least 1.")
-    model.to(memory_format=torch.channels_last)
+    came = layout(model)
+    some = images.subset(torch.arange(1)).to(next(model.parameters()).device).floats()
+    require(quickest(model, some), "the model must return logits (N, classes) alone in training mode, too.")
     given = copy.deepcopy(model.state_dict())
 
     def train(batch_size: int) -> TrainingResult:
         model.load_state_dict(given)
         return _train(model, images, seed, progress, hook, recipe | {"batch_size": batch_size})
 
-    return halving(train, recipe["batch_size"])
+    try:
+        return halving(train, recipe["batch_size"])
+    finally:
+        lay_out(model, came)
 
 
 def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: Hook | None,
            recipe: dict[str, Any]) -> TrainingResult:
     """What `fit` does once its arguments are checked."""
     images = images.to(next(model.parameters()).device)
+    form = torch.contiguous_format if all(layout(model).values()) else torch.channels_last
     steps = len(portions(len(images), recipe["batch_size"])) * recipe["epochs"]
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe["max_lr"], momentum=recipe["momentum"],
                                 weight_decay=recipe["weight_decay"], nesterov=True)
@@ -121,7 +130,7 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
         torch.manual_seed(seed)  # dropout draws from the global state
         try:
             for epoch in range(1, recipe["epochs"] + 1):
-                row = _epoch(model, images, optimizer, schedule, generator, recipe, bar, hook)
+                row = _epoch(model, images, optimizer, schedule, generator, recipe, bar, hook, form)
                 history.append({"epoch": epoch, **row})
         except KeyboardInterrupt:
             interrupted = True
@@ -133,7 +142,8 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
 
 
 def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer, schedule: Any,
-           generator: torch.Generator, recipe: dict[str, Any], bar: Any, hook: Hook | None) -> dict[str, float]:
+           generator: torch.Generator, recipe: dict[str, Any], bar: Any, hook: Hook | None,
+           form: torch.memory_format) -> dict[str, float]:
     """One pass over the images; returns its mean loss and accuracy (on augmented images, while training)."""
     model.train()
     device = images.images.device
@@ -145,7 +155,7 @@ def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer,
         if hook:
             x, labels = hook(x, labels, batch, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe["bfloat16"] or device.type == "cuda"):
-            logits = model(x.contiguous(memory_format=torch.channels_last))
+            logits = model(x.contiguous(memory_format=form))
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe["label_smoothing"])
         value = loss.item()
         if not math.isfinite(value):

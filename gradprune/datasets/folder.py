@@ -64,8 +64,11 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
     if grey:
         _log.warning("%d picture%s in %s without colour, turned into RGB.", grey, "s"[:grey > 1], root)
     if others := passed_over(root, layout):
-        _log.warning("%d in %s passed over, folders in a class or pictures of other kinds: %s.", len(others), root,
-                     listed(others))
+        _log.warning("%d in %s passed over, folders beside the parts or in a class, or pictures of other kinds: %s.",
+                     len(others), root, listed(others))
+    if layout.others and "test" not in layout.parts:
+        _log.warning("No folder in %s has the name of a test part (test, val, eval ...), so %.0f %% of the training "
+                     "pictures are the test images.", root, 100 * TEST_SHARE)
     return FolderImages(_split(root, arrays, seed), skipped, grey)
 
 
@@ -123,11 +126,17 @@ def decode(source: Path | BinaryIO, size: int) -> tuple[np.ndarray, bool]:
             picture: Image.Image = file
             require(picture.width * picture.height <= LARGEST, "too many pixels")
             picture.draft(None, (2 * size, 2 * size))  # JPEG alone: decode no more than is needed
-            if picture.mode.startswith("I"):  # 16 bits a pixel
-                picture = Image.fromarray((np.asarray(picture) // 256).clip(0, 255).astype(np.uint8))
+            picture = eight_bits(picture)
             colour = picture.mode not in ("1", "L", "LA")
             rgb = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(rgb).transpose(2, 0, 1), colour
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """A picture of 16 bits a pixel (grey ones; Pillow does it for colours itself) as one of 8; others as they are."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
 
 
 def _reason(path: Path, error: Exception) -> str:

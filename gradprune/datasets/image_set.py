@@ -1,7 +1,8 @@
 """Images and labels as two tensors in memory, and the defender's few images drawn from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,10 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         images, labels, count = self.images, self.labels, len(self.classes)
+        for name, value in (("images", images), ("labels", labels)):
+            hint = f": give torch.from_numpy({name})" if type(value).__module__ == "numpy" else ""
+            require(isinstance(value, Tensor), f"{name} must be a torch tensor, got {type(value).__name__}{hint}.")
+        require(not isinstance(self.classes, str), f"classes must be a list of names, got {self.classes!r}.")
         require(images.dtype == torch.uint8 and images.ndim == 4,
                 f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}.")
         require(images.shape[1] in (1, 3), f"images must have 1 or 3 channels, got {images.shape[1]}.")
@@ -33,6 +38,18 @@ class ImageSet:
         if len(labels):
             low, high = int(labels.min()), int(labels.max())
             require(low >= 0 and high < count, f"labels must lie in 0..{count - 1}, got {low}..{high}.")
+
+    @classmethod
+    def from_dataset(cls, dataset: Any, classes: Sequence[str] | None = None) -> "ImageSet":
+        """The images of a torchvision Dataset, or of anything else that gives (image, label, ...), a DataLoader's too.
+
+        An image: a PIL picture, uint8 (C, H, W) or (H, W, C), or float (C, H, W) in [0, 1], all of one size.
+        classes: by default the dataset's own, or else the labels as texts. The dataset's transform is applied, so it
+        must not normalise: that is the model's part (see `models.normalized`).
+        Raises InputError for images of several sizes or another range, or labels that are no whole numbers.
+        """
+        from gradprune.datasets.from_dataset import gather  # late: it builds on this
+        return cls(*gather(dataset, classes))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,7 +66,7 @@ class ImageSet:
         """The images with a trigger on, like `floats`; raises InputError if it changes their shape or range."""
         clean = self.floats()
         with torch.no_grad():
-            stamped = trigger(clean)
+            stamped = trigger(clean).contiguous()
         require(stamped.shape == clean.shape,
                 f"the trigger changed the images' shape from {tuple(clean.shape)} to {tuple(stamped.shape)}.")
         if len(stamped):
@@ -69,6 +86,14 @@ class ImageSet:
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same set with both tensors on `device`."""
         return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
+
+
+def check_images(name: str, value: Any) -> None:
+    """Raise InputError unless an argument is an ImageSet; says what to do with what else people have."""
+    hint = ""
+    if not isinstance(value, ImageSet):
+        hint = f"{name}.defense or {name}.test" if isinstance(value, tuple) else f"ImageSet.from_dataset({name})"
+    require(not hint, f"{name} must be an ImageSet, got {type(value).__name__}: give {hint}.")
 
 
 class Dataset(NamedTuple):
@@ -94,6 +119,7 @@ def draw_defense_images(pool: ImageSet, spc: int, seed: int = 0) -> DefenseImage
     (2 -> 2 + 1); from 10 on it is part of spc (10 -> 9 + 1, 100 -> 90 + 10).
     Raises InputError where a class has too few images, naming the class.
     """
+    check_images("clean", pool)
     require(spc >= 1, f"spc (images per class) must be at least 1, got {spc}.")
     validation = max(1, round(0.1 * spc))
     training = spc if spc < 10 else spc - validation

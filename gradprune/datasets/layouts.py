@@ -1,6 +1,7 @@
 """Which pictures a folder holds, and the label of each; no picture is opened here."""
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,44 +10,100 @@ from gradprune.paths import read_bytes
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
 _OTHERS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".pgm", ".pnm", ".jfif", ".jpe")  # not read
-PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "validation"), "defense": ("defense",)}
+PARTS = {"train": ("train", "training", "trn", "trainval"), "test": ("test", "testing", "tst", "eval", "evaluation",
+                                                                     "holdout"),
+         "val": ("val", "valid", "validation", "dev", "devel"), "defense": ("defense", "defence")}
+_WITH = r"(set|data|dataset|images?|imgs?|pictures|photos|split|part)$"  # what may follow the name of a part
+_ENOUGH = 10  # pictures a class that a validation part must have to serve as the defender's
 _TABLE = 64_000_000  # bytes of a table of labels
 _NAME = 255  # bytes of a file's name, the most that file systems take
 Picture = tuple[Path, int]  # a file, and its label
 
 
 class Layout(NamedTuple):
-    """The pictures of a folder by part ("train", "test", "defense"; or "all", still to be split), and the classes."""
+    """The pictures of a folder by part ("train", "test", "defense"; or "all", still to be split), and the classes.
+
+    others: folders beside the parts that are not used.
+    """
 
     parts: dict[str, list[Picture]]
     classes: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
 
 def find_pictures(root: Path) -> Layout:
     """Find the pictures below `root`, in an order that depends on their names alone.
 
-    Known layouts: root/CLASS/*; root/train/CLASS/*, where there are with root/test/CLASS/* (or val) and
-    root/defense/CLASS/*; GTSRB's own, Training/00000/* with Final_Test/Images/* and GT-final_test.csv, in root or in
-    root/GTSRB. Classes are sorted by name, as torchvision's ImageFolder does. Hidden files, other endings and links
-    that lead out of `root` are passed over. Raises InputError for no class, a single one or an empty one.
+    Known layouts: root/CLASS/*; root/train/CLASS/*, where there are with root/test/CLASS/*, root/val/CLASS/* (the test
+    part where there is no other; else the defender's, if it has ten pictures of each class) and root/defense/CLASS/*,
+    by these or similar names in any case, also below a single folder; GTSRB's own, Training/00000/* with
+    Final_Test/Images/* and GT-final_test.csv, in root or in root/GTSRB. Classes are sorted by name, as torchvision's
+    ImageFolder does. Hidden files, other endings and links that lead out of `root` are passed over.
+    Raises InputError for no class, a single one or an empty one.
     """
     for base in (root / "GTSRB", root):
         for training in (base / "Training", base / "Final_Training" / "Images"):
             if training.is_dir() and (base != root or (base / "Final_Test").is_dir()):
                 return _gtsrb(root, training, base / "Final_Test" / "Images")
-    parts = {part: folder for part, names in PARTS.items() if (folder := _part(root, names))}
+    base, parts = _parts(root)
     if "train" not in parts:
-        parts = {"all": root}
-    elif "test" not in parts:
+        return Layout({"all": _by_class(root, root, classes := _classes(root, root))}, classes)
+    classes = _classes(root, parts["train"])
+    if "val" in parts:
+        free = "test" if "test" not in parts else "defense" if "defense" not in parts else ""
+        if free == "test" or (free and _has_enough(root, parts["val"], classes)):
+            parts[free] = parts.pop("val")
+        else:
+            del parts["val"]
+    used = {folder.relative_to(base).parts[0] for folder in parts.values()}
+    others = tuple((base / name).relative_to(root).as_posix() for name in _folders(root, base) if name not in used)
+    if "test" not in parts:
         parts["all"] = parts.pop("train")
-    classes = _classes(root, parts.get("all") or parts["train"])
-    return Layout({part: _by_class(root, folder, classes) for part, folder in parts.items()}, classes)
+    return Layout({part: _by_class(root, folder, classes) for part, folder in parts.items()}, classes, others)
 
 
-def _part(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The folder of a part: the first of these names, in any case, that holds class folders."""
-    found = {name.lower(): root / name for name in _folders(root, root)}
-    return next((found[name] for name in names if name in found and _folders(root, found[name])), None)
+def _parts(root: Path) -> tuple[Path, dict[str, Path]]:
+    """The folder that holds the parts, `root` or a single one in it, and the folder of each part that is there."""
+    base, deeper = root, root
+    for _ in range(3):
+        found = {part: folder for part, names in PARTS.items() if (folder := _part(root, deeper, names))}
+        if "train" in found:
+            return deeper, found
+        inner = _folders(root, deeper)
+        if len(inner) != 1 or _pictures(root, deeper):
+            break
+        deeper = deeper / inner[0]
+    return base, {}
+
+
+def _part(root: Path, base: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder of a part that holds class folders: the first of these names, in any case; else one with such a name
+    in its own (seg_train, val2017, Test Set) that holds no pictures itself."""  # noqa: D209
+    inner = _folders(root, base)
+    exact = {name.lower(): base / name for name in inner}
+    for name in names:
+        if name in exact and (found := _class_level(root, exact[name])):
+            return found
+    for name in inner:
+        words = re.findall("[a-z]+", name.lower())
+        words += [re.sub(_WITH, "", word) for word in words]
+        if set(words) & set(names) and not _pictures(root, base / name) and (found := _class_level(root, base / name)):
+            return found
+    return None
+
+
+def _class_level(root: Path, folder: Path) -> Path | None:
+    """The folder itself, or a single one in it, that holds the class folders; None where there is none."""
+    inner = _folders(root, folder)
+    if len(inner) == 1 and not _pictures(root, folder) and not _pictures(root, folder / inner[0]):
+        return _class_level(root, folder / inner[0])
+    return folder if inner and inner != ["images"] else None
+
+
+def _has_enough(root: Path, folder: Path, classes: tuple[str, ...]) -> bool:
+    """Whether a validation part can serve as the defender's: it has the same classes, none of them nearly empty."""
+    return (set(_folders(root, folder)) == set(classes)
+            and all(len(_pictures(root, folder / name)) >= _ENOUGH for name in classes))
 
 
 def _gtsrb(root: Path, training: Path, test: Path) -> Layout:
@@ -103,8 +160,9 @@ def _by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Pictur
 def passed_over(root: Path, layout: Layout) -> list[str]:
     """What lies beside the pictures and may be thought to count: folders in a class, pictures of other kinds."""
     folders = dict.fromkeys(path.parent for pictures in layout.parts.values() for path, _ in pictures)
-    return [readable(path.relative_to(root).as_posix()) for folder in folders for path in _visible(folder)
-            if path.suffix.lower() in _OTHERS or (path.suffix.lower() not in ENDINGS and path.is_dir())]
+    beside = [f"{readable(name)} (no known part)" for name in layout.others]
+    return beside + [readable(path.relative_to(root).as_posix()) for folder in folders for path in _visible(folder)
+                     if path.suffix.lower() in _OTHERS or (path.suffix.lower() not in ENDINGS and path.is_dir())]
 
 
 def _folders(root: Path, folder: Path) -> list[str]:

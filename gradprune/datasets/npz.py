@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradprune.datasets.cache import Arrays
 from gradprune.datasets.image_set import Dataset, ImageSet, split_off
-from gradprune.errors import InputError, require
+from gradprune.errors import InputError, listed, require
 
 _HARMLESS, _PACKED = 256_000_000, 50  # bytes, and times its own size, that a file may unpack to
 _CLASSES = 30_000  # the most that are in use have 22,000
@@ -20,11 +20,11 @@ _CLASSES = 30_000  # the most that are in use have 22,000
 
 def read_npz(path: Path, seed: int) -> Dataset:
     """The data set in an .npz file; `datasets.load` says which arrays it takes and what is refused."""
-    arrays = _read_arrays(path)
+    arrays, there = _read_arrays(path)
     own_defense = "x_defense" in arrays or "y_defense" in arrays
     names = ("train", "test", "defense") if own_defense else ("train", "test")
     for name in (f"{letter}_{part}" for part in names for letter in "xy"):
-        require(name in arrays, f"{path} has no array {name}, only {', '.join(sorted(arrays)) or 'others'}.")
+        require(name in arrays, f"{path} has no array {name}, only {listed(sorted(there)) or 'nothing'}.")
     images = {part: _images(path, f"x_{part}", arrays[f"x_{part}"]) for part in names}
     shapes = {f"x_{part}": tuple(tensor.shape[1:]) for part, tensor in images.items()}
     require(len(set(shapes.values())) == 1, f"Images in {path} must share one shape (C, H, W), got {shapes}.")
@@ -39,8 +39,8 @@ def read_npz(path: Path, seed: int) -> Dataset:
     return Dataset(**parts)
 
 
-def _read_arrays(path: Path) -> Arrays:
-    """The arrays of the file that have a meaning here; others are left unread."""
+def _read_arrays(path: Path) -> tuple[Arrays, list[str]]:
+    """The arrays of the file that have a meaning here, and the names of all; others are left unread."""
     require(path.is_file(), f"No file at {path}.")
     try:
         file = np.load(path, allow_pickle=False)
@@ -59,7 +59,7 @@ def _read_arrays(path: Path) -> Arrays:
                 arrays[name] = file[name]
             except Exception as error:  # damaged bytes, or Python objects, which are never unpickled
                 raise InputError(f"{name} in {path} cannot be read: {str(error).rstrip('.')}.") from None
-    return arrays
+    return arrays, file.files
 
 
 def _check_size(path: Path, archive: zipfile.ZipFile) -> None:
@@ -101,9 +101,11 @@ def _images(path: Path, name: str, images: np.ndarray) -> Tensor:
     """Images as uint8 (N, C, H, W), whichever layout they came in."""
     if images.dtype.kind == "f" and images.size:
         low, high = images.min(), images.max()
-        cure = "multiply by 255" if low >= 0 and high <= 1 else "undo the normalisation, bring it to 0..255"
+        cure = "undo the normalisation, bring it to 0..255 and "
+        if low >= 0 and high <= 255:
+            cure = "multiply by 255 and " if high <= 1 else ""
         raise InputError(f"{name} in {path} must be uint8 0..255, got {images.dtype} {low:.3g}..{high:.3g}; "
-                         f"{cure} and cast to uint8.")
+                         f"{cure}cast to uint8.")
     require(images.dtype == np.uint8, f"{name} in {path} must be uint8 0..255, got {images.dtype}.")
     shape = images.shape
     if images.ndim == 3:

@@ -18,24 +18,30 @@ from gradprune.attacks.training import portions
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require, settled
-from gradprune.models.inference import batch_normalised, evaluating, predict
+from gradprune.models.inference import batch_normalised, check_model, device_of, evaluating, predict
+from gradprune.models.working import handed_back, working_copy
 from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
 from gradprune.pruning.fine_tuning import batches, half_cosine
+from gradprune.pruning.recipes import row
 
 
 class Work:
     """One run of a defence: a copy of the model to change, its filters, and the defender's few images.
 
-    model: the copy, on the given model's device. train, validation: `Pairs`, without triggered images where `trigger`
-    is None. hold_out: whether the method chooses anything by the validation images; one that does not trains on them,
-    too, and its history figures are then of images that it has learned from. augment: new views of the images.
+    model: the copy, on the given model's device (see `models.working`); given: the model itself. train, validation:
+    `Pairs`, without triggered images where `trigger` is None. hold_out: whether the method chooses anything by the
+    validation images; one that does not trains on them, too, and its history figures are then of images that it has
+    learned from. augment: new views of the images.
     Raises InputError for too few images, images that the model cannot take, or no convolution.
     """
 
     def __init__(self, model: nn.Module, clean: ImageSet, trigger: nn.Module | None, spc: int, seed: int, *,
                  hold_out: bool = True) -> None:
-        device = next(model.parameters()).device
+        require(torch.is_grad_enabled() and not torch.is_inference_mode_enabled(),
+                "a defence takes gradients: call it outside of torch.no_grad() and torch.inference_mode().")
+        check_model(model)
+        device = device_of(model)
         self.train, self.validation = (unpaired(part, device) if trigger is None else pair_up(part, trigger, device)
                                        for part in draw_defense_images(clean, spc, seed))
         outputs = predict(model, self.validation.clean).shape[1]
@@ -45,7 +51,7 @@ class Work:
             self.train = Pairs(*(torch.cat(both) for both in zip(self.train, self.validation, strict=True)))
         self.augment = Augment(model, trigger, self.train)
         self.classes = outputs
-        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # about 1.4 x as fast on a CPU
+        self.given, self.model = model, working_copy(model, self.validation.clean[:2])
         self.found = filters(self.model, self.validation.clean[:1])
         self.mask = FilterMask(self.found, before=silent(self.model, self.found))
         self.history: list[dict[str, Any]] = []
@@ -65,10 +71,16 @@ class Work:
     def prune(self, recipe: Callable[..., Pruned], *given: Any, **settings: Any) -> str:
         """Prune the copy by `paper`, `verified` or `in_order`; returns why that ended.
 
-        given, settings: the recipe's arguments, without those that are here. Recipes take Ctrl-C themselves.
+        given, settings: the recipe's arguments, without those that are here. Recipes take Ctrl-C themselves; where it
+        comes before their first round or after the last, the model stays as it was.
         """
-        start = time.perf_counter()
-        outcome = recipe(self.model, self.found, *given, self.validation, **settings)
+        start, state = time.perf_counter(), copy.deepcopy(self.model.state_dict())
+        try:
+            outcome = recipe(self.model, self.found, *given, self.validation, **settings)
+        except KeyboardInterrupt:
+            self.model.load_state_dict(state)
+            now = validate(self.model, self.validation)
+            outcome = Pruned(self.mask, [row(0, self.mask, now)], "interrupted", interrupted=True)
         self.seconds["prune"] = time.perf_counter() - start
         self.history, self.mask = outcome.history, outcome.mask
         self.interrupted |= outcome.interrupted
@@ -94,8 +106,13 @@ class Work:
     def result(self, name: str, settings: dict[str, Any], *, pruned: nn.Module | None = None,
                stopped: str = "") -> DefenseResult:
         """Put the result together; `settings` are all arguments that shaped it."""
+        if not self.history:  # Ctrl-C came before the first figures
+            self.measure("given")
         tuning = "interrupted" in self.history[-1]  # what ended the pruning before it still holds
         stopped = "interrupted" if self.interrupted or (tuning and not stopped) else stopped
+        for model in (self.model, pruned):
+            if model is not None:
+                handed_back(model, self.given)
         return DefenseResult(self.model, pruned, self.mask, self.history, self.seconds, stopped, settings,
                              self.interrupted or tuning, name)
 
@@ -105,7 +122,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Let gradients reach all parameters while BatchNorm goes by the batch, its statistics moving, without dropout."""
     with evaluating(model, gradients=True), batch_normalised():
         for module in model.modules():
-            module.train(isinstance(module, nn.BatchNorm2d))
+            module.train(isinstance(module, nn.modules.batchnorm._BatchNorm))
         yield
 
 

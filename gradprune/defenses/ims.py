@@ -17,7 +17,7 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, adopted
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
-from gradprune.pruning.gates import scaled_filters
+from gradprune.pruning.gates import gated
 from gradprune.pruning.inverse_masks import Masks
 
 DEFAULTS: dict[str, Any] = {
@@ -57,7 +57,7 @@ def ims(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
                 bar.update()
     factors = masks.factors().detach()
     with torch.no_grad():
-        for name, tensor in scaled_filters(work.model, work.found, factors).items():
+        for name, tensor in gated(work.model, work.found, factors).items():
             work.model.get_parameter(name).copy_(tensor)
     closed = int((factors < 0.5).sum())
     work.measure("prune", round=1, layer=None, index=None, channels=closed, kept=True)

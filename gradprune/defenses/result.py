@@ -12,8 +12,8 @@ from gradprune.pruning import FilterMask
 class DefenseResult:
     """A cleaned copy of the model and how it came about.
 
-    model: the final model. pruned: the state after pruning, before fine-tuning; None for a defence that does not prune.
-    mask: the removed filters, silent in both; empty where none was removed.
+    model: the final model, in eval mode. pruned: the state after pruning, before fine-tuning; None for a defence that
+    does not prune. mask: the removed filters, silent in both; empty where none was removed.
     history: plain rows (`stage` "prune": round, layer, index, score, losses, accuracy; "tune": epoch, ...).
     seconds: wall time by stage. stopped: why pruning (or whatever the defence does) ended. settings: all arguments
     that shaped the result. name: the defence's name in `DEFENSES`.

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from gradprune.attacks.poisoning import attack_labels
 from gradprune.datasets import ImageSet
+from gradprune.datasets.image_set import check_images
 from gradprune.errors import require
 from gradprune.models.inference import predict
 
@@ -44,6 +45,7 @@ class Exam(NamedTuple):
 
 def exam(test: ImageSet, trigger: nn.Module, target: int | None, label_map: str = "all_to_one") -> Exam:
     """Put the trigger on the test images that count; arguments and errors as in `evaluate`."""
+    check_images("test", test)
     require(len(test) > 0, "the test set is empty.")
     wanted = attack_labels(test, target, label_map)
     counted = wanted != test.labels

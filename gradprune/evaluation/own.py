@@ -1,5 +1,7 @@
 """A model from elsewhere, with what its user says of it, made into a victim like any other."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradprune.attacks import Picture
+from gradprune.attacks import Trigger, read_trigger
 from gradprune.attacks.placing import Position
-from gradprune.datasets import Dataset
-from gradprune.errors import InputError, require
+from gradprune.datasets import Dataset, ImageSet
+from gradprune.errors import InputError, require, unknown
 from gradprune.evaluation.backdoorbench import NOT_READ, from_content, is_attack_result
 from gradprune.evaluation.victim import (
     Victim,
@@ -28,6 +30,7 @@ from gradprune.models.devices import choose_device
 from gradprune.models.weights import fit_weights, read_file, state_dict
 
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote: they have no card beside them
+STEMS = {"small": True, "stock": False}  # word -> `small` of `models.imported`
 _TRIED = 100  # clean images, to see whether a model and its images go together
 
 
@@ -45,8 +48,11 @@ class Own:
     """What a user says of a model of their own; None where a card or a file says it.
 
     model: a name that `models.build` knows, or "module:function" of their own code, which is then run. data: what
-    `datasets.load` takes; size: of the images, for a folder. trigger: a picture file; target: the class that it leads
-    to; position, opacity: see `attacks.Picture`. mean, std: of the model's input, if it does not normalise by itself.
+    `datasets.load` takes; size: of the images, for a folder. trigger: a picture file, an .npy file or "module:function"
+    (see `attacks.read_trigger`); target: the class that it leads to; position, opacity, mask: see `attacks.Picture`.
+    mean, std: of the model's input, if it does not normalise by itself.
+    stem: of a named network of torchvision or timm, "small" or "stock", see `models.imported`; where None, and weights
+    without a card fit both, the one that gets more clean images of the defender right.
     """
 
     model: str | None = None
@@ -58,6 +64,8 @@ class Own:
     opacity: float = 1.0
     mean: list[float] | None = None
     std: list[float] | None = None
+    stem: str | None = None
+    mask: str | None = None
 
     def open(self, weights: str | Path, device: str = "cpu") -> Opened:
         """Load the model and its images.
@@ -71,7 +79,7 @@ class Own:
         opened = self._by_hand(path) if self._card_missing(path) else self._by_card(path)
         opened.model.to(where)
         images, count = opened.data.defense, opened.card["model"]["num_classes"]
-        some = images.subset(torch.linspace(0, len(images) - 1, min(_TRIED, len(images))).long())  # of every class
+        some = some_of(images)
         answers = predict(opened.model, some.floats()).cpu()
         outputs = answers.shape[1]
         require(outputs == len(images.classes) == count,
@@ -88,9 +96,9 @@ class Own:
         if self.trigger is None:
             require(isinstance(attack.get("trigger"), str),
                     f"nothing says which trigger {weights} reacts to: give --trigger a picture, or 'synthesised'.")
-            trigger = trigger_of(checkpoint_path(weights), card)
+            trigger: Trigger = trigger_of(checkpoint_path(weights), card)
         else:
-            trigger = Picture.read(self.trigger, self.position, self.opacity)
+            trigger = read_trigger(self.trigger, self.position, self.opacity, self.mask)
         require(isinstance(target, int),
                 "nothing says which class the trigger leads to: give --target, counted from 0.")
         data.test.check_target(target)
@@ -99,7 +107,8 @@ class Own:
         return Victim(model, trigger, target, data, {**card, "attack": {**attack, **made}}, notes=notes)
 
     def _by_card(self, path: Path) -> Opened:
-        require(self.mean is None and self.std is None, f"mean and std are on the card of {path}; leave them out.")
+        require((self.mean, self.std, self.stem) == (None, None, None),
+                f"mean, std and stem are on the card of {path}; leave them out.")
         named = read_card(path)["model"]["name"]
         require(self.model in (None, named), f"the card of {path} names the model {named!r}, not {self.model!r}.")
         model, card = load_checkpoint(path, self.model)
@@ -122,21 +131,52 @@ class Own:
         settings |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         if MODELS.get(self.model) is MODELS["small_vgg"]:
             settings["size"] = data.test.images.shape[-1]
-        model = build(**settings, code=True)
-        try:
-            fit_weights(model, state_dict(content, path), path)
-        except InputError as error:
-            counts = f" The data has {settings['num_classes']} classes." if "other shapes" in str(error) else ""
-            raise InputError(f"{error}{counts}") from None
+        model, settings, told_of_stem = self._with_stem(settings, state_dict(content, path), path, data)
         data, notes = in_color(data, model)
+        notes.extend(told_of_stem)
         if ":" not in self.model and not {"mean", "std", "size"} & settings.keys():  # small_vgg: as they are
             notes.append(f"{self.model} takes 0.5 from the pixels, then divides them by 0.25; give --mean and --std if "
                          "these weights were trained otherwise.")
         return Opened(model, {"model": settings, "data": data_card(data, told)}, data, notes)
 
+    def _with_stem(self, settings: dict[str, Any], weights: Mapping[str, Tensor], path: Path, data: Dataset
+                   ) -> tuple[nn.Module, dict[str, Any], list[str]]:
+        """The network with these weights, its settings, and what is to be said of its stem."""
+        if self.stem is not None:
+            if self.stem not in STEMS:
+                raise unknown("stem", self.stem, STEMS)
+            require(":" not in settings["name"], "stem is for networks of torchvision and timm by name.")
+            settings = {**settings, "small": STEMS[self.stem]}
+        model = build(**settings, code=True)
+        other = {**settings, "small": False} if self.stem is None and hasattr(model, "stem_note") else None
+        try:
+            fit_weights(model, weights, path)
+        except InputError as error:
+            if other:
+                with suppress(InputError):
+                    return (fit_weights(build(**other), weights, path), other,
+                            [f"The weights have the stem of {settings['name']} itself, which was kept."])
+            counts = f" The data has {settings['num_classes']} classes." if "other shapes" in str(error) else ""
+            raise InputError(f"{error}{counts}") from None
+        if not other:
+            return model, settings, []
+        try:
+            stock = fit_weights(build(**other), weights, path)
+        except InputError:
+            return model, settings, []
+        few = some_of(in_color(data, model)[0].defense)
+        ours, theirs = (int((predict(net, few.floats()).argmax(1) == few.labels).sum()) for net in (model, stock))
+        counts = f"of {len(few)} clean images it gets {{}} right with it, and {{}} with"
+        if theirs > ours:
+            return stock, other, [f"{settings['name']} keeps its own stem: {counts.format(theirs, ours)} the one for "
+                                  "small images (--stem)."]
+        return model, settings, [f"{settings['name']} has its stem for small images: {counts.format(ours, theirs)} the "
+                                 "network's own (--stem)."]
+
     def _by_backdoorbench(self, content: Any, path: Path) -> Opened:
         require(is_attack_result(content), f"{path} does not say which network it is for: give --model a name, or "
                                            "module:function of your own code.")
+        require(self.stem is None, f"{path} says which network it is for; leave the stem out.")
         found = from_content(content, path, mean=self.mean, std=self.std)
         told = {"name": self.data or found.data, "size": self.size}
         try:
@@ -159,6 +199,11 @@ class Own:
         if path.suffix in WEIGHTS:
             return True
         return not paths(path)[1].is_file() and (self.model is not None or path.is_file())
+
+
+def some_of(images: ImageSet) -> ImageSet:
+    """A hundred images at most, of every class."""
+    return images.subset(torch.linspace(0, len(images) - 1, min(_TRIED, len(images))).long())
 
 
 def _doubts(answers: Tensor, labels: Tensor) -> list[str]:

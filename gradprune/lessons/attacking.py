@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gradprune.attacks import TRIGGERS, Trigger, fit, make_trigger, poison
 from gradprune.datasets import ImageSet, load
-from gradprune.datasets.folder import FORMATS
+from gradprune.datasets.folder import FORMATS, eight_bits
 from gradprune.errors import InputError
 from gradprune.evaluation import evaluate
 from gradprune.evaluation.victim import checkpoint_path
@@ -172,7 +172,7 @@ def own_picture(path: str | Path | None, judge: nn.Module, like: ImageSet) -> Im
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as file:
-            upright = ImageOps.exif_transpose(file).convert("RGBA")
+            upright = eight_bits(ImageOps.exif_transpose(file)).convert("RGBA")
     except FileNotFoundError:
         raise InputError(f"there is no file {str(path)!r}; a path is taken from the notebook's folder.") from None
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:

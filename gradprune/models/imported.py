@@ -2,7 +2,8 @@
 
 Nothing is downloaded: the weights are drawn, or come from a file of yours. The parameters keep their names, so
 checkpoints that were made elsewhere fit. The stems were made for 224 pixels; of 32 they would leave one or two, so by
-default (`small`) they keep the size.
+default (`small`) they keep the size. A network whose stem was changed says so in `stem_note`: where only strides
+differ, weights that were trained with the other stem fit and answer nonsense.
 """
 
 from typing import Any
@@ -29,6 +30,7 @@ def resnet18(num_classes: int, *, channels: int = 3, small: bool = True, mean: f
     if small:
         _renew(net, "conv1", channels, kernel_size=3, stride=1, padding=1)
         net.maxpool = nn.Identity()
+        _note_stem(net, "resnet18")
     elif channels != 3:
         _renew(net, "conv1", channels)
     return normalized(net, mean, std)
@@ -47,6 +49,7 @@ def mobilenet_v3_small(num_classes: int, *, width: int = 16, channels: int = 3, 
     if small:
         _renew(net, "features.0.0", channels, stride=1)
         net.features[1].block[0][0].stride = (1, 1)
+        _note_stem(net, "mobilenet_v3_small")
     elif channels != 3:
         _renew(net, "features.0.0", channels)
     return normalized(net, mean, std)
@@ -68,11 +71,18 @@ def timm_model(name: str, num_classes: int, *, channels: int = 3, small: bool = 
     require(not foreign, f"{', '.join(sorted(foreign))} would make timm read other files; leave it out.")
     net: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels, **settings)
     first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
-    if small and first is not None and first.stride != first.kernel_size:
+    pooled = isinstance(getattr(net, "maxpool", None), nn.MaxPool2d)
+    if small and first is not None and first.stride != first.kernel_size and (first.stride != (1, 1) or pooled):
         first.stride = (1, 1)
-        if isinstance(getattr(net, "maxpool", None), nn.MaxPool2d):
+        if pooled:
             net.maxpool = nn.Identity()
+        _note_stem(net, f"timm/{name}")
     return normalized(net, mean, std)
+
+
+def _note_stem(net: Any, name: str) -> None:
+    net.stem_note = (f"{name} has a stem for small images here, which keeps their size; weights that were trained with "
+                     "the network's own stem need that one: small=False, or --stem stock.")
 
 
 def _renew(net: nn.Module, name: str, channels: int, **changes: Any) -> None:

@@ -1,7 +1,8 @@
 """Look at a model, or ask it, without changing it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -10,25 +11,77 @@ from torch import Tensor, nn
 from gradprune.errors import InputError, require
 from gradprune.models.devices import halving
 
+_OWN = {"_parameters", "_buffers", "_modules"}  # of nn.Module; what else lies in a module may be a kept feature
+_KEPT = 1000  # things in a list that are looked at
+
 
 @contextmanager
 def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
     """Hold the model in eval mode (BatchNorm statistics stay as they are), then restore each module's own mode.
 
-    gradients: also let every parameter take part in gradients meanwhile, whatever its requires_grad says.
+    gradients: also record gradients, and let every parameter take part in them, whatever its requires_grad says.
+    Features that the model's forward() keeps on it are cut from their graph, or the model could not be copied.
+    Raises InputError where weights that were made under inference mode are to take part in gradients.
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    require(not (gradients and any(parameter.is_inference() for parameter, _ in flags)),
+            "the model's weights were made under torch.inference_mode(), so they take no gradients: build it outside.")
     model.eval()
-    if gradients:
-        model.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    with ExitStack() as stack:
+        if gradients:
+            model.requires_grad_(True)
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+                _let_go(module)
+            for parameter, flag in flags:
+                if parameter.requires_grad != flag:
+                    parameter.requires_grad_(flag)
+
+
+def _let_go(module: nn.Module) -> None:
+    """Cut what a forward pass left on a module from its graph, in place."""
+    for kept in (vars(module), module._buffers):
+        for name, value in list(kept.items()):
+            if name not in _OWN and _holds_graph(value):
+                kept[name] = _cut(value)
+
+
+def _holds_graph(value: Any, deep: int = 3) -> bool:
+    """Whether a kept value holds tensors that cannot be copied, or not be used where gradients are wanted."""
+    if isinstance(value, Tensor):
+        return not value.is_leaf or value.is_inference()
+    if type(value) not in (dict, list, tuple) or not deep or len(value) > _KEPT:
+        return False
+    return any(_holds_graph(part, deep - 1) for part in (value.values() if isinstance(value, dict) else value))
+
+
+def _cut(value: Any, deep: int = 3) -> Any:
+    """The same value with plain tensors in it."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.is_inference() else value.detach()
+    if type(value) not in (dict, list, tuple) or not deep:
+        return value
+    if isinstance(value, dict):
+        return {key: _cut(part, deep - 1) for key, part in value.items()}
+    return type(value)(_cut(part, deep - 1) for part in value)
+
+
+def check_model(model: Any, whole: bool = False) -> None:
+    """Raise InputError for what is no network with layers to look at; whole: a TorchScript program will do."""
+    require(isinstance(model, nn.Module), f"the model must be an nn.Module, got {type(model).__name__}.")
+    require(whole or not isinstance(model, torch.jit.ScriptModule),
+            "the model is a TorchScript program, whose layers cannot be changed: give the network it was made from.")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's numbers lie; the CPU for one that has none."""
+    return next((tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 @contextmanager
@@ -61,11 +114,12 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
 
 def answers(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """The same, for callers that know what to do with NaN."""
-    device = next(model.parameters()).device
+    check_model(model, whole=True)
+    device = device_of(model)
     try:
         with evaluating(model), torch.inference_mode():
-            return halving(lambda size: torch.cat([_logits(model(batch.to(device))) for batch in images.split(size)]),
-                           batch_size)
+            return halving(lambda size: torch.cat([_logits(model(batch.to(device)), len(batch))
+                                                   for batch in images.split(size)]), batch_size)
     except Exception as error:  # a stranger's forward() may raise anything
         if isinstance(error, InputError | MemoryError) or "memory" in str(error):
             raise
@@ -73,9 +127,23 @@ def answers(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
         raise InputError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {kind}{error}") from error
 
 
-def _logits(output: Any) -> Tensor:
+def _logits(output: Any, rows: int) -> Tensor:
     """What a model returned, if it is one row of logits an image."""
     shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     require(isinstance(output, Tensor) and output.ndim == 2, f"the model must return logits (N, classes), got {shape}: "
                                                              "wrap it so that it returns these alone.")
+    require(len(output) == rows, f"the model must return one row of logits an image, got {len(output)} "
+                                  f"rows for {rows}.")
     return output
+
+
+def first_logits(output: Any, rows: int) -> Tensor:
+    """The logits in what a model returned in training mode: the first such tensor, whatever comes beside it.
+
+    Raises InputError where there is none with one row an image.
+    """
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        output = next((part for part in output if isinstance(part, Tensor) and part.ndim == 2), output)
+    return _logits(output, rows)

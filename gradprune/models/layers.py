@@ -1,9 +1,13 @@
 """The first layer of every model here: from pixels in [0, 1] to what the network was trained on."""
 
-from typing import TYPE_CHECKING, TypeVar
+import copyreg
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from gradprune.errors import require
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -32,16 +36,23 @@ def normalized(net: Net, mean: float | list[float], std: float | list[float]) ->
     """Make `net` shift and scale its images first, in place, as `Normalize` does; its parameters keep their names.
 
     So its checkpoints fit before and after. Calling it again replaces the numbers.
+    Raises InputError for a network whose `forward` was set on the instance, which would pass this by.
     """
+    require("forward" not in vars(net), "a `forward` was set on the instance of the network, and it would pass the "
+                                        "normalisation by; take it off first, or normalise in it.")
     if not isinstance(net, _Normalized):
-        net.__class__ = type(type(net).__name__, (_Normalized, type(net)), {})
+        own: Any = type(net)
+        net.__class__ = _class_of(own)
     for name, value in (("pixel_mean", mean), ("pixel_std", std)):
         net.register_buffer(name, torch.tensor(value).reshape(-1, 1, 1), persistent=False)
     return net
 
 
 class _Normalized(nn.Module if TYPE_CHECKING else object):  # type: ignore[misc]  # a mix-in, put before a network's own class
-    """What `normalized` adds to a network: buffers and not a layer, since nn.Sequential would run a layer last."""
+    """What `normalized` adds to a network: buffers and not a layer, since nn.Sequential would run a layer last.
+
+    The class is made on the fly, so a pickle names the network's own, from which it is made again.
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -49,3 +60,21 @@ class _Normalized(nn.Module if TYPE_CHECKING else object):  # type: ignore[misc]
     def forward(self, images: Tensor) -> Tensor:
         """images: float (N, C, H, W) in [0, 1]; returns what the network returns."""
         return super().forward((images - self.pixel_mean) / self.pixel_std)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        make, given, *state = super().__reduce_ex__(protocol)
+        if make is not copyreg.__newobj__:  # type: ignore[attr-defined]  # a class with a way of its own
+            return (make, given, *state)
+        return (_again, (type(self).__bases__[1], *given[1:]), *state)
+
+
+@cache
+def _class_of(net: Any) -> Any:
+    """The class of such networks that normalise."""
+    return type(net.__name__, (_Normalized, net), {"__module__": net.__module__, "__doc__": net.__doc__})
+
+
+def _again(net: Any, *given: Any) -> Any:
+    """An empty network of the class that normalises, for pickle and copy to fill."""
+    made = _class_of(net)
+    return made.__new__(made, *given)

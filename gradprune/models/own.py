@@ -22,8 +22,8 @@ def own_model(place: str, num_classes: int, *, mean: float | list[float] | None 
     its images first, see `normalized`; without them it is used as it is, on pixels in [0, 1].
     Raises InputError where the module or function is not there, fails, or returns something else.
     """
-    with _current_folder_first():  # for the call, too: a function may import
-        function = _look_up(place)
+    with current_folder_first():  # for the call, too: a function may import
+        function = look_up(place)
         try:
             wants = any(name == "num_classes" or taken.kind is taken.VAR_KEYWORD
                         for name, taken in inspect.signature(function).parameters.items())
@@ -36,7 +36,7 @@ def own_model(place: str, num_classes: int, *, mean: float | list[float] | None 
     return normalized(net, 0.0 if mean is None else mean, 1.0 if std is None else std)
 
 
-def _look_up(place: str) -> Callable[..., nn.Module]:
+def look_up(place: str) -> Callable[..., nn.Module]:
     """The function of that name."""
     module_name, _, name = place.partition(":")
     require(bool(module_name and name), f"own code is named as module:function, got {place!r}.")
@@ -64,7 +64,7 @@ def _look_up(place: str) -> Callable[..., nn.Module]:
 
 
 @contextmanager
-def _current_folder_first() -> Iterator[None]:
+def current_folder_first() -> Iterator[None]:
     """Modules of the current folder can be imported meanwhile; the search path comes back as it was."""
     before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))

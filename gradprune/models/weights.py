@@ -1,6 +1,7 @@
 """Weights from other hands: read without running code, unwrapped, and loaded into a model or told why not."""
 
 import io
+import logging
 import mmap
 import pickle
 import re
@@ -20,6 +21,7 @@ from gradprune.models.limits import Within
 from gradprune.pickles import look_over
 
 Net = TypeVar("Net", bound=nn.Module)
+_log = logging.getLogger(__name__)
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the state dict
 _DEEPEST = 8  # nests in one another
@@ -60,10 +62,15 @@ def load_weights(model: Net, path: str | Path) -> Net:
     """Load a file of weights into `model`, in place, in eval mode; returns the model.
 
     The file: .safetensors, or what torch.save wrote, a state dict or one under "net", "model", "state_dict" or
-    "model_state_dict"; names may start with "module.", or all with another prefix than the model's.
-    No code from the file is run.
+    "model_state_dict", or under any other word where there is no second one; names may start with "module.", or with
+    another prefix than the model's. What a file holds beside the names with that prefix is left out, and a warning
+    says so.
+    No code from the file is run. A warning is logged where the model's stem is not the network's own (see
+    `models.imported`), since weights that were trained with the other one may fit all the same.
     Raises InputError for a file that is none of these, or names and shapes that are not the model's.
     """
+    if note := getattr(model, "stem_note", ""):
+        _log.warning("%s", note)
     return fit_weights(model, state_dict(read_file(path), path), path)
 
 
@@ -101,6 +108,7 @@ def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
     for _ in range(_DEEPEST):  # a dict may hold itself
         if isinstance(found, Mapping):
             found = next((found[nest] for nest in _NESTS if isinstance(found.get(nest), Mapping)), found)
+    found = _only_nest(found, path)
     tensors = {name: value for name, value in found.items()
                if isinstance(name, str) and _plain(value)} if isinstance(found, Mapping) else {}
     if not tensors:
@@ -114,19 +122,34 @@ def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _only_nest(found: Any, path: str | Path) -> Any:
+    """What lies under the one word, or at the one place of a list, that holds tensors by name; else `found` itself.
+
+    Raises InputError where there are several such.
+    """
+    parts = dict(found) if isinstance(found, Mapping) else dict(enumerate(found)) if isinstance(found, list) else {}
+    nests = {word: sum(map(_plain, part.values())) for word, part in parts.items()
+             if isinstance(part, Mapping) and all(isinstance(name, str) for name in part)}
+    nests = {word: count for word, count in nests.items() if count > sum(map(_plain, parts.values()))}
+    told = listed(f"{count} under {word}" for word, count in nests.items())
+    require(len(nests) < 2, f"{path} holds several state dicts ({told}): save the one that is meant alone.")
+    return parts[next(iter(nests))] if nests else found
+
+
 def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Net:
     """Load tensors by name into `model`, in place, in eval mode; `path` is for the message where they do not fit."""
     own = model.state_dict()
     given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith("trigger.")}
     if not own.keys() & given.keys():
-        given = _renamed(given, own)
+        given = _renamed(given, own, path)
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in own]
     shapes = [f"{name} {tuple(given[name].shape)} in the file, {tuple(own[name].shape)} in the model"
               for name in own if name in given and given[name].shape != own[name].shape]
     wrong = [f"{what}: {listed(names)}" for what, names in
              (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)) if names]
-    require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.")
+    note = f" {model.stem_note}" if hasattr(model, "stem_note") and not missing and not unexpected else ""
+    require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.{note}")
     try:
         model.load_state_dict(given, strict=False)  # old files do not count BatchNorm's batches
     except (RuntimeError, NotImplementedError) as error:  # tensors without memory, as of the device "meta"
@@ -134,11 +157,21 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     return model.eval()
 
 
-def _renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors under the model's names, where one prefix before all of them is the whole difference."""
+def _renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> Mapping[str, Tensor]:
+    """The tensors under the model's names, where one prefix before all of them is the whole difference; or where one
+    prefix alone gives all of the model's names, and then without what has another."""  # noqa: D209
     theirs, ours = _shared(given), _shared(own)
     renamed = {ours + name.removeprefix(theirs): tensor for name, tensor in given.items()}
-    return renamed if renamed.keys() & own.keys() else given
+    if renamed.keys() & own.keys():
+        return renamed
+    wanted = {name.removeprefix(ours) for name in own if not name.endswith("num_batches_tracked")}
+    prefixes = dict.fromkeys(name[:at + 1] for name in given for at, letter in enumerate(name) if letter == ".")
+    fitting = [prefix for prefix in prefixes if all(prefix + name in given for name in wanted)]
+    if len(fitting) != 1 or not wanted:
+        return given
+    others = [name for name in given if not name.startswith(fitting[0])]
+    _log.warning("Of %s what does not start with %s was left out: %s.", path, fitting[0], listed(others))
+    return {ours + name.removeprefix(fitting[0]): tensor for name, tensor in given.items() if name not in others}
 
 
 def _shared(names: Iterable[str]) -> str:

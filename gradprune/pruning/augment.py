@@ -39,8 +39,10 @@ class Augment:
 
     def _paired(self, clean: Tensor, labels: Tensor) -> Pairs:
         """Clean images with their triggered copies, if a trigger is known."""
+        clean = clean.contiguous()  # a model's code may ask for that
         with torch.no_grad():
-            return Pairs(clean, clean[:0] if self.trigger is None else self.trigger(clean), labels)
+            triggered = clean[:0] if self.trigger is None else self.trigger(clean).contiguous()
+        return Pairs(clean, triggered, labels)
 
     def add_to(self, pairs: Pairs, seed: int) -> Pairs:
         """The pairs as they are and, where they are few, new views of them: at least `ENOUGH` pairs in all."""

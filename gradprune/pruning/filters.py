@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.errors import InputError, require
-from gradprune.pruning.pairing import batch_norm_of
+from gradprune.models.inference import check_model
+from gradprune.pruning.pairing import own_numbers, pair
 
 
 class Filter(NamedTuple):
@@ -28,14 +29,30 @@ class Filter(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution: its name, the BatchNorm that its filters feed one-to-one (or None), how many filters it has,
-    where they start in the flat list, and a filter's weight shape (inputs, height, width)."""  # noqa: D209
+    """One convolution: its name, the norm that its filters feed one-to-one (or None), how many filters it has,
+    where they start in the flat list, and a filter's weight shape (inputs, height, width).
+
+    leak: the norm behind it that makes a constant of a silent filter and cannot be silenced with it. twins: other
+    convolutions that share its weights, each with its norm; they are silenced with it and are no layers of their own.
+    """
 
     name: str
     norm: str | None
     count: int
     start: int
     shape: tuple[int, ...]
+    leak: str | None = None
+    twins: tuple[tuple[str, str | None], ...] = ()
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str | None], ...]:
+        """All convolutions with these weights, each with its norm."""
+        return ((self.name, self.norm), *self.twins)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The modules at whose outputs a silent filter's channel is zero."""
+        return tuple(norm or name for name, norm in self.pairs)
 
 
 class Filters:
@@ -61,7 +78,7 @@ class Filters:
     def position(self, layer: str, index: int) -> int:
         """The flat position of a filter; raises InputError for an unknown layer or index."""
         for entry in self.layers:
-            if entry.name == layer:
+            if any(name == layer for name, _ in entry.pairs):
                 require(0 <= index < entry.count, f"layer {layer!r} has filters 0..{entry.count - 1}, got {index}.")
                 return entry.start + index
         names = ", ".join(entry.name for entry in self.layers)
@@ -74,6 +91,8 @@ class Filters:
         for layer in self.layers:
             looks = "x".join(map(str, layer.shape))
             norm = layer.norm or "its own weights alone"
+            norm += f"; not silent behind {layer.leak}, which makes a constant of it" if layer.leak else ""
+            norm += "".join(f"; {name}, which has the same weights" for name, _ in layer.twins)
             lines.append(f"  {layer.name:<{width}}  {layer.count:>7}  {looks:>13}  {norm}")
         return "\n".join(lines)
 
@@ -81,29 +100,36 @@ class Filters:
 
 
 def filters(model: nn.Module, example: Tensor | None = None) -> Filters:
-    """Find all filters of a model and the BatchNorm that follows each one-to-one.
+    """Find all filters of a model and the norm that follows each one-to-one; convolutions with tied weights are one.
 
     example: a float image batch (1, C, H, W) for the trace; by default zeros of 32, 64, then 224 pixels are tried.
     Raises InputError for a model without convolutions, one that cannot be run, or parametrized convolutions.
     """
+    check_model(model)
     convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     require(len(convolutions) > 0, "the model has no Conv2d layer, so there is no filter to prune.")
     for name, module in convolutions.items():
         require(isinstance(module.weight, nn.Parameter),
                 f"the weights of {name!r} are computed (parametrized); remove the parametrization first.")
-    norms = batch_norm_of(model, example)
-    layers, start = [], 0
+    norms, leaks = pair(model, example)
+    tied: dict[int, list[str]] = {}
     for name, module in convolutions.items():
-        count = module.out_channels
-        layers.append(Layer(name, norms.get(name), count, start, tuple(module.weight.shape[1:])))
+        tied.setdefault(id(module.weight), []).append(name)
+    layers, start = [], 0
+    for name, *others in tied.values():
+        count = convolutions[name].out_channels
+        leak = next((leaks[one] for one in (name, *others) if one in leaks), None)
+        layers.append(Layer(name, norms.get(name), count, start, tuple(convolutions[name].weight.shape[1:]), leak,
+                            tuple((other, norms.get(other)) for other in others)))
         start += count
     return Filters(layers)
 
 
 def silence(model: nn.Module, found: Filters, positions: Iterable[int]) -> None:
-    """Make filters silent: weights and bias zero, and scale and shift of the BatchNorm that follows one-to-one.
+    """Make filters silent: weights and bias zero, and scale and shift of the norm that follows one-to-one.
 
-    Their output channels are exactly zero from then on. positions: places in the flat list.
+    Their output channels are exactly zero from then on, behind that norm, too (not behind a layer's `leak`).
+    positions: places in the flat list.
     """
     with torch.no_grad():
         for position in positions:
@@ -112,12 +138,16 @@ def silence(model: nn.Module, found: Filters, positions: Iterable[int]) -> None:
 
 
 def own_tensors(model: nn.Module, found: Filters, position: int) -> list[Tensor]:
-    """Views of all numbers that belong to one filter: weights, bias, BatchNorm scale and shift (where present)."""
+    """Views of all numbers that belong to one filter: weights, bias, a norm's scale and shift (where present)."""
     layer = found.layer_of(position)
-    modules = [model.get_submodule(layer.name)] + ([model.get_submodule(layer.norm)] if layer.norm else [])
-    index = position - layer.start
-    tensors = [getattr(module, kind) for module in modules for kind in ("weight", "bias")]
-    return [tensor.data[index] for tensor in tensors if tensor is not None]
+    tensors: dict[int, Tensor] = {}
+    for name, norm in layer.pairs:
+        convolution = model.get_submodule(name)
+        held = [convolution.weight, convolution.bias]
+        if norm:
+            held += [getattr(model.get_submodule(norm), kind) for kind in own_numbers(model.get_submodule(norm))]
+        tensors |= {id(tensor): tensor for tensor in held if isinstance(tensor, Tensor)}
+    return [tensor.data[position - layer.start] for tensor in tensors.values()]
 
 
 def saved(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:

@@ -69,7 +69,10 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
         raise unknown("keep", keep, KEEP)
     generator = torch.Generator().manual_seed(seed)
     watched = watch is not None or len(validation.triggered) > 0
-    history = [_row(model, 0, validation, watch)]
+    try:
+        history = [_row(model, 0, validation, watch)]
+    except KeyboardInterrupt:
+        return [{**_row(model, 0, validation, watch), "kept": True, "interrupted": True}]
     best, best_state = history[0], copy.deepcopy(model.state_dict())
     bar = tqdm(total=max_epochs, desc="fine-tuning", unit="epoch", disable=not progress, leave=False)
     with torch.random.fork_rng(devices=[]), evaluating(model, gradients=True), bar, batch_normalised():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gradprune.pruning.filters import Filters
-from gradprune.pruning.gates import scaled_filters
+from gradprune.pruning.gates import gated
 
 
 def gates(mask: Tensor, kept: Tensor, steepness: float) -> Tensor:
@@ -64,7 +64,7 @@ class Masks:
 
     def through(self, inverse: bool = False) -> Callable[[Tensor], Tensor]:
         """The model behind these gates: images -> logits."""
-        parameters = scaled_filters(self.model, self.found, self.factors(inverse))
+        parameters = gated(self.model, self.found, self.factors(inverse))
         return lambda images: functional_call(self.model, parameters, (images,))
 
     def loss(self, images: Tensor, first: bool) -> Tensor:

@@ -1,43 +1,160 @@
-"""Which BatchNorm follows a convolution one-to-one: read off the autograd graph of one forward pass.
+"""Which norm follows a convolution one-to-one: read off the autograd graph of one forward pass.
 
 The order of parameters() cannot tell: in a pre-activation ResNet the tensor after a convolution's weight belongs to
 another branch. The graph that autograd records shows who consumes whose output, whatever the model's code looks like.
+A BatchNorm is paired by the graph alone. Any other norm is tried: it may be paired if, with its own numbers of a
+channel at zero, the channel is zero behind it.
 """
 
+import copy
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from gradprune.errors import InputError
+from gradprune.errors import InputError, require
 from gradprune.models.inference import evaluating
 
 _SIZES = (32, 64, 224)
+# Steps of the graph that move data and compute nothing.
+_MOVES = ("Permute", "Transpose", "View", "UnsafeView", "ReshapeAlias", "Clone", "Unsqueeze", "Squeeze")
+
+
+class Pairing(NamedTuple):
+    """Each convolution's norm by name (`norms`), and the norm that makes a constant of its silence (`leaks`)."""
+
+    norms: dict[str, str]
+    leaks: dict[str, str]
+
+
+class _Call(NamedTuple):
+    """A norm that was called in the pass: who made its input, and the input."""
+
+    name: str
+    module: nn.Module
+    source: Any
+    inputs: Tensor
 
 
 def batch_norm_of(model: nn.Module, example: Tensor | None = None) -> dict[str, str]:
-    """Map each convolution's name to the BatchNorm whose only input is its output, and which is its only consumer.
+    """The `norms` of `pair`."""
+    return pair(model, example).norms
+
+
+def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
+    """Map each convolution's name to the norm whose only input is its output, and which is its only consumer.
 
     Convolutions whose output goes elsewhere as well (an addition, a second branch) are left out.
-    example: float (1, C, H, W); see `filters`. Raises InputError when no forward pass succeeds.
+    example: float (1, C, H, W); see `filters`.
+    Raises InputError when no forward pass succeeds, or the answers come from none of the model's convolutions.
     """
     owner = {id(module.weight): (name, module) for name, module in model.named_modules()
-             if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and module.weight is not None}
-    with evaluating(model, gradients=True):
-        nodes, consumers = _graph(_run(model, example))
-    module_of = {node: owner[id(variable)] for node in nodes for variable in _variables(node) if id(variable) in owner}
+             if isinstance(module, nn.Conv2d | _BatchNorm) and module.weight is not None}
+    called: dict[Any, tuple[str, nn.Module]] = {}  # of convolutions: what they returned; tells tied ones apart
+    calls: list[_Call] = []
+    hooks = [hook for name, module in model.named_modules() for hook in _watch(name, module, called, calls)]
+    try:
+        with evaluating(model, gradients=True):
+            nodes, consumers = _graph(_run(model, example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    module_of = {node: called.get(node) or owner[id(variable)]
+                 for node in nodes for variable in _variables(node) if id(variable) in owner}
+    require(any(isinstance(module, nn.Conv2d) for _, module in module_of.values()),
+            "the model's answers come from none of its own convolutions: its forward() detaches them or runs under "
+            "no_grad, or was set on the instance and holds on to another model.")
     uses: dict[str, int] = defaultdict(int)
     for name, _ in module_of.values():
         uses[name] += 1
-    pairs = {}
+    found = Pairing({}, {})
     for node, (name, module) in module_of.items():
-        if not isinstance(module, nn.Conv2d) or uses[name] != 1 or len(consumers[node]) != 1:
+        if not isinstance(module, nn.Conv2d) or len(consumers[node]) != 1:
             continue
         norm_name, norm = module_of.get(consumers[node][0], ("", None))
-        if isinstance(norm, nn.BatchNorm2d) and uses[norm_name] == 1 and norm.num_features == module.out_channels:
-            pairs[name] = norm_name
-    return pairs
+        if (isinstance(norm, _BatchNorm) and uses[name] == uses[norm_name] == 1
+                and norm.num_features == module.out_channels):
+            found.norms[name] = norm_name
+        elif call := next((call for call in calls if call.source is node), None):
+            once = uses[name] == 1 and sum(other.name == call.name for other in calls) == 1
+            if once and can_be_silenced(call.module, call.inputs, module.out_channels):
+                found.norms[name] = call.name
+            elif not once or not _keeps_zeros(call.module, call.inputs):
+                found.leaks[name] = call.name
+        elif moved := _norm_behind(node, consumers, calls):
+            found.leaks[name] = moved
+    return found
+
+
+def own_numbers(norm: nn.Module) -> list[str]:
+    """What belongs to a channel in a norm: scale and shift; without these, the mean that is taken from it."""
+    own = [kind for kind in ("weight", "bias") if isinstance(getattr(norm, kind, None), Tensor)]
+    return own or [kind for kind in ("running_mean",) if isinstance(getattr(norm, kind, None), Tensor)]
+
+
+def mixes(norm: nn.Module) -> bool:
+    """Whether a filter's silence changes what a norm makes of the others, as where channels share their statistics."""
+    return not (isinstance(norm, _InstanceNorm) or hasattr(norm, "running_var"))
+
+
+def can_be_silenced(norm: nn.Module, inputs: Tensor, channels: int) -> bool:
+    """Whether a silent channel is zero behind this norm, the others as before, once its own numbers are zero."""
+    own = own_numbers(norm)
+    if not own or inputs.ndim != 4 or any(getattr(norm, kind).shape != (channels,) for kind in own):
+        return False
+    scratch, silent = copy.deepcopy(norm).eval(), inputs.clone()
+    silent[:, -1] = 0
+    try:
+        with torch.no_grad():
+            before = scratch(silent)
+            for kind in own:
+                getattr(scratch, kind)[-1] = 0
+            after = scratch(silent)
+    except Exception:  # a stranger's norm may do anything
+        return False
+    return (isinstance(after, Tensor) and after.shape == inputs.shape and not bool(after[:, -1].any())
+            and torch.equal(after[:, :-1], before[:, :-1]))
+
+
+def _keeps_zeros(norm: nn.Module, inputs: Tensor) -> bool:
+    """Whether a norm without numbers of its own makes nothing but zeros of silence."""
+    silent = inputs.clone()
+    silent[:, -1] = 0
+    try:
+        with torch.no_grad(), evaluating(norm):
+            return not own_numbers(norm) and not bool(norm(silent)[:, -1].any())
+    except Exception:
+        return False
+
+
+def _watch(name: str, module: nn.Module, called: dict[Any, tuple[str, nn.Module]], calls: list[_Call]) -> list[Any]:
+    """Hooks that note what a convolution returned and what a norm was given."""
+    def returned(_: nn.Module, __: object, output: Any) -> None:
+        if isinstance(output, Tensor) and output.grad_fn is not None:
+            called[output.grad_fn] = (name, module)
+
+    def given(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].grad_fn is not None:
+            calls.append(_Call(name, module, inputs[0].grad_fn, inputs[0].detach()))
+
+    if isinstance(module, nn.Conv2d):
+        return [module.register_forward_hook(returned)]
+    if "norm" in type(module).__name__.lower() and not any(isinstance(part, nn.Conv2d | nn.Linear)
+                                                           for part in module.modules()):
+        return [module.register_forward_pre_hook(given)]
+    return []
+
+
+def _norm_behind(node: Any, consumers: dict[Any, list[Any]], calls: list[_Call]) -> str | None:
+    """The norm that a convolution's output reaches by nothing but moves of its data, as tokens or channels last."""
+    while len(consumers[node]) == 1 and consumers[node][0].name().startswith(_MOVES):
+        node = consumers[node][0]
+        if call := next((call for call in calls if call.source is node), None):
+            return call.name
+    return None
 
 
 def _run(model: nn.Module, example: Tensor | None) -> list[Tensor]:

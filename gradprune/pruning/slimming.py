@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gradprune.errors import InputError, require
 from gradprune.models.cost import macs, parameters
 from gradprune.models.inference import evaluating, predict
+from gradprune.models.working import lay_out, layout
 from gradprune.pruning.filters import Filter, Filters, filters, silent
 
 NEEDS_TORCH_PRUNING = "slimming needs torch-pruning; install it with: pip install 'gradprune[slim]'"
@@ -61,7 +62,8 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
             cut = _cut(small, found, gone, graph, _zeros(small, example))
         for mine, given in zip(small.parameters(), model.parameters(), strict=True):  # cut layers have new parameters
             mine.requires_grad_(given.requires_grad)
-        answers = predict(small.to(memory_format=torch.channels_last), example)
+        lay_out(small, layout(model))
+        answers = predict(small, example)
         require(torch.allclose(answers, wanted, rtol=0, atol=TOLERANCE), "its answers would change")
     except Exception as error:  # a stranger's model may do anything with its channels
         raise InputError(f"the model cannot be slimmed ({type(error).__name__}: {error}); masked it works as it is."

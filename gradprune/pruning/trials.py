@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from gradprune.models.inference import evaluating
 from gradprune.pruning.filters import Filters, saved, silence
+from gradprune.pruning.pairing import mixes
 
 CHUNK = 64  # images at once: few enough for the cached activations to stay small
 
@@ -24,6 +25,9 @@ class Trials:
     def __init__(self, model: nn.Module, found: Filters, example: Tensor) -> None:
         self.model, self.found = model, found
         self.graph: fx.GraphModule | None = None
+        self.silenced = {layer.name: {*layer.ends, *(name for name, norm in layer.pairs
+                                                     if norm and mixes(model.get_submodule(norm)))}
+                         for layer in found.layers}  # steps whose output is zero in a filter's channel
         with evaluating(model), torch.inference_mode():
             try:
                 self.graph = _trace(model, found)
@@ -65,7 +69,7 @@ class Trials:
             for node in nodes:
                 if any(source in changed for source in node.all_input_nodes):
                     changed[node] = _value(self.graph, node, cache | changed)
-                if node.op == "call_module" and node.target == (layer.norm or layer.name):
+                if node.op == "call_module" and node.target in self.silenced[layer.name]:
                     changed[node] = changed.get(node, cache[node]).clone()
                     changed[node][:, position - layer.start] = 0
             answers.append(changed.get(last, cache[last]))
@@ -83,18 +87,24 @@ class Trials:
 
 
 class _Tracer(fx.Tracer):
-    """Sees a convolution or BatchNorm as one step, also a library's own kind, whose code fx would step into."""
+    """Sees a convolution or its norm as one step, also a library's own kind, whose code fx would step into."""
+
+    def __init__(self, ends: set[str]) -> None:
+        super().__init__()
+        self.ends = ends
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        return (isinstance(m, nn.Conv2d | nn.BatchNorm2d) or module_qualified_name in self.ends
+                or super().is_leaf_module(m, module_qualified_name))
 
 
 def _trace(model: nn.Module, found: Filters) -> fx.GraphModule:
     """The model as a graph in which each layer of filters is a step of its own; raises where there is no such graph."""
-    tracer = _Tracer()
+    ends = {end for layer in found.layers for end in layer.ends}
+    tracer = _Tracer(ends)
     graph = fx.GraphModule(model, tracer.trace(model))
     steps = {node.target for node in graph.graph.nodes if node.op == "call_module"}
-    if not steps.issuperset(layer.norm or layer.name for layer in found.layers):
+    if not steps.issuperset(ends):
         raise ValueError("a layer's weights are used without calling it")
     return graph
 

@@ -76,11 +76,15 @@ def filter_scores(model: nn.Module, found: Filters, triggered: Tensor, labels: T
 
 def _score_tensors(model: nn.Module, layer: Layer, score: str) -> list[Tensor]:
     """The parameters whose gradient scores this layer's filters; all have the filter as first dimension."""
-    convolution = model.get_submodule(layer.name)
     if score != "gate":
-        return [convolution.weight]  # type: ignore[list-item]
-    carrier = model.get_submodule(layer.norm) if layer.norm else convolution
-    return [tensor for tensor in (carrier.weight, carrier.bias) if tensor is not None]  # type: ignore[misc]
+        return [model.get_submodule(layer.name).weight]  # type: ignore[list-item]
+    tensors: dict[int, Tensor] = {}
+    for name, norm in layer.pairs:
+        carriers = [model.get_submodule(place) for place in (norm, name) if place]
+        learned = [[tensor for tensor in (carrier.weight, carrier.bias) if isinstance(tensor, nn.Parameter)]
+                   for carrier in carriers]  # a norm may have none, or such as are not learned
+        tensors |= {id(tensor): tensor for tensor in next(filter(None, learned))}
+    return list(tensors.values())
 
 
 def _gradients(model: nn.Module, tensors: list[Tensor], triggered: Tensor, labels: Tensor,

@@ -1,0 +1,360 @@
+"""Models as users bring them: each test stands for a kind of network that somebody really has."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import squares, write_npz
+from PIL import Image
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.transforms.functional import pil_to_tensor, to_tensor
+
+import gradprune as gp
+from gradprune.attacks import Picture, fit
+from gradprune.datasets import Dataset, ImageSet
+from gradprune.defenses import DEFENSES, scan
+from gradprune.errors import InputError
+from gradprune.evaluation import Own
+from gradprune.models import build, load_weights, normalized, predict
+
+QUICK = {"grad_prune": {}, "grad_prune_verified": {}, "ft_unlearn": {"epochs": 2}, "ft": {"steps": 2},
+         "fine_pruning": {"steps": 2}, "clp": {}, "ft_sam": {"steps": 2}}  # the others at their own length
+
+
+@pytest.fixture(scope="module")
+def images():
+    return squares(48, 1, 32)
+
+
+@pytest.fixture(scope="module")
+def mark():
+    trigger = Picture((3, 3))
+    trigger.picture.fill_(1.0)
+    return trigger
+
+
+class Flattens(nn.Module):
+    """The net of PyTorch's tutorial, in short."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 4, 5), nn.Conv2d(4, 6, 5, stride=4), nn.Linear(54, 4)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.conv1(x), 2).relu()
+        return self.fc(F.pad(self.conv2(x), (0, 0, 0, 0)).relu().view(-1, 54))
+
+
+class Keeps(nn.Module):
+    """Keeps its features on itself, plain and in a list, as for a plot or a loss on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.b, self.fc = nn.Conv2d(3, 6, 3, stride=3), nn.BatchNorm2d(6), nn.Linear(6, 4)
+        self._kept = []
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        self.feat = F.relu(self.b(self.c(x))).mean((2, 3))
+        self._kept = [self.feat, {"again": self.feat}]
+        self.last = self.feat.mean(0)
+        return self.fc(self.feat)
+
+
+class Aux(nn.Module):
+    """Returns more in training than in use; form: what it makes of (logits, others)."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.c, self.fc, self.aux, self.form = nn.Conv2d(3, 6, 3, stride=3), nn.Linear(6, 4), nn.Linear(6, 4), form
+
+    def forward(self, x):
+        x = self.c(x).relu().mean((2, 3))
+        return self.form(self.fc(x), self.aux(x)) if self.training else self.fc(x)
+
+
+def as_tuple(logits, others):
+    return logits, others
+
+
+def as_dict(logits, others):
+    return {"logits": logits, "aux": others}
+
+
+def row_less(logits, others):
+    return logits[1:]
+
+
+def small(*more):
+    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), *more, nn.Conv2d(6, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(6, 4))
+
+
+def cleaned(name, net, images, mark, **settings):
+    return DEFENSES[name](net, images, mark, spc=2, progress=False, **settings).model
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_network_that_flattens_with_view(images, mark, name):
+    model = cleaned(name, Flattens(), images, mark, **QUICK[name])
+    assert predict(model, images.floats()).shape == (48, 4)
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+def test_the_layout_that_came_is_handed_back(images, mark):
+    for form in (torch.contiguous_format, torch.channels_last):
+        net = small(nn.ReLU()).to(memory_format=form)
+        result = gp.grad_prune(net, images, mark, spc=2, progress=False)
+        for model in (result.model, result.pruned):
+            assert model[0].weight.stride() == net[0].weight.stride() and model[2].weight.is_contiguous(memory_format=form)
+    assert len(nn.utils.parameters_to_vector(cleaned("ft", small(), images, mark, steps=1).parameters()))
+
+
+def test_training_takes_such_networks_and_hands_the_layout_back(images):
+    net = Flattens()
+    fit(net, images, epochs=1, progress=False)
+    assert net.conv1.weight.is_contiguous()
+    with pytest.raises(InputError, match="alone in training mode"):
+        fit(Aux(as_tuple), images, epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("name", [name for name in DEFENSES if name not in ("neural_cleanse",)])
+def test_features_kept_on_the_model_hinder_no_defence(images, mark, name):
+    net = Keeps()
+    net(images.floats()[:2])  # what the user's own pass left
+    copy.deepcopy(cleaned(name, net, images, mark, **QUICK.get(name, {})))
+
+
+@pytest.mark.parametrize("form", [as_tuple, as_dict])
+def test_what_is_returned_beside_the_logits_in_training_is_left_out(images, mark, form):
+    for name in ("grad_prune", "grad_prune_verified", "ft"):
+        model = cleaned(name, Aux(form), images, mark, **QUICK[name])
+        assert not model._forward_hooks and type(model.train()(images.floats())) is (tuple if form is as_tuple else dict)
+
+
+class Fewer(nn.Module):
+    """Rows that are not one an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.c(x).mean((2, 3)).mean(0, keepdim=True)
+
+
+class Detaches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 4, 3)
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.c(x).mean((2, 3))
+
+
+def with_forward_of_its_own():
+    net = small()
+    inner = net.forward
+    net.forward = lambda x: inner(x)
+    return net
+
+
+def with_a_part_that_is_not_its_own():
+    net = small()
+    inner = net[0]
+    net[0].forward = lambda x: F.conv2d(x, inner.weight, inner.bias, 2)
+    return net
+
+
+def under_inference_mode():
+    with torch.inference_mode():
+        return small()
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda: Aux(row_less), "cannot be trained on images .* one row of logits an image, got 1 rows for 2"),
+    (Fewer, "one row of logits an image, got 1 rows for"), (Detaches, "no gradient"),
+    (with_forward_of_its_own, "with the weights of the model itself"),
+    (with_a_part_that_is_not_its_own, "with the weights of the model itself"), (under_inference_mode, "inference_mode"),
+])
+def test_models_that_cannot_work_are_told_before_the_work(images, mark, make, words):
+    net = make()
+    for run in (gp.grad_prune, DEFENSES["ft"], DEFENSES["rnp"], lambda model, data, _, **more: scan(model, data, **more)):
+        with pytest.raises(InputError, match=words):
+            run(net, images, mark, spc=2, progress=False)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_defences_say_that_they_take_gradients(images, mark, mode):
+    net = small(nn.BatchNorm2d(6))
+    with mode():
+        assert str(gp.filters(net)).count("  1\n") == 1  # looking is possible
+        for name in DEFENSES:
+            with pytest.raises(InputError, match="takes gradients"):
+                cleaned(name, net, images, mark)
+
+
+def test_normalized_would_be_passed_over_by_a_forward_on_the_instance():
+    with pytest.raises(InputError, match="forward"):
+        normalized(with_forward_of_its_own(), 0.5, 0.25)
+
+
+def stock_and_file(name, images, path):
+    """A network with its own stem, its last layer fitted to the images; saved."""
+    net = build(name, 4, small=False, seed=3).eval()
+    features = {}
+    head = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+    handle = head.register_forward_hook(lambda _, inputs, __: features.update(x=inputs[0]))
+    predict(net, images.floats())
+    handle.remove()
+    x = torch.cat([features["x"], torch.ones(len(images), 1)], 1)
+    fitted = torch.linalg.lstsq(x.double(), F.one_hot(images.labels, 4).double(), driver="gelsd").solution.float()
+    head.weight.data, head.bias.data = fitted[:-1].T.contiguous(), fitted[-1]
+    torch.save(net.state_dict(), path)
+    return net
+
+
+@pytest.mark.parametrize("name", ["timm/resnet10t", "mobilenet_v3_small", "resnet18"])
+def test_the_stem_of_foreign_weights_is_found_and_told(tmp_path, monkeypatch, caplog, name):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm", reason="timm is an optional extra")
+    monkeypatch.chdir(tmp_path)
+    data = Dataset(squares(60, 1, 32), squares(40, 2, 32), squares(40, 3, 32))
+    write_npz(tmp_path / "data.npz", data)
+    stock = stock_and_file(name, squares(200, 2, 32), "stock.pth")
+    wanted = predict(stock, data.test.floats())
+    opened = Own(name, "data.npz").open("stock.pth")
+    assert torch.allclose(predict(opened.model, data.test.floats()), wanted, atol=1e-4)
+    assert opened.card["model"]["small"] is False and "its own stem" in str(opened.notes) + "its own stem" * (name == "resnet18")
+    assert torch.allclose(predict(Own(name, "data.npz", stem="stock").open("stock.pth").model, data.test.floats()), wanted, atol=1e-4)
+    if name == "resnet18":
+        with pytest.raises(InputError, match="small=False, or --stem stock"):
+            load_weights(build(name, 4), "stock.pth")
+        return
+    load_weights(build(name, 4, small=False), "stock.pth")
+    assert not caplog.records
+    load_weights(build(name, 4), "stock.pth")
+    assert "small=False" in caplog.text
+    notes = Own(name, "data.npz", stem="small").open("stock.pth").notes
+    assert "stem" not in str(notes)
+
+
+def test_stems_that_nobody_knows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_npz(tmp_path / "data.npz", Dataset(squares(8, 1), squares(8, 2), squares(8, 3)))
+    torch.save(build("resnet18", 4).state_dict(), "weights.pth")
+    for name, stem, words in (("resnet18", "stok", "did you mean stock"), ("my:net", "stock", "by name")):
+        with pytest.raises(InputError, match=words):
+            Own(name, "data.npz", stem=stem).open("weights.pth")
+
+
+@pytest.mark.parametrize("norm", [nn.SyncBatchNorm, lambda n: nn.BatchNorm2d(n, affine=False), FrozenBatchNorm2d,
+                                  lambda n: nn.GroupNorm(2, n)], ids=["sync", "bare", "frozen", "group"])
+def test_defences_take_norms_of_all_kinds(images, mark, norm):
+    for name, settings in {"grad_prune": {}, "fine_pruning": {"steps": 1}, "anp": {"iterations": 2},
+                           "rnp": {"unlearn_steps": 2, "recover_steps": 2}, "ft_sam": {"steps": 1}}.items():
+        result = DEFENSES[name](small(norm(6), nn.ReLU()), images, mark, spc=2, progress=False, **settings)
+        assert result.mask.filters.layers[0].norm == "1"
+
+
+class Pictures(torch.utils.data.Dataset):
+    """As torchvision's: pictures and labels, a transform, and the names of the classes."""
+
+    classes = ("a", "b")
+
+    def __init__(self, transform=lambda picture: picture, size=9, count=6):
+        self.transform, self.size, self.count = transform, size, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, place):
+        pixels = np.full((self.size + (place == 5) * (self.size == 7), self.size, 3), 20 * place, np.uint8)
+        return self.transform(Image.fromarray(pixels)), place % 2
+
+
+def test_images_from_what_people_have():
+    plain = ImageSet.from_dataset(Pictures())
+    assert plain.images.shape == (6, 3, 9, 9) and plain.classes == ("a", "b") and plain.labels.tolist() == [0, 1] * 3
+    subset = torch.utils.data.Subset(Pictures(pil_to_tensor), [0, 1, 2, 3, 4, 5])
+    for other in (Pictures(to_tensor), Pictures(np.asarray), subset, torch.utils.data.DataLoader(Pictures(), 2)):
+        same = ImageSet.from_dataset(other)
+        assert torch.equal(same.images, plain.images) and same.classes == plain.classes
+    pairs = torch.utils.data.TensorDataset(plain.floats(), plain.labels[:, None])
+    assert ImageSet.from_dataset(pairs).classes == ("0", "1") and ImageSet.from_dataset(pairs, ["x", "y"]).classes == ("x", "y")
+    grey = ImageSet.from_dataset(Pictures(lambda picture: picture.convert("L")))
+    assert grey.images.shape == (6, 1, 9, 9)
+
+
+@pytest.mark.parametrize(("dataset", "words"), [
+    (Pictures(lambda picture: to_tensor(picture) - 0.5), "leave Normalize out"), (Pictures(size=7), "a transform that resizes"),
+    (Pictures(count=0), "is empty"), (Pictures(lambda picture: "text"), "must be a picture or a tensor, got str"), (3, "got int"),
+    ([1, 2], r"must be \(image, label\)"), ([(torch.zeros(3, 4, 4), 0.5)], "one whole number, got 0.5"),
+])
+def test_datasets_that_cannot_be_taken(dataset, words):
+    with pytest.raises(InputError, match=words):
+        ImageSet.from_dataset(dataset)
+
+
+def test_messages_name_what_is_there(tmp_path, images, mark):
+    loader = torch.utils.data.DataLoader(Pictures(), 2)
+    with pytest.raises(InputError, match=r"got DataLoader: give ImageSet\.from_dataset\(clean\)"):
+        gp.grad_prune(small(), loader, mark)
+    with pytest.raises(InputError, match=r"got Dataset: give test\.defense or test\.test"):
+        gp.evaluate(small(), Dataset(images, images, images), mark, 0)
+    with pytest.raises(InputError, match=r"must be an nn\.Module, got function"):
+        gp.evaluate(lambda x: x, images, mark, 0)
+    with pytest.raises(InputError, match=r"got ndarray: give torch\.from_numpy\(images\)"):
+        ImageSet(images.images.numpy(), images.labels.numpy(), images.classes)
+    np.savez(tmp_path / "m.npz", train_images=np.zeros(2), train_labels=np.zeros(2))
+    with pytest.raises(InputError, match="no array x_train, only train_images, train_labels"):
+        gp.load(tmp_path / "m.npz")
+    np.savez(tmp_path / "f.npz", x_train=np.array([0, 255.0]), y_train=[0], x_test=[0], y_test=[0])
+    with pytest.raises(InputError, match=r"got float64 0\.\.255; cast to uint8"):
+        gp.load(tmp_path / "f.npz")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_torchscript_is_named(images, mark):
+    program = torch.jit.trace(small(), images.floats()[:1])
+    for run in (lambda: gp.filters(program), lambda: gp.grad_prune(program, images, mark)):
+        with pytest.raises(InputError, match="TorchScript program"):
+            run()
+    assert 0 <= gp.evaluate(program, images, mark, 0).acc <= 1
+
+
+def test_a_last_batch_of_one_image(images):
+    net = nn.Sequential(nn.Conv2d(3, 4, 32), nn.BatchNorm2d(4), nn.Flatten())
+    fit(net, images.subset(torch.arange(33)), epochs=1, batch_size=32, progress=False)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "timm/resnet10t"])
+def test_normalised_networks_and_results_can_be_pickled(images, mark, name):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm", reason="timm is an optional extra")
+    net = build(name, 4).eval()
+    again = pickle.loads(pickle.dumps(net))
+    assert type(again) is type(net) is type(copy.deepcopy(net))
+    assert torch.equal(predict(again, images.floats()[:4]), predict(net, images.floats()[:4]))
+    own = normalized(small(), 0.5, 0.25)
+    result = pickle.loads(pickle.dumps(DEFENSES["ft"](own, images, mark, spc=2, progress=False, steps=1)))
+    assert predict(result.model, images.floats()[:4]).shape == (4, 4)
+
+
+def test_class_names_that_the_terminals_encoding_lacks(tmp_path):
+    for name in ("kot", "żółw"):
+        (tmp_path / name).mkdir()
+        for place in range(5):
+            Image.fromarray(np.full((9, 9, 3), 20 * place, np.uint8)).save(tmp_path / name / f"{place}.png")
+    for encoding in ("cp1252",):
+        run = subprocess.run([sys.executable, "-m", "gradprune", "data", "check", str(tmp_path)], capture_output=True,
+                             env={**os.environ, "PYTHONIOENCODING": encoding}, check=True)
+        assert rb"kot, \u017c" in run.stdout
