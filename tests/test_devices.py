@@ -26,7 +26,7 @@ from gradprune.pruning.filters import filters
 from gradprune.zoo import attack
 
 TINY = {"name": "preact_resnet", "width": 4, "blocks": [1]}
-FEW = {"grad_prune": {"patience": 2}, "grad_prune_verified": {"patience": 1}, "ft": {"steps": 2}, "ft_unlearn": {"epochs": 2},
+FEW = {"grad_prune": {"patience": 2}, "grad_prune_verified": {"patience": 1}, "ft": {"steps": 2}, "ft_unlearn": {"epochs": 2}, "ft_distilled": {},
        "fine_pruning": {"steps": 2}, "clp": {"u": 1.0}, "anp": {"iterations": 2}, "nad": {"teacher_steps": 2, "steps": 2},
        "i_bau": {"inner_steps": 2, "outer_steps": 2}, "rnp": {"unlearn_steps": 2, "recover_steps": 2}, "ft_sam": {"steps": 2},
        "neural_cleanse": {"steps": 3, "tune_steps": 2}, "sau": {"steps": 2}, "fst": {"steps": 2}, "ims": {"first_rounds": 2, "rounds": 2}}
@@ -38,7 +38,7 @@ def machine(monkeypatch):
     plain = torch.tensor
     monkeypatch.setitem(devices.DEVICES, "meta", lambda: 1)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+    monkeypatch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())
     monkeypatch.setattr(distilled, "STEPS", 1, raising=False)  # and what else takes long there
     monkeypatch.setattr(low_frequency, "STEPS", 3)
     monkeypatch.setattr(torch, "tensor", lambda data, device=CPU, **more: plain(data, **more).to(device))

@@ -21,6 +21,7 @@ from gradprune.evaluation.cells import COLUMNS
 from gradprune.evaluation.store import SHARES, _line, _parse
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint, load_learned, save_checkpoint
+from gradprune.models.working import lay_out, layout
 from gradprune.pruning import (
     RECIPES,
     SCORES,
@@ -230,7 +231,7 @@ def test_a_defence_leaves_its_model_bit_for_bit_and_its_filters_dead(name, seed,
     after = state(result.model)
     silence(result.model, found, gone)
     assert same(state(result.model), after)
-    fallen = [(row["layer"], row["index"]) for row in result.rows("prune")[1:]]
+    fallen = [(row["layer"], row["index"]) for row in result.rows("prune")[1:] if "channels" not in row]
     assert fallen[:len(result.mask.positions)] == [tuple(one) for one in result.mask.removed]
     assert len(set(fallen)) == len(fallen), "the mask did not only grow"
 
@@ -355,6 +356,7 @@ def test_a_slim_checkpoint_answers_as_before(tmp_path_factory, seed, dead):
     path = save_checkpoint(tmp_path_factory.mktemp("slim") / "model", small, card)
     loaded, read = load_checkpoint(path)
     assert same(state(loaded), state(small)) and read == {**card, "sha256": read["sha256"]}
+    lay_out(loaded, layout(small))  # the order of the sums depends on how weights lie in memory
     assert torch.equal(predict(loaded, images), predict(small, images))
     torch.testing.assert_close(predict(loaded, images), predict(model, images), rtol=1e-4, atol=1e-4)
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, positive
 from gradprune.defenses.result import DefenseResult
+from gradprune.pruning import FilterMask, Filters, Pairs, Pruned, validate
+from gradprune.pruning.filters import silent
+from gradprune.pruning.recipes import row
 
 
 def lipschitz_bounds(model: nn.Module) -> dict[str, Tensor]:
@@ -25,8 +28,8 @@ def lipschitz_bounds(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             last = module
-        elif isinstance(module, nn.BatchNorm2d) and last is not None and last.out_channels == module.num_features \
-                and module.affine and module.running_var is not None:
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and last is not None and module.affine \
+                and module.running_var is not None and module.num_features == last.out_channels:
             size = torch.linalg.matrix_norm(last.weight.detach().flatten(2), ord=2)
             bounds[name] = size * module.weight.detach().abs() / (module.running_var + module.eps).sqrt()
     return bounds
@@ -34,7 +37,22 @@ def lipschitz_bounds(model: nn.Module) -> dict[str, Tensor]:
 
 def standing_out(bounds: Tensor, u: float) -> list[int]:
     """Channels of one layer with a bound above mean + u * std (n - 1 below the line, as released)."""
-    return torch.nonzero(bounds > bounds.mean() + u * bounds.std()).flatten().tolist()
+    return torch.nonzero(bounds > bounds.mean() + u * bounds.std()).flatten().cpu().tolist()
+
+
+def close_standing_out(model: nn.Module, found: Filters, u: float, validation: Pairs) -> Pruned:
+    """Close every BatchNorm channel that stands out, in place; see `clp`."""
+    mask = FilterMask(found, before=silent(model, found))
+    rows, closed, bounds = [row(0, mask, validate(model, validation))], 0, lipschitz_bounds(model)
+    with torch.no_grad():
+        for name, bound in bounds.items():
+            channels = standing_out(bound, u)
+            for tensor in model.get_submodule(name).parameters():
+                tensor[channels] = 0
+            closed += len(channels)
+    rows.append(row(1, mask, validate(model, validation), channels=closed, kept=True))
+    total = sum(map(len, bounds.values()))
+    return Pruned(mask, rows, f"{closed} of {total} BatchNorm channels stood out and were closed")
 
 
 def clp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
@@ -49,15 +67,5 @@ def clp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     """
     positive(u=u)
     work = Work(model, clean, None, spc, seed)
-    work.measure("prune", round=0, layer=None, index=None)
-    closed = 0
-    with work.stage("prune"), torch.no_grad():
-        bounds = lipschitz_bounds(work.model)
-        for name, bound in bounds.items():
-            channels = standing_out(bound, u)
-            for tensor in work.model.get_submodule(name).parameters():
-                tensor[channels] = 0
-            closed += len(channels)
-    work.measure("prune", round=1, layer=None, index=None, channels=closed, kept=True)
-    stopped = f"{closed} of {sum(map(len, bounds.values()))} BatchNorm channels stood out and were closed"
+    stopped = work.prune(close_standing_out, u)
     return work.result("clp", {"spc": spc, "u": u, "seed": seed}, pruned=work.model, stopped=stopped)

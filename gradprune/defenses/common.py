@@ -69,7 +69,7 @@ class Work:
         self.seconds[name] = time.perf_counter() - start
 
     def prune(self, recipe: Callable[..., Pruned], *given: Any, **settings: Any) -> str:
-        """Prune the copy by `paper`, `verified` or `in_order`; returns why that ended.
+        """Prune the copy by a recipe, such as `paper` or `close_below`; returns why that ended.
 
         given, settings: the recipe's arguments, without those that are here. Recipes take Ctrl-C themselves; where it
         comes before their first round or after the last, the model stays as it was.

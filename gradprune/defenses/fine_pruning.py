@@ -18,7 +18,9 @@ from gradprune.defenses.common import Work, positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require
 from gradprune.models.inference import evaluating
-from gradprune.pruning import Pairs, validate
+from gradprune.pruning import FilterMask, Filters, Pairs, Pruned, validate
+from gradprune.pruning.filters import silent
+from gradprune.pruning.recipes import row
 
 DEFAULTS: dict[str, Any] = {
     "alpha": 0.10,  # share of the given model's clean accuracy at which pruning ends
@@ -51,25 +53,30 @@ def features(model: nn.Module, images: Tensor) -> tuple[nn.Linear, Tensor]:
     return layer, inputs.mean(0)
 
 
-def close_features(work: Work, layer: nn.Linear, order: Tensor, views: Pairs, alpha: float, once: float) -> Tensor:
-    """Close features in `order` until accuracy on `views` has fallen by the share `alpha`; returns those that stay so.
+def close_features(model: nn.Module, found: Filters, layer: nn.Linear, order: Tensor, validation: Pairs, *,
+                   alpha: float, once: float) -> Pruned:
+    """Close features in `order`, in place, until validation accuracy has fallen by the share `alpha`.
 
-    A feature is closed by zero weights of `layer`. One feature always stays open.
+    A feature is closed by zero weights of `layer`; one always stays open. History rows count them as `channels`; the
+    row that was taken says `kept`. Ctrl-C takes the last that was measured.
     """
-    start, kept, stride = validate(work.model, views).acc, 0, math.ceil(once * len(order))
-    given = layer.weight.detach().clone()
-    for count in range(0, len(order), stride):
-        layer.weight.data[:, order[:count]] = 0
-        now = validate(work.model, views)
-        work.history.append({"stage": "prune", "round": count // stride, "layer": None, "index": None,
-                             "channels": count, **now.figures()})
-        if now.acc <= (1 - alpha) * start:
-            break
-        kept = count
+    mask, given = FilterMask(found, before=silent(model, found)), layer.weight.detach().clone()
+    stride = math.ceil(once * len(order))
+    rows, interrupted = [row(0, mask, validate(model, validation), channels=0)], False
+    kept = start = rows[0]
+    try:
+        for count in range(stride, len(order), stride):
+            layer.weight.data[:, order[:count]] = 0
+            rows.append(row(count // stride, mask, validate(model, validation), channels=count))
+            if rows[-1]["val_acc"] <= (1 - alpha) * start["val_acc"]:
+                break
+            kept = rows[-1]
+    except KeyboardInterrupt:
+        interrupted = True
+    kept["kept"], closed = True, kept["channels"]
     layer.weight.data.copy_(given)
-    layer.weight.data[:, order[:kept]] = 0
-    work.history[kept // stride]["kept"] = True
-    return order[:kept]
+    layer.weight.data[:, order[:closed]] = 0
+    return Pruned(mask, rows, f"{closed} of {len(order)} features of the last layer were closed", interrupted)
 
 
 def fine_pruning(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
@@ -84,10 +91,10 @@ def fine_pruning(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = 
     positive(alpha=alpha, once=once)
     work = Work(model, clean, None, spc, seed)
     layer, means = features(work.model, work.train.clean)
-    closed = means.argsort()[:0]
-    with work.stage("prune"):
-        closed = close_features(work, layer, means.argsort(stable=True), work.augment.add_to(work.validation, seed),
-                                alpha, once)
+    work.validation = work.augment.add_to(work.validation, seed)
+    order = means.argsort(stable=True)
+    stopped = work.prune(close_features, layer, order, alpha=alpha, once=once)
+    closed = order[:next((one["channels"] for one in work.history if one.get("kept")), 0)]
     pruned = copy.deepcopy(work.model)
 
     def close_again(*_: Any) -> None:
@@ -101,5 +108,4 @@ def fine_pruning(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = 
     if not work.interrupted:
         work.tune(lr=lr, steps=steps, seed=seed, progress=progress, optimizer=held)
     settings = {"spc": spc, "alpha": alpha, "once": once, "lr": lr, "steps": steps, "seed": seed}
-    return work.result("fine_pruning", settings, pruned=pruned,
-                       stopped=f"{len(closed)} of {len(means)} features of the last layer were closed")
+    return work.result("fine_pruning", settings, pruned=pruned, stopped=stopped)

@@ -26,7 +26,7 @@ class SharpnessAware(torch.optim.SGD):
     def __init__(self, parameters: Any, rho: float, model: nn.Module, **settings: Any) -> None:
         super().__init__(parameters, **settings)
         self.rho = rho
-        self.norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def perturbation(self) -> list[Tensor]:
         """The step e for each parameter's present gradient; |e / T| = rho over all of them (Euclidean norm)."""

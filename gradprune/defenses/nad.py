@@ -46,7 +46,7 @@ def _spatial_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str
         return module.register_forward_hook(keep)
 
     hooks = [watch(name, module) for name, module in model.named_modules()
-             if name and not isinstance(module, nn.Dropout | nn.Dropout2d | nn.BatchNorm2d)]
+             if name and not isinstance(module, nn.Dropout | nn.Dropout2d | nn.modules.batchnorm._BatchNorm)]
     try:
         logits = model(images)
     finally:

@@ -115,6 +115,8 @@ def _trained(model: nn.Module, images: Tensor) -> bool:
             logits = first_logits(output, len(images))
             logits.sum().backward()
     except Exception as error:  # a stranger's forward() may raise anything
+        if isinstance(error, MemoryError) or "memory" in str(error):  # as in `predict`: no word on the model
+            raise
         told = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         raise InputError(f"the model cannot be trained on images of shape {tuple(images.shape[1:])}: {told}") from error
     return output is logits

@@ -23,7 +23,7 @@ def batch_norms(model: nn.Module) -> dict[str, int]:
     Raises InputError where there is none.
     """
     found = {name: module.num_features for name, module in model.named_modules()
-             if isinstance(module, nn.BatchNorm2d) and module.affine}
+             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine}
     require(len(found) > 0, "this defence masks the channels of BatchNorm layers, and the network has none.")
     return found
 

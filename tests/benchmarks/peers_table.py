@@ -89,7 +89,7 @@ def main(seeds="0,1,2", spcs="2,10", models="badnets,trojan_wm"):
     """Measure, and put the rows in the place of earlier ones for the same model, spc and seed."""
     keys = ["model", "spc", "seed", "stage"]
     table = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame(columns=keys)
-    for row in rows(map(int, seeds.split(",")), list(map(int, spcs.split(","))), models.split(",")):
+    for row in rows(list(map(int, seeds.split(","))), list(map(int, spcs.split(","))), models.split(",")):
         table = pd.concat([table, pd.DataFrame([row])]).drop_duplicates(keys, keep="last")
         write_atomic(OUT, lambda temporary, table=table: table.to_csv(temporary, index=False))
     means = table.groupby(["model", "spc", "stage"], sort=False)[["acc", "asr", "ra", "der"]].mean()
