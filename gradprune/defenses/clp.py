@@ -35,9 +35,9 @@ def lipschitz_bounds(model: nn.Module) -> dict[str, Tensor]:
     return bounds
 
 
-def standing_out(bounds: Tensor, u: float) -> list[int]:
-    """Channels of one layer with a bound above mean + u * std (n - 1 below the line, as released)."""
-    return torch.nonzero(bounds > bounds.mean() + u * bounds.std()).flatten().cpu().tolist()
+def standing_out(bounds: Tensor, u: float) -> Tensor:
+    """Which channels of one layer have a bound above mean + u * std (n - 1 below the line, as released); bool."""
+    return bounds > bounds.mean() + u * bounds.std()
 
 
 def close_standing_out(model: nn.Module, found: Filters, u: float, validation: Pairs) -> Pruned:
@@ -46,10 +46,10 @@ def close_standing_out(model: nn.Module, found: Filters, u: float, validation: P
     rows, closed, bounds = [row(0, mask, validate(model, validation))], 0, lipschitz_bounds(model)
     with torch.no_grad():
         for name, bound in bounds.items():
-            channels = standing_out(bound, u)
+            open_ = 1.0 - standing_out(bound, u).to(bound)
             for tensor in model.get_submodule(name).parameters():
-                tensor[channels] = 0
-            closed += len(channels)
+                tensor.mul_(open_)
+            closed += int((open_ == 0).sum())
     rows.append(row(1, mask, validate(model, validation), channels=closed, kept=True))
     total = sum(map(len, bounds.values()))
     return Pruned(mask, rows, f"{closed} of {total} BatchNorm channels stood out and were closed")
