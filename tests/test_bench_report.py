@@ -216,6 +216,9 @@ def test_the_page_is_honest_where_grad_prune_is_not_first(tmp_path):
     assert "the two met one attack alone, so nothing tells whether they differ significantly." in one
     alone = page(tmp_path / "alone", SHORT[SHORT["defense"].isin(["ft", "clp"])]).words
     assert "With 10 images per class ft has the highest mean DER" in alone
+    renamed = SHORT["defense"].replace({"grad_prune": "grad_prune_verified", "ft_unlearn": "ft_distilled"})
+    both = page(tmp_path / "both", pd.concat([SHORT, SHORT.assign(defense=renamed).query("defense not in @DEFENSES")])).words
+    assert re.search("DER of grad_prune is .* that of ft_unlearn, .* And the DER of grad_prune_verified is .* that of ft_distilled, the same", both)
 
 
 def test_a_bench_that_is_not_whole_is_judged_where_all_were_met(tmp_path):

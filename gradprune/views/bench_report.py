@@ -123,15 +123,16 @@ def _first(cells: pd.DataFrame, ranks: pd.DataFrame) -> str:
 
 
 def _pruning_adds(cells: pd.DataFrame, spc: int) -> str:
-    """The paired difference of grad_prune and ft_unlearn at one spc, in words; empty where they did not meet."""
-    pairs = gain(cells, "grad_prune", "ft_unlearn").query("spc == @spc")
-    if pairs.empty:
-        return ""
-    pair = pairs.iloc[0]
-    size = f"{100 * abs(pair['gain']):.1f}"
-    lies = "less than 0.1 points from" if size == "0.0" else f"{size} points {'above' if pair['gain'] > 0 else 'below'}"
-    return (f" What pruning adds: the DER of grad_prune is {lies} that of ft_unlearn, the same fine-tuning without "
-            f"pruning; the two {significance(pair)}.")
+    """The paired differences of both recipes and their controls at one spc, in words; empty where they did not meet."""
+    told = []
+    for recipe, control in (("grad_prune", "ft_unlearn"), ("grad_prune_verified", "ft_distilled")):
+        for _, pair in gain(cells, recipe, control).query("spc == @spc").iterrows():
+            size = f"{100 * abs(pair['gain']):.1f}"
+            lies = "less than 0.1 points from" if size == "0.0" else (
+                f"{size} points {'above' if pair['gain'] > 0 else 'below'}")
+            told.append(f"the DER of {recipe} is {lies} that of {control}, the same fine-tuning without pruning; the "
+                        f"two {significance(pair)}.")
+    return f" What pruning adds: {' And '.join(told)}" if told else ""
 
 
 # ---- tables
