@@ -69,6 +69,16 @@ def test_links_and_files_of_the_pages_are_there(page):
     assert f"docs/{page.name}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_tables_are_those_of_the_rows(monkeypatch):
+    """Every table of README and results that is made from rows holds their figures."""
+    monkeypatch.syspath_prepend(ROOT / "tests/benchmarks")
+    import readme_tables
+    for page in readme_tables.PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert text.count("<!-- table ") == text.count("<!-- end of table -->") > 0
+        assert readme_tables.renewed(text) == text, f"{page}: python tests/benchmarks/readme_tables.py --write"
+
+
 def test_the_reference_holds_every_public_name_with_its_docstring(tmp_path):
     done = subprocess.run([sys.executable, "docs/build_api.py", tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,14 +1,28 @@
-"""The result tables of README and docs, from committed benches: python tests/benchmarks/readme_tables.py [FOLDER [--by-model]]."""
+"""The result tables of README and docs, from the committed rows.
 
+    python tests/benchmarks/readme_tables.py            # prints those of data/results/signs
+    python tests/benchmarks/readme_tables.py --write    # writes all tables into the pages that hold them
+
+A page says which table it holds: `<!-- table NAME FOLDER -->` before it and `<!-- end of table -->` after it, with a name in
+`TABLES` and a folder of data/results. A test compares every table with its rows.
+"""
+
+import contextlib
+import io
+import re
 import sys
 from pathlib import Path
+
+import pandas as pd
 
 from gradprune.cli_bench import departures
 from gradprune.defenses import KNOWS_TRIGGER
 from gradprune.evaluation import gain, ranking, read_results, significance, summarise
 from gradprune.evaluation.summary import checked, even_means
 
-FOLDER = Path(__file__).resolve().parents[2] / "data/results/signs"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "data/results"
+PAGES = ("README.md", "docs/results.md")
 FIGURES = ("acc", "asr", "ra")
 
 
@@ -21,7 +35,9 @@ def overview(table):
     for title, known in (("Defences that know the trigger", True), ("Defences that do not know the trigger", False)):
         rows = table[table["defense"].isin(KNOWS_TRIGGER) == known]
         if len(rows):
-            print(f"{title} (bold: the highest DER of the table):\n")
+            attacks = rows.groupby("spc")["attack"].nunique()
+            count = " and ".join(dict.fromkeys(map(str, attacks)))
+            print(f"{title} ({count} attacks; bold: the highest DER of the table):\n")
             group(rows)
             print()
 
@@ -29,6 +45,7 @@ def overview(table):
 def group(table):
     """One row a defence: ACC / ASR / RA and DER at each spc, by mean DER over all of them."""
     means = even_means(checked(table), ["spc", "defense"], [*FIGURES, "der"])
+    draws = table.groupby(["spc", "defense"])["seed"].nunique()
     sizes = sorted(set(table["spc"]))
     best = {spc: means.loc[spc, "der"].max() for spc in sizes}
     print("| defence | " + " | ".join(f"spc {spc}: ACC / ASR / RA | DER" for spc in sizes) + " |\n|---" + "|---|---" * len(sizes) + "|")
@@ -40,21 +57,70 @@ def group(table):
                 continue
             mean = means.loc[spc, name]
             bold = "**" if mean["der"] == best[spc] else ""
-            cells += [" / ".join(f"{100 * mean[key]:.1f}" for key in FIGURES), f"{bold}{mean['der']:.3f}{bold}"]
+            few = f" ({draws[spc, name]})" * int(draws[spc, name] < draws.max())
+            cells += [" / ".join(f"{100 * mean[key]:.1f}" for key in FIGURES), f"{bold}{mean['der']:.3f}{bold}{few}"]
         print(f"| {name} | {' | '.join(cells)} |")
 
 
+def headline(table):
+    """What each step brings at the smallest size, over the sign models that all of these have met; not folded."""
+    names = {"ft_unlearn": "fine-tuned as in the paper, nothing pruned", "grad_prune": "pruned and fine-tuned, the paper's recipe",
+             "ft_distilled": "our fine-tuning, nothing pruned", "grad_prune_verified": "our recipe: prunes where that pays"}
+    table = checked(table[(table["spc"] == table["spc"].min()) & table["defense"].isin(names)])
+    table = table[table.groupby("seed")["defense"].transform("nunique") == len(names)]  # the draws that all have met
+    means = even_means(table, ["defense"], [*FIGURES, "acc_before", "asr_before", "ra_before"])
+    print("| ten attacked sign models, two images of each class to learn from | ACC | ASR | RA |\n|---|---|---|---|")
+    rows = {"as given": [means.iloc[0][f"{key}_before"] for key in FIGURES]}
+    rows |= {words: [means.loc[name, key] for key in FIGURES] for name, words in names.items()}
+    for words, figures in rows.items():
+        print(f"| {words} | " + " | ".join(f"{100 * figure:.1f} %" for figure in figures) + " |")
+
+
+def pairs(table):
+    """Paired differences of DER with their intervals, one line a pair and size."""
+    print("| pair | spc | difference of DER, points (95 % interval) | attacks, models, blocks | |\n|---|---|---|---|---|")
+    for one, other in PAIRS:
+        for _, pair in gain(table, one, other).iterrows():
+            words = significance(pair).split(" (")[0]
+            print(f"| {one} less {other} | {pair['spc']:.0f} | {100 * pair['gain']:+.2f} ({100 * pair['gain_low']:+.2f} to "
+                  f"{100 * pair['gain_high']:+.2f}) | {pair['attacks']:.0f}, {pair['models']:.0f}, {pair['blocks']:.0f} | {words} |")
+
+
+def peers(table):
+    """Third-party models: ACC / ASR / RA of each stage, mean over the draws."""
+    stages = {"pruned": "`verified`, pruned", "verified": "`verified`", "ft_distilled": "`ft_distilled`", "ft_unlearn": "`ft_unlearn`"}
+    means = table.groupby(["model", "spc", "stage"])[list(FIGURES)].mean()
+    draws = table.groupby(["model", "spc"])["seed"].nunique()
+    print(f"| model, images per class (draws) | given | {' | '.join(stages.values())} |\n|---|---{'|---' * len(stages)}|")
+    for (model, spc), count in draws.items():
+        figures = [" / ".join(f"{100 * means.loc[(model, spc, stage), key]:.1f}" for key in FIGURES) for stage in ("before", *stages)]
+        print(f"| {model}, {spc} ({count}) | {' | '.join(figures)} |")
+
+
+def paper_network(table):
+    """The paper's own network: ACC / ASR / RA after each stage, and seconds."""
+    print("| attack, spc | defence | given | pruned | final | filters removed | seconds |\n|---|---|---|---|---|---|---|")
+    for (attack, spc, defense), rows in table.groupby(["attack", "spc", "defense"], sort=False):
+        stages = rows.set_index("stage")
+        told = [" / ".join(f"{100 * stages.loc[stage, key]:.1f}" for key in FIGURES) if stage in stages.index else ""
+                for stage in ("given", "pruned", "final")]
+        last = stages.loc["final"]
+        print(f"| {attack}, {spc} | {defense} | {' | '.join(told)} | {last['filters_removed']:.0f} | {last['seconds']:.0f} |")
+
+
 def by_defense(table):
-    """Means over attacks and seeds, every attack weighing the same; rank and DER with their 95 % interval."""
-    print("| spc | defence | knows the trigger | ACC | ASR | RA | DER (95 % interval) | mean rank (interval) | seconds |\n|---|---|---|---|---|---|---|---|---|")
+    """Means over attacks and seeds, every attack weighing the same; rank in its group and DER with their 95 % interval."""
+    print("| spc | trigger | defence | ACC | ASR | RA | DER (95 % interval) | mean rank (interval) | seconds |\n|---|---|---|---|---|---|---|---|---|")
     means = even_means(checked(table), ["spc", "defense"], list(FIGURES))
     means["seconds"] = summarise(table).groupby(["spc", "defense"])["seconds"].median()
-    for row in ranking(table).sort_values(["spc", "der"], ascending=[True, False]).itertuples():
-        mean = means.loc[row.spc, row.defense]
-        figures = " | ".join(f"{100 * mean[name]:.1f}" for name in FIGURES)
-        knows = "yes" if row.defense in KNOWS_TRIGGER else "no"
-        print(f"| {row.spc} | {row.defense} | {knows} | {figures} | {row.der:.3f} ({row.der_low:.3f}..{row.der_high:.3f}) | "
-              f"{row.rank:.1f} ({row.rank_low:.1f}..{row.rank_high:.1f}) | {mean.seconds:.1f} |")
+    for spc in sorted(set(table["spc"])):
+        for known in ("known", "unknown"):
+            rows = table[(table["spc"] == spc) & (table["defense"].isin(KNOWS_TRIGGER) == (known == "known"))]
+            for row in ranking(rows).sort_values("der", ascending=False).itertuples() if len(rows) else ():
+                mean = means.loc[spc, row.defense]
+                figures = " | ".join(f"{100 * mean[name]:.1f}" for name in FIGURES)
+                print(f"| {spc} | {known} | {row.defense} | {figures} | {row.der:.3f} ({row.der_low:.3f}..{row.der_high:.3f}) | "
+                      f"{row.rank:.1f} ({row.rank_low:.1f}..{row.rank_high:.1f}) | {mean.seconds:.0f} |")
 
 
 def by_attack(table):
@@ -99,30 +165,52 @@ def by_model(table):
 
 
 def whole(table):
-    """The attacks of each spc that every defence has met with every seed; an unfinished bench has others too."""
-    size = table.groupby(["attack", "spc"]).transform("size")
-    full = size.groupby(table["spc"]).transform("max")
-    for attack, spc in table[size < full][["attack", "spc"]].drop_duplicates().itertuples(index=False):
+    """The attacks that every defence of a group has met, for each size; an unfinished bench has others too.
+
+    The groups are the two of `overview`.
+    """
+    groups = [table["spc"], table["defense"].isin(KNOWS_TRIGGER)]
+    met = table.groupby([*groups, "attack"])["defense"].transform("nunique")
+    full = table.groupby(groups)["defense"].transform("nunique")
+    for attack, spc in table[met < full][["attack", "spc"]].drop_duplicates().itertuples(index=False):
         print(f"left out, not finished: {attack}, spc {spc}", file=sys.stderr)
-    return table[size == full]
+    return table[met == full]
+
+
+TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, peers, paper_network)}
+UNFOLDED = ("by_model",)  # tables that show what was not run
+
+
+def made(name, source):
+    """The text of a table, from a bench's folder or a CSV file in data/results."""
+    path = RESULTS / source
+    table = pd.read_csv(path) if path.suffix else read_results(path)
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        TABLES[name](table if path.suffix or name in UNFOLDED else whole(table))
+    return text.getvalue().strip()
+
+
+def renewed(text):
+    """A page's text with each of its tables made anew."""
+    return re.sub(r"(<!-- table (\S+) (\S+) -->\n).*?(\n<!-- end of table -->)",
+                  lambda found: found[1] + made(found[2], found[3]) + found[4], text, flags=re.S)
 
 
 def main():
+    if "--write" in sys.argv:
+        for page in PAGES:
+            path = ROOT / page
+            path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
+        return
     if "--by-model" in sys.argv:
         sys.argv.remove("--by-model")
         return by_model(read_results(sys.argv[1]))
-    table = whole(read_results(sys.argv[1] if len(sys.argv) > 1 else FOLDER))
-    overview(table)
-    by_defense(table)
-    print()
-    by_attack(table)
-    print()
+    table = whole(read_results(sys.argv[1] if len(sys.argv) > 1 else RESULTS / "signs"))
+    for one in (overview, by_defense, by_attack, pairs):
+        one(table)
+        print()
     for name, told in departures(dict.fromkeys(table["attack"])).items():
         print(f"{name}: {told}")
-    for one, other in PAIRS:
-        for _, pair in gain(table, one, other).iterrows():
-            print(f"spc {pair['spc']:.0f}: the DER of {one} less that of {other} is {100 * pair['gain']:+.2f} points "
-                  f"({pair['attacks']:.0f} attacks, {pair['models']:.0f} models, {pair['blocks']:.0f} blocks); they {significance(pair)}")
     print(f"{len(table)} cells, {(table.error != '').sum()} failed, {table.cell_seconds.sum() / 3600:.2f} thread-hours")
 
 
