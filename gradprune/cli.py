@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from gradprune import __version__, cli_bench, cli_data, cli_models, cli_scan
+from gradprune import __version__, cli_bench, cli_data, cli_inspect, cli_models, cli_scan
 from gradprune.errors import InputError
 from gradprune.paths import data_folder
 from gradprune.screen import Json, more, progress, say, show, table
@@ -224,6 +224,7 @@ def zoo_build(names: Names = None, out: Folder = None, as_json: Json = False) ->
 app.command(epilog=cli_bench.EXAMPLES["bench"])(cli_bench.bench)
 app.command(epilog=cli_bench.EXAMPLES["report"])(cli_bench.report)
 app.command(epilog=cli_scan.EXAMPLE)(cli_scan.scan)
+app.command(epilog=cli_inspect.EXAMPLE)(cli_inspect.inspect)
 
 
 @app.command(epilog=more("gradprune doctor --json", figures=False))

@@ -131,7 +131,9 @@ class Own:
         settings |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         if MODELS.get(self.model) is MODELS["small_vgg"]:
             settings["size"] = data.test.images.shape[-1]
-        model, settings, told_of_stem = self._with_stem(settings, state_dict(content, path), path, data)
+        tensors = state_dict(content, path)
+        settings |= {} if ":" in self.model else told_by(tensors)
+        model, settings, told_of_stem = self._with_stem(settings, tensors, path, data)
         data, notes = in_color(data, model)
         notes.extend(told_of_stem)
         if ":" not in self.model and not {"mean", "std", "size"} & settings.keys():  # small_vgg: as they are
@@ -204,6 +206,12 @@ class Own:
 def some_of(images: ImageSet) -> ImageSet:
     """A hundred images at most, of every class."""
     return images.subset(torch.linspace(0, len(images) - 1, min(_TRIED, len(images))).long())
+
+
+def told_by(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Settings of a named network that its weights tell: whether it takes grey images."""
+    first = next((tensor for tensor in tensors.values() if tensor.ndim == 4), None)
+    return {"channels": 1} if first is not None and first.shape[1] == 1 else {}
 
 
 def _doubts(answers: Tensor, labels: Tensor) -> list[str]:
