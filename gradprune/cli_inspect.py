@@ -1,11 +1,12 @@
 """The command `gradprune inspect`."""
 
+import re
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from gradprune import cli_models
-from gradprune.screen import Json, more, plain, show
+from gradprune.screen import Json, folding, more, plain, show
 
 if TYPE_CHECKING:
     from gradprune.evaluation.inspection import Inspection
@@ -24,7 +25,7 @@ def inspect(weights: cli_models.Checkpoint, data: cli_models.Data = None, size: 
     """
     from gradprune.evaluation.inspection import inspect as look
     found = look(weights, data, size=size, model=model)
-    show(as_json, found.told(), _table(found), *found.notes, f"Next: {found.command}")
+    show(as_json, found.told(), _table(found), *found.notes, "Next:", _in_lines(found.command))
 
 
 def _table(found: "Inspection") -> Table:
@@ -36,10 +37,15 @@ def _table(found: "Inspection") -> Table:
     for guess in found.guesses[:_SHOWN]:
         stem = f", {guess.stem} stem" if guess.stem else ""
         rows[f"{guess.normalisation}, {guess.size} pixels{stem}"] = f"{guess.right} of {guess.images} images right"
-    sheet = Table("what", "found")
+    sheet = folding("what", "found")
     for name, text in rows.items():
         sheet.add_row(plain(name), plain(text))
     return sheet
+
+
+def _in_lines(command: str) -> str:
+    """A command line that can be copied from a window: continued where an option begins."""
+    return "    " + re.sub(r" (?=--)", " \\\n        ", command)
 
 
 EXAMPLE = more("gradprune inspect weights.pth --data photos/", figures=False)
