@@ -1,6 +1,6 @@
 """A model from elsewhere, with what its user says of it, made into a victim like any other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,10 @@ from gradprune.evaluation.victim import (
     try_on,
 )
 from gradprune.models import MODELS, build, predict
-from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card
+from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card, save_checkpoint
 from gradprune.models.devices import choose_device
 from gradprune.models.weights import fit_weights, read_file, state_dict
+from gradprune.paths import output_folder
 
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote: they have no card beside them
 STEMS = {"small": True, "stock": False}  # word -> `small` of `models.imported`
@@ -105,6 +106,18 @@ class Own:
         try_on(trigger, data, weights)
         made = {"trigger": trigger.name, "settings": trigger.settings, "target": target}
         return Victim(model, trigger, target, data, {**card, "attack": {**attack, **made}}, notes=notes)
+
+    def saved(self, weights: Sequence[str], folder: Path) -> list[str]:
+        """Save such models with their triggers as checkpoints in `folder`, which say all that is said here.
+
+        Returns their paths, for a `Grid`; where the model is code of the user's own, it takes the name as its `code`.
+        Raises InputError as `victim` does, or where two files have one name.
+        """
+        names = [Path(path).stem for path in weights]
+        require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
+        victims = (self.victim(path) for path in weights)
+        return [save_checkpoint(output_folder(folder) / name, victim.model, victim.card, victim.trigger)
+                .with_suffix("").as_posix() for name, victim in zip(names, victims, strict=True)]
 
     def _by_card(self, path: Path) -> Opened:
         require((self.mean, self.std, self.stem) == (None, None, None),
