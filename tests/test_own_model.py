@@ -721,6 +721,10 @@ def test_inspect_says_what_it_does_not_know(here, monkeypatch):
     assert "has 9 classes" in inspect("nine.pth", "data.npz").notes[0]
     torch.save(build("mobilenet_v3_small", 4, channels=1).state_dict(), "grey.pth")
     assert (inspect("grey.pth").model, inspect("grey.pth").channels) == ("mobilenet_v3_small", 1)
+    torch.save({"conv.weight": torch.zeros(4, 3, 3, 3)}, "headless.pth")
+    assert "tells two or more classes" in inspect("headless.pth").notes[0]
+    torch.save({"conv.weight": torch.zeros(4, 3, 3, 3), "fc.weight": torch.zeros(1).expand(10**9, 1)}, "huge.pth")
+    assert inspect("huge.pth").classes == 10**9 and inspect("huge.pth").model == ""
     with pytest.raises(InputError, match="no file of weights"):
         inspect("nowhere.pth")
 

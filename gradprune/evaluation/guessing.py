@@ -61,6 +61,8 @@ def likely(tensors: Mapping[str, Tensor], classes: int, path: Path, model: str |
     path: the file that they came from. model: the one network to be tried, of the user's own code too (which then
     runs); of others only the shapes are compared before they are built.
     """
+    if classes < 2:
+        return "", {}, "No layer of the file tells two or more classes."
     there = Counter(tuple(tensor.shape) for tensor in tensors.values())
     why = "The tensors have the shapes of no network that is known here by name."
     for name in [model] if model else [*MODELS, *(f"timm/{network}" for network in _TIMM)]:
@@ -73,7 +75,7 @@ def likely(tensors: Mapping[str, Tensor], classes: int, path: Path, model: str |
                     if stem == "small" and not hasattr(net, "stem_note"):
                         break  # there is no other
             except InputError as error:
-                why = str(error) if model or "do not fit" in str(error) else why
+                why = f"Tried as {name}: {error}" if model or "do not fit" in str(error) else why
         if nets:
             return name, {"": nets["small"]} if list(nets) == ["small"] else nets, ""
     return "", {}, why
