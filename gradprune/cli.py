@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from gradprune import __version__, cli_bench, cli_data, cli_models, cli_scan
+from gradprune import __version__, cli_bench, cli_data, cli_inspect, cli_models, cli_scan
 from gradprune.errors import InputError
 from gradprune.paths import data_folder
 from gradprune.screen import Json, more, progress, say, show, table
@@ -94,7 +94,8 @@ def _gradprune(version: Annotated[bool, typer.Option("--version", callback=_vers
                                                      help="Print the version and exit.")] = False) -> None:
     """Plant a backdoor in a network, find its filters by gradient, prune them, fine-tune.
 
-    Start with `gradprune demo`. Every command explains itself: `gradprune COMMAND --help`.
+    Start with `gradprune demo`, or with `gradprune inspect weights.pth` for a model of your own. Every command
+    explains itself: `gradprune COMMAND --help`.
     """
 
 
@@ -148,7 +149,7 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
     Prunes the filters with the largest gradient of the unlearning loss, fine-tunes, and measures the given,
     the pruned and the fine-tuned model; the given checkpoint is not changed. About half a minute on a laptop
     for the shipped models. Ctrl-C keeps the state reached so far. For a model of your own give --model, --data,
-    --trigger and --target.
+    --trigger and --target; `gradprune inspect WEIGHTS --data FOLDER` finds most of it out, and prints the command.
     """
     from gradprune.demo import defend_and_save
     own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem,
@@ -224,6 +225,7 @@ def zoo_build(names: Names = None, out: Folder = None, as_json: Json = False) ->
 app.command(epilog=cli_bench.EXAMPLES["bench"])(cli_bench.bench)
 app.command(epilog=cli_bench.EXAMPLES["report"])(cli_bench.report)
 app.command(epilog=cli_scan.EXAMPLE)(cli_scan.scan)
+app.command(epilog=cli_inspect.EXAMPLE)(cli_inspect.inspect)
 
 
 @app.command(epilog=more("gradprune doctor --json", figures=False))

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gradprune.cli_models import Device
-from gradprune.errors import InputError
+from gradprune import cli_models
+from gradprune.errors import InputError, require
 from gradprune.screen import Json, more, progress, show
 
 Attacks = Annotated[str | None, typer.Option(help="Shipped models (`gradprune zoo list`) or checkpoint paths, "
@@ -33,14 +33,19 @@ ReportOut = Annotated[Path | None, typer.Option(help="Where the report goes; FOL
 
 
 def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, seeds: Seeds = None,
-          preset: Preset = None, out: Out = None, device: Device = "auto", workers: Workers = 1,
-          scheduler: Scheduler = None, as_json: Json = False) -> None:
+          preset: Preset = None, out: Out = None, model: cli_models.Model = None, data: cli_models.Data = None,
+          target: cli_models.Target = None, trigger: cli_models.Seen = "known",
+          position: cli_models.Position = "bottom_right", opacity: cli_models.Opacity = 1.0,
+          mask: cli_models.Mask = None, size: cli_models.Size = None, mean: cli_models.Mean = None,
+          std: cli_models.Std = None, stem: cli_models.Stem = None, device: cli_models.Device = "auto",
+          workers: Workers = 1, scheduler: Scheduler = None, as_json: Json = False) -> None:
     """Compare defences on attacked models, fairly.
 
     Every defence meets every attack with the same few clean images, several times; none sees the test images. One
     row a run goes to OUT/cells.csv at once, so nothing finished is lost: the same command goes on where it
     stopped, and repeats the runs that failed. Some seconds a run; the first lines of `gradprune report OUT` tell
-    what came out.
+    what came out. For models of your own give --model, --data, --trigger and --target, which hold for all --attacks;
+    they are saved with these in OUT/victims first.
     """
     from gradprune.evaluation import Grid, run
     from gradprune.evaluation.runner import place
@@ -50,6 +55,13 @@ def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, 
     given: dict[str, Any] = {name: read(text) for name, read, text in
                              (("attacks", _names, attacks), ("defenses", _names, defenses), ("spc", _numbers, spc))
                              if text is not None} | ({} if seeds is None else {"seeds": seeds})
+    first = attacks.split(",")[0].strip() if attacks else ""
+    own = cli_models.own(first, model, data, size, mean, std, trigger, target, position, opacity, stem, mask)
+    if own:
+        require(preset is None and isinstance(given.get("attacks"), list),
+                "model, data, trigger and the like say what --attacks are: name the files there, and no preset.")
+        given["attacks"] = own.saved(given["attacks"], out / "victims")
+        given["code"] = own.model if own.model and ":" in own.model else None
     grid = prepare(preset, out, device=where, progress=progress(), **given) if preset else Grid(**given)
     table = run(grid, out, workers=workers, scheduler=scheduler, device=where, progress=progress())
     failed = table[table.error != ""]
@@ -122,5 +134,7 @@ def _means(table: Any) -> dict[str, float]:
 
 
 EXAMPLES = {"bench": more("gradprune bench --defenses ft,grad_prune --spc 2 --seeds 2",
-                        "gradprune bench --preset paper --device cuda", "gradprune report out/bench"),
+                        "gradprune bench --preset paper --device cuda",
+                          "gradprune bench --attacks weights.pth --model mynet:build --data photos/ \\\n"
+                          "      --trigger patch.png --target 3", "gradprune report out/bench"),
             "report": more("gradprune report out/bench")}

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from gradprune.errors import listed
-from gradprune.screen import Json, more, progress, show
+from gradprune.screen import Json, folding, more, progress, show
 
 if TYPE_CHECKING:
     from gradprune.datasets import Dataset
@@ -25,7 +24,7 @@ Sources = Annotated[list[str] | None, typer.Argument(help="Names, folders of pic
 def list_sets(data_dir: Folder = None, as_json: Json = False) -> None:
     """Print the published data sets.
 
-    What each holds, how much there is to download, and whether it is here. Seconds; no network.
+    What each holds, how much there is to download, and whether it is here, whole. Seconds; no network.
     """
     from gradprune.datasets.published import PUBLISHED, state
     from gradprune.paths import downloads_folder
@@ -33,11 +32,13 @@ def list_sets(data_dir: Folder = None, as_json: Json = False) -> None:
                    "megabytes": round(sum(remote.size for remote in published.choices[0]) / 1e6),
                    "files": [remote.urls[0] for remote in published.choices[0]]}
             for name, published in PUBLISHED.items()}
-    sheet = Table("data set", "here?", "download", "what it is")
+    sheet = folding("data set", "here?", "download", "what it is")
     for name, row in told.items():
         sheet.add_row(name, str(row["state"]), f"{row['megabytes']} MB", Text(str(row["about"])))
     folder = (data_dir or downloads_folder()).as_posix()
     show(as_json, {"folder": folder, "sets": told}, sheet, f"Folder: {folder}",
+         *(f"A file of {name} is damaged; `gradprune data check {name}` says which one and what to do."
+           for name, row in told.items() if row["state"] == "damaged"),
          "The set `signs` is drawn by this program and needs no file.")
 
 
@@ -82,7 +83,7 @@ def _facts(source: str, data_dir: Path | None) -> dict[str, Any]:
         return _sizes(load_published(source, folder=data_dir))
     if source != "signs" and Path(source).expanduser().is_dir():
         read = read_folder(source)
-        return {**_sizes(read.data), "skipped": list(read.skipped), "grey": read.grey}
+        return {**_sizes(read.data), "skipped": list(read.skipped), "grey": read.grey, "turned": read.turned}
     return _sizes(load(source))
 
 

@@ -61,6 +61,14 @@ def table(title: str, rows: dict[str, dict[str, float]]) -> Table:
     return sheet
 
 
+def folding(*columns: str) -> Table:
+    """An empty table whose long words go on in the next line where the window is narrow; rich would cut them."""
+    sheet = Table()
+    for column in columns:
+        sheet.add_column(column, overflow="fold")
+    return sheet
+
+
 def progress() -> bool:
     """Bars are for people: none where stderr is a file or a pipe."""
     return sys.stderr.isatty()

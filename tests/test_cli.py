@@ -29,7 +29,7 @@ from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkp
 from gradprune.pruning import fine_tuning, recipes, silence
 
 COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "bench", "report", "scan", "doctor",
-            "data list", "data get", "data check"]
+            "data list", "data get", "data check", "inspect"]
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def test_help_teaches(command):
     assert f"\n    gradprune {command}" in text
     assert "--json" in text
     assert any(word in text for word in ("minute", "second", "Second")), "how long it takes"
-    if command != "doctor" and not command.startswith("data"):
+    if command not in ("doctor", "inspect") and not command.startswith("data"):
         assert all(word in text for word in ("ACC", "ASR", "RA", "high is good", "low is good"))
     assert max(map(len, text.splitlines())) <= 80
 

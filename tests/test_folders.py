@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import SHARED
 from PIL import Image
+from torchvision.datasets.folder import default_loader
 
 from gradprune.attacks import Picture
 from gradprune.datasets import folder as folder_module
@@ -439,6 +440,37 @@ def test_parts_by_the_names_that_are_in_use(tmp_path, caplog, names, sizes):
     assert ("val (no known part)" in told) == (len(names) == 3)
 
 
+def test_pictures_in_the_images_folder_of_their_class(tmp_path):
+    """Tiny ImageNet's layout: train/CLASS/images/*, and a test part without labels, which is told."""
+    folder(tmp_path / "plain", count=10)
+    for name in ("cat", "dog", "owl"):
+        (tmp_path / "a" / "train" / name).mkdir(parents=True)
+        (tmp_path / "plain" / name).rename(tmp_path / "a" / "train" / name / "images")
+        (tmp_path / "a" / "train" / name / f"{name}_boxes.txt").write_text("0 0 9 9")
+    picture(tmp_path / "a" / "test" / "images" / "0.png", 1)
+    data = load(tmp_path / "a")
+    assert [len(part) for part in data] == [21, 3, 6] and data.train.classes == ("cat", "dog", "owl")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a" / "train" / "cat" / "images").rename(tmp_path / "elsewhere" / "images")
+    (tmp_path / "a" / "train" / "cat" / "images").symlink_to(tmp_path / "elsewhere" / "images")
+    with pytest.raises(InputError, match="class 'cat' is empty"):
+        load(tmp_path / "a")
+
+
+def test_a_cameras_turn_is_ignored_as_torchvision_does_and_told(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        for i in range(3):
+            path = picture(tmp_path / "p" / name / f"{i}.jpg", i, (40, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(path) as upright:
+        upright.save(path, exif=exif)
+    found = read_folder(tmp_path / "p")
+    assert found.turned == 1 and "1 picture in" in caplog.text and "camera's turn (EXIF)" in caplog.text
+    seen = np.asarray(default_loader(path).resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert any(np.abs(image.numpy().astype(int) - seen).max() <= 1 for part in found.data for image in part.images)
+
+
 def test_a_validation_part_beside_a_test_part_is_the_defenders(tmp_path):
     for name, count in (("train", 10), ("test", 3), ("val", 12)):
         folder(tmp_path / "a" / name, count=count)
@@ -462,6 +494,6 @@ def test_deep_pictures_are_scaled_alike_wherever_they_are_read(tmp_path, ending)
     else:
         path.write_bytes(b"P5 8 8 65535\n" + (values.astype(">u2") * 257).astype(">u2").tobytes())
     wanted = torch.from_numpy(values).expand(3, 8, 8)
-    pixels, colour = decode(path, 8)
+    pixels, colour, _ = decode(path, 8)
     assert torch.equal(torch.from_numpy(pixels), wanted) and not colour
     assert torch.equal((Picture.read(path, opacity=0.5).picture * 255).round().to(torch.uint8), wanted)

@@ -23,7 +23,8 @@ from gradprune.cli import app
 from gradprune.datasets import Dataset
 from gradprune.defenses import Scan
 from gradprune.errors import InputError
-from gradprune.evaluation import Own
+from gradprune.evaluation import Own, guessing
+from gradprune.evaluation.inspection import inspect
 from gradprune.models import build, load_weights, predict
 from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
 from gradprune.models.weights import read_file, state_dict
@@ -637,3 +638,114 @@ def test_a_trigger_of_own_code_and_a_mask_on_the_command_line(here, victim):
     done = run("defend", "weights.pth", "--trigger", "marks:mark", "--spc", 2, "--out", "clean", *common)
     assert done.exit_code == 0, done.output
     del sys.modules["marks"]
+
+
+# ---- benches of such models
+
+
+def test_a_bench_of_own_code(here):
+    """The file and what the options say of it become a checkpoint in OUT/victims, which cells load with the same code."""
+    arguments = ("bench", "--attacks", "weights.pth", "--model", "mypkg.nets:build", "--data", "data.npz", "--trigger", "patch.png",
+                 "--target", 1, "--defenses", "clp", "--spc", 2, "--seeds", 1, "--out", "out/table")
+    told = json.loads(run(*arguments, "--json").stdout)
+    assert (told["cells"], told["failed"]) == (1, 0), told["errors"]
+    table = gp.evaluation.read_results("out/table")
+    assert set(table.attack) == {"out/table/victims/weights"} and (table.asr_before > 0.8).all() and (table.acc > 0.5).all()
+    told = json.loads(run(*arguments, "--spc", 3, "--workers", 2, "--json").stdout)  # in other processes, the folder goes on
+    assert (told["cells"], told["failed"]) == (1, 0), told["errors"]
+    assert len(gp.evaluation.read_results("out/table")) == 2
+    refused("bench", "--attacks", "out/table/victims/weights", "--out", "out/other")  # its card alone makes no code run
+    again = run("bench", "--attacks", "out/table/victims/weights", "--model", "mypkg.nets:build", "--defenses", "clp", "--spc", 2,
+                "--seeds", 1, "--out", "out/other")
+    assert again.exit_code == 0 and ", 0 of them failed" in again.stdout
+
+
+def test_benches_of_own_models_that_cannot_be(here):
+    own = ("--model", "mypkg.nets:build", "--data", "data.npz", "--trigger", "patch.png", "--target", 1)
+    assert "name the files there" in refused("bench", *own)
+    assert "name the files there" in refused("bench", "--preset", "gtsrb", "--attacks", "weights.pth", *own)
+    (here / "other").mkdir()
+    torch.save(gp.models.build("small_vgg", 4).state_dict(), "other/weights.pth")
+    assert "a file name of its own" in refused("bench", "--attacks", "weights.pth,other/weights.pth", *own)
+
+
+# ---- inspecting a file
+
+
+def test_inspect_finds_the_network_and_its_normalisation(here, victim):
+    shifted = build("resnet18", 4, small=False, seed=1, mean=0.0, std=1 / 255)
+    data = Dataset(squares(60, 1, 32), squares(40, 2, 32), squares(40, 3, 32))
+    write_npz(here / "large.npz", data)
+    head, features = shifted.fc, {}
+    handle = head.register_forward_hook(lambda _, inputs, __: features.update(x=inputs[0]))
+    predict(shifted, squares(200, 2, 32).floats())
+    handle.remove()
+    x = torch.cat([features["x"], torch.ones(200, 1)], 1)
+    fitted = torch.linalg.lstsq(x.double(), nn.functional.one_hot(squares(200, 2, 32).labels, 4).double(), driver="gelsd").solution
+    head.weight.data, head.bias.data = fitted[:-1].T.float().contiguous(), fitted[-1].float()
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in shifted.state_dict().items()}, "epoch": 3}, "resnet.pth")
+    found = inspect("resnet.pth", "large.npz")
+    assert (found.model, found.classes, found.channels, found.layers["convolutions"]) == ("resnet18", 4, 3, 20)
+    best = found.guesses[0]
+    assert (best.normalisation, best.stem, best.size, best.right) == ("0..255", "stock", 32, best.images)
+    assert "--model resnet18 --stem stock --data large.npz --mean 0.0 --std 0.003922" in found.command
+    assert not found.notes and found.guesses[-1].right <= best.right
+    assert json.loads(run("inspect", "resnet.pth", "--data", "large.npz", "--json").stdout) == json.loads(json.dumps(found.told()))
+
+
+def test_inspect_tries_the_sizes_of_a_folder(here):
+    """The images' size is that which the last layer takes."""
+    images = squares(24, 1, 64)
+    for place in range(24):
+        folder = here / "photos" / images.classes[int(images.labels[place])]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images.images[place].permute(1, 2, 0).numpy()).save(folder / f"{place}.png")
+    (folder / "damaged.png").touch()
+    torch.save(build("small_vgg", 4, size=64).state_dict(), "vgg.pth")
+    found = inspect("vgg.pth", "photos")
+    assert {guess.size for guess in found.guesses} == {64} and found.guesses[0].images == 24
+    assert "--size 64" in found.command and ("get more" not in str(found.notes)) and "No usual" in str(found.notes)
+
+
+def test_inspect_says_what_it_does_not_know(here, monkeypatch):
+    monkeypatch.setattr(guessing, "_TIMM", ())
+    found = inspect("weights.pth")
+    assert found.model == "" and found.classes == 4 and "--model MODULE:FUNCTION --data FOLDER" in found.command.replace("'", "")
+    assert "no network that is known" in found.notes[0]
+    assert inspect("weights.pth", model="mypkg.nets:build").model == "mypkg.nets:build"
+    assert "do not fit the model" in inspect("weights.pth", model="vgg16_bn").notes[0]
+    other = inspect("weights.pth", "data.npz", model="mypkg.nets:raw")
+    assert other.guesses[0].right > 0.9 * other.guesses[0].images
+    assert other.guesses[0].normalisation not in ("as they are", "-1..1", "0..255")  # 0.5 and 0.25, or nearly
+    torch.save(build("mobilenet_v3_small", 9).state_dict(), "nine.pth")
+    assert "has 9 classes" in inspect("nine.pth", "data.npz").notes[0]
+    torch.save(build("mobilenet_v3_small", 4, channels=1).state_dict(), "grey.pth")
+    assert (inspect("grey.pth").model, inspect("grey.pth").channels) == ("mobilenet_v3_small", 1)
+    torch.save({"conv.weight": torch.zeros(4, 3, 3, 3)}, "headless.pth")
+    assert "tells two or more classes" in inspect("headless.pth").notes[0]
+    torch.save({"conv.weight": torch.zeros(4, 3, 3, 3), "fc.weight": torch.zeros(1).expand(10**9, 1)}, "huge.pth")
+    assert inspect("huge.pth").classes == 10**9 and inspect("huge.pth").model == ""
+    with pytest.raises(InputError, match="no file of weights"):
+        inspect("nowhere.pth")
+
+
+def test_inspect_knows_checkpoints_and_runs_no_code(here, victim):
+    card = {"model": {"name": "mypkg.nets:fails", "num_classes": 4}, "data": {"name": "data.npz"},
+            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1}}
+    save_checkpoint("mine", victim.model, card)
+    found = inspect("mine")
+    assert found.model == "mypkg.nets:fails" and "its card" in found.holds and found.command == "gradprune defend mine --out out/clean"
+    assert "mypkg" not in sys.modules
+    torch.save({"model_name": "preactresnet18", "num_classes": 4, "model": victim.model.state_dict()}, "attack_result.pt")
+    assert "BackdoorBench" in inspect("attack_result.pt").holds
+    text = run("inspect", "mine").stdout
+    assert "a checkpoint of gradprune" in text and "gradprune defend mine \\\n" in text
+
+
+def test_grey_models_by_name_take_grey_images(here):
+    Path("grey.npz").unlink(missing_ok=True)
+    grey = [gp.datasets.ImageSet(part.images[:, :1].contiguous(), part.labels, part.classes) for part in
+            (squares(60, 1, 32), squares(40, 2, 32), squares(40, 3, 32))]
+    write_npz(here / "grey.npz", Dataset(*grey))
+    torch.save(build("mobilenet_v3_small", 4, channels=1).state_dict(), "grey.pth")
+    assert Own("mobilenet_v3_small", "grey.npz").open("grey.pth").card["model"]["channels"] == 1

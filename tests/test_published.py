@@ -539,6 +539,27 @@ def test_list_get_and_check(remote_cifar, store, tmp_path):
     assert failed.exit_code == 2 and failed.stderr.startswith("Error: The data set cifar10 is not here")
 
 
+def test_list_reads_through_what_is_here(cifar, store):
+    assert json.loads(run("list", "--json").stdout)["sets"]["cifar10"]["state"] == "downloaded"
+    load("cifar10")
+    whole = (store / "cifar10.npz").read_bytes()
+    for damaged in (whole[:-100], whole[:9000] + bytes(50) + whole[9050:]):
+        (store / "cifar10.npz").write_bytes(damaged)
+        result = run("list")
+        assert "damaged" in result.stdout and "`gradprune data check cifar10` says which one" in result.stdout
+        assert run("check", "cifar10").exit_code == 2
+    (store / "cifar10.npz").unlink()
+    archive = store / "cifar-10-binary.tar.gz"
+    archive.write_bytes(archive.read_bytes()[:-1])
+    assert json.loads(run("list", "--json").stdout)["sets"]["cifar10"]["state"] == "damaged"
+
+
+def test_nothing_is_cut_in_a_narrow_window(store, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = run("list").stdout.splitlines()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines) and max(map(len, lines[:20])) <= 40
+
+
 def test_check_reads_arrays(tmp_path):
     pictures, labels = images(60)
     np.savez(tmp_path / "own.npz", x_train=pictures, y_train=labels, x_test=pictures, y_test=labels)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import lived_in
 from torch import nn
+from torchvision.models import shufflenet_v2_x0_5
 
 import gradprune as gp
 from gradprune.errors import InputError
@@ -163,6 +164,13 @@ def test_a_model_that_counts_on_its_channels_is_told(slim):
     model = Net(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), view=6).eval()
     silence(model, filters(model, IMAGES[:1]), [1])
     with pytest.raises(InputError, match=r"cannot be slimmed .*; masked it works as it is"):
+        slim(model, IMAGES)
+
+
+def test_a_model_whose_channels_are_shuffled_is_told(slim):
+    model = shufflenet_v2_x0_5(weights=None, num_classes=3).eval()
+    silence(model, filters(model, IMAGES[:1]), [1])
+    with pytest.raises(InputError, match=r"torch-pruning cannot follow .*ShuffleNet.*; masked it works as it is\.$"):
         slim(model, IMAGES)
 
 

@@ -117,6 +117,15 @@ def test_the_layout_that_came_is_handed_back(images, mark):
     assert len(nn.utils.parameters_to_vector(cleaned("ft", small(), images, mark, steps=1).parameters()))
 
 
+def test_a_layer_whose_gradient_breaks_torch_in_channels_last(images, mark):
+    """A 1x1 convolution with strides and few channels: Python died of it."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    for name in ("ft", "grad_prune"):
+        given = net.to(memory_format=torch.channels_last)
+        assert cleaned(name, given, images, mark, **QUICK[name])[0].weight.is_contiguous(memory_format=torch.channels_last)
+    fit(net, images, epochs=2, progress=False)
+
+
 def test_training_takes_such_networks_and_hands_the_layout_back(images):
     net = Flattens()
     fit(net, images, epochs=1, progress=False)

@@ -41,6 +41,7 @@ from gradprune.views import (
     write_report,
 )
 from gradprune.views import report as report_module
+from gradprune.views.panel_parts import written
 from gradprune.views.picture import change, count
 
 HOSTILE = ("<script>alert(1)</script>", 'a" onerror="x', "$\\frac{1}{0$ & co", "line\nbreak \x07" + "long " * 30)
@@ -192,6 +193,29 @@ def test_answers_are_marked_by_colour_and_symbol(victim):
         assert name.get_color() == chance.get_color() == verdict.color
     clean_name = next(text for text in picture.figure.axes[1].texts if text.get_ha() == "center")
     assert clean_name.get_text().startswith(style.WRONG.symbol)
+
+
+def test_examples_under_an_attack_that_sends_each_class_to_the_next(victim):
+    """The given model answers the target; that is what the attacker wanted of the class before alone."""
+    images, target = victim.data.test.subset(torch.tensor([0, 0, 0])), victim.target
+    truths = torch.tensor([(target - 1) % 4, (target + 1) % 4, target])
+    shown = ImageSet(images.images, truths, images.classes)
+    picture = examples(victim.model, shown, victim.trigger, target, label_map="all_to_all")
+    for column, verdict in enumerate((style.ATTACKED, style.WRONG, style.RIGHT)):
+        assert any(text.get_text().startswith(verdict.symbol) for text in picture.figure.axes[3 + column].texts)
+    assert "1 of 3 go to the next class and 1 are still right" in picture.summary
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_class_names_that_the_font_lacks_are_numbers_in_pictures(victim):
+    images = victim.data.test.subset(torch.arange(4))
+    foreign = ImageSet(images.images, images.labels, ("żółw", "猫", "кот", "狗 dog"))
+    picture = examples(victim.model, foreign, victim.trigger, 1)
+    assert picture.png() and "猫" in picture.summary
+    names = {text.get_text()[2:] for ax in picture.figure.axes for text in ax.texts if text.get_text()[:1] in
+             (style.RIGHT.symbol, style.WRONG.symbol, style.ATTACKED.symbol)}
+    assert names <= {"żółw", "class 1", "кот", "class 3"} and names & {"class 1", "class 3"}
+    assert (written(1, foreign.classes), written(0, foreign.classes), written(9, foreign.classes)) == ("class 1", "żółw", "class 9")
 
 
 def test_examples_pick_the_first_of_each_class_and_the_target_last(victim):

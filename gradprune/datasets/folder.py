@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -10,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 import psutil
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from gradprune.datasets.cache import Arrays, recall
@@ -23,7 +24,7 @@ SIZE = 32                # side of the images, in pixels, where nothing else is 
 LARGEST = 64_000_000     # pixels of a picture; one that claims more is taken for a bomb and never decoded
 TEST_SHARE, DEFENSE_SHARE = 0.2, 0.1  # of every class, where the folder does not say it
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")  # others, though Pillow knows them, may start foreign programs
-_VERSION = 2             # raise it with every change of what is cached
+_VERSION = 3             # raise it with every change of what is cached
 _log = logging.getLogger(__name__)
 
 
@@ -32,12 +33,13 @@ class FolderImages:
     """What a folder of pictures gave.
 
     data: train, defense and test, uint8 RGB. skipped: the pictures that could not be read, as "class/name: reason".
-    grey: how many pictures without colour were turned into RGB.
+    grey: how many pictures without colour became RGB. turned: how many carry a camera's turn (EXIF), which is ignored.
     """
 
     data: Dataset
     skipped: tuple[str, ...]
     grey: int
+    turned: int
 
 
 def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderImages:
@@ -47,7 +49,8 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
     is not square is squeezed. Where the folder has no test part, 20 % of every class become it; where it has no
     defense part, 10 % of what is left for training. seed: which ones. The images are cached; when a name, a size or a
     time in the folder changes they are read again. Warnings are logged of pictures that cannot be read, which are
-    skipped, of grey ones, which become RGB, and of other kinds of pictures and folders in a class, passed over.
+    skipped, of grey ones, which become RGB, of a camera's turn, which torchvision's ImageFolder ignores, too, and of
+    other kinds of pictures and folders in a class, passed over.
     Raises InputError for a folder in no known layout, or where a class has too few pictures that can be read.
     """
     root = Path(path).expanduser()
@@ -57,19 +60,22 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
     place = hashlib.sha256(f"{root.resolve()} {size}".encode(errors="surrogateescape")).hexdigest()[:16]
     arrays = recall(cache_folder() / f"folder-{place}.npz", _listing(root, layout),
                     lambda: _convert(root, layout, size))
-    skipped, grey = tuple(arrays["skipped"].tolist()), int(arrays["grey"])
+    skipped, grey, turned = tuple(arrays["skipped"].tolist()), int(arrays["grey"]), int(arrays["turned"])
     if skipped:
         _log.warning("%d picture%s in %s cannot be read, left out: %s.", len(skipped), "s"[:len(skipped) > 1], root,
                      listed(skipped, "; "))
     if grey:
         _log.warning("%d picture%s in %s without colour, turned into RGB.", grey, "s"[:grey > 1], root)
+    if turned:
+        _log.warning("%d picture%s in %s with a camera's turn (EXIF), which is ignored, as by torchvision's "
+                     "ImageFolder.", turned, "s"[:turned > 1], root)
     if others := passed_over(root, layout):
         _log.warning("%d in %s passed over, folders beside the parts or in a class, or pictures of other kinds: %s.",
                      len(others), root, listed(others))
     if layout.others and "test" not in layout.parts:
         _log.warning("No folder in %s has the name of a test part (test, val, eval ...), so %.0f %% of the training "
                      "pictures are the test images.", root, 100 * TEST_SHARE)
-    return FolderImages(_split(root, arrays, seed), skipped, grey)
+    return FolderImages(_split(root, arrays, seed), skipped, grey, turned)
 
 
 def _listing(root: Path, layout: Layout) -> str:
@@ -88,21 +94,21 @@ def _listing(root: Path, layout: Layout) -> str:
 
 
 def _convert(root: Path, layout: Layout, size: int) -> Arrays:
-    """Decode every picture: x_PART uint8 (N, 3, size, size) and y_PART int64 (N,), classes, skipped, grey."""
+    """Decode every picture: x_PART uint8 (N, 3, size, size) and y_PART int64 (N,), classes, skipped, grey, turned."""
     total = sum(map(len, layout.parts.values()))
     needed, free = total * 3 * size * size, psutil.virtual_memory().available
     require(needed < free / 2, f"{total} pictures of {size} x {size} pixels take {needed / 1e9:.1f} GB, and "
                                f"{free / 1e9:.1f} GB of memory are free: choose a smaller size.")
     arrays: Arrays = {"classes": np.array([readable(name) for name in layout.classes])}
     skipped: list[str] = []
-    grey = 0
+    grey = turned = 0
     with tqdm(total=total, desc=f"reading {root.name}", delay=1, leave=False, disable=None) as bar:
         for part, pictures in layout.parts.items():
             images = np.empty((len(pictures), 3, size, size), np.uint8)
             kept: list[int] = []
             for path, label in pictures:
                 try:
-                    pixels, colour = decode(path, size)
+                    pixels, colour, turn = decode(path, size)
                 except MemoryError:  # says nothing of the picture
                     raise
                 except Exception as error:  # a damaged picture raises almost anything
@@ -112,14 +118,33 @@ def _convert(root: Path, layout: Layout, size: int) -> Arrays:
                     images[len(kept)] = pixels
                     kept.append(label)
                     grey += not colour
+                    turned += turn
                 bar.update()
             arrays |= {f"x_{part}": images[:len(kept)], f"y_{part}": np.array(kept, np.int64)}
     require(len(skipped) < total, f"none of the {total} pictures in {root} can be read ({''.join(skipped[:1])}).")
-    return {**arrays, "skipped": np.array(skipped, np.str_), "grey": np.array(grey)}
+    return {**arrays, "skipped": np.array(skipped, np.str_), "grey": np.array(grey),
+            "turned": np.array(turned)}
 
 
-def decode(source: Path | BinaryIO, size: int) -> tuple[np.ndarray, bool]:
-    """One picture as uint8 RGB (3, size, size), and whether it had colours; raises almost anything if it is damaged."""
+def peek(path: str | Path, size: int, count: int) -> ImageSet:
+    """About `count` pictures of a folder, some of every class, read at this size and not cached; damaged ones are left
+    out. Raises InputError as `read_folder` does for a folder, or where none can be read."""  # noqa: D209
+    layout = find_pictures(Path(path).expanduser())
+    part = next(part for part in ("test", "defense", "all", "train") if part in layout.parts)
+    pictures, pixels, labels = layout.parts[part], [], []
+    for place in np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int):
+        with suppress(Exception):  # a damaged picture raises almost anything
+            pixels.append(decode(pictures[place][0], size)[0])
+            labels.append(pictures[place][1])
+    require(bool(pixels), f"none of the pictures tried in {path} can be read.")
+    return ImageSet(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), tuple(map(readable, layout.classes)))
+
+
+def decode(source: Path | BinaryIO, size: int) -> tuple[np.ndarray, bool, bool]:
+    """One picture as uint8 RGB (3, size, size), whether it had colours, and whether a camera's turn was ignored.
+
+    Raises almost anything if it is damaged.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own about large pictures; they are refused below
         with Image.open(source, formats=FORMATS) as file:
@@ -129,7 +154,10 @@ def decode(source: Path | BinaryIO, size: int) -> tuple[np.ndarray, bool]:
             picture = eight_bits(picture)
             colour = picture.mode not in ("1", "L", "LA")
             rgb = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(rgb).transpose(2, 0, 1), colour
+            turned = False
+            with suppress(Exception):  # damaged notes of a camera hinder nobody
+                turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return np.asarray(rgb).transpose(2, 0, 1), colour, turned
 
 
 def eight_bits(picture: Image.Image) -> Image.Image:

@@ -37,8 +37,9 @@ def find_pictures(root: Path) -> Layout:
     Known layouts: root/CLASS/*; root/train/CLASS/*, where there are with root/test/CLASS/*, root/val/CLASS/* (the test
     part where there is no other; else the defender's, if it has ten pictures of each class) and root/defense/CLASS/*,
     by these or similar names in any case, also below a single folder; GTSRB's own, Training/00000/* with
-    Final_Test/Images/* and GT-final_test.csv, in root or in root/GTSRB. Classes are sorted by name, as torchvision's
-    ImageFolder does. Hidden files, other endings and links that lead out of `root` are passed over.
+    Final_Test/Images/* and GT-final_test.csv, in root or in root/GTSRB. A class may hold its pictures in CLASS/images/,
+    as in Tiny ImageNet. Classes are sorted by name, as torchvision's ImageFolder does. Hidden files, other
+    endings and links that lead out of `root` are passed over.
     Raises InputError for no class, a single one or an empty one.
     """
     for base in (root / "GTSRB", root):
@@ -103,7 +104,7 @@ def _class_level(root: Path, folder: Path) -> Path | None:
 def _has_enough(root: Path, folder: Path, classes: tuple[str, ...]) -> bool:
     """Whether a validation part can serve as the defender's: it has the same classes, none of them nearly empty."""
     return (set(_folders(root, folder)) == set(classes)
-            and all(len(_pictures(root, folder / name)) >= _ENOUGH for name in classes))
+            and all(len(_of_class(root, folder / name)) >= _ENOUGH for name in classes))
 
 
 def _gtsrb(root: Path, training: Path, test: Path) -> Layout:
@@ -150,7 +151,7 @@ def _by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Pictur
     require(not strange, f"{folder} has folders that are no class: {', '.join(strange[:3])}.")
     found = []
     for label, name in enumerate(classes):
-        pictures = _pictures(root, folder / name)
+        pictures = _of_class(root, folder / name)
         require(bool(pictures) or name not in names, f"class {readable(name)!r} is empty: there is no picture in "
                                                      f"{folder / name} ({', '.join(ENDINGS)}).")
         found += [(path, label) for path in pictures]
@@ -172,6 +173,12 @@ def _folders(root: Path, folder: Path) -> list[str]:
 def _pictures(root: Path, folder: Path) -> list[Path]:
     return [path for path in _visible(folder) if path.suffix.lower() in ENDINGS and path.is_file()
             and (not path.is_symlink() or _inside(root, path))]
+
+
+def _of_class(root: Path, folder: Path) -> list[Path]:
+    """The pictures of a class: in its folder or, as in Tiny ImageNet, in `images` below it."""
+    found = _pictures(root, folder)
+    return _pictures(root, folder / "images") if not found and "images" in _folders(root, folder) else found
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -119,11 +119,21 @@ def load_published(name: str, seed: int = 0, folder: str | Path | None = None) -
 
 
 def state(name: str, folder: str | Path | None = None) -> str:
-    """How far a published data set is: "ready", "downloaded" (to be converted when first loaded) or "absent"."""
+    """How far a data set is: "ready", "downloaded" (to be converted when first loaded), "damaged" or "absent".
+
+    Its files are read through, which takes about a second.
+    """
     published, folder = _known(name), _folder(folder)
-    if (folder / f"{name}.npz").exists():
+    path = folder / f"{name}.npz"
+    if path.exists():
+        try:
+            _read(name, path, 0)
+        except InputError:
+            return "damaged"
         return "ready"
-    return "downloaded" if any(_here(choice, folder) for choice in published.choices) else "absent"
+    if not any(_here(choice, folder) for choice in published.choices):
+        return "absent"
+    return "downloaded" if _verified(published, folder) else "damaged"
 
 
 def _fetched(needed: tuple[Remote, ...], folder: Path, progress: bool) -> list[Path]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, adopted, passes
 from gradprune.defenses.result import DefenseResult
+from gradprune.errors import require
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
 from gradprune.pruning.fine_tuning import Loss
@@ -79,8 +80,8 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
 
     clean: the defender's images, of which `spc` per class are drawn; the teacher does without the validation images,
     on whose views its rate is judged, the student learns from all. changes: any value of `DEFAULTS`. The last epoch
-    is kept. History rows are the student's. Raises InputError for bad arguments, too few images, or a loss that is not
-    finite.
+    is kept. History rows are the student's. Raises InputError for bad arguments, too few images, a network without maps
+    of more than one pixel, or a loss that is not finite.
     """
     paper = adopted("nad", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
@@ -95,6 +96,7 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
                          max_epochs=epochs, renew=work.augment, seed=seed, progress=progress)
 
     places = attention_places(work.model, work.train.clean[:1])
+    require(bool(places), "nad compares maps of more than one pixel, and no layer of the network gives any.")
     with work.stage("teacher"):
         for lr in (paper["lr"], paper["lr_later"]):
             teacher = copy.deepcopy(work.model)

@@ -22,7 +22,7 @@ from gradprune.models.limits import in_proportion
 from gradprune.models.weights import fit_weights, read_file, state_dict
 
 # How each data set was shifted and scaled; models that saw gtsrb and celeba took pixels in [0, 1] as they are.
-_NORMALIZED: dict[str, tuple[list[float], list[float]]] = {
+NORMALIZED: dict[str, tuple[list[float], list[float]]] = {
     "cifar10": ([0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.261]),
     "cifar100": ([0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]),
     "tiny": ([0.4802, 0.4481, 0.3975], [0.2302, 0.2265, 0.2262]),
@@ -90,9 +90,9 @@ def from_content(content: Mapping[str, Any], path: str | Path, *, mean: list[flo
             f"num_classes and clean_data in {path} must be a number and a name, got {repr(count)} and {repr(data)}.")
     if theirs not in _MODELS:
         raise InputError(f"{unknown('BackdoorBench model', theirs, _MODELS)} Or give your own code of it with --model.")
-    require(data in _NORMALIZED or (mean is not None and std is not None),
+    require(data in NORMALIZED or (mean is not None and std is not None),
             f"{path} does not say how the model's images were normalised (data set {data!r}); give mean and std.")
-    known = _NORMALIZED.get(data, ([], []))
+    known = NORMALIZED.get(data, ([], []))
     name, settings, first, renames = _MODELS[theirs]
     tensors = state_dict({"model": content["model"]}, path)
     for part, ours in renames:

@@ -33,33 +33,33 @@ COLUMNS: dict[str, type] = {
 
 
 @lru_cache(maxsize=2)
-def _victim(attack: str, digest: str, device: str) -> tuple[Victim, Exam, Metrics]:
+def _victim(attack: str, digest: str, device: str, code: str | None) -> tuple[Victim, Exam, Metrics]:
     """A victim, its exam and its figures before any defence; kept, as the next cell mostly has the same one."""
-    victim = load_victim(attack, device=device)
+    victim = load_victim(attack, code, device)
     if victim.card.get("sha256", "") != digest:
         raise InputError(f"the checkpoint {attack!r} here is not the one that the run began with.")
     questions = victim.exam()
     return victim, questions, measure(victim.model, questions)
 
 
-def run_cell(cell: Cell, digest: str, device: str = "cpu") -> Row:
+def run_cell(cell: Cell, digest: str, device: str = "cpu", code: str | None = None) -> Row:
     """Run one cell on one thread; a failure of any kind is a row with its error.
 
-    digest: SHA-256 of the victim's weights. device: where it runs, see `models.choose_device`.
+    digest: SHA-256 of the victim's weights. device: where it runs, see `models.choose_device`. code: see `Grid`.
     Raises KeyboardInterrupt on Ctrl-C alone, and then there is no row.
     """
     start, row = time.perf_counter(), empty_row(cell)
     with _ONE_AT_A_TIME, one_thread():
         try:
-            row |= _figures(cell, digest, device)
+            row |= _figures(cell, digest, device, code)
         except Exception as error:
             row["error"] = sentence(error)
     row["cell_seconds"] = round(time.perf_counter() - start, 3)
     return row
 
 
-def _figures(cell: Cell, digest: str, device: str) -> Row:
-    victim, questions, before = _victim(cell.attack, digest, device)
+def _figures(cell: Cell, digest: str, device: str, code: str | None) -> Row:
+    victim, questions, before = _victim(cell.attack, digest, device, code)
     result = defense(cell.defense)(victim.model, victim.data.defense, victim.trigger, spc=cell.spc, seed=cell.seed,
                                    progress=False)
     if result.interrupted:

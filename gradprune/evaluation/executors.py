@@ -19,7 +19,7 @@ from gradprune.errors import InputError
 from gradprune.evaluation.cells import Row, empty_row, run_cell, sentence
 from gradprune.evaluation.grid import Cell
 
-Job = tuple[Cell, str, str]  # cell, digest, device
+Job = tuple[Cell, str, str, str | None]  # arguments of `run_cell`
 SCHEDULER_SECONDS = 10  # how long to look for a scheduler
 
 

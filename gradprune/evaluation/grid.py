@@ -24,7 +24,8 @@ class Grid:
     """The cells of a bench.
 
     attacks: zoo names or checkpoint paths, or "all" for every attacked model of the zoo. defenses: names in `DEFENSES`,
-    or "all". spc: clean images per class. seeds: how many (3 stands for 0, 1, 2), or which.
+    or "all". spc: clean images per class. seeds: how many (3 stands for 0, 1, 2), or which. code: the "module:function"
+    that builds the models whose cards name it, see `models.build`.
     Raises InputError for unknown defences, values below their least, or nothing to run.
     """
 
@@ -32,6 +33,7 @@ class Grid:
     defenses: Sequence[str] | str = "all"
     spc: Sequence[int] = (2, 10)
     seeds: Sequence[int] | int = 3
+    code: str | None = None
 
     def __post_init__(self) -> None:
         attacks = [name for name in names() if name != "clean"] if self.attacks == "all" else self.attacks
@@ -60,7 +62,7 @@ class Grid:
         """
         digests = {}
         for attack in self.attacks:
-            victim = load_victim(attack)
+            victim = load_victim(attack, self.code)
             for spc in self.spc:
                 draw_defense_images(victim.data.defense, spc)
             digests[attack] = str(victim.card.get("sha256", ""))

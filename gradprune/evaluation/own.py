@@ -1,6 +1,6 @@
 """A model from elsewhere, with what its user says of it, made into a victim like any other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,10 @@ from gradprune.evaluation.victim import (
     try_on,
 )
 from gradprune.models import MODELS, build, predict
-from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card
+from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card, save_checkpoint
 from gradprune.models.devices import choose_device
 from gradprune.models.weights import fit_weights, read_file, state_dict
+from gradprune.paths import output_folder
 
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote: they have no card beside them
 STEMS = {"small": True, "stock": False}  # word -> `small` of `models.imported`
@@ -106,6 +107,18 @@ class Own:
         made = {"trigger": trigger.name, "settings": trigger.settings, "target": target}
         return Victim(model, trigger, target, data, {**card, "attack": {**attack, **made}}, notes=notes)
 
+    def saved(self, weights: Sequence[str], folder: Path) -> list[str]:
+        """Save such models with their triggers as checkpoints in `folder`, which say all that is said here.
+
+        Returns their paths, for a `Grid`; where the model is code of the user's own, it takes the name as its `code`.
+        Raises InputError as `victim` does, or where two files have one name.
+        """
+        names = [Path(path).stem for path in weights]
+        require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
+        victims = (self.victim(path) for path in weights)
+        return [save_checkpoint(output_folder(folder) / name, victim.model, victim.card, victim.trigger)
+                .with_suffix("").as_posix() for name, victim in zip(names, victims, strict=True)]
+
     def _by_card(self, path: Path) -> Opened:
         require((self.mean, self.std, self.stem) == (None, None, None),
                 f"mean, std and stem are on the card of {path}; leave them out.")
@@ -131,7 +144,9 @@ class Own:
         settings |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         if MODELS.get(self.model) is MODELS["small_vgg"]:
             settings["size"] = data.test.images.shape[-1]
-        model, settings, told_of_stem = self._with_stem(settings, state_dict(content, path), path, data)
+        tensors = state_dict(content, path)
+        settings |= {} if ":" in self.model else told_by(tensors)
+        model, settings, told_of_stem = self._with_stem(settings, tensors, path, data)
         data, notes = in_color(data, model)
         notes.extend(told_of_stem)
         if ":" not in self.model and not {"mean", "std", "size"} & settings.keys():  # small_vgg: as they are
@@ -204,6 +219,12 @@ class Own:
 def some_of(images: ImageSet) -> ImageSet:
     """A hundred images at most, of every class."""
     return images.subset(torch.linspace(0, len(images) - 1, min(_TRIED, len(images))).long())
+
+
+def told_by(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Settings of a named network that its weights tell: whether it takes grey images."""
+    first = next((tensor for tensor in tensors.values() if tensor.ndim == 4), None)
+    return {"channels": 1} if first is not None and first.shape[1] == 1 else {}
 
 
 def _doubts(answers: Tensor, labels: Tensor) -> list[str]:

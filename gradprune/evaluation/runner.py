@@ -36,7 +36,7 @@ def run(grid: Grid, out: str | Path | None = None, *, workers: int = 1, schedule
     digests, cells = grid.check(), grid.cells()
     with (nullcontext(out) if out else tempfile.TemporaryDirectory()) as folder, \
             Store(folder, digests, device_name(where)) as store:
-        jobs = [(cell, digests[cell.attack], str(where)) for cell in cells if not store.done(cell)]
+        jobs = [(cell, digests[cell.attack], str(where), grid.code) for cell in cells if not store.done(cell)]
         if store.damaged:
             tqdm.write(f"{store.damaged} damaged rows in {store.table} were dropped; their cells are run again.")
         bar = tqdm(total=len(cells), initial=len(cells) - len(jobs), desc="bench", unit="cell", disable=not progress)

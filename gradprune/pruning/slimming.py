@@ -55,10 +55,9 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
         raise InputError(NEEDS_TORCH_PRUNING) from None
     small, found, wanted = copy.deepcopy(model), filters(model, example[:1]), predict(model, example)
     gone = silent(model, found)
+    graph = _follow(torch_pruning.DependencyGraph(), small, example[:1].to(wanted.device))
     try:
         with evaluating(small, gradients=True), torch.enable_grad():
-            graph = torch_pruning.DependencyGraph()
-            graph.build_dependency(small, example[:1].to(wanted.device), verbose=False)
             cut = _cut(small, found, gone, graph, _zeros(small, example))
         for mine, given in zip(small.parameters(), model.parameters(), strict=True):  # cut layers have new parameters
             mine.requires_grad_(given.requires_grad)
@@ -70,6 +69,16 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
                          ) from None
     return Slim(small, [found[place] for place in sorted(cut)], [found[place] for place in gone if place not in cut],
                 (parameters(model), parameters(small)), (macs(model, example[:1]), macs(small, example[:1])))
+
+
+def _follow(graph: Any, model: nn.Module, image: Tensor) -> Any:
+    """Let torch-pruning see which layers hang together; returns its graph."""
+    try:
+        with evaluating(model, gradients=True), torch.enable_grad():
+            return graph.build_dependency(model, image, verbose=False)
+    except Exception as error:  # it divides by zero where channels are shuffled
+        raise InputError("the model cannot be slimmed: torch-pruning cannot follow the way of its channels, as where "
+                         "they are shuffled (ShuffleNet) or reshaped; masked it works as it is.") from error
 
 
 def _cut(model: nn.Module, found: Filters, gone: list[int], graph: Any, zeros: dict[str, Tensor]) -> set[int]:

@@ -18,7 +18,7 @@ from gradprune.evaluation import Metrics
 from gradprune.models import predict
 from gradprune.views import style
 from gradprune.views.differences import amplified, typical_changes
-from gradprune.views.panel_parts import blank, judge, place, show_image
+from gradprune.views.panel_parts import blank, judge, place, show_image, written
 from gradprune.views.picture import Picture, change, count
 from gradprune.views.style import ATTACKED, METRICS, RIGHT, Verdict, plain
 from gradprune.views.trigger_kinds import KINDS, OTHER
@@ -46,7 +46,7 @@ def poisoned_images(clean: ImageSet, poisoned: Poisoned, columns: int = 6) -> Pi
             style.write(axes[0], title, (0, 0.5), (-10, 0), ha="right", va="center", fontweight="bold")
             for ax, image in zip(axes, shown, strict=True):
                 show_image(ax, images.images[image] / 255)
-                label = plain(images.classes[int(images.labels[image])], 16)
+                label = written(int(images.labels[image]), images.classes, 16)
                 style.write(ax, symbol + label, (0.5, 0), (0, -14), ha="center", color=color)
     new = poisoned.images.labels.cpu()[touched].unique().tolist()
     label = f"label “{clean.classes[new[0]]}”" if len(new) == 1 else "label of the next class"
@@ -147,7 +147,8 @@ def answer_maps(maps: Mapping[str, Tensor], classes: Sequence[str]) -> Picture:
     require(len(maps) > 0, "there is no grid to show.")
     for name, shares in maps.items():
         require(shares.shape == (len(classes),) * 2, f"grid {name!r} must be {len(classes)} x {len(classes)}.")
-    names, colors = [plain(name, 16) for name in classes], seaborn.color_palette("rocket_r", as_cmap=True)
+    names = [written(label, classes, 16) for label in range(len(classes))]
+    colors = seaborn.color_palette("rocket_r", as_cmap=True)
     with style.in_style():
         figure = style.new_figure(8.4, 4.9)
         panels = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]

@@ -15,7 +15,7 @@ import ipywidgets as widgets
 from gradprune.errors import require
 from gradprune.evaluation import Victim
 from gradprune.views.controls import HALF, WIDE, Button, nothing
-from gradprune.views.panel_parts import error_html, image_html, named
+from gradprune.views.panel_parts import error_html, image_html, named, written
 from gradprune.views.picture import Picture
 
 _ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, and what is said here of a single target "
@@ -156,6 +156,10 @@ class Panel(BasePanel):
     def named(self, answer: int) -> str:
         """The name of a class."""
         return named(answer, self.victim.data.test.classes)
+
+    def written(self, answer: int, limit: int = 24) -> str:
+        """The name of a class for a figure."""
+        return written(answer, self.victim.data.test.classes, limit)
 
 
 @contextlib.contextmanager

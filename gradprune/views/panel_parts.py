@@ -46,6 +46,12 @@ def named(answer: int, classes: Sequence[str]) -> str:
     return classes[answer] if answer < len(classes) else f"class {answer}"
 
 
+def written(answer: int, classes: Sequence[str], limit: int = 24) -> str:
+    """The name of a class for a figure, on one line; its number where our font lacks letters of it."""
+    name = named(answer, classes)
+    return style.plain(name, limit) if style.drawable(name) else f"class {answer}"
+
+
 def judge(answer: int, truth: int, target: int | None) -> style.Verdict:
     """How to mark an answer: right, the attacker's class (None: there is none), or wrong."""
     return style.RIGHT if answer == truth else style.ATTACKED if answer == target else style.WRONG
@@ -61,7 +67,7 @@ def answer_bars(ax: Axes, chances: np.ndarray, names: Sequence[str], truth: int,
         texts = [f"{value:.0%}" if value >= 0.05 else "" for value in values]
         ax.bar_label(drawn, texts, padding=4, fontsize=7.5, color=mark.color)
     signs = {target: f"{style.ATTACKED.symbol} ", truth: f"{style.RIGHT.symbol} "}
-    labels = [signs.get(c, "") + style.plain(names[c], 18) for c in shown]
+    labels = [signs.get(c, "") + written(c, names, 18) for c in shown]
     ax.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5), xticks=[])
     ax.set_yticks(range(len(shown)), labels)
     for label, c in zip(ax.get_yticklabels(), shown, strict=True):

@@ -87,14 +87,17 @@ def per_class(spc: int) -> str:
     return f"{count(spc, 'image')} per class"
 
 
-def about_images(answers: Mapping[str, Sequence[Tensor]], images: ImageSet, target: int) -> str:
-    """What each model (by name: its answers to the clean and to the triggered images) made of the images."""
-    labels, others, parts = images.labels, images.labels != target, []
+def about_images(answers: Mapping[str, Sequence[Tensor]], images: ImageSet, wanted: Tensor) -> str:
+    """What each model (by name: its answers to the clean and to the triggered images) made of the images; wanted: the
+    attacker's labels."""  # noqa: D209
+    labels, others, parts = images.labels, images.labels != wanted, []
+    aims = wanted.unique().tolist()
+    aim = f"“{images.classes[aims[0]]}”" if len(aims) == 1 else "the next class"
     for name, (clean, triggered) in answers.items():
-        hits, kept = int((triggered == target)[others].sum()), int((triggered == labels)[others].sum())
+        hits, kept = int((triggered == wanted)[others].sum()), int((triggered == labels)[others].sum())
         right = f"{int((clean == labels).sum())} of {count(len(labels), 'clean image')} right"
         parts.append(f"{name[:1].upper()}{name[1:]}: {right}; with the trigger {hits} of {int(others.sum())} "
-                     f"go to “{images.classes[target]}” and {kept} are still right.")
+                     f"go to {aim} and {kept} are still right.")
     key = f"({RIGHT.symbol} right, {ATTACKED.symbol} the attacker's class, {WRONG.symbol} wrong)"
     return " ".join([*parts, key])
 

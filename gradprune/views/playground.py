@@ -99,7 +99,7 @@ def _about(victim: Victim) -> str:
     """What was done to the victim, how it behaves, and some of its images."""
     attack, metrics = victim.card["attack"], victim.card["metrics"]
     images = victim.data.test
-    picture = examples(victim.model, images, victim.trigger, victim.target)
+    picture = examples(victim.model, images, victim.trigger, victim.target, label_map=victim.label_map)
     if attack.get("rate") == 0:
         done = f"Nobody attacked this one; the trigger “{html.escape(victim.trigger.name)}” should leave it cold."
     else:

@@ -157,7 +157,7 @@ class PruningPlayer(Panel):
                 tile = place(figure, 4.95 + 1.15 * (i % 3), 0.52 + 1.7 * (i // 3), 1.1, 1.1)
                 show_image(tile, self.pixels[i])
                 verdict = judge(answer, truth, wanted[i])
-                style.write(tile, f"{verdict.symbol} {plain(self.named(answer), 14)}", (0.5, 0), (0, -13), ha="center",
+                style.write(tile, f"{verdict.symbol} {self.written(answer, 14)}", (0.5, 0), (0, -13), ha="center",
                             color=verdict.color)
                 style.write(tile, f"{computed.sure[i]:.0%}", (0.5, 0), (0, -24), ha="center", color=verdict.color)
             style.write(ax, "Triggered test images", (0, 1), (4.3 * 72, 24), fontsize=style.LARGE, fontweight="bold")

@@ -74,7 +74,7 @@ def _pictures(victim: Victim, result: DefenseResult, stages: Mapping[str, Metric
     replayed = replay(victim.model, result.history, sample, victim.trigger, victim.target, victim.label_map)
     models = {"before": victim.model, "after": result.model}
     pictures = {
-        "examples": examples(models, victim.data.test, victim.trigger, victim.target),
+        "examples": examples(models, victim.data.test, victim.trigger, victim.target, label_map=victim.label_map),
         "before_after": before_after(stages),
         "scores": score_heatmap(found, scores, kept, score=score),
         "trajectory": pruning_trajectory(result.history, replayed, len(kept)),

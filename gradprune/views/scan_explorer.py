@@ -19,7 +19,7 @@ from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, judge, place, show_image
 from gradprune.views.picture import Picture
 from gradprune.views.scan_plots import alarm_line, norm_bars
-from gradprune.views.style import CLEAN, TRIGGERED, plain
+from gradprune.views.style import CLEAN, TRIGGERED
 
 _SIDE = 1.3  # inches: an image
 
@@ -94,12 +94,12 @@ class ScanExplorer(Panel):
                     continue
                 answer = int(computed.chances[column].argmax())
                 verdict = judge(answer, truth, label if column else truth)
-                style.write(ax, f"{verdict.symbol} {plain(self.named(answer), 16)}", (0, 0), (0, -15),
+                style.write(ax, f"{verdict.symbol} {self.written(answer, 16)}", (0, 0), (0, -15),
                             color=verdict.color, fontweight="bold")
                 style.write(ax, f"{computed.chances[column, answer]:.1%} sure", (0, 0), (0, -28), color=verdict.color)
             note = place(figure, 0.15, 2.35, 4.1, 0.9)
             note.set_axis_off()
-            words = f"{computed.moved:.0%} of the images of other classes\ngo to “{plain(self.named(label))}”"
+            words = f"{computed.moved:.0%} of the images of other classes\ngo to “{self.written(label)}”"
             style.write(note, words, (0, 1), (0, 0), va="top", fontsize=style.LARGE, fontweight="bold")
             ax = place(figure, 5.75, 0.42, 2.5, 2.45)
             norm_bars(ax, self.norms, self.classes, alarm_line(self.norms), [self._smallest] if self._alarm else [])

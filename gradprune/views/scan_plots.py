@@ -18,7 +18,7 @@ from gradprune.models import predict
 from gradprune.pruning import outliers
 from gradprune.views import style
 from gradprune.views.differences import amplified, typical_changes
-from gradprune.views.panel_parts import blank, judge, place, show_image
+from gradprune.views.panel_parts import blank, judge, place, show_image, written
 from gradprune.views.picture import Picture, count
 from gradprune.views.style import ATTACKED, CLEAN, METRICS, plain
 
@@ -58,7 +58,7 @@ def norm_bars(ax: Axes, values: Sequence[float], classes: Sequence[str], line: f
         ax.axvline(line, color=style.INK, linestyle="--", linewidth=1.2)
     ax.set_xlabel("alarm left of the dashed line" if line is not None else
                   "no norm could be small enough for an alarm")
-    ax.set_yticks(range(len(classes)), [plain(name) for name in classes])
+    ax.set_yticks(range(len(classes)), [written(label, classes) for label in range(len(classes))])
     ax.set_ylim(len(classes) - 0.5, -0.5)
 
 

@@ -6,6 +6,7 @@ of Paul Tol's; each comes with a marker and a line style, so that no figure depe
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import FuncNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
@@ -80,6 +82,16 @@ def new_figure(width: float = 8.4, height: float = 3.6) -> Figure:
     """A blank figure, size in inches of 100 pixels; pyplot does not know it, so that nothing piles up."""
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
     return Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor=PAPER)
+
+
+@cache
+def _letters() -> frozenset[int]:
+    return frozenset(get_font(findfont(str(_RC["font.family"]))).get_charmap())
+
+
+def drawable(text: str) -> bool:
+    """Whether our font has all letters of a text: others would be drawn as boxes."""
+    return {ord(letter) for letter in text if letter.isprintable()} <= _letters()
 
 
 def plain(text: object, limit: int = 24) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gradprune.views import style
 from gradprune.views.differences import amplified, difference
-from gradprune.views.panel_parts import answer_bars, blank, judge, place, show_image
-from gradprune.views.style import CLEAN, TRIGGERED, plain
+from gradprune.views.panel_parts import answer_bars, blank, judge, place, show_image, written
+from gradprune.views.style import CLEAN, TRIGGERED
 
 _SIDE, _LEFT, _FIRST, _HIGH = 1.68, 0.15, 3.35, 2.85  # inches: an image, the left edge, the first row, each other
 _BESIDE = _LEFT + 3 * (_SIDE + 0.12) + 0.1
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     title: str = ""
 
 
-def draw_rows(rows: Sequence[Row], classes: Sequence[str], named: Callable[[int], str]) -> Figure:
+def draw_rows(rows: Sequence[Row], classes: Sequence[str]) -> Figure:
     """Each row's two images with the answers below, and their amplified difference.
 
     Beside the first row stands the probability of each of the classes, beside the others what they are.
@@ -52,8 +52,8 @@ def draw_rows(rows: Sequence[Row], classes: Sequence[str], named: Callable[[int]
                     continue
                 answer = int(row.chances[column].argmax())
                 verdict = judge(answer, row.truth, row.wanted if column else row.truth)
-                style.write(ax, f"{verdict.symbol} {plain(named(answer), 18)}", (0, 0), (0, -16), color=verdict.color,
-                            fontsize=style.LARGE, fontweight="bold")
+                style.write(ax, f"{verdict.symbol} {written(answer, classes, 18)}", (0, 0), (0, -16),
+                            color=verdict.color, fontsize=style.LARGE, fontweight="bold")
                 style.write(ax, f"{row.chances[column, answer]:.1%} sure", (0, 0), (0, -31), color=verdict.color)
             if line:
                 beside = place(figure, _BESIDE, top, 2.4, _SIDE)

@@ -1,0 +1,113 @@
+"""Every defence meets every kind of network that people have; each runs, or says in one sentence why it cannot."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import squares
+from test_defenses import QUICK
+from torch import nn
+
+from gradprune.attacks import Picture
+from gradprune.defenses import DEFENSES
+from gradprune.errors import InputError
+from gradprune.models import load_weights, predict
+from gradprune.pruning import distilled
+
+ASKS_BATCHNORM = {"anp", "rnp"}  # they mask channels of BatchNorms, and there are none
+
+
+class LeNet(nn.Module):
+    def __init__(self, view=False):
+        super().__init__()
+        self.view = view
+        self.conv1, self.conv2 = nn.Conv2d(3, 3, 5, stride=2), nn.Conv2d(3, 4, 5, stride=2)
+        self.fc1, self.fc2 = nn.Linear(16, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(x)))), 2)
+        return self.fc2(F.relu(self.fc1(x.view(-1, 16) if self.view else torch.flatten(x, 1))))
+
+
+def plain(*more):
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=3), *more, nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(4, 4))
+
+
+class Googlenet(nn.Module):
+    """Two classifiers beside the last one, in training alone, and a named tuple of the three."""
+
+    def __init__(self):
+        super().__init__()
+        from torchvision.models.googlenet import GoogLeNetOutputs, Inception
+        self.form = GoogLeNetOutputs
+        self.stem, self.norm = nn.Conv2d(3, 4, 3, stride=4, bias=False), nn.BatchNorm2d(4)
+        self.inception = Inception(4, 2, 2, 2, 2, 2, 2)
+        self.fc, self.aux1, self.aux2 = nn.Linear(8, 4), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.inception(F.relu(self.norm(self.stem(x)))).mean((2, 3))
+        return self.form(self.fc(x), self.aux2(x), self.aux1(x)) if self.training else self.fc(x)
+
+
+class Lightning(nn.Module):
+    """What a LightningModule's checkpoint is loaded into: the network alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = plain(nn.BatchNorm2d(4), nn.ReLU())
+
+
+def lightning(path):
+    torch.save({"state_dict": {**Lightning().state_dict(), "criterion.weight": torch.ones(4)}, "epoch": 3,
+                "pytorch-lightning_version": "2.5"}, path / "last.ckpt")
+    return load_weights(plain(nn.BatchNorm2d(4), nn.ReLU()), path / "last.ckpt")
+
+
+def convnext(_):
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+    return ConvNeXt([CNBlockConfig(4, 8, 1), CNBlockConfig(8, None, 1)], num_classes=4)
+
+
+NETWORKS = {  # name -> the network, whether it has BatchNorms
+    "LeNet": (lambda _: LeNet(), False), "tutorial net": (lambda _: LeNet(view=True), False),
+    "googlenet": (lambda _: Googlenet(), True), "lightning": (lightning, True),
+    "SyncBatchNorm": (lambda _: plain(nn.SyncBatchNorm(4), nn.ReLU()), True),
+    "GroupNorm": (lambda _: plain(nn.GroupNorm(2, 4), nn.ReLU()), False), "ConvNeXt": (convnext, False),
+    "last maps of one pixel": (lambda _: nn.Sequential(nn.Conv2d(3, 4, 32), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4)), False)}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return squares(24, 1, 32)
+
+
+@pytest.fixture(scope="module")
+def mark():
+    trigger = Picture((3, 3))
+    trigger.picture.fill_(1.0)
+    return trigger
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_defence_takes_it(images, mark, tmp_path, monkeypatch, network):
+    monkeypatch.setattr(distilled, "STEPS", 4)
+    make, has_norms = NETWORKS[network]
+    torch.manual_seed(0)
+    net = make(tmp_path)
+    for name, method in DEFENSES.items():
+        refused = (name in ASKS_BATCHNORM and not has_norms) or (name == "nad" and network == "last maps of one pixel")
+        with pytest.raises(InputError) if refused else nullcontext() as told:
+            result = method(net, images, mark, spc=1, progress=False, **QUICK[name])
+            assert predict(result.model, images.floats()).shape == (24, 4), name
+        assert not refused or (str(told.value).count(". ") == 0 and str(told.value).endswith(".")), told
+
+
+def test_a_transformer_with_a_convolutional_stem_is_refused_for_images_of_another_size(images, mark):
+    timm = pytest.importorskip("timm", reason="timm is an optional extra")
+    net = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=4, depth=1)
+    for name, method in DEFENSES.items():
+        with pytest.raises(InputError, match=r"cannot take images of shape \(3, 32, 32\)") as told:
+            method(net, images, mark, spc=1, progress=False, **QUICK[name])
+        assert "\n" not in str(told.value)
