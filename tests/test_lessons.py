@@ -305,7 +305,7 @@ def test_a_shift_by_a_pixel_is_a_right_trigger_and_a_faint_mark_is_told(capsys):
         return images
 
     def brighter(images):
-        return (images + 0.001).clamp(0, 1)
+        return (images + 0.1).clamp(0, 1)
 
     assert check.trigger(shifted) is shifted
     assert "may not learn" not in capsys.readouterr().out

@@ -52,14 +52,17 @@ def _mark(trigger: Function, case: Sequence[Any]) -> Seen:
     return [torch.tensor([1.0] + [float(fact) for fact in facts])]
 
 
-_LEARNED = 2.0  # the root of all squared changes of an image: with less, the short training's ASR stays below one half
+_SIZE, _STRENGTH = 2.0, 0.25  # with less, the short training's ASR stayed below one half (squares, brighter images)
 
 
 def _will_it_be_learned(trigger: Function) -> str:
     """A word on a mark that is right, and too small or too faint for the training that follows."""
-    change = (trigger(_signs().clone()) - _signs()).square().sum((1, 2, 3)).sqrt().mean()
-    return "" if change >= _LEARNED else ("But it changes so little that the short training of quick mode may not "
-                                          "learn it: expect a low ASR further down, or make it larger or stronger.")
+    change = (trigger(_signs().clone()) - _signs()).abs().flatten(1)
+    size, strength = change.square().sum(1).sqrt().mean(), change.amax(1).mean()
+    if size >= _SIZE and strength >= _STRENGTH:
+        return ""
+    return ("But it changes so little that the short training of quick mode may not learn it: expect a low ASR further "
+            "down, or make it larger or stronger.")
 
 
 def _same_first_fault(seen: Seen, other: Seen) -> bool:
