@@ -431,12 +431,12 @@ def test_a_slider_keeps_its_answer_and_shows_it_again(own_progress, monkeypatch,
     assert "Close" in capsys.readouterr().out
 
 
-def test_radio_buttons_start_without_an_answer(monkeypatch, capsys):
+def test_buttons_start_without_an_answer(monkeypatch, capsys):
     panels = shown(monkeypatch)
     predict("02.many", "How many?", options=["one", "a few"])
-    radio = panels[0].children[1]
-    assert radio.value is None
-    radio.set_state({"index": 1})
+    buttons = panels[0].children[1]
+    assert buttons.value is None
+    buttons.set_state({"index": 1})
     assert reveal("02.many", "one") == "a few"
     assert "Not what you expected: you guessed “a few”, the answer is “one”" in capsys.readouterr().out
     assert reveal("02.many", "a few") == "a few"
