@@ -21,7 +21,6 @@ from gradprune.views.style import plain
 
 HIGH_IS_GOOD = {"der": True, "acc": True, "asr": False, "ra": True, "seconds": False}
 SORTS = ("best first", "steadiest first", "by name")
-_JUDGE = 3  # seeds of both before a lead is judged
 _TOO_FEW = {1: "one seed has no spread and decides nothing", 2: "two seeds hardly have a spread and decide nothing"}
 _ROW, _TOP, _BOTTOM = 0.29, 0.66, 0.55  # inches
 
@@ -158,8 +157,7 @@ def _words(found: Comparison, form: Callable[[float], str]) -> str:
         second = whole.iloc[1]
         lead, spread = abs(first["mean"] - second["mean"]), first["spread"] + second["spread"]
         text += f", then {whole.index[1]} {_with_spread(second, form)}; "
-        seeds = min(len(first["values"]), len(second["values"]))
-        text += _lead(lead, spread, found.metric) if seeds >= _JUDGE else _TOO_FEW[seeds]
+        text += _TOO_FEW.get(found.seeds) or _lead(lead, spread, found.metric)
     out = len(found.lines) - len(whole)
     return text + f"; {count(out, 'defence')} with lost cells left out" * (out > 0) + "."
 
