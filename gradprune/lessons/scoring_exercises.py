@@ -1,4 +1,4 @@
-"""The exercises of notebook 02: the unlearning loss, and the score of a filter."""
+"""The exercises of notebook 02: the unlearning loss, a measured slope (see there), and the score of a filter."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +15,7 @@ from gradprune.lessons.judging import (
     as_tensor,
     require_no_backward,
 )
+from gradprune.lessons.slope_exercise import SLOPE
 from gradprune.lessons.telling import Seen
 
 # ---- unlearning_loss(model, images, labels, trigger, target) -> scalar with a gradient
@@ -156,4 +157,4 @@ SCORE = Exercise(
                       "here the gradient alone counts.", lambda w, g: (w * g).abs().mean(dim=(1, 2, 3))),
     ))
 
-SCORING_EXERCISES = (UNLEARNING_LOSS, SCORE)
+SCORING_EXERCISES = (UNLEARNING_LOSS, SLOPE, SCORE)

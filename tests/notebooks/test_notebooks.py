@@ -18,7 +18,7 @@ from gradprune.lessons import CheckFailed, start
 from gradprune.lessons.exercises import EXERCISES
 from gradprune.lessons.restart import POINTS
 
-PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer")
+PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer", "OneNeuron")
 TAGS = {"setup", "exercise", "restart", "widget"}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
