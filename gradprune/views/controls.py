@@ -51,8 +51,8 @@ def number(text: str, low: int, high: int, value: int, width: int = HALF) -> wid
 def buttons(text: str, options: Sequence[Any], value: Any) -> widgets.ToggleButtons:
     """One of a few, or of many that take time to show: a button each, chosen with Space or Enter."""
     look = _look(text)
-    return widgets.ToggleButtons(options=options, value=value, description=text, layout=look["layout"],
-                                 style=look["style"] | {"button_width": "auto"})
+    look["style"]["button_width"] = "auto"
+    return widgets.ToggleButtons(options=options, value=value, **look)
 
 
 def choice(text: str, options: Sequence[Any], value: Any) -> widgets.SelectionSlider:

@@ -22,8 +22,8 @@ class FilterChoice:
 
     def __init__(self, found: Filters, scores: Tensor) -> None:
         self.found, self.position = found, int(scores.argmax())
-        layers = [(f"{plain(layer.name, 24)} ({layer.count} filters)", layer.start) for layer in found.layers]
-        self.layer = choice("Layer", [(f"all ({len(found)} filters)", ALL), *layers], ALL)
+        layers = [(plain(layer.name), layer.start) for layer in found.layers]
+        self.layer = choice("Layer", [("all layers", ALL), *layers], ALL)
         self.rank = slider("Rank", 1, len(found), 1)
         self.rescore(scores)
 
