@@ -38,7 +38,7 @@ PANEL = {
     "hidden": model("Layout", display="none"),
     "bar": model("HBox", children=["IPY_MODEL_progress", "IPY_MODEL_picture"]),
     "progress": model("FloatProgress", value=1.0),
-    "radio": model("RadioButtons", description="", index=None, _options_labels=["it <stays>", "it goes"]),
+    "radio": model("ToggleButtons", description="", index=None, _options_labels=["it <stays>", "it goes"]),
 }
 
 

@@ -58,7 +58,7 @@ def panel(table, monkeypatch):
     made.close()
 
 
-def choose(control: widgets.Dropdown, value) -> None:
+def choose(control: widgets.Widget, value) -> None:
     """Choose the way the browser does."""
     control.set_state({"index": [option[1] for option in control.options].index(value)})
 
@@ -110,17 +110,18 @@ def contest(first: tuple, second: tuple, metric="acc") -> str:
 
 
 def test_a_lead_within_the_spreads_is_none():
-    close, clear = contest((0.90, 0.94), (0.89, 0.93)), contest((0.90, 0.92), (0.80, 0.82))
+    close, clear = contest((0.90, 0.94, 0.92), (0.89, 0.93, 0.91)), contest((0.90, 0.92, 0.91), (0.80, 0.82, 0.81))
     assert "one 92.0% ± 2.0, then two 91.0% ± 2.0; the lead of 1.0 points is not larger than both spreads together (4.0" in close
     assert close.endswith("these seeds do not decide.")
     assert "one 91.0% ± 1.0, then two 81.0% ± 1.0; the lead of 10.0 points is larger than both spreads together (2.0" in clear
     assert "decide" not in clear
-    assert "Lowest mean seconds" in contest((1.0, 2.0), (5.0, 6.0), "seconds")
-    assert "the lead of 4 s is larger than both spreads together (1 s)" in contest((1.0, 2.0), (5.0, 6.0), "seconds")
+    assert "Lowest mean seconds" in contest((1.0, 2.0, 1.5), (5.0, 6.0, 5.5), "seconds")
+    assert "the lead of 4 s is larger than both spreads together (1 s)" in contest((1.0, 2.0, 1.5), (5.0, 6.0, 5.5), "seconds")
 
 
-def test_one_seed_decides_nothing():
+def test_fewer_than_three_seeds_decide_nothing():
     assert contest((0.9,), (0.1,)).endswith("one seed has no spread and decides nothing.")
+    assert contest((0.9, 0.91), (0.1, 0.11)).endswith("two seeds hardly have a spread and decide nothing.")
 
 
 def test_a_low_asr_is_told_with_its_ra():
@@ -201,7 +202,7 @@ def test_one_change_is_drawn_once(panel, monkeypatch):
 
 def test_controls_are_described_and_come_before_the_picture(panel):
     order = list(family(panel))
-    controls = [widget for widget in order if isinstance(widget, widgets.Dropdown)]
+    controls = [widget for widget in order if isinstance(widget, widgets.ToggleButtons | widgets.SelectionSlider)]
     assert [control.description for control in controls] == ["Attack", "Images", "Figure", "Order"]
     assert order.index(controls[-1]) < order.index(panel.figure) < order.index(panel.summary)
     assert "gradprune-panel" in panel._dom_classes

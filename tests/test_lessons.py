@@ -30,9 +30,11 @@ from gradprune.lessons import (
     restart,
     reveal,
     session,
+    telling,
+    whose,
 )
 from gradprune.lessons.exercises import EXERCISES
-from gradprune.lessons.judging import close
+from gradprune.lessons.telling import close
 from gradprune.pruning import SCORES, Pairs, filter_scores, pair_up
 from gradprune.pruning.filters import filters
 from gradprune.views import filter_picture, lesson_plots
@@ -113,9 +115,12 @@ def test_an_exception_is_told_with_its_line(capsys):
 
 def test_a_fault_that_nobody_foresaw_is_told_with_both_values(capsys):
     check.score(lambda weight, gradient: 3.7 * EXERCISES["score"].reference(weight, gradient))
+    told = capsys.readouterr().out
+    assert "With `weight = tensor([[[[1., 2.]]], [[[3., 4.]]]]), gradient = " in told
+    assert "the result should be `tensor([2.0000, 0.5000])`, yours is `tensor([7.4000, 1.8500])`" in told
+    check.score(lambda weight, gradient: gradient.abs().mean(dim=(1, 2, 3)) + (weight.shape[1] == 4))  # right on the example
     right = EXERCISES["score"].reference(*EXERCISES["score"].cases()[0])
-    place = int(right.argmax())
-    assert f"should be {right[place]:.4g} at place {place}, yours is {3.7 * right[place]:.4g}." in capsys.readouterr().out
+    assert f"should be {right[0]:.4g} at place 0, yours is {1 + right[0]:.4g}." in capsys.readouterr().out
     check.score(lambda weight, gradient: gradient.abs().mean(dim=(1, 2, 3), keepdim=True))
     assert "leave out `keepdim=True`" in capsys.readouterr().out
 
@@ -181,7 +186,23 @@ def test_a_misconception_that_fails_on_the_inputs_explains_nothing():
     exercise = EXERCISES["score"]
     broken = dataclasses.replace(exercise, misconceptions=(exercise.misconceptions[0]._replace(wrong=lambda *_: 1 / 0),))
     verdict = broken.judge(lambda weight, gradient: gradient.abs().sum(dim=(1, 2, 3)) + 1)
-    assert verdict.state == "wrong" and verdict.message.startswith("on a hidden example the result should be")
+    assert verdict.state == "wrong" and verdict.message.startswith("your function does something else than it should")
+
+
+@each_exercise
+def test_small_examples_can_be_read_and_suit_the_exercise(exercise):
+    for case in exercise.examples():
+        assert len(exercise.observe(exercise.reference, case)) > 0
+        told = telling.an_example({"x": case[0]}, exercise.reference(*case), 0)
+        assert "..." not in told and len(told) < 400, told
+
+
+def test_tables_are_shown_as_one_would_type_them():
+    told = EXERCISES["mean_rank"].judge(lambda scores: scores.rank(axis=1).mean() * 7).message
+    assert "With `scores = DataFrame({'a': [0.9, 0.6], 'b': [0.8, nan], 'c': [0.8, 0.7]})`" in told
+    assert "the result should be `Series({'a': 1.5, 'b': 2.75, 'c': 1.75})`" in told
+    told = EXERCISES["unwrap"].judge(lambda content: dict.fromkeys(content.get("state_dict", content), 0)).message
+    assert "shape" not in told and "'module.head.module.bias': tensor([1.])" in told
 
 
 def test_plain_python_without_ipython_prints(monkeypatch, capsys):
@@ -259,6 +280,76 @@ def test_other_right_ways_of_the_other_exercises():
     assert check.hold_mask(hooked) is hooked
     assert check.trigger(stripe) is stripe
     assert check.stopping_rule(lambda history, alpha: EXERCISES["stopping_rule"].reference(history, alpha))
+
+
+def test_the_loop_of_the_lesson_is_a_right_stopping_rule():
+    def loop(history, alpha):
+        best, kept = history[0]["val_unlearning_loss"], 0
+        for row in history:
+            if history[0]["val_acc"] - row["val_acc"] >= alpha:
+                break
+            if row["val_unlearning_loss"] < best:
+                best, kept = row["val_unlearning_loss"], row["round"]
+        return kept
+
+    assert check.stopping_rule(loop) is loop
+
+
+def test_a_shift_by_a_pixel_is_a_right_trigger_and_a_faint_mark_is_told(capsys):
+    def shifted(images):
+        return torch.roll(images, 1, dims=3)
+
+    def one_pixel(images):
+        images = images.clone()
+        images[:, :, -2, -2] = 1.0
+        return images
+
+    def brighter(images):
+        return (images + 0.1).clamp(0, 1)
+
+    assert check.trigger(shifted) is shifted
+    assert "may not learn" not in capsys.readouterr().out
+    for faint in (one_pixel, brighter):
+        assert check.trigger(faint) is faint
+        assert "✔ Correct" in (told := capsys.readouterr().out) and "may not learn" in told
+
+
+def test_failures_may_share_the_last_places_or_all_be_last():
+    def very_last(scores):
+        return scores.rank(axis=1, ascending=False).fillna(scores.shape[1]).mean()
+
+    assert check.mean_rank(very_last) is very_last
+
+
+def test_a_gradient_that_is_taken_inside_is_told():
+    def inside(*case):
+        loss = EXERCISES[name].reference(*case)
+        loss.backward()
+        return loss
+
+    for name in ("unlearning_loss", "search_loss"):
+        verdict = EXERCISES[name].judge(inside)
+        assert verdict.state == "wrong" and "`.backward()` is called inside" in verdict.message
+
+
+def test_a_scatter_without_absolute_values_is_told():
+    def signed(norms):
+        middle = norms.quantile(0.5)
+        return (middle - norms) / (1.4826 * (norms - middle).quantile(0.5))
+
+    def by_median(norms):
+        return (norms.median() - norms) / (1.4826 * (norms - norms.median()).median())
+
+    for attempt in (signed, by_median):
+        assert "half above it and half below" in EXERCISES["anomaly"].judge(attempt).message
+
+
+def test_later_cells_say_whose_work_they_show(capsys):
+    def own(weight, gradient):
+        return gradient.abs().mean((1, 2, 3))
+
+    assert whose(check.score(own)) == "Your"
+    assert whose(check.score(lambda weight, gradient: weight)) == whose(check.score(None)) == "The reference"
 
 
 def test_other_right_ways_to_compare():
@@ -340,12 +431,12 @@ def test_a_slider_keeps_its_answer_and_shows_it_again(own_progress, monkeypatch,
     assert "Close" in capsys.readouterr().out
 
 
-def test_radio_buttons_start_without_an_answer(monkeypatch, capsys):
+def test_buttons_start_without_an_answer(monkeypatch, capsys):
     panels = shown(monkeypatch)
     predict("02.many", "How many?", options=["one", "a few"])
-    radio = panels[0].children[1]
-    assert radio.value is None
-    radio.set_state({"index": 1})
+    buttons = panels[0].children[1]
+    assert buttons.value is None
+    buttons.set_state({"index": 1})
     assert reveal("02.many", "one") == "a few"
     assert "Not what you expected: you guessed “a few”, the answer is “one”" in capsys.readouterr().out
     assert reveal("02.many", "a few") == "a few"

@@ -26,7 +26,7 @@ from gradprune.models import build, predict
 from gradprune.pruning import pair_up, paper, silence, unlearning_loss, validate
 from gradprune.pruning.filters import filters
 from gradprune.views import BeatGradPrune, FilterExplorer, PruningPlayer, TriggerStudio, beat_grad_prune, style
-from gradprune.views.filter_choice import heat_map
+from gradprune.views.filter_choice import ALL, heat_map
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import ERROR_CLASS, blank, place
 
@@ -62,7 +62,7 @@ def make(victim, result):
 
 def put(control: widgets.Widget, value) -> None:
     """Set a control the way the browser does."""
-    if isinstance(control, widgets.Dropdown):
+    if isinstance(control, widgets.ToggleButtons | widgets.SelectionSlider):
         options = [option[1] if isinstance(option, tuple) else option for option in control.options]
         control.set_state({"index": options.index(value)})
     else:
@@ -185,8 +185,7 @@ def test_filter_explorer_shows_responses_and_the_real_change_of_loss(make, victi
     found = filters(victim.model, pairs.clean[:1])
     for position in (0, 17, 40):
         layer, index = found[position]
-        put(panel.chosen.layer, found.layer_of(position).start)
-        put(panel.chosen.index, index)
+        panel.chosen.go(position)
         put(panel.image, 2)
         detail = panel.compute(panel.state())
         outputs = []
@@ -211,8 +210,7 @@ def test_filter_explorer_predicts_what_the_gradient_says(make, victim):
     weight = victim.model.stages[0][0].conv1.weight
     loss = F.cross_entropy(victim.model(pairs.triggered), pairs.labels)
     gradient, = torch.autograd.grad(loss, [weight])
-    put(panel.chosen.layer, 16)
-    put(panel.chosen.index, 5)
+    panel.chosen.go(21)
     assert f"predicted {-(weight * gradient)[5].sum():+.3g} by taylor" in panel.sentence
 
 
@@ -220,43 +218,39 @@ def test_the_controls_of_the_filter_keep_in_step(make):
     panel = make(FilterExplorer)
     chosen, scores = panel.chosen, panel.scores["gradient"]
     assert panel.state().position == int(scores.argmax())
-    assert chosen.top.value == panel.state().position
 
-    def check():
+    def check(in_layer):
         layer = panel.found.layer_of(chosen.position)
-        part = scores[layer.start:layer.start + layer.count]
-        assert chosen.layer.value == layer.start
-        assert chosen.index.value == chosen.position - layer.start
-        assert (chosen.rank.max, chosen.index.max) == (layer.count, layer.count - 1)
+        part = scores[layer.start:layer.start + layer.count] if in_layer else scores
+        assert chosen.layer.value == (layer.start if in_layer else ALL)
+        assert chosen.rank.max == len(part)
         assert int((part > scores[chosen.position]).sum()) == chosen.rank.value - 1
-        best = scores.argsort(descending=True)[:10].tolist()
-        assert chosen.top.value == (chosen.position if chosen.position in best else -1)
         assert str(panel.found[chosen.position]) in panel.sentence
 
+    assert chosen.position == int(scores.argmax())
+    check(False)
+    put(chosen.rank, 30)
+    check(False)
     put(chosen.layer, 16)
     assert chosen.rank.value == 1
-    check()
+    check(True)
     put(chosen.rank, 9)
-    check()
-    put(chosen.index, 0)
-    check()
-    put(chosen.top, chosen.top.options[4][1])
-    check()
+    check(True)
     before = chosen.position
-    put(chosen.top, -1)  # nothing to jump to
-    assert chosen.position == before
     scores = panel.scores["gate"]
     put(panel.score, "gate")
     assert chosen.position == before
-    check()
+    check(True)
+    put(chosen.layer, ALL)
+    assert chosen.position == int(scores.argmax())
+    check(False)
 
 
 def test_one_change_is_drawn_once(make, monkeypatch):
     panel, drawn = make(FilterExplorer), []
     real = panel.draw
     monkeypatch.setattr(panel, "draw", lambda computed: drawn.append(1) or real(computed))
-    for control, value in ((panel.chosen.layer, 16), (panel.chosen.rank, 4), (panel.score, "taylor"), (panel.sort, True),
-                           (panel.image, 1)):
+    for control, value in ((panel.chosen.layer, 16), (panel.chosen.rank, 4), (panel.score, "taylor"), (panel.image, 1)):
         drawn.clear()
         put(control, value)
         assert drawn == [1], control.description
@@ -290,16 +284,16 @@ def test_pruning_player_replays_the_run_on_the_first_images_of_each_class(make, 
         assert torch.allclose(frame.sure, chances.amax(1), atol=1e-5)
         assert f"ACC {row['acc']:.1%}, ASR {row['asr']:.1%}, RA {row['ra']:.1%} on 40 test images" in panel.sentence
         assert f"{int((chances.argmax(1) == panel.shown.labels).sum())} right" in panel.sentence
-        assert panel.play.value == row["round"]
     assert victim.target not in panel.shown.labels
 
 
-def test_pruning_player_plays(make):
+def test_pruning_player_steps_through_the_rounds(make):
     panel = make(PruningPlayer)
-    put(panel.play, 0)
+    put(panel.round, panel.round.max)
+    panel.next.click()
     assert panel.round.value == 0
     assert "the given model" in panel.sentence
-    put(panel.play, 1)
+    panel.next.click()
     assert panel.sentence.startswith("Round 1 of")
 
 
@@ -427,7 +421,16 @@ def test_an_error_turns_red_and_is_raised_under_strict_alone(make, monkeypatch, 
         assert "ZeroDivisionError: &lt;b&gt;no&lt;/b&gt; such thing" in panel.error.value
         assert "Traceback (most recent call last)" in panel.error.value
         assert "in broken" in panel.error.value
-    put(slider, low)
+
+    def unwilling(state):
+        raise InputError("one must not do that.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(panel, "compute", unwilling)
+        patch.setenv("GRADPRUNE_STRICT", "0")
+        put(slider, low)
+        assert "one must not do that." in panel.error.value and "Traceback" not in panel.error.value
+    put(slider, low + step)
     assert panel.error.value == ""
 
 

@@ -158,7 +158,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 def own_picture(path: str | Path | None, judge: nn.Module, like: ImageSet) -> ImageSet:
     """A picture file as the model sees it: a set of one image like those of `like`, cut square and made small.
 
-    path: a photo or drawing as PNG, JPEG, WEBP, BMP or PPM; None draws a sign. Nobody knows its true class, so its
+    path: a photo or drawing as PNG, JPEG, WEBP, BMP or PPM; None draws a tree. Nobody knows its true class, so its
     label is what `judge`, an honest model, answers. Raises InputError, in one sentence, for a file that is missing or
     no picture.
     """
@@ -183,13 +183,12 @@ def _open(path: Path) -> Image.Image:
 
 
 def _drawing(side: int = 320) -> Image.Image:
-    """A plain "no entry" sign under a blue sky: flat colours, unlike any picture that the model was trained on."""
-    picture = Image.new("RGB", (side, side), "#9cc7ee")
+    """A tree under a pale sky: nothing that the model was ever trained on."""
+    picture = Image.new("RGB", (side, side), "#bcd8f0")
     draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, 0.82 * side, side, side), fill="#5d8a4a")
-    draw.rectangle((0.46 * side, 0.6 * side, 0.54 * side, side), fill="#777777")
-    draw.ellipse((0.12 * side, 0.06 * side, 0.84 * side, 0.78 * side), fill="#c8202c", outline="white", width=6)
-    draw.rectangle((0.24 * side, 0.35 * side, 0.72 * side, 0.49 * side), fill="white")
+    draw.rectangle((0, 0.82 * side, side, side), fill="#7a9a5a")
+    draw.rectangle((0.43 * side, 0.5 * side, 0.53 * side, 0.86 * side), fill="#6b4a2f")
+    draw.ellipse((0.2 * side, 0.1 * side, 0.76 * side, 0.62 * side), fill="#2f6b35")
     return picture
 
 

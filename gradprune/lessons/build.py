@@ -162,13 +162,11 @@ def _still(models: dict[str, Any], identity: str) -> str:
         return "".join(part for part in parts if part) if "progress-bar" not in parts else ""
     if kind in ("FloatProgressModel", "IntProgressModel"):
         return "progress-bar"  # what a finished bar leaves behind is not worth showing
-    if kind == "PlayModel":
-        return ""
     if kind in ("HTMLModel", "LabelModel"):
         return f"<div>{state.get('value', '')}</div>" if state.get("value") else ""
     options = state.get("_options_labels")
     value = options[state["index"]] if options and state.get("index") is not None else state.get("value", "")
-    if kind == "RadioButtonsModel" and options:
+    if kind == "ToggleButtonsModel" and options:
         value = " / ".join(options)
     value = "☐☑"[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
     text = " ".join(str(part) for part in (state.get("description"), value) if part not in (None, ""))

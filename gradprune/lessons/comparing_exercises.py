@@ -8,7 +8,8 @@ import pandas as pd
 
 from gradprune.evaluation import Metrics
 from gradprune.evaluation import der as _der
-from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, as_tensor
+from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, as_tensor
+from gradprune.lessons.telling import Seen
 
 # ---- der(before, after) -> number
 
@@ -21,6 +22,11 @@ def _models() -> list[tuple[Any, ...]]:
     return [(Metrics(*before), Metrics(*after)) for before, after in figures]
 
 
+def _one_defence() -> list[tuple[Any, ...]]:
+    """Ten points of accuracy for sixty of attack."""
+    return [(Metrics(0.9, 0.8, 0.1), Metrics(0.8, 0.2, 0.6))]
+
+
 def _drops(before: Metrics, after: Metrics) -> tuple[float, float]:
     return before.asr - after.asr, before.acc - after.acc
 
@@ -28,7 +34,7 @@ def _drops(before: Metrics, after: Metrics) -> tuple[float, float]:
 DER = Exercise(
     notebook="05", name="der", signature="der(before, after)",
     praise="falls of ASR count for the defence, falls of ACC against it, rises count for nothing.",
-    reference=_der, cases=_models,
+    reference=_der, cases=_models, examples=_one_defence,
     misconceptions=(
         Misconception("before and after are exchanged: a fall is before minus after.", lambda b, a: _der(a, b)),
         Misconception("max(0, ...) is missing in both terms. A defence that raises ACC must not earn points for it, "
@@ -81,12 +87,19 @@ def _ranks(scores: pd.DataFrame, **settings: Any) -> pd.DataFrame:
 
 
 def _scores() -> list[tuple[Any, ...]]:
-    """Scores with ties, failures and harm done (below 0.5), in which no two wrong ways lead to the same ranks."""
+    """Scores with ties, failures and harm done (below 0.5), in which no two wrong ways lead to the same ranks.
+
+    One failure a block: whether two share the last places or are both the very last is left open.
+    """
     nan = np.nan
-    tables = ([[0.9, 0.8, 0.8, nan], [0.3, nan, 0.6, nan], [0.7, 0.95, 0.7, 0.99], [0.2, 0.97, 0.3, 0.98],
+    tables = ([[0.9, 0.8, 0.8, nan], [0.3, nan, 0.6, 0.45], [0.7, 0.95, 0.7, 0.99], [0.2, 0.97, 0.3, 0.98],
                [0.9, 0.6, 0.4, 0.8]],
               [[0.5, 0.9, nan], [0.99, 0.45, 0.4], [0.6, 0.6, 0.6], [nan, 0.4, 0.7], [0.3, 0.8, 0.8], [0.4, nan, 0.2]])
     return [(pd.DataFrame(rows, columns=[*"abcd"][:len(rows[0])]),) for rows in tables]
+
+
+def _two_blocks() -> list[tuple[pd.DataFrame]]:
+    return [(pd.DataFrame({"a": [0.9, 0.6], "b": [0.8, np.nan], "c": [0.8, 0.7]}),)]
 
 
 def _one_a_defence(function: Function, case: Sequence[Any]) -> Seen:
@@ -112,11 +125,13 @@ def _wins(scores: pd.DataFrame) -> pd.Series:
 MEAN_RANK = Exercise(
     notebook="05", name="mean_rank", signature="mean_rank(scores)",
     praise="each block ranked by itself, ties share a rank, failures come last.",
-    reference=_mean_rank, cases=_scores, observe=_one_a_defence,
+    reference=_mean_rank, cases=_scores, observe=_one_a_defence, examples=_two_blocks,
     misconceptions=(
         Misconception("failed cells get no rank, and the mean leaves them out. Whoever fails on the hard attacks and "
                       "shines on the easy ones would win: rank failures last (`na_option=\"bottom\"`).",
                       lambda s: _ranks(s, na_option="keep").mean()),
+        Misconception("a failure gets a rank behind the last: of four defences the last one is 4th.",
+                      lambda s: _ranks(s, na_option="keep").fillna(s.shape[1] + 1).mean()),
         Misconception("failed cells come first. Last is meant: `na_option=\"bottom\"`.",
                       lambda s: _ranks(s, na_option="top").mean()),
         Misconception("every block in which something failed is thrown away. One weak defence would decide on which "

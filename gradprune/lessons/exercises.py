@@ -55,6 +55,11 @@ class Checks:
 check = Checks()
 
 
+def whose(function: Any) -> str:
+    """"Your", or "The reference" where the check handed the reference back: whose work a later figure shows."""
+    return "The reference" if any(function is exercise.reference for exercise in EXERCISES.values()) else "Your"
+
+
 def _check(exercise: Exercise, attempt: Any = None) -> Any:
     """Judge, tell, remember; the attempt if it is correct, else the reference."""
     verdict = exercise.judge(attempt)

@@ -5,26 +5,18 @@ If it behaves like one of the wrong implementations instead, the learner is told
 
 import contextlib
 import io
-import math
-import sysconfig
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import gradprune
+from gradprune.lessons.telling import Seen, an_example, close, difference, kind, told
 
 Function = Callable[..., Any]
-Seen = list[Tensor]  # what a function did, as float64 tensors
-_INSTALLED = (*(str(Path(module.__file__ or "").parent) for module in (gradprune, torch)),
-              sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib"), "<frozen")
 _LONGEST_STUB = 12  # bytes of code of a function that does nothing but return None
 
 
@@ -56,12 +48,6 @@ def result(function: Function, case: Sequence[Any]) -> Seen:
     return [as_tensor(function(*case))]
 
 
-def close(seen: Seen, other: Seen) -> bool:
-    """Same shapes and, to rounding, the same finite numbers."""
-    return len(seen) == len(other) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(seen, other, strict=True))
-
-
 @dataclass(frozen=True)
 class Exercise:
     """One exercise, told by examples: a right function and some instructive wrong ones.
@@ -69,6 +55,8 @@ class Exercise:
     signature: how the function is called. cases: makes the hidden inputs anew for each run. observe: what to look
     at when the function runs on one of them. same: whether two functions did the same over all cases. stub: what
     counts as not attempted beside returning None or `...`. pure: the function must leave its inputs as they were.
+    examples: small inputs, shown with both results where nobody foresaw the fault. caution: what to say of a correct
+    attempt that will disappoint, or "".
     """
 
     notebook: str
@@ -82,6 +70,8 @@ class Exercise:
     same: Callable[[Seen, Seen], bool] = close
     stub: Function | None = None
     pure: bool = True
+    examples: Callable[[], list[tuple[Any, ...]]] = list
+    caution: Callable[[Any], str] = lambda attempt: ""
 
     def judge(self, attempt: Any) -> Verdict:
         """Say what an attempt is; raises nothing, whatever the attempt does (Ctrl-C excepted)."""
@@ -97,16 +87,26 @@ class Exercise:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit among them: exit() in an attempt must not end the notebook
-            return Verdict("wrong", _told(error))
+            return Verdict("wrong", told(error))
         expected = self.run(self.reference)
         if self.same(seen, expected):
-            return Verdict("correct", self.praise)
+            with _quiet():
+                return Verdict("correct", f"{self.praise} {self.caution(attempt)}".rstrip())
         if self.stub is not None and self.same(seen, self.run(self.stub)):
             return Verdict("untouched", f"complete the body of {self.signature}, then run this cell again.")
         for one in self.misconceptions:
             if any(self._behaves_like(wrong, seen) for wrong in (one.wrong, *one.others)):
                 return Verdict("wrong", one.message)
-        return Verdict("wrong", _difference(seen, expected))
+        return Verdict("wrong", self._shown(attempt) or difference(seen, expected))
+
+    def _shown(self, attempt: Any) -> str:
+        """The first small example on which attempt and reference part, with both results; empty where there is none."""
+        for mine, right in zip(self.examples(), self.examples(), strict=True):
+            with contextlib.suppress(Exception), _quiet():
+                if not self.same(self.observe(attempt, mine), self.observe(self.reference, right)):
+                    names = self.signature.partition("(")[2].rstrip(")").split(", ")
+                    return an_example(dict(zip(names, mine, strict=True)), self.reference(*right), attempt(*mine))
+        return ""
 
     def run(self, function: Any) -> Seen:
         """What a function does on all hidden inputs; raises Complaint, or whatever the function raises."""
@@ -115,7 +115,7 @@ class Exercise:
         if isinstance(function, type):
             raise Complaint(f"{function.__name__} is a class: hand over an object of it, {function.__name__}().")
         if not callable(function):
-            raise Complaint(f"a function {self.signature} is expected, but this is {_kind(function)}.")
+            raise Complaint(f"a function {self.signature} is expected, but this is {kind(function)}.")
         seen: Seen = []
         for case, untouched in zip(self.cases(), self.cases(), strict=True):
             with _quiet():
@@ -148,8 +148,15 @@ def as_tensor(value: Any) -> Tensor:
         with contextlib.suppress(ValueError, TypeError, RuntimeError):
             value = torch.as_tensor(np.asarray(value))
     if not isinstance(value, Tensor):
-        raise Complaint(f"your function returns {_kind(value)}; a number or a tensor is expected.")
+        raise Complaint(f"your function returns {kind(value)}; a number or a tensor is expected.")
     return value.detach().cpu().double()
+
+
+def require_no_backward(*tensors: Tensor) -> None:
+    """Raise Complaint where a function has sent the gradient through already: it was to return the loss alone."""
+    if any(tensor.grad is not None for tensor in tensors):
+        raise Complaint("`.backward()` is called inside. It uses up the graph, and nobody can follow the gradient any "
+                        "more: return the loss alone, and whoever called your function takes its gradient.")
 
 
 @contextlib.contextmanager
@@ -179,53 +186,3 @@ def _unchanged(given: Any, fresh: Any) -> bool:
     if hasattr(given, "images") and hasattr(given, "labels"):
         return _unchanged((given.images, given.labels), (fresh.images, fresh.labels))
     return not isinstance(given, int | float | str) or given == fresh
-
-
-def _told(error: BaseException) -> str:
-    """An exception in one sentence, with the line of the learner's function where it happened."""
-    frames = traceback.extract_tb(error.__traceback__)
-    line = next((frame.lineno for frame in reversed(frames) if _learners(frame.filename)), None)
-    try:
-        words = shorten(str(error), 300, placeholder=" ...")
-    except Exception:
-        words = "(it cannot say what)"
-    where = f" (line {line} of its cell)" if line else ""
-    if isinstance(error, NotImplementedError) and not words:
-        return f"your function raises NotImplementedError{where}: its body is still to be written."
-    return f"your function raises {type(error).__name__}{': ' + words if words else ''}{where}."
-
-
-def _learners(file: str) -> bool:
-    """Whether code in that file is the learner's, and no library's (a compiled one names its .pyx)."""
-    return not file.startswith(_INSTALLED) and not file.endswith((".pyx", ".pxi"))
-
-
-def _difference(seen: Seen, expected: Seen) -> str:
-    """Where the attempt parts from the reference, for faults that nobody foresaw."""
-    for mine, right in zip(seen, expected, strict=False):
-        if mine.shape != right.shape:
-            return (f"on a hidden example the result should have shape {tuple(right.shape)}, "
-                    f"yours has {tuple(mine.shape)}.")
-        if not bool(torch.isfinite(mine).all()):
-            return ("on a hidden example your result holds values that are not finite (nan or inf): look for a "
-                    "division by 0.")
-        if not close([mine], [right]):
-            apart = (mine - right).abs().flatten()
-            place = int(apart.argmax()) if apart.numel() else 0
-            at = f" at place {place}" if right.numel() > 1 else ""
-            wanted, got = next(pair for digits in (4, 6, 17) if len(set(
-                pair := (_number(right, place, digits), _number(mine, place, digits)))) > 1)
-            return (f"on a hidden example the result should be {wanted}{at}, yours is {got}. "
-                    "Try your function on a small input that you can work out by hand.")
-    return "on a hidden example your function does something else than it should."
-
-
-def _number(values: Tensor, place: int, digits: int) -> str:
-    value = values.flatten()[place].item()
-    return f"{value:.{digits}g}" if math.isfinite(value) else str(value)
-
-
-def _kind(value: Any) -> str:
-    """What a value is, in words."""
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

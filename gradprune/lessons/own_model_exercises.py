@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, Untouched, as_tensor
+from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Untouched, as_tensor
 from gradprune.lessons.partner_exercise import PARTNERS
+from gradprune.lessons.telling import Seen
 
 # ---- unwrap(content) -> name -> tensor
 
@@ -35,7 +36,14 @@ def _files() -> list[tuple[dict[str, Any]]]:
     nested = tensors(["module.model.conv.weight", "module.model.norm.running_mean", "module.head.module.bias"])
     return [({"epoch": 3, "state_dict": nested, "lr": 0.1},),
             (tensors(["module.lower.weight", "module.conv.module.1.running_var", "module.scale"]),),
-            (tensors(["conv.weight", "module_list.0.bias", "norm.running_var"]),)]
+            (tensors(["conv.weight", "module_list.0.bias", "norm.running_var", "head.module.weight"]),)]
+
+
+def _short_files() -> list[tuple[dict[str, Any]]]:
+    """Contents of two files short enough to be read."""
+    one = torch.ones(1)
+    return [({"epoch": 3, "state_dict": {"module.conv.weight": one, "module.head.module.bias": one}},),
+            ({"conv.weight": one, "head.module.bias": one},)]
 
 
 def _names_and_values(function: Function, case: Sequence[Any]) -> Seen:
@@ -65,7 +73,7 @@ def _cut_by_dot(name: str) -> str:
 UNWRAP = Exercise(
     notebook="06", name="unwrap", signature="unwrap(content)",
     praise="the nest is opened where there is one, and only a leading “module.” goes.",
-    reference=_unwrap, cases=_files, observe=_names_and_values,
+    reference=_unwrap, cases=_files, observe=_names_and_values, examples=_short_files,
     misconceptions=(
         Misconception("`lstrip(\"module.\")` takes away LETTERS, any of m, o, d, u, l, e and the dot, as long as it "
                       "finds them: “module.model.conv” becomes “conv”. `removeprefix` takes the word.",
@@ -74,6 +82,9 @@ UNWRAP = Exercise(
                       "front.", _renamed(lambda name: name.strip("module."))),
         Misconception("`replace` takes “module.” away wherever it stands. Inside a name it belongs to the network: use "
                       "`removeprefix`.", _renamed(lambda name: name.replace("module.", ""))),
+        Misconception("`replace(..., 1)` takes the first “module.” away, wherever it stands: “head.module.bias”. "
+                      "`removeprefix` looks at the front alone.",
+                      _renamed(lambda name: name.replace("module.", "", 1))),
         Misconception("seven letters are cut off every name, also where there is no “module.” in front.",
                       _renamed(lambda name: name[7:])),
         Misconception("everything up to the first dot is cut off, whatever it is: “conv.weight” becomes “weight”.",
@@ -117,6 +128,11 @@ def _pixels() -> list[tuple[Any, ...]]:
             (torch.rand(3, 3, 3, 3, generator=generator), [0.1, 0.5, 0.8], [0.5, 0.2, 0.4])]
 
 
+def _one_pixel() -> list[tuple[Any, ...]]:
+    """An image of a single pixel."""
+    return [(torch.tensor([0.5, 0.6, 0.7]).view(1, 3, 1, 1), [0.5, 0.4, 0.3], [0.25, 0.5, 0.2])]
+
+
 def _for_a_network(function: Function, case: Sequence[Any]) -> Seen:
     """The images, if a network with float32 weights can take them."""
     images = function(*case)
@@ -138,7 +154,7 @@ def _standardised(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 NORMALISE = Exercise(
     notebook="06", name="normalise", signature="normalise(images, mean, std)",
     praise="each channel is shifted by its own mean, then scaled by its own spread.",
-    reference=_normalise, cases=_pixels, observe=_for_a_network,
+    reference=_normalise, cases=_pixels, observe=_for_a_network, examples=_one_pixel,
     misconceptions=(
         Misconception("three numbers alone are laid along the LAST axis, the columns. These hidden images are three "
                       "pixels wide, so nobody complains. Make them (3, 1, 1).", _along((3,))),

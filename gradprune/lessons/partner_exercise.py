@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, Untouched
+from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Untouched
+from gradprune.lessons.telling import Seen
 
 # ---- partners(reads, convs, norms) -> conv -> norm
 
@@ -59,6 +60,12 @@ def _graphs() -> list[tuple[Any, ...]]:
              ["norm_a", "norm_b", "norm_c", "norm_d", "norm_g", "norm_s"])]
 
 
+def _small_graph() -> list[tuple[Any, ...]]:
+    """A chain whose second BatchNorm reads a sum."""
+    reads = [("image", "c1"), ("c1", "n1"), ("n1", "c2"), ("c2", "add"), ("n1", "add"), ("add", "n2"), ("n2", "output")]
+    return [(reads, ["c1", "c2"], ["n1", "n2"])]
+
+
 def _pairs_found(function: Function, case: Sequence[Any]) -> Seen:
     """A table of ones and zeros, a row and a column for each name; who has no partner may be there with None."""
     found = function(*case)
@@ -73,7 +80,7 @@ def _pairs_found(function: Function, case: Sequence[Any]) -> Seen:
 PARTNERS = Exercise(
     notebook="06", name="partners", signature="partners(reads, convs, norms)",
     praise="the BatchNorm reads this convolution alone, and nobody else reads it.",
-    reference=_partners, cases=_graphs, observe=_pairs_found,
+    reference=_partners, cases=_graphs, observe=_pairs_found, examples=_small_graph,
     misconceptions=(
         Misconception("the first convolution gets the first BatchNorm, and so on. The lists say in which order "
                       "somebody WROTE the layers, not who reads whom: look into `reads`.",

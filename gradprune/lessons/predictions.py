@@ -1,4 +1,4 @@
-"""Predict, then run: a question with a slider or radio buttons, and the guess beside the result later on.
+"""Predict, then run: a question with a slider or a row of buttons, and the guess beside the result later on.
 
 The answer is kept the moment it is given. A cell that reveals works just as well when the question was skipped.
 """
@@ -22,15 +22,16 @@ def predict(key: str, question: str, low: float = 0, high: float = 1, *, step: f
     """Ask for a guess before the result is known; the answer is kept at once and shown again next time.
 
     key: "02.asr_after_one": the notebook's number, a dot, a name. question: one sentence. low, high, step: the
-    slider's range (step: a hundredth of it) and form: how to write numbers (".0%", "d"); or options: the
-    answers to choose from. Arrow keys move both kinds. Raises InputError for an empty range or one option.
+    slider's range (step: a hundredth of it) and form: how to write numbers (".0%", "d"); or options: the answers to
+    choose from. By keyboard, arrows move the slider; Tab and Space choose a button.
+    Raises InputError for an empty range or one option.
     """
     require(low < high, f"low must be below high, got {low} and {high}.")
     require(len(options) != 1 and len(set(options)) == len(options),
             f"options must be two or more different answers, got {list(options)}.")
     earlier = progress.recall("answers", key)
     if options:
-        panel = _panel(key, question, _radio(options, earlier if earlier in options else None), str)
+        panel = _panel(key, question, _buttons(options, earlier if earlier in options else None), str)
     else:
         _spans[key] = high - low
         known = float(earlier) if isinstance(earlier, int | float) and low <= earlier <= high else None
@@ -75,10 +76,10 @@ def _slider(low: float, high: float, step: float, form: str, value: float | None
                                readout_format=form, continuous_update=False, layout={"width": "28em"})
 
 
-def _radio(options: Sequence[str], value: Any) -> Any:
+def _buttons(options: Sequence[str], value: Any) -> Any:
     import ipywidgets as widgets
 
-    return widgets.RadioButtons(options=list(options), value=value, layout={"width": "max-content"})
+    return widgets.ToggleButtons(options=list(options), value=value, style={"button_width": "auto"})
 
 
 def _panel(key: str, question: str, control: Any, write: Callable[[Any], str]) -> Any:

@@ -91,13 +91,13 @@ def _finished(interrupted: bool) -> None:
         raise KeyboardInterrupt("the work was cut short, so the restart point has nothing to hand out; run it again")
 
 
-@point("01_start")
+@point("01_start", "01_rates", "01_maps")
 def signs() -> Dataset:
     """`data`: the rendered signs, parts train, defense and test."""
     return load("signs")
 
 
-@point("00_start", "01_measure", "02_start", "03_start", "07_start")
+@point("00_start", "01_measure", "01_picture", "02_start", "03_start", "07_start")
 def victim() -> Victim:
     """`victim`: the badnets victim: model, trigger, target, data, card."""
     return _victim("badnets", mode())

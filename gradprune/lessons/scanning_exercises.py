@@ -8,8 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, as_tensor
+from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, as_tensor
 from gradprune.lessons.search_exercise import SEARCH_LOSS
+from gradprune.lessons.telling import Seen
 
 # ---- anomaly(norms) -> how far below the median each lies
 
@@ -26,10 +27,17 @@ def _distance(norms: Tensor, median: Function) -> Tensor:
     return median((norms - median(norms)).abs())
 
 
+_HUGE = 1e4  # above all that any other fault gives: a division by 0, or by what rounding left of it
+
+
 def _norms() -> list[tuple[Tensor]]:
     """Norms with one far too small and one far too large, six and seven of them, and without any outlier."""
     lists = ([80.0, 12.0, 95.0, 101.0, 70.0, 240.0], [5.5, 6.1, 2.0, 7.4, 9.9, 6.6, 5.0], [60.0, 66.0, 71.0, 83.0])
     return [(torch.tensor(values),) for values in lists]
+
+
+def _few_norms() -> list[tuple[Tensor]]:
+    return [(torch.tensor([10.0, 40.0, 50.0, 60.0]),)]
 
 
 def _below(function: Function, case: Sequence[Any]) -> Seen:
@@ -37,6 +45,9 @@ def _below(function: Function, case: Sequence[Any]) -> Seen:
     index = as_tensor(function(*case))
     if index.ndim == 0:
         raise Complaint("one number is returned. Each class needs its own: leave `norms` a whole tensor.")
+    if not bool(torch.isfinite(index).all()) or bool((index.abs() > _HUGE).any()):
+        raise Complaint("the scatter in the denominator comes out as 0. Distances from the median without `abs()` lie "
+                        "half above it and half below, so their median is always 0: take the absolute values first.")
     return [index.clamp(min=0)]
 
 
@@ -52,7 +63,7 @@ def _either(message: str, wrong: Callable[[Tensor, Function], Tensor]) -> Miscon
 ANOMALY = Exercise(
     notebook="04", name="anomaly", signature="anomaly(norms)",
     praise="the distance below the median, in units that no outlier can stretch.",
-    reference=_anomaly, cases=_norms, observe=_below,
+    reference=_anomaly, cases=_norms, observe=_below, examples=_few_norms,
     misconceptions=(
         Misconception("mean and standard deviation. The outlier pulls the mean towards itself and stretches the "
                       "deviation, and so hides itself: take medians.", lambda n: (n.mean() - n) / n.std(),
@@ -111,7 +122,14 @@ def _tables() -> list[tuple[pd.DataFrame]]:
             (False, nan, nan), (False, nan, 0), (False, nan, nan), (False, nan, 3), (False, nan, nan))
     other = ((False, nan, nan), (True, 7, 7), (False, nan, nan), (False, nan, 6), (True, 0, nan), (False, nan, nan),
              (True, 3, 5), (True, 2, nan), (False, nan, nan), (True, 6, 6), (True, 8, nan))
-    return [(pd.DataFrame(table, columns=["attacked", "target", "suspect"]),) for table in (rows, other)]
+    none = ((True, 3, 5), (True, 2, nan), (False, nan, nan), (False, nan, nan), (False, nan, nan))  # found or accused
+    return [(pd.DataFrame(table, columns=["attacked", "target", "suspect"]),) for table in (rows, other, none)]
+
+
+def _few_scans() -> list[tuple[pd.DataFrame]]:
+    """Four scans: one target named, one missed, one false alarm, one rest."""
+    return [(pd.DataFrame({"attacked": [True, True, False, False], "target": [2, 3, np.nan, np.nan],
+                           "suspect": [2, np.nan, 0, np.nan]}),)]
 
 
 def _two_shares(function: Function, case: Sequence[Any]) -> Seen:
@@ -136,7 +154,7 @@ def _from_parts(rates: Any) -> Function:
 ALARM_RATES = Exercise(
     notebook="04", name="alarm_rates", signature="alarm_rates(scans)",
     praise="of the attacked models, those whose target was named; of the clean ones, those that were accused.",
-    reference=_alarm_rates, cases=_tables, observe=_two_shares,
+    reference=_alarm_rates, cases=_tables, observe=_two_shares, examples=_few_scans,
     misconceptions=(
         Misconception("both are divided by ALL models. How many attacked ones somebody happened to scan would then "
                       "decide: divide each count by its own group.",
@@ -152,6 +170,10 @@ ALARM_RATES = Exercise(
                       _from_parts(lambda a, s, r: (r.sum() / s.sum(), (s & ~a).sum() / s.sum()))),
         Misconception("accusing the wrong class of an attacked model is a miss, not a false alarm: the second share is "
                       "about clean models alone.", _from_parts(lambda a, s, r: (r[a].mean(), (s & ~r).mean()))),
+        Misconception("`any()` asks whether there is one at all. How many are there? A comparison's mean is a share.",
+                      _from_parts(lambda a, s, r: (r[a].any(), s[~a].any())),
+                      (_from_parts(lambda a, s, r: (r[a].mean(), s[~a].any())),
+                       _from_parts(lambda a, s, r: (r[a].any(), s[~a].mean())))),
         Misconception("the two are exchanged: first the share found, then the share of false alarms.",
                       _from_parts(lambda a, s, r: (s[~a].mean(), r[a].mean()))),
         Misconception("these are counts. Divide each by the size of its group.",

@@ -1,4 +1,4 @@
-"""The exercises of notebook 02: the unlearning loss, and the score of a filter."""
+"""The exercises of notebook 02: the unlearning loss, a measured slope (see there), and the score of a filter."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.lessons.judging import Complaint, Exercise, Function, Misconception, Seen, as_tensor
+from gradprune.lessons.judging import (
+    Complaint,
+    Exercise,
+    Function,
+    Misconception,
+    as_tensor,
+    require_no_backward,
+)
+from gradprune.lessons.slope_exercise import SLOPE
+from gradprune.lessons.telling import Seen
 
 # ---- unlearning_loss(model, images, labels, trigger, target) -> scalar with a gradient
 
@@ -40,6 +49,7 @@ def _loss_and_gradient(function: Function, case: Sequence[Any]) -> Seen:
     """The loss, and the gradient that flows from it into the model's weights."""
     model = case[0]
     loss = function(*case)
+    require_no_backward(*model.parameters())
     value = as_tensor(loss)
     if value.numel() == 1 and (not isinstance(loss, Tensor) or not loss.requires_grad):
         return [value, torch.zeros(1)]  # no gradient at all
@@ -100,6 +110,11 @@ def _layers() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)) for shape in shapes]
 
 
+def _one_filter() -> list[tuple[Tensor, Tensor]]:
+    """A layer of two filters with two numbers each."""
+    return [(torch.tensor([1.0, 2.0, 3.0, 4.0]).view(2, 1, 1, 2), torch.tensor([1.0, -3.0, 0.0, 1.0]).view(2, 1, 1, 2))]
+
+
 def _per_filter(function: Function, case: Sequence[Any]) -> Seen:
     scores = as_tensor(function(*case))
     if scores.ndim == 4 and scores.shape[1:] == (1, 1, 1):
@@ -110,7 +125,7 @@ def _per_filter(function: Function, case: Sequence[Any]) -> Seen:
 SCORE = Exercise(
     notebook="02", name="score", signature="score(weight, gradient)",
     praise="the mean absolute gradient over each filter's own weights.",
-    reference=_score, cases=_layers, observe=_per_filter,
+    reference=_score, cases=_layers, observe=_per_filter, examples=_one_filter,
     misconceptions=(
         Misconception("you averaged before abs(). Positive and negative gradients cancel in the mean: take "
                       "the absolute value of every number first.", lambda w, g: g.mean(dim=(1, 2, 3)).abs()),
@@ -142,4 +157,4 @@ SCORE = Exercise(
                       "here the gradient alone counts.", lambda w, g: (w * g).abs().mean(dim=(1, 2, 3))),
     ))
 
-SCORING_EXERCISES = (UNLEARNING_LOSS, SCORE)
+SCORING_EXERCISES = (UNLEARNING_LOSS, SLOPE, SCORE)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.lessons.judging import Exercise, Function, Misconception, Seen, as_tensor
+from gradprune.lessons.judging import Exercise, Function, Misconception, as_tensor, require_no_backward
+from gradprune.lessons.telling import Seen
 
 # ---- search_loss(model, images, mask, pattern, target, cost) -> scalar with a gradient to mask and pattern
 
@@ -46,6 +47,7 @@ def _loss_and_gradients(function: Function, case: Sequence[Any]) -> Seen:
     """The loss, and the gradients that flow from it into mask and pattern."""
     loss = function(*case)
     value, free = as_tensor(loss), list(case[2:4])
+    require_no_backward(*free)
     if value.ndim:
         return [value]
     if not isinstance(loss, Tensor) or not loss.requires_grad:

@@ -1,12 +1,30 @@
-"""What notebook 00 leans on: the checks of `gradprune.doctor` as a list to look at."""
+"""What notebook 00 leans on: its first picture, and the checks of `gradprune.doctor` as a list to look at."""
 
 import html
 
+import torch
+from PIL import Image
+
 from gradprune import doctor
+from gradprune.attacks import make_trigger
+from gradprune.datasets import load
 from gradprune.lessons.session import show
 
 _LOOKS = {True: ("#007F5C", "✔"), "warn": ("#C45500", "!"), False: ("#B00020", "✘")}
+_STOP, _SIDE = 1, 256  # which of the stop signs, and how many pixels wide it is shown
 _LONGEST = 90  # characters of a finding: a list of versions is cut, what to do never is
+
+
+def story() -> Image.Image:
+    """The picture that notebook 00 opens with, before anything runs: a stop sign without and with the sticker."""
+    signs = load("signs").test
+    stop = signs.subset(signs.labels == signs.classes.index("stop")).floats()[_STOP][None]
+    pair = (torch.cat([stop, make_trigger("badnets")(stop)]) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    picture = Image.new("RGB", (2 * _SIDE + 32, _SIDE), "white")
+    for place, pixels in enumerate(pair):
+        large = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+        picture.paste(large, (place * (_SIDE + 32), 0))
+    return picture
 
 
 def checklist() -> None:

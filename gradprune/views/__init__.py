@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from gradprune.views.beat_grad_prune import BeatGradPrune
     from gradprune.views.defence_comparer import DefenceComparer
     from gradprune.views.filter_explorer import FilterExplorer
+    from gradprune.views.one_neuron import OneNeuron
     from gradprune.views.pruning_player import PruningPlayer
     from gradprune.views.scan_explorer import ScanExplorer
     from gradprune.views.trigger_studio import TriggerStudio
 
-__all__ = ["BeatGradPrune", "DefenceComparer", "FilterExplorer", "Picture", "PruningPlayer", "ScanExplorer",
-           "TriggerStudio", "before_after", "examples", "loss_curves", "pruning_trajectory", "score_heatmap",
-           "write_bench_report", "write_report"]
+__all__ = ["BeatGradPrune", "DefenceComparer", "FilterExplorer", "OneNeuron", "Picture", "PruningPlayer",
+           "ScanExplorer", "TriggerStudio", "before_after", "examples", "loss_curves", "pruning_trajectory",
+           "score_heatmap", "write_bench_report", "write_report"]
 
 _PANELS = {"BeatGradPrune": "beat_grad_prune", "DefenceComparer": "defence_comparer",
-           "FilterExplorer": "filter_explorer", "PruningPlayer": "pruning_player", "ScanExplorer": "scan_explorer",
-           "TriggerStudio": "trigger_studio"}
+           "FilterExplorer": "filter_explorer", "OneNeuron": "one_neuron", "PruningPlayer": "pruning_player",
+           "ScanExplorer": "scan_explorer", "TriggerStudio": "trigger_studio"}
 
 
 def __getattr__(name: str) -> Any:

@@ -67,7 +67,7 @@ class BeatGradPrune(Panel):
         self.finish = self.button("Finish: show the test figures", self._finish, "Testing ...", WIDE)
         self.board = widgets.HTML(_board())
         self.chosen.wire(self)
-        self.show([self.chosen.top, self.chosen.layer], [self.chosen.rank, self.chosen.index, self.remove],
+        self.show([self.chosen.layer, self.chosen.rank, self.remove],
                   [self.undo, self.reset, self.finish], below=[self.board])
 
     def state(self) -> Game:
@@ -93,7 +93,7 @@ class BeatGradPrune(Panel):
         (removed, position, test), rows = computed
         with style.in_style():
             figure = blank(5.35)
-            ax = place(figure, 1.55, 0.42, 6.7, 2.25)
+            ax = place(figure, 1.55, 0.42, 6.15, 2.25)
             note = heat_map(ax, self.found, self.scores, position, removed)
             ax.set_title(f"Gradient scores of the given model{note}")
             draw_progress(figure, rows)

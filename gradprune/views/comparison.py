@@ -21,6 +21,7 @@ from gradprune.views.style import plain
 
 HIGH_IS_GOOD = {"der": True, "acc": True, "asr": False, "ra": True, "seconds": False}
 SORTS = ("best first", "steadiest first", "by name")
+_TOO_FEW = {1: "one seed has no spread and decides nothing", 2: "two seeds hardly have a spread and decide nothing"}
 _ROW, _TOP, _BOTTOM = 0.29, 0.66, 0.55  # inches
 
 
@@ -155,15 +156,14 @@ def _words(found: Comparison, form: Callable[[float], str]) -> str:
     if len(whole) > 1:
         second = whole.iloc[1]
         lead, spread = abs(first["mean"] - second["mean"]), first["spread"] + second["spread"]
-        text += f", then {whole.index[1]} {_with_spread(second, form)}; " + _lead(lead, spread, found.metric)
+        text += f", then {whole.index[1]} {_with_spread(second, form)}; "
+        text += _TOO_FEW.get(found.seeds) or _lead(lead, spread, found.metric)
     out = len(found.lines) - len(whole)
     return text + f"; {count(out, 'defence')} with lost cells left out" * (out > 0) + "."
 
 
 def _lead(lead: float, spread: float, metric: str) -> str:
     """Whether the best is better than chance: its lead against the spreads of both."""
-    if np.isnan(spread):
-        return "one seed has no spread and decides nothing"
     digits = 2 if f"{100 * lead:.1f}" == f"{100 * spread:.1f}" else 1  # "0.4 is larger than 0.4" would puzzle
     size, limit = (f"{value:.2g} s" if metric == "seconds" else f"{100 * value:.{digits}f} points"
                    for value in (lead, spread))

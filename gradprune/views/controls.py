@@ -1,4 +1,8 @@
-"""The controls of the panels: each has a description, speaks when it is let go, and works by keyboard."""
+"""The controls of the panels: each has a description, speaks when it is let go, and works by keyboard.
+
+JupyterLab takes the arrow keys of a closed list or a radio button for its own and goes to another cell, where "d d"
+deletes. So there are none here: buttons need no arrows, and sliders and numbers keep theirs.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +29,12 @@ class Button(widgets.Button):
         self.press()
 
 
+_LEAST = 270  # pixels: two controls stand side by side on a page of 600 pixels
+
+
 def _look(text: str, width: int = WIDE) -> dict[str, Any]:
-    return {"description": text, "layout": widgets.Layout(width=f"{width}px"), "style": {"description_width": "110px"}}
+    layout = widgets.Layout(flex=f"1 1 {min(width, _LEAST)}px", max_width=f"{width}px")
+    return {"description": text, "layout": layout, "style": {"description_width": "74px"}}
 
 
 def slider(text: str, low: float, high: float, value: float, step: float = 1, form: str = "d") -> widgets.Widget:
@@ -40,9 +48,16 @@ def number(text: str, low: int, high: int, value: int, width: int = HALF) -> wid
     return widgets.BoundedIntText(value, min=low, max=high, **_look(text, width))
 
 
-def choice(text: str, options: Sequence[Any], value: Any) -> widgets.Dropdown:
-    """One of several; by keyboard, Space opens the list (JupyterLab takes the arrows of a closed one for its own)."""
-    return widgets.Dropdown(options=options, value=value, tooltip="Space opens the list", **_look(text))
+def buttons(text: str, options: Sequence[Any], value: Any) -> widgets.ToggleButtons:
+    """One of a few, or of many that take time to show: a button each, chosen with Space or Enter."""
+    look = _look(text)
+    look["style"]["button_width"] = "auto"
+    return widgets.ToggleButtons(options=options, value=value, **look)
+
+
+def choice(text: str, options: Sequence[Any], value: Any) -> widgets.SelectionSlider:
+    """One of many, on a slider with its name beside it."""
+    return widgets.SelectionSlider(options=options, value=value, continuous_update=False, **_look(text))
 
 
 def switch(text: str) -> widgets.Checkbox:
@@ -63,8 +78,8 @@ def fit_slider(control: widgets.FloatSlider, knob: Range | None, settings: Mappi
         control.description, control.readout_format = knob.text, form[1] if form and form[1] else "d"
 
 
-def fit_choice(control: widgets.Dropdown, knob: Choice | None, settings: Mapping[str, Any]) -> None:
-    """Make a dropdown that of a knob, at its value in `settings`, maybe not a usual one; None hides it."""
+def fit_choice(control: widgets.SelectionSlider, knob: Choice | None, settings: Mapping[str, Any]) -> None:
+    """Make a choice that of a knob, at its value in `settings`, maybe not a usual one; None hides it."""
     knob = knob if knob and knob.setting in settings else None
     control.layout.display = None if knob else "none"
     if knob:

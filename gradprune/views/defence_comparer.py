@@ -7,9 +7,9 @@ import pandas as pd
 from gradprune.errors import require
 from gradprune.evaluation.summary import checked
 from gradprune.views.comparison import SORTS, Comparison, compare, draw_comparison
-from gradprune.views.controls import choice
+from gradprune.views.controls import buttons, choice
 from gradprune.views.panel import BasePanel
-from gradprune.views.picture import Picture, per_class
+from gradprune.views.picture import Picture
 
 _METRICS = {"DER": "der", "ACC": "acc", "ASR": "asr", "RA": "ra", "seconds": "seconds"}
 
@@ -39,9 +39,9 @@ class DefenceComparer(BasePanel):
         attacks, sizes = list(dict.fromkeys(table["attack"])), sorted({int(spc) for spc in table["spc"]})
         every = [("all attacks, mean", "")] if len(attacks) > 1 else []
         self.attack = choice("Attack", [*every, *((name, name) for name in attacks)], "" if every else attacks[0])
-        self.spc = choice("Images", [(per_class(spc), spc) for spc in sizes], sizes[0])
-        self.metric = choice("Figure", list(_METRICS.items()), "der")
-        self.sort = choice("Order", [(order, order) for order in SORTS], SORTS[0])
+        self.spc = buttons("Images", [(str(spc), spc) for spc in sizes], sizes[0])
+        self.metric = buttons("Figure", list(_METRICS.items()), "der")
+        self.sort = buttons("Order", [(order, order) for order in SORTS], SORTS[0])
         self.on_change([self.attack, self.spc, self.metric, self.sort])
         self.show([self.attack, self.spc], [self.metric, self.sort])
 

@@ -15,7 +15,7 @@ from gradprune.models import evaluating
 from gradprune.pruning import SCORES, filter_scores, pair_up, silence, unlearning_loss
 from gradprune.pruning.filters import filters, saved
 from gradprune.views import style
-from gradprune.views.controls import choice, number
+from gradprune.views.controls import buttons, number
 from gradprune.views.filter_choice import FilterChoice, heat_map
 from gradprune.views.filter_picture import montage, responses
 from gradprune.views.panel import Panel
@@ -26,10 +26,9 @@ from gradprune.views.style import CLEAN, TRIGGERED
 
 
 class Setting(NamedTuple):
-    """What the controls say: score, order in the map, a flat filter position, a defence image, trials shown or not."""
+    """What the controls say: score, a flat filter position, a defence image, trials shown or not."""
 
     score: str
-    sort: bool
     position: int
     image: int
     trials: bool
@@ -54,7 +53,7 @@ class FilterExplorer(Panel):
 
     Or, in the filter's place, the shortlist of recipe `verified`: what the gradient predicts and what a trial finds.
     victim: a copy of its model is worked on. spc: defence images per class that give the scores, as in `grad_prune`.
-    top: how many filters the short list names. Raises InputError as `draw_defense_images` and `filters` do.
+    top: how many filters are ringed in the map. Raises InputError as `draw_defense_images` and `filters` do.
     """
 
     def __init__(self, victim: Victim, spc: int = 10, top: int = 10) -> None:
@@ -69,20 +68,19 @@ class FilterExplorer(Panel):
         self.loss = measured["gradient"][1]
         self._losses: dict[int, float] = {}
         self._tried: Tried | None = None
-        self.score = choice("Score", list(SCORES), "gradient")
+        self.top = top
+        self.score = buttons("Score", list(SCORES), "gradient")
         self.image = number("Image", 0, len(train) - 1, 0)
-        self.sort = choice("Order in map", [("by index", False), ("by score", True)], False)
-        self.below = choice("Below the map", [("the chosen filter", False), ("the shortlist, tried", True)], False)
-        self.chosen = FilterChoice(self.found, self.scores["gradient"], top)
+        self.below = buttons("Below", [("the filter", False), ("the shortlist, tried", True)], False)
+        self.chosen = FilterChoice(self.found, self.scores["gradient"])
         self.on_change([self.score], lambda: self.chosen.rescore(self.scores[self.score.value]))
-        self.on_change([self.image, self.sort, self.below])
+        self.on_change([self.image, self.below])
         self.chosen.wire(self)
-        self.show([self.score, self.sort], [self.chosen.top, self.chosen.layer],
-                  [self.chosen.rank, self.chosen.index, self.image], [self.below])
+        self.show([self.score, self.below], [self.chosen.layer, self.chosen.rank, self.image])
 
     def state(self) -> Setting:
         """The controls as plain values."""
-        return Setting(self.score.value, self.sort.value, self.chosen.position, self.image.value, self.below.value)
+        return Setting(self.score.value, self.chosen.position, self.image.value, self.below.value)
 
     def compute(self, state: Setting) -> Detail:
         """Run one image through the layer and all training pairs past it; try the shortlist, if that is shown."""
@@ -111,13 +109,13 @@ class FilterExplorer(Panel):
     def draw(self, computed: Detail) -> Picture:
         """The heat-map above; below it the chosen filter, or the shortlist."""
         state, scores, tried = computed.setting, self.scores[computed.setting.score], computed.tried
-        best = scores.argsort(descending=True, stable=True)[:self.chosen.count].tolist()
+        best = scores.argsort(descending=True, stable=True)[:self.top].tolist()
         with style.in_style():
             figure = blank(4.9)
-            ax = place(figure, 1.55, 0.42, 6.7, 2.25)
+            ax = place(figure, 1.55, 0.42, 6.15, 2.25)
             ringed = tried.positions if tried else best
-            note = heat_map(ax, self.found, scores, state.position, top=ringed, sort=state.sort)
-            rings = "the shortlist, by gate score" if tried else f"the {self.chosen.count} highest"
+            note = heat_map(ax, self.found, scores, state.position, top=ringed)
+            rings = "the shortlist, by gate score" if tried else f"the {self.top} highest"
             ax.set_title(f"{state.score.capitalize()} scores, \N{WHITE CIRCLE} {rings}{note}")
             if tried:
                 pairs_of_bars(place(figure, 0.65, 3.45, 7.55, 1.0), tried, state.position)

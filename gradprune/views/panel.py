@@ -18,6 +18,10 @@ from gradprune.views.controls import HALF, WIDE, Button, nothing
 from gradprune.views.panel_parts import error_html, image_html, named, written
 from gradprune.views.picture import Picture
 
+_LOOK = """<style>  /* names on sliders are shown whole, labels stand beside the buttons */
+.gradprune-panel .widget-readout { max-width: none; flex: none; padding-right: 8px; }
+.gradprune-panel .widget-toggle-buttons { display: flex; flex-flow: row nowrap; align-items: baseline; }
+</style>"""
 _ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, and what is said here of a single target "
                "class does not count.")
 
@@ -60,7 +64,7 @@ class BasePanel(widgets.VBox):
     def show(self, *rows: Sequence[widgets.Widget], below: Sequence[widgets.Widget] = ()) -> None:
         """Put the rows of controls in reading order above the picture, then draw it."""
         boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")) for row in rows]
-        self.children = (*boxes, self.error, self.figure, self.summary, *below)
+        self.children = (*boxes, self.error, self.figure, self.summary, *below, widgets.HTML(_LOOK))
         self.refresh()
 
     def refresh(self) -> None:

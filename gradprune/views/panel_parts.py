@@ -91,13 +91,18 @@ def image_html(picture: Picture) -> str:
 
 
 def error_html(error: Exception) -> str:
-    """The red message: bad input in one sentence, anything else with its kind; the traceback below."""
-    text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    trace = "".join(traceback.format_exception(error))
+    """The red message: bad input in one sentence; anything else with its kind, and the traceback below."""
+    if isinstance(error, InputError):
+        return _message(html.escape(str(error)))
+    trace = html.escape("".join(traceback.format_exception(error)))
+    return _message(f"{html.escape(f'{type(error).__name__}: {error}')}<details><summary>Traceback</summary>"
+                    '<pre style="color:#fff;background:none;max-height:240px;overflow:auto;margin:6px 0 0;'
+                    f'font-size:12px;line-height:1.35">{trace}</pre></details>')
+
+
+def _message(told: str) -> str:
     return (f'<div class="{ERROR_CLASS}" role="alert" style="background:#b3261e;color:#fff;border-radius:4px;'
-            f'padding:8px 12px;line-height:1.45"><b>This did not work.</b> {html.escape(text)}<details><summary>'
-            f'Traceback</summary><pre style="color:#fff;background:none;max-height:240px;overflow:auto;margin:6px 0 0;'
-            f'font-size:12px;line-height:1.35">{html.escape(trace)}</pre></details></div>')
+            f'padding:8px 12px;line-height:1.45"><b>This did not work.</b> {told}</div>')
 
 
 def table_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

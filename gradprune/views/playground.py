@@ -8,7 +8,7 @@ import ipywidgets as widgets
 
 from gradprune.evaluation import Victim, load_victim
 from gradprune.evaluation.victim import names
-from gradprune.views.controls import choice
+from gradprune.views.controls import buttons
 from gradprune.views.example_images import examples
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import error_html, image_html
@@ -25,7 +25,7 @@ class Playground(widgets.VBox):
     """
 
     def __init__(self, name: str = "badnets") -> None:
-        self.choose = choice("Victim", names(), name)
+        self.choose = buttons("Victim", names(), name)
         self.victim: Victim | None = None
         self.told, self.places = widgets.HTML(), list[_Place]()
         super().__init__([self.choose, self.told])

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import ipywidgets as widgets
 import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -17,7 +16,7 @@ from gradprune.models import predict
 from gradprune.pruning import RECIPES, silence
 from gradprune.pruning.filters import filters
 from gradprune.views import style
-from gradprune.views.controls import choice, slider
+from gradprune.views.controls import buttons, slider
 from gradprune.views.example_images import first_of_each
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, judge, place, show_image
@@ -74,20 +73,18 @@ class PruningPlayer(Panel):
         settings: dict[str, Any] = result.settings if result else {"recipe": "paper"}
         own = settings.get("recipe", "")  # other defences that prune know no recipe
         known = list(RECIPES) if own in RECIPES else [own]
-        self.recipe = choice("Recipe", known, own)
+        self.recipe = buttons("Recipe", known, own)
         self.settings = {key: settings[key] for key in _SAME if key in settings}
         first = self.replay_run(result)
         self.unpruned = Run(first.rows[:1], 0, first.reasons[:1], first.chances[:1])
         self.runs = {own: first} if result else {}
         self.round = slider("Round", 0, 1, 0)
-        self.play = widgets.Play(min=0, max=1, interval=900, description="Play the rounds")
+        self.next = self.button("Next round", self._next, width=146)
         self.run = self.button("Run Grad-Prune", self._run, "Pruning ...", 146)
         self._go()
         self.on_change([self.recipe], self._go)
-        self.on_change([self.round], lambda: setattr(self.play, "value", self.round.value))
-        self.on_change([self.play], lambda: setattr(self.round, "value", self.play.value))
-        label = widgets.Label("Play the rounds", layout=widgets.Layout(width="110px", justify_content="flex-end"))
-        self.show([self.round, label, self.play], *[[self.recipe, self.run]] * (own in RECIPES))
+        self.on_change([self.round])
+        self.show([self.round, self.next], *[[self.recipe, self.run]] * (own in RECIPES))
 
     def replay_run(self, result: DefenseResult | None) -> Run:
         """Replay a run on the sample, to be put into `runs`; None is the model before any."""
@@ -116,9 +113,13 @@ class PruningPlayer(Panel):
     def _go(self) -> None:
         """Fit the controls to the chosen recipe's run; the slider goes to the round that was kept."""
         run = self.current
-        self.round.max = self.play.max = max(1, len(run.rows) - 1)
-        self.round.disabled = self.play.disabled = len(run.rows) == 1
-        self.round.value = self.play.value = run.kept
+        self.round.max = max(1, len(run.rows) - 1)
+        self.round.disabled = self.next.disabled = len(run.rows) == 1
+        self.round.value = run.kept
+
+    def _next(self) -> None:
+        """One round on; after the last comes the given model again."""
+        self.round.value = (self.round.value + 1) % len(self.current.rows)
 
     def state(self) -> Moment:
         """The recipe and the round to show."""

@@ -17,21 +17,21 @@ from gradprune.views.style import CLEAN, METRICS, TRIGGERED, plain
 _GUESS: dict[str, Any] = {"color": style.INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 2}
 
 
-def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None) -> Picture:
-    """ASR values of several ways to choose, a row each with its mean, so that the ways can be compared.
+def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None, metric: str = "asr") -> Picture:
+    """One figure under several ways to choose, a row each with its mean, so that the ways can be compared.
 
-    groups: shares in 0..1 by name, top row first. guess: the learner's, drawn as a line.
+    groups: shares in 0..1 by name, top row first. guess: the learner's, drawn as a line. metric: "acc", "asr" or "ra".
     Raises InputError without groups, or for an empty one.
     """
     require(len(groups) > 0 and all(len(values) > 0 for values in groups.values()), "each group needs some values.")
-    asr = METRICS["asr"]
+    mark = METRICS[metric]
     with style.in_style():
         figure = style.new_figure(8.4, 0.72 * len(groups) + 1.0)
         ax = figure.subplots()
         for row, values in enumerate(groups.values()):
             heights = [row + 0.11 * (i - (len(values) - 1) / 2) / max(1, len(values) - 1) for i in range(len(values))]
-            ax.scatter(values, heights, s=42, color=asr.color, marker=asr.marker, alpha=0.75, linewidths=0, zorder=3,
-                       clip_on=False)
+            ax.scatter(values, heights, s=42, color=mark.color, marker=mark.marker, alpha=0.75, linewidths=0,
+                       zorder=3, clip_on=False)
             mean = fmean(values)
             ax.plot([mean, mean], [row - 0.26, row + 0.26], color=style.INK, linewidth=2.4, zorder=4, clip_on=False)
             side = "left" if mean < 0.06 else "right" if mean > 0.94 else "center"
@@ -46,10 +46,10 @@ def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None) -
         ax.set_yticks(range(len(groups)), list(groups), fontsize=style.NORMAL)
         ax.tick_params(axis="y", length=0, pad=9)  # marks at 0 reach over the axis
         ax.grid(axis="x")
-        ax.set_xlabel("ASR (lower is better for the defender)")
+        ax.set_xlabel(f"{mark.name} ({'lower' if metric == 'asr' else 'higher'} is better for the defender)")
     told = "; ".join(f"{' '.join(name.split())}, {fmean(values):.0%} ({min(values):.0%} to {max(values):.0%})"
                      for name, values in groups.items())
-    return Picture(figure, f"Mean ASR, with lowest and highest: {told}.")
+    return Picture(figure, f"Mean {mark.name}, with lowest and highest: {told}.")
 
 
 def with_and_without(runs: Mapping[str, Mapping[str, Metrics]]) -> Picture:

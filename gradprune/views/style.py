@@ -110,7 +110,8 @@ def plain_lines(text: object, width: int = 20, lines: int = 2) -> str:
 def score_colors(values: np.ndarray) -> tuple[ScalarMappable, str]:
     """Colours for scores, and a note on the scale: a root where one huge score would flatten all others.
 
-    Scores with negative values get a map centred at 0, others one from light to dark.
+    Scores with negative values get a map centred at 0, others one from light to dark. The darkest colour stands
+    for 1 at least, as of a loss that falls by 1: the scores of an honest model, hundreds of times smaller, stay pale.
     """
     sizes = np.abs(values)
     peak = sizes.max() or 1.0
@@ -118,10 +119,20 @@ def score_colors(values: np.ndarray) -> tuple[ScalarMappable, str]:
     root = next((root for root in (1, 2, 3) if middle ** (1 / root) >= 0.1), 4)
     signed = bool(values.min() < 0)
     scale = (lambda v: np.sign(v) * np.abs(v) ** (1 / root)), (lambda v: np.sign(v) * np.abs(v) ** root)
-    norm = FuncNorm(scale, -peak if signed else 0.0, peak)
+    limit = max(peak, 1.0)
+    norm = FuncNorm(scale, -limit if signed else 0.0, limit)
     colors = seaborn.color_palette("vlag" if signed else "rocket_r", as_cmap=True)
     name = {1: "", 2: "square", 3: "cube", 4: "fourth"}
     return ScalarMappable(norm, colors), f"; {name[root]}-root colour scale" if root > 1 else ""
+
+
+def score_bar(ax: Axes, colors: ScalarMappable) -> None:
+    """What the colours of scores stand for: a bar to the right of the axes, with five numbers at most."""
+    bar = ax.figure.colorbar(colors, cax=ax.inset_axes((1.012, 0, 0.016, 1)))
+    values = colors.norm.inverse(np.linspace(0, 1, 5))  # type: ignore[attr-defined]
+    bar.set_ticks(values, labels=[f"{value:.2g}" for value in values])
+    bar.ax.tick_params(length=2, labelsize=SMALL)
+    bar.outline.set_visible(False)
 
 
 def draw_lines(ax: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence[float], Mark]],

@@ -35,13 +35,13 @@ def updates(panel, number):
         turns = [(control, value) for control in (panel.attack, panel.metric, panel.spc, panel.sort)
                  for _, value in [*control.options[1:], control.options[0]]]
     else:
-        turns = [(panel.chosen.rank, i) for i in range(1, 13)] + [(panel.chosen.index, i) for i in range(12)]
+        turns = [(panel.chosen.rank, i) for i in range(1, 25)]
     return (turns * (1 + number // len(turns)))[:number]
 
 
 def put(control, value):
-    """Set a control the way the browser does: a list by the value's place."""
-    if isinstance(control, widgets.Dropdown):
+    """Set a control the way the browser does: a choice by the value's place."""
+    if isinstance(control, widgets.ToggleButtons | widgets.SelectionSlider):
         options = [option[1] if isinstance(option, tuple) else option for option in control.options]
         control.set_state({"index": options.index(value)})
     else:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "out" / "browser"
 NOTEBOOKS = [path.name for number in ("00", "02", "03", "04", "05", "06", "07") for path in sorted((ROOT / "notebooks").glob(f"{number}_*.ipynb"))]
-PANELS = ("TriggerStudio", "FilterExplorer", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer")
+PANELS = ("TriggerStudio", "FilterExplorer", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer", "OneNeuron")
 OWN = "panels.ipynb"  # all panels on one page, written by this file
 TABLE = """import itertools
 import pandas as pd
@@ -144,34 +144,46 @@ def move_slider(page, panel) -> None:
     assert changed(panel, after) == before
 
 
+def slider(panel, label: str):
+    """The slider with that label: its handle takes the arrow keys, and what is chosen is written beside it."""
+    return panel.locator(".widget-hslider", has=panel.page.get_by_text(label, exact=True))
+
+
+def step(page, panel, label: str, key: str = "ArrowRight") -> str:
+    """One step of a slider by an arrow key, which stays in the slider; what is chosen then."""
+    handle = slider(panel, label).locator(".noUi-handle")
+    handle.focus()
+    page.keyboard.press(key)
+    sync_api.expect(handle).to_be_focused()
+    return slider(panel, label).locator(".widget-readout").inner_text()
+
+
 def choose_filter(page, panel) -> None:
     """Another layer by keyboard: its best filter, its picture and its sentence come up."""
     before, image = sentence(panel), panel.locator("img").get_attribute("src")
-    panel.get_by_label("Layer", exact=True).focus()
-    for key in ("Space", "ArrowDown", "Enter"):  # JupyterLab takes the arrows of a closed list for its own
-        page.keyboard.press(key)
+    layer = step(page, panel, "Layer") and step(page, panel, "Layer")
     after = changed(panel, before)
-    assert panel.locator("img").get_attribute("src") != image
+    sync_api.expect(panel.locator("img")).not_to_have_attribute("src", image, timeout=REACT)
     name = after.split(" has rank")[0]
     assert name != before.split(" has rank")[0]
-    layer = panel.get_by_label("Layer", exact=True).evaluate("select => select.selectedOptions[0].text")
-    assert layer.startswith(name.split("[")[0])
+    sync_api.expect(panel.locator('[role="status"]').first).to_contain_text(layer.split(" ")[0] + "[", timeout=REACT)
 
 
-def choose_next(page, panel, label: str) -> str:
-    """The next entry of a list, by keyboard; the picture keeps its place and size. The new sentence."""
+def press(page, panel, label: str) -> str:
+    """Press one of the buttons that choose, by keyboard; the picture keeps its place and size. The new sentence."""
     before, box = sentence(panel), panel.locator("img").bounding_box()
-    panel.get_by_label(label, exact=True).focus()
-    for key in ("Space", "ArrowDown", "Enter"):
-        page.keyboard.press(key)
+    button = panel.get_by_role("button", name=label, exact=True)
+    button.focus()
+    page.keyboard.press("Space")
     after = changed(panel, before)
+    sync_api.expect(button).to_be_focused()
     assert panel.locator("img").bounding_box() == box
     return after
 
 
 def run_the_other_recipe(page, panel) -> None:
     """Choose recipe `verified` and run it by its button, both by keyboard."""
-    assert "Nothing pruned yet" in choose_next(page, panel, "Recipe")
+    assert "Nothing pruned yet" in press(page, panel, "verified")
     panel.get_by_role("button", name=re.compile("Run Grad-Prune")).focus()
     page.keyboard.press("Enter")
     sync_api.expect(panel.locator('[role="status"]').first).to_contain_text("on the gradient's shortlist", timeout=RUN)
@@ -180,12 +192,10 @@ def run_the_other_recipe(page, panel) -> None:
 def choose_class(page, panel) -> None:
     """Another class by keyboard: its trigger and its norm come up, and the picture keeps its place and size."""
     before, box = sentence(panel), panel.locator("img").bounding_box()
-    classes = panel.get_by_label("Class", exact=True)
-    classes.focus()
-    for key in ("Space", "ArrowUp" if classes.evaluate("select => select.selectedIndex") else "ArrowDown", "Enter"):
-        page.keyboard.press(key)
+    first = slider(panel, "Class").locator(".noUi-handle").get_attribute("aria-valuenow") == "0.0"
+    chosen = step(page, panel, "Class", "ArrowRight" if first else "ArrowLeft")
     name = changed(panel, before).split("“")[1].split("”")[0]
-    assert classes.evaluate("select => select.selectedOptions[0].text").replace("\xa0", " ").endswith(f": {name}")
+    assert chosen.replace("\xa0", " ").endswith(f": {name}")
     assert panel.locator("img").bounding_box() == box
 
 
@@ -204,13 +214,14 @@ def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
         if kind == "FilterExplorer":
             choose_filter(opened, panel)
             shot(panel, Path(name).stem, kind)
-            assert "on the shortlist" in choose_next(opened, panel, "Below the map")
+            assert "on the shortlist" in press(opened, panel, "the shortlist, tried")
             shot(panel, Path(name).stem, kind, "trials")
             continue
         if kind == "PruningPlayer" and name == OWN:
             run_the_other_recipe(opened, panel)
         if kind == "DefenceComparer":
-            assert ", badnets, " in choose_next(opened, panel, "Attack")
+            before = sentence(panel)
+            assert ", badnets, " in (step(opened, panel, "Attack") and changed(panel, before))
         if kind == "ScanExplorer":
             choose_class(opened, panel)
         shot(panel, Path(name).stem, kind)
@@ -238,7 +249,7 @@ def test_panels_do_not_flicker_and_their_buttons_come_back(opened):
     opened.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     opened.wait_for_selector('body[data-jp-theme-light="false"]', state="attached")
     for kind, panel in panels(opened).items():
-        if kind == "DefenceComparer":  # it has lists alone
+        if kind == "DefenceComparer":  # its only slider has two attacks
             shot(panel, "dark", kind)
             continue
         handle = panel.locator(".noUi-target:not([disabled]) .noUi-handle").first

@@ -1,6 +1,8 @@
 """Every notebook: its format, its stubs and solutions, and a run from each place where one can enter it."""
 
 import ast
+import base64
+import io
 import os
 import re
 from pathlib import Path
@@ -9,13 +11,14 @@ import harness
 import nbformat
 import pytest
 from harness import FOLDER, NOTEBOOKS, tagged, tags
+from PIL import Image, ImageChops
 
 import gradprune
-from gradprune.lessons import CheckFailed
+from gradprune.lessons import CheckFailed, start
 from gradprune.lessons.exercises import EXERCISES
 from gradprune.lessons.restart import POINTS
 
-PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer")
+PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer", "OneNeuron")
 TAGS = {"setup", "exercise", "restart", "widget"}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
@@ -101,6 +104,9 @@ def test_links_lead_somewhere(path):
             for target in re.findall(r"\]\(([^)\s]+)\)", cell.source):
                 if re.match(r"https?://", target):
                     continue
+                if target.startswith("attachment:"):
+                    assert target.removeprefix("attachment:") in cell.attachments
+                    continue
                 file, _, anchor = target.partition("#")
                 linked = FOLDER / file if file else path
                 assert linked.exists(), f"{target} is not there"
@@ -146,9 +152,21 @@ def test_restart_points_are_known(path):
         names = re.findall(r'checkpoint\("([^"]+)"\)', notebook.cells[place].source)
         assert names, "a restart cell calls checkpoint"
         assert all(name in POINTS and name.startswith(f"{number}_") for name in names)
+        before = notebook.cells[place - 1]
+        headings = re.findall(r"^## .*", before.source, re.M)
+        assert before.cell_type == "markdown" and headings[-1].startswith("## ↻ "), "a heading shows where to go on"
+        assert notebook.cells[place].source.startswith("# ↻ Restart point: ")
+    shown = [cell.source for cell in notebook.cells if cell.cell_type == "markdown" and "## ↻" in cell.source]
+    assert len(shown) == len(tagged(notebook, "restart")), "a heading with ↻ and no restart cell after it"
     outside = [cell.source for cell in code(notebook) if "checkpoint(" in cell.source and "restart" not in tags(cell)
                and "load_checkpoint(" not in cell.source]
     assert not outside, f"not tagged `restart`: {outside}"
+
+
+def test_the_first_picture_of_the_series_is_what_the_package_draws():
+    story = next(cell for cell in harness.read(FOLDER / "00_start_here.ipynb").cells if cell.get("attachments"))
+    stored = Image.open(io.BytesIO(base64.b64decode(story.attachments["stop.png"]["image/png"])))
+    assert ImageChops.difference(stored.convert("RGB"), start.story()).getbbox() is None
 
 
 # ---- exercises
