@@ -10,7 +10,7 @@ from gradprune.pruning.distilled import Distilled, best_repair, distilled_tune, 
 from gradprune.pruning.filters import Filter, FilterMask, Filters, Layer, silence
 from gradprune.pruning.fine_tuning import clean_loss, fine_tune
 from gradprune.pruning.gates import gated
-from gradprune.pruning.inversion import Inversion, Inverted, invert, outliers
+from gradprune.pruning.inversion import Alternating, Inversion, Inverted, invert, outliers
 from gradprune.pruning.recipes import Pruned, Validation, in_order, paper, validate
 from gradprune.pruning.universal import Perturbed, perturb
 from gradprune.pruning.unlearning import SCORES, Pairs, filter_scores, pair_up, unlearning_loss, unpaired
@@ -18,9 +18,9 @@ from gradprune.pruning.verified import verified
 
 RECIPES: dict[str, Callable[..., Pruned]] = {"paper": paper, "verified": verified}
 
-__all__ = ["CONSISTENCY", "FAMILIES", "RECIPES", "SCORES", "SEARCHABLE", "Augment", "Change", "Consistent",
-           "Distilled", "Filter", "FilterMask", "Filters", "Inversion", "Inverted", "Layer", "Pairs", "Perturbed",
-           "Pruned", "Validation", "batch_norms", "best_repair", "clean_loss", "close_below", "consistent_tune",
-           "distilled_tune", "draw", "filter_scores", "fine_tune", "gated", "in_order", "invert", "judge", "outliers",
-           "pair_up", "paper", "perturb", "scaled_channels", "search_change", "silence", "unlearning_loss", "unpaired",
-           "validate", "verified"]
+__all__ = ["CONSISTENCY", "FAMILIES", "RECIPES", "SCORES", "SEARCHABLE", "Alternating", "Augment", "Change",
+           "Consistent", "Distilled", "Filter", "FilterMask", "Filters", "Inversion", "Inverted", "Layer", "Pairs",
+           "Perturbed", "Pruned", "Validation", "batch_norms", "best_repair", "clean_loss", "close_below",
+           "consistent_tune", "distilled_tune", "draw", "filter_scores", "fine_tune", "gated", "in_order", "invert",
+           "judge", "outliers", "pair_up", "paper", "perturb", "scaled_channels", "search_change", "silence",
+           "unlearning_loss", "unpaired", "validate", "verified"]
