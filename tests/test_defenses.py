@@ -42,6 +42,7 @@ QUICK = {  # enough to change the model, in about a second
     "anp": {"iterations": 6}, "nad": {"steps": 2, "teacher_steps": 2}, "i_bau": {"inner_steps": 2, "outer_steps": 2},
     "ft_distilled": {}, "rnp": {"unlearn_steps": 10, "recover_steps": 10}, "neural_cleanse": {"tune_steps": 2, "steps": 15, "threshold": 0.1},
     "sau": {"steps": 2}, "fst": {"steps": 2}, "ims": {"first_rounds": 5, "rounds": 2},
+    "repair": {"steps": 2, "first": 3, "changes": 2, "sturdy": 1.0},
 }
 
 

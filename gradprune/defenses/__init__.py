@@ -20,6 +20,7 @@ from gradprune.defenses.i_bau import i_bau
 from gradprune.defenses.ims import ims
 from gradprune.defenses.nad import nad
 from gradprune.defenses.neural_cleanse import neural_cleanse
+from gradprune.defenses.repair import repair, unsteadiness
 from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.rnp import rnp
 from gradprune.defenses.sau import sau
@@ -30,14 +31,14 @@ DEFENSES: dict[str, Callable[..., DefenseResult]] = {
     "grad_prune": grad_prune, "grad_prune_verified": grad_prune_verified, "ft": ft, "ft_unlearn": ft_unlearn,
     "ft_distilled": ft_distilled,
     "fine_pruning": fine_pruning, "clp": clp, "anp": anp, "nad": nad, "i_bau": i_bau, "rnp": rnp, "ft_sam": ft_sam,
-    "neural_cleanse": neural_cleanse, "sau": sau, "fst": fst, "ims": ims}
+    "neural_cleanse": neural_cleanse, "sau": sau, "fst": fst, "ims": ims, "repair": repair}
 
 # Those that are shown the attacker's trigger: a table of results ranks them apart from those that are not.
 KNOWS_TRIGGER = {"grad_prune", "grad_prune_verified", "ft_unlearn", "ft_distilled"}
 
 __all__ = ["DEFENSES", "KNOWS_TRIGGER", "DefenseResult", "Scan", "anp", "clp", "defense", "fine_pruning", "fst", "ft",
            "ft_distilled", "ft_sam", "ft_unlearn", "grad_prune", "grad_prune_verified", "i_bau", "ims", "nad",
-           "neural_cleanse", "prune_scanned", "rnp", "sau", "scan"]
+           "neural_cleanse", "prune_scanned", "repair", "rnp", "sau", "scan", "unsteadiness"]
 
 
 def defense(name: str) -> Callable[..., DefenseResult]:

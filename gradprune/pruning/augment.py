@@ -37,6 +37,10 @@ class Augment:
         clean = lit(shift_and_flip(pairs.clean.repeat(copies, 1, 1, 1), SHIFT, self.flip, generator), generator)
         return self._paired(clean, pairs.labels.repeat(copies))
 
+    def paired(self, pairs: Pairs) -> Pairs:
+        """The clean images as they are, with their triggered copies."""
+        return self._paired(pairs.clean, pairs.labels)
+
     def _paired(self, clean: Tensor, labels: Tensor) -> Pairs:
         """Clean images with their triggered copies, if a trigger is known."""
         clean = clean.contiguous()  # a model's code may ask for that

@@ -47,6 +47,21 @@ class Inverted(nn.Module):
         return (1 - mask) * images + mask * pattern
 
 
+class Alternating(nn.Module):
+    """Several triggers at once: image i wears trigger i modulo their number. (N, C, H, W) -> the same."""
+
+    def __init__(self, triggers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.triggers = nn.ModuleList(triggers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Each image with its trigger."""
+        worn = images.clone()
+        for place, trigger in enumerate(self.triggers):
+            worn[place::len(self.triggers)] = trigger(images[place::len(self.triggers)])
+        return worn
+
+
 class Inversion(NamedTuple):
     """The search for one class: the trigger, its norm, the share of its batch that it sends there, one row a step.
 

@@ -1,0 +1,235 @@
+"""Repair without the trigger: the changes, the loss that asks for the same answers, and which road a model takes."""
+
+import importlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_defenses import QUICK, run
+from torch import nn
+
+import gradprune as gp
+from gradprune.defenses import Scan, unsteadiness
+from gradprune.defenses.scan import Row
+from gradprune.errors import InputError
+from gradprune.models import evaluating, predict
+from gradprune.pruning import (
+    CONSISTENCY,
+    FAMILIES,
+    SEARCHABLE,
+    Alternating,
+    Consistent,
+    Inversion,
+    Inverted,
+    Pairs,
+    draw,
+    search_change,
+    unpaired,
+)
+from gradprune.pruning.changes import Change
+
+repairing = importlib.import_module("gradprune.defenses.repair")
+
+
+@pytest.fixture(scope="module")
+def images(victim):
+    return unpaired(victim.data.defense.subset(range(24))).clean
+
+
+# --- the changes ---
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [(3, 32, 32), (1, 28, 28), (3, 64, 48)])
+def test_a_change_is_drawn_within_bounds(family, size):
+    pictures = torch.rand(4, *size, generator=torch.Generator().manual_seed(1))
+    for seed in range(10):
+        change = draw(size, torch.Generator().manual_seed(seed), [family])
+        changed = change(pictures)
+        assert change.family == family and change.numbers.abs().max() <= 1
+        assert changed.shape == pictures.shape and changed.min() >= 0 and changed.max() <= 1
+        assert not torch.equal(changed, pictures)
+        assert torch.equal(changed, draw(size, torch.Generator().manual_seed(seed), [family])(pictures))
+    assert not torch.equal(changed, draw(size, torch.Generator().manual_seed(99), [family])(pictures))
+
+
+@pytest.mark.parametrize("family", ["bounded", "smooth", "waves", "warp", "tinted"])
+def test_no_content_is_no_change(family, images):
+    change = draw(images.shape[1:], torch.Generator().manual_seed(3), [family])
+    assert torch.allclose(change._replace(numbers=torch.zeros_like(change.numbers))(images), images, atol=1e-5)
+
+
+def test_patches_cover_what_they_say_and_nothing_else(images):
+    for seed in range(20):
+        change = draw(images.shape[1:], torch.Generator().manual_seed(seed), ["patches"])
+        side = change.numbers.shape[1]
+        touched = (change(images) != images).any(1).any(0)
+        assert 1 <= side <= images.shape[2] // 4 and side ** 2 / 2 < touched.sum() <= 4 * side ** 2
+
+
+def test_bounds_hold_where_nothing_is_cut_off():
+    grey = torch.full((1, 3, 32, 32), 0.5)
+    for family, most in {"bounded": 0.15, "smooth": 0.25, "waves": 0.6, "blend": 0.15}.items():
+        moved = [(draw((3, 32, 32), torch.Generator().manual_seed(seed), [family])(grey) - grey).abs().max()
+                 for seed in range(30)]
+        assert min(moved) > 0.01 and max(moved) <= most + 1e-6
+
+
+@pytest.mark.parametrize("family", SEARCHABLE)
+def test_a_search_leads_where_it_is_sent(victim, images, family):
+    model = victim.model
+    wanted = predict(model, images).log_softmax(1)
+    drawn = draw(images.shape[1:], torch.Generator().manual_seed(4), [family])
+    with evaluating(model):
+        toward, away = (search_change(model, images, wanted, drawn, target=target) for target in (victim.target, None))
+    led, start = (predict(model, change(images)).log_softmax(1)[:, victim.target].mean() for change in (toward, drawn))
+    assert led > start and toward.numbers.abs().max() <= 1
+
+    def moved(change):
+        return F.kl_div(predict(model, change(images)).log_softmax(1), wanted, log_target=True, reduction="batchmean")
+
+    assert moved(away) > moved(drawn)
+
+
+def test_what_has_no_gradient_is_not_searched(victim, images):
+    drawn = draw(images.shape[1:], torch.Generator().manual_seed(4), ["quantised"])
+    assert search_change(victim.model, images, None, drawn) is drawn
+
+
+# --- the loss ---
+
+
+def test_the_loss_by_hand(victim, images, monkeypatch):
+    given, batch = victim.model, Pairs(images, images[:0], torch.zeros(len(images), dtype=torch.long))
+    loss = Consistent(given, CONSISTENCY, torch.Generator().manual_seed(0))
+    darker = Change("tinted", torch.tensor(0.0), lambda pictures, numbers: pictures * 0.5)
+    monkeypatch.setattr(loss, "find", lambda *_: darker)
+    with evaluating(given):
+        found = loss(given, batch)
+        wanted, now = (given(pictures).log_softmax(1) for pictures in (images, images * 0.5))
+    by_hand = (wanted.exp() * (wanted - now)).sum(1).mean()  # the clean term is 0: the model is its own teacher
+    assert found.item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def how_much(model, images, change):
+    wanted = predict(model, images).log_softmax(1)
+    return F.kl_div(predict(model, change(images)).log_softmax(1), wanted, log_target=True, reduction="batchmean").item()
+
+
+def test_the_drawn_change_that_moves_most_is_used_and_comes_back(victim, images):
+    settings = CONSISTENCY | {"searched": 0.0, "first": 5, "drawn": 5, "pool": 3, "tried_on": len(images)}
+    loss = Consistent(victim.model, settings, torch.Generator().manual_seed(0))
+    wanted = predict(victim.model, images).log_softmax(1)
+    with evaluating(victim.model):
+        used = loss.find(victim.model, images, wanted)
+        generator = torch.Generator().manual_seed(0)
+        torch.rand(2, generator=generator)
+        torch.randperm(0, generator=generator)
+        drawn = [draw(images.shape[1:], generator, tuple(FAMILIES)) for _ in range(5)]
+        moved = [how_much(victim.model, images, change) for change in drawn]
+        assert torch.equal(used(images), drawn[moved.index(max(moved))](images))
+        assert [value for value, _ in loss.pool] == pytest.approx(sorted(moved, reverse=True)[:3], rel=1e-4)
+        for _ in range(6):
+            again = loss.find(victim.model, images, wanted)
+            assert how_much(victim.model, images, again) >= max(moved) - 1e-4, "all of the pool is tried again"
+    assert len(loss.pool) == 3
+
+
+def test_a_suspect_is_what_every_search_leads_to(victim, images):
+    wanted = predict(victim.model, images).log_softmax(1)
+    settings = CONSISTENCY | {"searched": 0.0, "first": 4, "drawn": 2, "pool": 6, "tried_on": len(images)}
+    loss = Consistent(victim.model, settings, torch.Generator().manual_seed(0), SEARCHABLE, suspect=victim.target)
+    with evaluating(victim.model):
+        found = loss.find(victim.model, images, wanted)
+    said = [float(predict(victim.model, change(images)).log_softmax(1)[:, victim.target].mean()) for _, change in loss.pool]
+    assert said == pytest.approx([value for value, _ in loss.pool], abs=1e-4) == sorted(said, reverse=True)
+    assert found is loss.pool[0][1], "the search led on from the best that was drawn"
+
+
+# --- the roads ---
+
+
+def test_a_sturdy_model_is_repaired_with_no_class_suspected(monkeypatch):
+    monkeypatch.setattr(repairing, "scan", None)  # would raise if it were called
+    shipped = gp.load_victim("badnets")
+    result = gp.defenses.repair(shipped.model, shipped.data.defense, spc=2, steps=60, first=200, progress=False)
+    given, after = shipped.evaluate(), shipped.evaluate(result.model)
+    assert given.asr > 0.95 and after.asr < 0.1 and after.ra > 0.7 and after.acc > 0.7, "a fifth of its steps"
+    assert result.stopped.endswith("of the answers: consistency") and not result.mask.positions
+
+
+def test_a_family_that_is_left_out_is_not_used(victim, monkeypatch):
+    used, original = set(), repairing.consistent_tune
+
+    def watched(*arguments, **settings):
+        monkeypatch.setattr(Consistent, "find", lambda self, *a, find=Consistent.find: (used.add((change := find(self, *a)).family), change)[1])
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(repairing, "consistent_tune", watched)
+    result = run("repair", victim, families=("waves", "warp"), steps=6, first=9)
+    assert used == {"waves", "warp"} and result.settings["families"] == ("waves", "warp")
+
+
+def test_a_model_that_anything_moves_is_scanned_and_left_alone_where_no_class_is_suspected(victim, monkeypatch):
+    monkeypatch.setattr(repairing, "scan", lambda *_, **settings: Scan(
+        [], ("a",), 2.0, None, None, None, f"No class is suspected with {settings['steps']} steps.", victim.data.defense))
+    monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
+    result = run("repair", victim, sturdy=0.2, scan_steps=7)
+    assert result.stopped == "small drawn changes alter 30% of the answers: scan. No class is suspected with 7 steps."
+    assert victim.evaluate(result.model) == victim.evaluate()
+
+
+@pytest.mark.parametrize(("norms", "told"), [
+    ([4.0, 6.0, 9.0, 8.0], "After 1 rounds of unlearning it needs what the others need."),
+    ([4.0] * 6, "After 3 rounds of unlearning it was not looked at again.")])
+def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, monkeypatch, norms, told):
+    """The others need 10, so less than 5 is small. The search is told what to find: what the attacker put on."""
+    rows = [Row("mask", label, 10.0 if label != victim.target else 2.0, 1.0, 0.0, 1.0, True, label == victim.target)
+            for label in range(4)]
+    found = Scan(rows, tuple("abcd"), 2.0, victim.target, "mask", victim.trigger, "Suspected.", victim.data.defense)
+    seeds = []
+
+    def searched(model, images, label, *, seed, **settings):
+        assert label == victim.target and len(images) == 3 * 10 and settings["steps"] == 7
+        seeds.append(seed)
+        return Inversion(victim.trigger, norms[len(seeds) - 1], 1.0, [], True)
+
+    monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
+    monkeypatch.setattr(repairing, "scan", lambda *_, **__: found)
+    monkeypatch.setitem(repairing.KINDS, "mask", searched)
+    result = run("repair", victim, spc=10, sturdy=0.2, searches=2, round_steps=7, suspect_steps=40)
+    after = victim.evaluate(result.model)
+    assert result.stopped.endswith(told) and seeds == list(range(len(norms)))
+    assert after.asr < 0.3 and after.acc > 0.9
+    assert sum(row["epoch"] == 0 for row in result.history) == (1 if "After 1" in told else 3)
+
+
+def test_triggers_take_turns(images):
+    wrapped = Alternating([nn.Identity(), Inverted(torch.ones(1, *images.shape[2:]), torch.ones(images.shape[1:]))])
+    worn = wrapped(images)
+    assert torch.equal(worn[::2], images[::2]) and (worn[1::2] == 1).all() and not (images == 1).all()
+
+
+def test_unsteadiness_counts_answers_that_change(images):
+    class Corner(nn.Module):
+        """Its answer turns with the mean of the image, by a hair or not at all."""
+
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, x):
+            return torch.stack([self.scale * (x - images[:1]).mean((1, 2, 3)), torch.full((len(x),), 1e-4)], 1)
+
+    assert unsteadiness(Corner(0.0), images) == 0
+    assert 0.2 < unsteadiness(Corner(1.0), images[:1].repeat(4, 1, 1, 1)) <= 1
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"lr": 0}, "lr must be above 0"), ({"rounds": 1}, "Unknown repair setting rounds")])
+def test_bad_settings(victim, settings, words):
+    with pytest.raises(InputError, match=words):
+        run("repair", victim, **settings)
+
+
+def test_quick_settings_take_the_first_road():
+    assert QUICK["repair"]["sturdy"] == 1.0
