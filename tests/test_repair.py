@@ -27,6 +27,7 @@ from gradprune.pruning import (
     unpaired,
 )
 from gradprune.pruning.changes import Change
+from gradprune.pruning.consistency import settle
 
 repairing = importlib.import_module("gradprune.defenses.repair")
 
@@ -144,6 +145,23 @@ def test_a_suspect_is_what_every_search_leads_to(victim, images):
     said = [float(predict(victim.model, change(images)).log_softmax(1)[:, victim.target].mean()) for _, change in loss.pool]
     assert said == pytest.approx([value for value, _ in loss.pool], abs=1e-4) == sorted(said, reverse=True)
     assert found is loss.pool[0][1], "the search led on from the best that was drawn"
+
+
+def test_batch_norm_takes_its_statistics_from_clean_images(images):
+    model, train = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3)).eval(), Pairs(images, images[:0], torch.zeros(len(images), dtype=torch.long))
+    seen = []
+
+    class Views:
+        """Views that are the images, and darker ones."""
+
+        def mixed(self, pairs, generator):
+            seen.append(len(seen))
+            return pairs._replace(clean=pairs.clean * (1.0 if len(seen) % 2 else 0.5))
+
+    settle(model, train, Views(), 4, 0)
+    assert len(seen) == 4 and model[0].momentum == 0.3 and not model[0].training
+    assert torch.allclose(model[0].running_mean, 0.75 * images.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(model[0].running_var, images.var((0, 2, 3)) * (1 + 0.25) / 2, rtol=1e-3)
 
 
 # --- the roads ---

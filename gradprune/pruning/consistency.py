@@ -35,6 +35,7 @@ CONSISTENCY: dict[str, Any] = {
     "searched": 0.5,     # share of the steps that search its content first
     "search_steps": 6,   # signed gradient steps of a search
     "toward": 0.7,       # share of the searches that lead to a class, drawn at random; the others lead away
+    "settle": 20,        # passes over clean views and mixes, from which BatchNorm takes its statistics at the end
 }
 
 
@@ -103,13 +104,33 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
                     seed: int = 0, progress: bool = True, **changes: Any) -> list[dict[str, Any]]:
     """Fine-tune `model` in place with `Consistent`; returns the history rows. The last epoch is kept.
 
-    train, validation: pairs without triggered images. changes: values of `CONSISTENCY`. Dropout is off. Ctrl-C keeps
-    the last epoch.
+    train, validation: pairs without triggered images. changes: values of `CONSISTENCY`. Dropout is off. At the end
+    BatchNorm's statistics are those of clean images: in training every second image has a change. Ctrl-C keeps the last
+    epoch.
     """
     settings = CONSISTENCY | changes
     images = len(train.labels) * (1 + copies_for(len(train.labels)))
     epochs = -(-settings["steps"] // len(portions(images, settings["batch_size"])))
     loss = Consistent(given, settings, torch.Generator().manual_seed(seed), families, suspect)
-    return fine_tune(model, mask, train, validation, loss=loss, lr=settings["lr"], decay=half_cosine(epochs),
-                     batch_size=settings["batch_size"], max_epochs=epochs, seed=seed, renew=augment.mixed,
-                     dropout=False, progress=progress)
+    history = fine_tune(model, mask, train, validation, loss=loss, lr=settings["lr"], decay=half_cosine(epochs),
+                        batch_size=settings["batch_size"], max_epochs=epochs, seed=seed, renew=augment.mixed,
+                        dropout=False, progress=progress)
+    settle(model, train, augment, settings["settle"], seed)
+    return history
+
+
+@torch.no_grad()
+def settle(model: nn.Module, train: Pairs, augment: Augment, passes: int, seed: int) -> None:
+    """Let BatchNorm take its statistics anew, in place: the mean over so many passes of clean views and mixes."""
+    norms = [module for module in model.modules()
+             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats]
+    generator, usual = torch.Generator().manual_seed(seed), [norm.momentum for norm in norms]
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train()
+            norm.momentum = None  # a plain mean of all batches
+        for _ in range(passes if norms else 0):
+            model(augment.mixed(train, generator).clean)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
