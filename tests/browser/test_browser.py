@@ -133,8 +133,9 @@ def panels(page) -> dict:
 
 
 def move_slider(page, panel) -> None:
-    """Move the panel's first slider by an arrow key, to the side where there is room."""
-    handle = panel.locator(".noUi-target:not([disabled]) .noUi-handle").first
+    """Move a slider that changes the sentence by an arrow key, to the side where there is room."""
+    rank = slider(panel, "Rank").or_(slider(panel, "Strength"))  # another layer may have the same best filter
+    handle = (rank if rank.count() else panel).locator(".noUi-target:not([disabled]) .noUi-handle").first
     low = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemin")
     before = sentence(panel)
     handle.focus()
