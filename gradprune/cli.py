@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from gradprune import __version__, cli_bench, cli_data, cli_inspect, cli_models, cli_scan
+from gradprune import __version__, cli_bench, cli_data, cli_inspect, cli_models, cli_repair, cli_scan
 from gradprune.errors import InputError
 from gradprune.paths import data_folder
 from gradprune.screen import Json, more, progress, say, show, table
@@ -152,8 +152,7 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
     --trigger and --target; `gradprune inspect WEIGHTS --data FOLDER` finds most of it out, and prints the command.
     """
     from gradprune.demo import defend_and_save
-    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem,
-                         mask)
+    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem, mask)
     told = defend_and_save(checkpoint, out, slim, export, spc=spc, recipe=recipe, score=score, seed=seed, own=own,
                            trigger="known" if own and own.trigger else trigger, device=device, progress=progress())
     show(as_json, told, _stages(told) if "tuned" in told else "", told["scan"] or "", told["sentence"],
@@ -174,8 +173,7 @@ def evaluate(checkpoint: cli_models.Checkpoint, trigger: cli_models.Seen = "know
     The figures on its card stand beside those measured now. Seconds on a laptop.
     """
     from gradprune.evaluation import load_victim
-    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem,
-                         mask)
+    own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem, mask)
     victim = own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device)
     measured = {name: round(value, 4) for name, value in victim.evaluate()._asdict().items()}
     other = own is not None and (own.trigger, own.target) != (None, None)
@@ -224,6 +222,7 @@ def zoo_build(names: Names = None, out: Folder = None, as_json: Json = False) ->
 
 app.command(epilog=cli_bench.EXAMPLES["bench"])(cli_bench.bench)
 app.command(epilog=cli_bench.EXAMPLES["report"])(cli_bench.report)
+app.command(epilog=cli_repair.EXAMPLE)(cli_repair.repair)
 app.command(epilog=cli_scan.EXAMPLE)(cli_scan.scan)
 app.command(epilog=cli_inspect.EXAMPLE)(cli_inspect.inspect)
 

@@ -1,0 +1,36 @@
+"""The command `gradprune repair`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradprune import cli_models
+from gradprune.screen import Json, more, progress, show, table
+
+Spc = Annotated[int, typer.Option(help="Clean images per class to learn from.")]
+Seed = Annotated[int, typer.Option(help="Of the draw of the images and of the searches.")]
+Out = Annotated[Path | None, typer.Option(help="Save the repaired model as this checkpoint.")]
+Export = Annotated[Path | None, typer.Option(help="Also write the repaired model as this .onnx or .pt2 file.")]
+EXAMPLE = more("gradprune repair badnets --out out/repaired",
+               "gradprune repair weights.pth --model resnet18 --data photos/ \\\n    --out out/repaired")
+
+
+def repair(checkpoint: cli_models.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: cli_models.Model = None,
+           data: cli_models.Data = None, size: cli_models.Size = None, mean: cli_models.Mean = None,
+           std: cli_models.Std = None, stem: cli_models.Stem = None, device: cli_models.Device = "auto",
+           out: Out = None, export: Export = None, as_json: Json = False) -> None:
+    """Clean a model whose trigger nobody knows.
+
+    Where small changes of an image hardly move the model it learns to ignore them all; otherwise a scan looks
+    for a suspected class, and triggers that lead there are unlearned. It uses clean images alone. The trigger on
+    a checkpoint's card, if there is one, is only measured with, afterwards. One to five minutes on a laptop.
+    """
+    from gradprune.repairing import repair_and_save
+    own = cli_models.own(checkpoint, model, data, size, mean, std, stem=stem)
+    told = repair_and_save(checkpoint, out, export, own=own, device=device, spc=spc, seed=seed, progress=progress())
+    rows = {"given model": told["before"], "repaired": told["after"]}
+    show(as_json, told, table(f"spc {spc}", rows) if told["trigger"] else "", told["sentence"], told["road"],
+         *told["notes"], f"Saved: {told['out']}" if told["out"] else "",
+         f"Exported: {told['export']}" if told["export"] else "",
+         kept="the state reached is " + ("saved" if out else "shown above"))
