@@ -29,7 +29,7 @@ from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkp
 from gradprune.pruning import fine_tuning, recipes, silence
 
 COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "bench", "report", "scan", "doctor",
-            "data list", "data get", "data check", "inspect"]
+            "data list", "data get", "data check", "inspect", "repair"]
 
 
 @pytest.fixture(scope="session")

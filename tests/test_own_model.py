@@ -1,6 +1,7 @@
 """A model of one's own: weights from other hands, own code, a picture as the trigger; in Python and on the command line."""
 
 import argparse
+import importlib
 import json
 import re
 import sys
@@ -26,7 +27,7 @@ from gradprune.errors import InputError
 from gradprune.evaluation import Own, guessing
 from gradprune.evaluation.inspection import inspect
 from gradprune.models import build, load_weights, predict
-from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
+from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 from gradprune.models.weights import read_file, state_dict
 
 NET = """
@@ -382,6 +383,36 @@ def test_without_a_suspect_nothing_is_measured_or_written(here, monkeypatch):
     told = json.loads(result.stdout)
     assert result.exit_code == 0 and told["out"] is None and told["sentence"] == "Nothing was changed or written."
     assert "tuned" not in told and told["scan"] == "the verdict" and not Path("deep/clean.json").exists()
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """A repair of two steps."""
+    for name, value in {"steps": 2, "first": 3, "changes": 2, "sturdy": 1.0}.items():
+        monkeypatch.setitem(importlib.import_module("gradprune.defenses.repair").DEFAULTS, name, value)
+
+
+def test_repair_of_a_model_whose_trigger_nobody_knows(here, victim, brief):
+    told = json.loads(run("repair", *OWN, "--spc", 2, "--out", "out/mended", "--export", "out/mended.pt2", "--json").stdout)
+    assert (told["trigger"], told["before"]["asr"], told["after"]["ra"], told["steps"]) == (None, None, None, 2)
+    assert told["before"]["acc"] == pytest.approx(victim.evaluate().acc, abs=1e-3)
+    assert "No trigger is known, so no figure says what is left of a backdoor" in told["sentence"] and "consistency" in told["road"]
+    card = read_card("out/mended")
+    assert card["defense"]["stopped"] in told["road"] and "metrics" not in card and Path(told["export"]).is_file()
+    text = run("evaluate", "out/mended", "--model", OWN[2], *ATTACK).stdout
+    assert f"{told['after']['acc']:.1%}" in text, "the figures of what was saved"
+
+
+def test_repair_measures_with_the_trigger_on_the_card_and_does_not_see_it(here, victim, brief):
+    card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 16, "blocks": [1]}, "data": {"name": "data.npz"},
+            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1}}
+    save_checkpoint("carded", victim.model, card, victim.trigger)
+    result = run("repair", "carded", "--spc", 2, "--out", ".")
+    assert "ASR" in result.stdout and "The repair did not see it." in result.stdout and result.exit_code == 0
+    again = gp.load_victim("carded-repaired")
+    assert f"moves {again.evaluate().asr:.1%} of the images, not 100.0%" in result.stdout
+    save_checkpoint("strange", victim.model, card | {"attack": {"trigger": "badnets", "target": 9}})
+    assert "No trigger is known" in run("repair", "strange", "--spc", 2).stdout, "a target that is none"
 
 
 def test_a_checkpoint_with_a_card_and_another_picture(here, victim):
