@@ -27,6 +27,7 @@ CONSISTENCY: dict[str, Any] = {
     "steps": 300,        # optimiser steps, about: whole epochs are run
     "batch_size": 32,    # images in a step, each with the change and without
     "lr": 1e-2,          # of SGD with momentum; falls to zero along half a cosine
+    "many": 120,         # images; with fewer, the rate falls with the root of their number
     "weight": 3.0,       # of the clean term
     "drawn": 4,          # changes that a step draws; beside them it tries as many of the pool
     "first": 600,        # changes drawn and tried before the first step
@@ -112,7 +113,8 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
     images = len(train.labels) * (1 + copies_for(len(train.labels)))
     epochs = -(-settings["steps"] // len(portions(images, settings["batch_size"])))
     loss = Consistent(given, settings, torch.Generator().manual_seed(seed), families, suspect)
-    history = fine_tune(model, mask, train, validation, loss=loss, lr=settings["lr"], decay=half_cosine(epochs),
+    rate = settings["lr"] * min(1, len(train.labels) / settings["many"]) ** 0.5
+    history = fine_tune(model, mask, train, validation, loss=loss, lr=rate, decay=half_cosine(epochs),
                         batch_size=settings["batch_size"], max_epochs=epochs, seed=seed, renew=augment.mixed,
                         dropout=False, progress=progress)
     settle(model, train, augment, settings["settle"], seed)
