@@ -16,6 +16,8 @@ from gradprune.paths import output_folder
 from gradprune.zoo import attack
 
 STAGES = ("before", "pruned", "tuned")
+_ONLY_FOUND = ("ASR and RA are those of the synthesised trigger, with which the model was mended: the real one may "
+               "still work.")
 TRIGGERS = ("known", SYNTHESISED)  # what `defend_and_save` can work with
 
 
@@ -117,7 +119,7 @@ def _attacked(checkpoint: str, trigger: str, own: Own | None, device: str, setti
         return None, found
     card = {**card, "attack": {"trigger": SYNTHESISED, "target": found.suspect}}
     mark: Any = found.trigger  # no `Trigger`, since it has no settings; it stamps like one
-    return Victim(model, mark, found.suspect, data, card, notes=notes), found
+    return Victim(model, mark, found.suspect, data, card, notes=[*notes, _ONLY_FOUND]), found
 
 
 def defend_and_measure(victim: Victim, found: Scan | None = None, **settings: Any

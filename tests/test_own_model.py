@@ -371,6 +371,7 @@ def test_a_synthesised_trigger_defends_and_measures(here, victim, monkeypatch):
     monkeypatch.setattr(demo, "scan", suspecting(1, victim.trigger))
     told = json.loads(run("defend", *OWN, "--trigger", "synthesised", "--spc", 1, "--out", "out/clean", "--json").stdout)
     assert (told["target"], told["trigger"], told["scan"]) == (1, "synthesised", "the verdict")
+    assert "the real one may still work" in told["notes"][-1]
     assert told["before"]["asr"] == pytest.approx(victim.evaluate().asr, abs=1e-3)
     assert "was synthesised by a scan; give --trigger a picture" in refused("evaluate", "out/clean", "--model", OWN[2])
     shown = json.loads(run("evaluate", "out/clean", "--model", OWN[2], *ATTACK, "--json").stdout)
