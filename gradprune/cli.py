@@ -94,8 +94,7 @@ def _gradprune(version: Annotated[bool, typer.Option("--version", callback=_vers
                                                      help="Print the version and exit.")] = False) -> None:
     """Plant a backdoor in a network, find its filters by gradient, prune them, fine-tune.
 
-    Start with `gradprune demo`, or with `gradprune inspect weights.pth` for a model of your own. Every command
-    explains itself: `gradprune COMMAND --help`.
+    Start with `gradprune demo`, or `gradprune inspect weights.pth`. More: `gradprune COMMAND --help`.
     """
 
 
