@@ -114,7 +114,7 @@ def test_unlearning_counts_the_chosen_rows_alone_and_lets_go_of_what_is_unlearne
 
 
 def test_sau_lowers_asr_and_leaves_the_statistics(victim):
-    result = run("sau", victim, spc=10, steps=40, lr=1e-3)
+    result = run("sau", victim, spc=10, steps=80, lr=5e-4)
     before, after = victim.evaluate(victim.model), victim.evaluate(result.model)
     assert after.asr < before.asr - 0.3 and after.acc > 0.8
     norms = [(a, b) for a, b in zip(victim.model.modules(), result.model.modules(), strict=True) if isinstance(a, nn.BatchNorm2d)]
@@ -199,7 +199,7 @@ def test_the_changes_are_followed_by_the_inverse_and_turn_the_given_model(victim
 
 
 def test_ims_changes_nothing_but_the_scale_of_filters(victim):
-    result = run("ims", victim, first_rounds=30, rounds=5, kept=0.3, lr=0.1)
+    result = run("ims", victim, first_rounds=80, rounds=5, kept=0.1, lr=0.1)
     given, after = victim.model.state_dict(), result.model.state_dict()
     convolutions = {f"{layer.name}.weight" for layer in result.mask.filters.layers}
     assert all(torch.equal(given[key], after[key]) for key in given if key not in convolutions)

@@ -243,7 +243,7 @@ def test_unsteadiness_counts_answers_that_change(images):
     assert 0.2 < unsteadiness(Corner(1.0), images[:1].repeat(4, 1, 1, 1)) <= 1
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"lr": 0}, "lr must be above 0"), ({"rounds": 1}, "Unknown repair setting rounds")])
+@pytest.mark.parametrize(("settings", "words"), [({"lr": 0}, "lr must be above 0"), ({"turns": 1}, "Unknown repair setting turns")])
 def test_bad_settings(victim, settings, words):
     with pytest.raises(InputError, match=words):
         run("repair", victim, **settings)
