@@ -170,7 +170,7 @@ def test_batch_norm_takes_its_statistics_from_clean_images(images):
 def test_a_sturdy_model_is_repaired_with_no_class_suspected(monkeypatch):
     monkeypatch.setattr(repairing, "scan", None)  # would raise if it were called
     shipped = gp.load_victim("badnets")
-    result = gp.defenses.repair(shipped.model, shipped.data.defense, spc=2, steps=60, first=200, progress=False)
+    result = gp.defenses.repair(shipped.model, shipped.data.defense, spc=2, steps=60, first=200, many=1, progress=False)
     given, after = shipped.evaluate(), shipped.evaluate(result.model)
     assert given.asr > 0.95 and after.asr < 0.1 and after.ra > 0.7 and after.acc > 0.7, "a fifth of its steps"
     assert result.stopped.endswith("of the answers: consistency") and not result.mask.positions
