@@ -136,17 +136,6 @@ def test_the_drawn_change_that_moves_most_is_used_and_comes_back(victim, images)
     assert len(loss.pool) == 3
 
 
-def test_a_suspect_is_what_every_search_leads_to(victim, images):
-    wanted = predict(victim.model, images).log_softmax(1)
-    settings = CONSISTENCY | {"searched": 0.0, "first": 4, "drawn": 2, "pool": 6, "tried_on": len(images)}
-    loss = Consistent(victim.model, settings, torch.Generator().manual_seed(0), SEARCHABLE, suspect=victim.target)
-    with evaluating(victim.model):
-        found = loss.find(victim.model, images, wanted)
-    said = [float(predict(victim.model, change(images)).log_softmax(1)[:, victim.target].mean()) for _, change in loss.pool]
-    assert said == pytest.approx([value for value, _ in loss.pool], abs=1e-4) == sorted(said, reverse=True)
-    assert found is loss.pool[0][1], "the search led on from the best that was drawn"
-
-
 def test_batch_norm_takes_its_statistics_from_clean_images(images):
     model, train = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3)).eval(), Pairs(images, images[:0], torch.zeros(len(images), dtype=torch.long))
     seen = []

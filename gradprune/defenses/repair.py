@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, adopted, passes
+from gradprune.defenses.common import Work, adopted
 from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.scan import FASTER, KINDS, SMALL, Scan, scan
 from gradprune.models.inference import predict
-from gradprune.pruning import CONSISTENCY, FAMILIES, Alternating, Augment, Distilled, consistent_tune, draw, fine_tune
-from gradprune.pruning.augment import copies_for
-from gradprune.pruning.fine_tuning import half_cosine
+from gradprune.pruning import CONSISTENCY, FAMILIES, Alternating, Augment, Distilled, consistent_tune, draw
+from gradprune.pruning.distilled import epochs_for, tune_on_views
 
 LOCAL = ("patches", "sparse", "bounded")  # families that leave an image readable wherever they fall
 DEFAULTS: dict[str, Any] = CONSISTENCY | {
@@ -83,8 +82,7 @@ def unlearn_suspect(work: Work, found: Scan, paper: dict[str, Any], seed: int, p
     label, kind = found.suspect, found.kind or "mask"
     usual = median(row.norm for row in found.rows if row.kind == kind and row.converged and row.label != label)
     others, triggers = work.train.clean[work.train.labels != label], list[nn.Module]()
-    images = len(work.train.labels)
-    epochs = passes(paper["suspect_steps"], images * (1 + copies_for(images)), paper["batch_size"])
+    epochs = epochs_for(len(work.train.labels), paper["suspect_steps"], paper["batch_size"])
     for turn in range(paper["rounds"]):
         searched = [KINDS[kind](work.model, others, label, seed=seed + turn * paper["searches"] + start,
                                 progress=progress, **FASTER | {"steps": paper["round_steps"]})
@@ -94,8 +92,7 @@ def unlearn_suspect(work: Work, found: Scan, paper: dict[str, Any], seed: int, p
             return f" After {turn} rounds of unlearning it needs what the others need."
         triggers += small
         augment = Augment(work.given, Alternating(triggers), work.train)
-        work.history += fine_tune(work.model, work.mask, augment.paired(work.train), work.validation,
-                                  loss=Distilled(work.given), lr=paper["suspect_lr"], decay=half_cosine(epochs),
-                                  batch_size=paper["batch_size"], max_epochs=epochs, seed=seed + turn,
-                                  renew=augment.mixed, dropout=False, progress=progress)
+        work.history += tune_on_views(work.model, work.mask, augment.paired(work.train), work.validation, augment,
+                                      Distilled(work.given), lr=paper["suspect_lr"], epochs=epochs,
+                                      batch_size=paper["batch_size"], seed=seed + turn, progress=progress)
     return f" After {paper['rounds']} rounds of unlearning it was not looked at again."

@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.attacks.training import portions
 from gradprune.models.inference import evaluating, predict
-from gradprune.pruning.augment import Augment, copies_for
+from gradprune.pruning.augment import Augment
 from gradprune.pruning.changes import FAMILIES, Change, draw, search_change
-from gradprune.pruning.distilled import Distilled
+from gradprune.pruning.distilled import Distilled, epochs_for, tune_on_views
 from gradprune.pruning.filters import FilterMask
-from gradprune.pruning.fine_tuning import fine_tune, half_cosine
 from gradprune.pruning.unlearning import Pairs
 
 CONSISTENCY: dict[str, Any] = {
@@ -43,14 +42,13 @@ CONSISTENCY: dict[str, Any] = {
 class Consistent(Distilled):
     """The loss above, for `fine_tune`: it finds a new change for every batch.
 
-    given: the model whose answers are wanted; it is not changed. families: names in `FAMILIES`. suspect: where one
-    class is suspected, every step searches a change that leads there.
+    given: the model whose answers are wanted; it is not changed. families: names in `FAMILIES`.
     """
 
     def __init__(self, given: nn.Module, settings: dict[str, Any], generator: torch.Generator,
-                 families: Sequence[str] = tuple(FAMILIES), suspect: int | None = None) -> None:
+                 families: Sequence[str] = tuple(FAMILIES)) -> None:
         super().__init__(given, settings["weight"])
-        self.settings, self.generator, self.families, self.suspect = settings, generator, families, suspect
+        self.settings, self.generator, self.families = settings, generator, families
         self.pool: list[tuple[float, Change]] = []
 
     def __call__(self, model: nn.Module, batch: Pairs) -> Tensor:
@@ -72,8 +70,6 @@ class Consistent(Distilled):
         search, toward = (torch.rand(2, generator=generator) < torch.tensor([settings["searched"], settings["toward"]])
                           ).tolist()
         target = int(torch.randint(wanted.shape[1], (), generator=generator)) if search and toward else None
-        if self.suspect is not None:
-            search, target = True, self.suspect
         again = set(torch.randperm(len(self.pool), generator=generator)[:settings["drawn"]].tolist())
         count = settings["drawn"] if self.pool else settings["first"]
         tried = [draw(images.shape[1:], generator, self.families) for _ in range(count)]
@@ -82,10 +78,7 @@ class Consistent(Distilled):
         best = tried[led.index(max(led))]
         if search:
             best = search_change(model, images, wanted, best, target=target, steps=settings["search_steps"])
-            once_more = self._measured(model, images, wanted, [best], self.suspect)
-            tried, moved, led = [*tried, best], moved + once_more[0], led + once_more[1]
-        if self.suspect is not None:
-            moved = led
+            tried, moved = [*tried, best], moved + self._measured(model, images, wanted, [best], None)[0]
         kept = [entry for place, entry in enumerate(self.pool) if place not in again]
         self.pool = sorted(kept + list(zip(moved, tried, strict=True)), key=lambda entry: -entry[0])[:settings["pool"]]
         return best
@@ -96,13 +89,14 @@ class Consistent(Distilled):
         few = slice(self.settings["tried_on"])
         with torch.no_grad():
             answers = [model(change(images[few])).log_softmax(1) for change in changes]
-        moved = [float((wanted[few].exp() * (wanted[few] - said)).sum(1).mean()) for said in answers]
+        moved = [float(F.kl_div(said, wanted[few], log_target=True, reduction="none").sum(1).mean())
+                 for said in answers]
         return moved, moved if target is None else [float(said[:, target].mean()) for said in answers]
 
 
 def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs,
-                    augment: Augment, families: Sequence[str] = tuple(FAMILIES), suspect: int | None = None, *,
-                    seed: int = 0, progress: bool = True, **changes: Any) -> list[dict[str, Any]]:
+                    augment: Augment, families: Sequence[str] = tuple(FAMILIES), *, seed: int = 0,
+                    progress: bool = True, **changes: Any) -> list[dict[str, Any]]:
     """Fine-tune `model` in place with `Consistent`; returns the history rows. The last epoch is kept.
 
     train, validation: pairs without triggered images. changes: values of `CONSISTENCY`. Dropout is off. At the end
@@ -110,13 +104,12 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
     epoch.
     """
     settings = CONSISTENCY | changes
-    images = len(train.labels) * (1 + copies_for(len(train.labels)))
-    epochs = -(-settings["steps"] // len(portions(images, settings["batch_size"])))
-    loss = Consistent(given, settings, torch.Generator().manual_seed(seed), families, suspect)
-    rate = settings["lr"] * min(1, len(train.labels) / settings["many"]) ** 0.5
-    history = fine_tune(model, mask, train, validation, loss=loss, lr=rate, decay=half_cosine(epochs),
-                        batch_size=settings["batch_size"], max_epochs=epochs, seed=seed, renew=augment.mixed,
-                        dropout=False, progress=progress)
+    images, size = len(train.labels), settings["batch_size"]
+    history = tune_on_views(
+        model, mask, train, validation, augment,
+        Consistent(given, settings, torch.Generator().manual_seed(seed), families),
+        lr=settings["lr"] * min(1, images / settings["many"]) ** 0.5,
+        epochs=epochs_for(images, settings["steps"], size), batch_size=size, seed=seed, progress=progress)
     settle(model, train, augment, settings["settle"], seed)
     return history
 

@@ -13,7 +13,7 @@ from gradprune.attacks.training import portions
 from gradprune.models.inference import predict
 from gradprune.pruning.augment import Augment, copies_for
 from gradprune.pruning.filters import FilterMask
-from gradprune.pruning.fine_tuning import fine_tune, half_cosine
+from gradprune.pruning.fine_tuning import Loss, fine_tune, half_cosine
 from gradprune.pruning.unlearning import Pairs
 
 STEPS = 160  # about: whole epochs are run
@@ -67,15 +67,23 @@ def distilled_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train: 
     Dropout is off, so that the student answers as the teacher does; on few images its noise costs accuracy and brings
     nothing. Ctrl-C keeps the best epoch so far.
     """
-    epochs = epochs_for(len(train.labels))
-    return fine_tune(model, mask, train, validation, loss=Distilled(given), lr=LR, decay=half_cosine(epochs),
-                     batch_size=BATCH, patience=epochs, max_epochs=epochs, seed=seed, renew=augment.mixed,
+    return tune_on_views(model, mask, train, validation, augment, Distilled(given), lr=LR,
+                         epochs=epochs_for(len(train.labels)), batch_size=BATCH, watch=watch, seed=seed,
+                         progress=progress)
+
+
+def tune_on_views(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs, augment: Augment, loss: Loss, *,
+                  lr: float, epochs: int, batch_size: int, watch: Judge | None = None, seed: int, progress: bool
+                  ) -> list[dict[str, Any]]:
+    """`fine_tune` for all of so many epochs, on new views and mixes, lr along half a cosine, without dropout."""
+    return fine_tune(model, mask, train, validation, loss=loss, lr=lr, decay=half_cosine(epochs),
+                     batch_size=batch_size, patience=epochs, max_epochs=epochs, seed=seed, renew=augment.mixed,
                      dropout=False, watch=watch, progress=progress)
 
 
-def epochs_for(pairs: int) -> int:
-    """Epochs that come to `STEPS` steps, for a number of training pairs; each has views beside it."""
-    return math.ceil(STEPS / len(portions(pairs * (1 + copies_for(pairs)), BATCH)))
+def epochs_for(pairs: int, steps: int | None = None, batch_size: int = BATCH) -> int:
+    """Epochs that come to so many steps (None: `STEPS`), for a number of training pairs; each has views beside it."""
+    return math.ceil((steps or STEPS) / len(portions(pairs * (1 + copies_for(pairs)), batch_size)))
 
 
 def best_repair(given: nn.Module, pruned: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs,
