@@ -134,7 +134,7 @@ def _means(table: Any) -> dict[str, float]:
 
 
 EXAMPLES = {"bench": more("gradprune bench --defenses ft,grad_prune --spc 2 --seeds 2",
-                        "gradprune bench --preset paper --device cuda",
+                          "gradprune bench --preset paper --device cuda",
                           "gradprune bench --attacks weights.pth --model mynet:build --data photos/ \\\n"
                           "      --trigger patch.png --target 3", "gradprune report out/bench"),
             "report": more("gradprune report out/bench")}

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from gradprune import cli_models
+from gradprune.cli_scan import Seed
 from gradprune.screen import Json, more, progress, show, table
 
 Spc = Annotated[int, typer.Option(help="Clean images per class to learn from.")]
-Seed = Annotated[int, typer.Option(help="Of the draw of the images and of the searches.")]
 Out = Annotated[Path | None, typer.Option(help="Save the repaired model as this checkpoint.")]
 Export = Annotated[Path | None, typer.Option(help="Also write the repaired model as this .onnx or .pt2 file.")]
 EXAMPLE = more("gradprune repair badnets --out out/repaired",

@@ -1,5 +1,6 @@
 """What `repair` of the command line does: work without any trigger, save, return plain values."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,8 @@ from gradprune.defenses import repair
 from gradprune.demo import results_in
 from gradprune.errors import InputError
 from gradprune.evaluation import Own, Victim
+from gradprune.evaluation.metrics import accuracy
 from gradprune.evaluation.victim import checkpoint_path, trigger_of
-from gradprune.models import predict
-from gradprune.models.checkpoints import save_checkpoint
-from gradprune.models.export import export as write_export
 
 
 def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = None, *, own: Own | None = None,
@@ -30,22 +29,18 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
     delivery.check(False, export)
     with results_in(path.parent if path else None), results_in(export.parent if export else None):
         model, card, data, notes = (own or Own()).open(checkpoint, device)
-        victim = _with_trigger(checkpoint, Victim(model, None, 0, data, card))  # type: ignore[arg-type]
+        bare = Victim(model, None, 0, data, card)  # type: ignore[arg-type]
+        victim = _with_trigger(checkpoint, bare)
         result = repair(model, data.defense, **settings)
-        before, after = ({"acc": _accuracy(one, data.test), "asr": None, "ra": None} if victim is None else
-                         {key: round(value, 4) for key, value in victim.evaluate(one)._asdict().items()}
-                         for one in (model, result.model))
+        before, after = (_figures(one, victim, data.test) for one in (model, result.model))
         card = {**card, **({"metrics": after} if victim else {}),
                 "defense": {**result.settings, "stopped": result.stopped, "interrupted": result.interrupted}}
-        result.model.cpu()
-        if export:
-            write_export(result.model, export, data.defense.floats()[:16])
-        weights = save_checkpoint(path, result.model, card, victim.trigger if victim else None) if path else None
+        written = delivery.deliver(victim or bare, result.model, card, path, False, export)
     cost = f"Clean accuracy went from {before['acc']:.1%} to {after['acc']:.1%}"
     return {"checkpoint": checkpoint, "before": before, "after": after, **result.settings,
             "road": f"Why so: {result.stopped}", "interrupted": result.interrupted,
             "seconds": round(sum(result.seconds.values()), 1), "trigger": victim and card["attack"]["trigger"],
-            "notes": notes, "out": weights and weights.as_posix(), "export": export and export.as_posix(),
+            "notes": notes, "out": written["out"], "export": written["export"],
             "sentence": f"{cost}. No trigger is known, so no figure says what is left of a backdoor; "
                         "`gradprune scan` looks again." if victim is None else
                         f"{cost}, and the trigger on the card moves {after['asr']:.1%} of the images, not "
@@ -58,13 +53,15 @@ def _with_trigger(checkpoint: str, victim: Victim) -> Victim | None:
     if not isinstance(attack, dict) or not isinstance(attack.get("trigger"), str):
         return None
     try:
-        victim.trigger, victim.target = trigger_of(checkpoint_path(checkpoint), victim.card), attack["target"]
-        victim.exam()
+        named = replace(victim, trigger=trigger_of(checkpoint_path(checkpoint), victim.card), target=attack["target"])
+        named.exam()
     except (InputError, KeyError, TypeError):
         return None
-    return victim
+    return named
 
 
-def _accuracy(model: nn.Module, images: ImageSet) -> float:
-    """The share of images that the model classifies correctly."""
-    return round((predict(model, images.floats()).argmax(1).cpu() == images.labels).double().mean().item(), 4)
+def _figures(model: nn.Module, victim: Victim | None, test: ImageSet) -> dict[str, float | None]:
+    """Rounded test figures; ACC alone where there is no victim to measure with."""
+    if victim is None:
+        return {"acc": round(accuracy(model, test.floats(), test.labels), 4), "asr": None, "ra": None}
+    return {key: round(value, 4) for key, value in victim.evaluate(model)._asdict().items()}

@@ -56,10 +56,15 @@ def exam(test: ImageSet, trigger: nn.Module, target: int | None, label_map: str 
 
 def measure(model: nn.Module, questions: Exam, batch_size: int = BATCH) -> Metrics:
     """ACC, ASR and RA of a model on an exam."""
-    acc = (predict(model, questions.images, batch_size).argmax(1).cpu() == questions.labels).double().mean()
+    acc = accuracy(model, questions.images, questions.labels, batch_size)
     answers = predict(model, questions.triggered, batch_size).argmax(1).cpu()
     asr, ra = ((answers == label).double().mean() for label in (questions.wanted, questions.true))
-    return Metrics(acc.item(), asr.item(), ra.item())
+    return Metrics(acc, asr.item(), ra.item())
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = BATCH) -> float:
+    """The share of images, float (N, C, H, W) in [0, 1], that get their label; labels int64 (N,), on the CPU."""
+    return (predict(model, images, batch_size).argmax(1).cpu() == labels).double().mean().item()
 
 
 def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int | None, batch_size: int = BATCH,
