@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradprune.attacks import Picture, fit, make_trigger, poison
     from gradprune.datasets import ImageSet, load
-    from gradprune.defenses import DefenseResult, grad_prune
+    from gradprune.defenses import DefenseResult, grad_prune, repair
     from gradprune.errors import InputError
     from gradprune.evaluation import Metrics, Victim, der, evaluate, load_victim
     from gradprune.models import build, load_weights
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Loaded when first used: torch takes seconds, `gradprune --help` needs none of it, and `gradprune doctor` must run
 # where torch is broken.
 _HOMES = {"attacks": "Picture fit make_trigger poison", "datasets": "ImageSet load",
-          "defenses": "DefenseResult grad_prune", "errors": "InputError",
+          "defenses": "DefenseResult grad_prune repair", "errors": "InputError",
           "evaluation": "Metrics Victim der evaluate load_victim", "models": "build load_weights",
           "pruning": "FilterMask filter_scores", "pruning.filters": "filters", "pruning.slimming": "slim",
           "zoo": "attack"}
@@ -38,7 +38,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = ["DefenseResult", "FilterMask", "ImageSet", "InputError", "Metrics", "Picture", "Victim", "attack", "build",
            "der", "evaluate", "filter_scores", "filters", "fit", "grad_prune", "load", "load_victim", "load_weights",
-           "make_trigger", "poison", "slim"]
+           "make_trigger", "poison", "repair", "slim"]
 
 
 def __getattr__(name: str) -> Any:

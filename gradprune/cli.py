@@ -15,7 +15,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from gradprune import __version__, cli_bench, cli_data, cli_inspect, cli_models, cli_repair, cli_scan
-from gradprune.errors import InputError
+from gradprune.errors import InputError, require
 from gradprune.paths import data_folder
 from gradprune.screen import Json, more, progress, say, show, table
 
@@ -60,8 +60,9 @@ Rate = Annotated[float | None, typer.Option(help="Share of the training images t
                                                  "given. label_consistent: of the target class; 0.5.")]
 Target = Annotated[int, typer.Option(help="Class that the trigger shall lead to, counted from 0.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images, if not the recipe's own.")]
-Recipe = Annotated[str, typer.Option(help="Which filters go, and how many. paper: the highest gradient score goes, "
-                                     "untried; verified: trials decide.")]
+Recipe = Annotated[str | None, typer.Option(help="Which filters go, and how many. verified, if none is given: trials "
+                                            "decide, and the model is pruned only where that pays; paper: the "
+                                            "published method.")]
 Score = Annotated[str | None, typer.Option(help="Ranks filters: gradient, taylor or gate; else the recipe's own.")]
 Train = Annotated[bool, typer.Option("--train", help="Train the victim from nothing first.")]
 Report = Annotated[Path, typer.Option(help="Folder for report.html and its pictures.")]
@@ -136,8 +137,8 @@ def attack(trigger: Trigger, data: Data = "signs", size: cli_models.Size = None,
 
 @app.command(epilog=more("gradprune defend badnets --spc 2 --out out/clean", "gradprune evaluate out/clean",
                          cli_models.EXAMPLE))
-def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "paper", score: Score = None,
-           seed: Seed = 0, trigger: cli_models.Trigger = "known", model: cli_models.Model = None,
+def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = None, score: Score = None,
+           seed: Seed = 0, trigger: cli_models.Trigger = None, model: cli_models.Model = None,
            data: cli_models.Data = None, target: cli_models.Target = None,
            position: cli_models.Position = "bottom_right", opacity: cli_models.Opacity = 1.0,
            mask: cli_models.Mask = None, size: cli_models.Size = None, mean: cli_models.Mean = None,
@@ -146,14 +147,22 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = "p
     """Remove a backdoor from a checkpoint.
 
     Prunes the filters with the largest gradient of the unlearning loss, fine-tunes, and measures the given,
-    the pruned and the fine-tuned model; the given checkpoint is not changed. About half a minute on a laptop
-    for the shipped models. Ctrl-C keeps the state reached so far. For a model of your own give --model, --data,
-    --trigger and --target; `gradprune inspect WEIGHTS --data FOLDER` finds most of it out, and prints the command.
+    the pruned and the fine-tuned model; the given checkpoint is not changed. About a minute on a laptop
+    for the shipped models. Ctrl-C keeps the state reached so far. For a model of your own give --model and --data;
+    `gradprune inspect WEIGHTS --data FOLDER` finds most of it out, and prints the command. Give --trigger and
+    --target, too, if you know them: without a trigger it works as `gradprune repair` does.
     """
-    from gradprune.demo import defend_and_save
     own = cli_models.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem, mask)
-    told = defend_and_save(checkpoint, out, slim, export, spc=spc, recipe=recipe, score=score, seed=seed, own=own,
-                           trigger="known" if own and own.trigger else trigger, device=device, progress=progress())
+    trigger = trigger or ("known" if own is None or own.names_trigger(checkpoint) else "unknown")
+    if trigger == "unknown":
+        require((recipe, score, slim, target) == (None, None, False, None),
+                "--recipe, --score, --slim and --target need a trigger; without one, leave them out.")
+        return cli_repair.repair(checkpoint, spc, seed, model, data, size, mean, std, stem, device, out, export,
+                                 as_json)
+    from gradprune.demo import defend_and_save
+    told = defend_and_save(checkpoint, out, slim, export, spc=spc, recipe=recipe or "verified", score=score, seed=seed,
+                           own=own, trigger="known" if own and own.trigger else trigger, device=device,
+                           progress=progress())
     show(as_json, told, _stages(told) if "tuned" in told else "", told["scan"] or "", told["sentence"],
          *told.get("notes", []), told["slim"]["sentence"] if told["slim"] else "",
          f"Saved: {told['out']}" if told["out"] else "", f"Exported: {told['export']}" if told["export"] else "",

@@ -20,9 +20,10 @@ Data = Annotated[str | None, typer.Option("--data", help="Your images: a folder 
                                           "or a name; if not the card's.")]
 Size = Annotated[int | None, typer.Option("--size", help="Side in pixels that a folder's pictures are resized to; 32 "
                                           "if not given.")]
-Trigger = Annotated[str, typer.Option("--trigger", help="known: the attack's own; synthesised: from a scan of the "
-                                      "model; a picture file: a patch, transparent or not, or one as large as the "
-                                      "image; an .npy file; or module:function of your own code.")]
+Trigger = Annotated[str | None, typer.Option("--trigger", help="known: the one on the card; unknown: work without any, "
+                                             "as `gradprune repair` does; synthesised: from a scan of the model; a "
+                                             "picture file: a patch, transparent or not, or one as large as the image; "
+                                             "an .npy file; or module:function of your own code.")]
 Seen = Annotated[str, typer.Option("--trigger", help="known: the one on the card; or a picture file.")]
 Mask = Annotated[str | None, typer.Option("--mask", help="Where the picture is put on: a picture of its size, white "
                                           "there and black elsewhere; black: not where it is black; whole: everywhere."
@@ -41,14 +42,14 @@ Device = Annotated[str, typer.Option("--device", help="Where the model runs: cpu
                                      "GPU where there is one.")]
 
 EXAMPLE = "gradprune defend weights.pth --model mynet:build --data photos/ \\\n    --trigger patch.png --target 3"
-KINDS = ("known", "synthesised")  # of triggers, beside a picture
+KINDS = ("known", "unknown", "synthesised")  # of triggers, beside a picture
 
 
 def own(checkpoint: str, model: str | None, data: str | None, size: int | None, mean: str | None, std: str | None,
-        trigger: str = "known", target: int | None = None, position: str = "bottom_right", opacity: float = 1.0,
+        trigger: str | None = None, target: int | None = None, position: str = "bottom_right", opacity: float = 1.0,
         stem: str | None = None, mask: str | None = None) -> "Own | None":
     """What the options say of the model; None where the checkpoint's card says it all."""
-    picture = None if trigger in KINDS else trigger
+    picture = None if trigger in (None, *KINDS) else trigger
     require(mask is None or picture is not None, "mask goes with a picture as --trigger.")
     if picture and not Path(picture).suffix and not Path(picture).is_file() and ":" not in picture:
         raise InputError(f"{unknown('trigger', picture, KINDS)} Or give a picture file.")

@@ -37,7 +37,7 @@ def run_demo(train: bool = False, spc: int = 10, seed: int = 0, out: str | Path 
         victim = attack("badnets", seed=seed, progress=progress) if train else load_victim("badnets")
         if train and victim.card["training"]["interrupted"]:
             raise KeyboardInterrupt("training was cut short, so nothing was written")
-        result, stages = defend_and_measure(victim, spc=spc, seed=seed, progress=progress)
+        result, stages = defend_and_measure(victim, spc=spc, recipe="paper", seed=seed, progress=progress)
         if len(stages) < len(STAGES):
             raise KeyboardInterrupt("the measuring was cut short, so nothing was written")
         report = write_report(Path(out), victim, result, stages)

@@ -15,7 +15,7 @@ from gradprune.defenses.ft import ft
 from gradprune.defenses.ft_distilled import ft_distilled
 from gradprune.defenses.ft_sam import ft_sam
 from gradprune.defenses.ft_unlearn import ft_unlearn
-from gradprune.defenses.grad_prune import grad_prune, grad_prune_verified, prune_scanned
+from gradprune.defenses.grad_prune import grad_prune, grad_prune_paper, grad_prune_verified, prune_scanned
 from gradprune.defenses.i_bau import i_bau
 from gradprune.defenses.ims import ims
 from gradprune.defenses.nad import nad
@@ -28,7 +28,7 @@ from gradprune.defenses.scan import Scan, scan
 from gradprune.errors import unknown
 
 DEFENSES: dict[str, Callable[..., DefenseResult]] = {
-    "grad_prune": grad_prune, "grad_prune_verified": grad_prune_verified, "ft": ft, "ft_unlearn": ft_unlearn,
+    "grad_prune": grad_prune_paper, "grad_prune_verified": grad_prune_verified, "ft": ft, "ft_unlearn": ft_unlearn,
     "ft_distilled": ft_distilled,
     "fine_pruning": fine_pruning, "clp": clp, "anp": anp, "nad": nad, "i_bau": i_bau, "rnp": rnp, "ft_sam": ft_sam,
     "neural_cleanse": neural_cleanse, "sau": sau, "fst": fst, "ims": ims, "repair": repair}

@@ -19,16 +19,16 @@ from gradprune.pruning import RECIPES, SCORES, best_repair, fine_tune
 OWN_SCORE = {"paper": "gradient", "verified": "gate"}
 
 
-def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, recipe: str = "paper",
+def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, recipe: str = "verified",
                score: str | None = None, alpha: float = 0.10, patience: int = 10, tune: bool = True, seed: int = 0,
                progress: bool = True) -> DefenseResult:
     """Remove a backdoor from a copy of `model`; the given model is not changed.
 
     clean: the defender's clean images, of which `spc` per class are drawn (see `draw_defense_images`); never the
-    test set. trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range. recipe: a name in `RECIPES`,
-    "paper" or "verified", which also augments the images, and whose fine-tuning is `best_repair`: the model is pruned
-    at the end only where the validation images say that it pays. score: a name in `SCORES`, None for the recipe's own;
-    alpha, patience: when to stop (see there). tune: fine-tune after pruning.
+    test set. trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range. recipe: a name in `RECIPES`.
+    "verified" also augments the images, and its fine-tuning is `best_repair`: the model is pruned at the end only where
+    the validation images say that it pays. "paper" is the published method. score: a name in `SCORES`, None for
+    the recipe's own; alpha, patience: when to stop (see there). tune: fine-tune after pruning.
     Runs on the model's device. Ctrl-C ends the current stage and keeps what is finished.
     Raises InputError for bad arguments, too few images, a model without convolutions or losses that are not finite.
 
@@ -62,9 +62,15 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     return work.result("grad_prune", settings, pruned=pruned, stopped=stopped)
 
 
+def grad_prune_paper(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, recipe: str = "paper", **settings: Any
+                     ) -> DefenseResult:
+    """`grad_prune` with recipe "paper", which stands in tables as "grad_prune"; settings: those of `grad_prune`."""
+    return grad_prune(model, clean, trigger, recipe=recipe, **settings)
+
+
 def grad_prune_verified(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, seed: int = 0,
                         progress: bool = True, **settings: Any) -> DefenseResult:
-    """`grad_prune` with recipe "verified", so that both recipes can stand in one table."""
+    """`grad_prune` with recipe "verified", under a name of its own in tables."""
     result = grad_prune(model, clean, trigger, spc=spc, recipe="verified", seed=seed, progress=progress, **settings)
     return replace(result, name="grad_prune_verified")
 

@@ -107,6 +107,14 @@ class Own:
         made = {"trigger": trigger.name, "settings": trigger.settings, "target": target}
         return Victim(model, trigger, target, data, {**card, "attack": {**attack, **made}}, notes=notes)
 
+    def names_trigger(self, weights: str | Path) -> bool:
+        """Whether anything says which trigger it is, or where it leads: the user, or the card beside the weights."""
+        if (self.trigger, self.target) != (None, None):
+            return True
+        path = Path(weights) if Path(weights).suffix in WEIGHTS else checkpoint_path(weights)
+        attack = None if self._card_missing(path) else read_card(path).get("attack")
+        return isinstance(attack, dict) and isinstance(attack.get("trigger"), str)
+
     def saved(self, weights: Sequence[str], folder: Path) -> list[str]:
         """Save such models with their triggers as checkpoints in `folder`, which say all that is said here.
 

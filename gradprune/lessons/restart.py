@@ -80,7 +80,8 @@ def _synthesised(now: str) -> nn.Module:
 def _pruned(now: str) -> DefenseResult:
     """The sig victim pruned by the paper's recipe, not yet fine-tuned."""
     victim = _victim("sig", now)
-    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, tune=False, progress=False)
+    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, recipe="paper", tune=False,
+                        progress=False)
     _finished(result.interrupted)
     return result
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from gradprune.pruning.augment import Augment
-from gradprune.pruning.changes import FAMILIES, SEARCHABLE, Change, draw, search_change
+from gradprune.pruning.changes import FAMILIES, SEARCHABLE, Change, Part, draw, inflow, search_changes
 from gradprune.pruning.channels import batch_norms, close_below, scaled_channels
 from gradprune.pruning.consistency import CONSISTENCY, Consistent, consistent_tune
 from gradprune.pruning.distilled import Distilled, best_repair, distilled_tune, judge
@@ -20,7 +20,8 @@ RECIPES: dict[str, Callable[..., Pruned]] = {"paper": paper, "verified": verifie
 
 __all__ = ["CONSISTENCY", "FAMILIES", "RECIPES", "SCORES", "SEARCHABLE", "Alternating", "Augment", "Change",
            "Consistent", "Distilled", "Filter", "FilterMask", "Filters", "Inversion", "Inverted", "Layer", "Pairs",
-           "Perturbed", "Pruned", "Validation", "batch_norms", "best_repair", "clean_loss", "close_below",
-           "consistent_tune", "distilled_tune", "draw", "filter_scores", "fine_tune", "gated", "in_order", "invert",
-           "judge", "outliers", "pair_up", "paper", "perturb", "scaled_channels", "search_change", "silence",
+           "Part", "Perturbed", "Pruned", "Validation", "batch_norms", "best_repair", "clean_loss", "close_below",
+           "consistent_tune", "distilled_tune", "draw", "filter_scores", "fine_tune", "gated", "in_order", "inflow",
+           "invert",
+           "judge", "outliers", "pair_up", "paper", "perturb", "scaled_channels", "search_changes", "silence",
            "unlearning_loss", "unpaired", "validate", "verified"]

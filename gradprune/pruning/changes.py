@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 Shape = Sequence[int]  # channels, height, width
 Content = Callable[[Tensor, Tensor], Tensor]  # images (N, C, H, W), numbers -> images, not yet held in [0, 1]
+WAVE_BOUND = (0.05, 0.2)  # range of a wave's strength
 
 
 class Change(NamedTuple):
@@ -37,25 +38,69 @@ def draw(shape: Shape, generator: torch.Generator, families: Sequence[str]) -> C
     return Change(name, 2 * torch.rand(size, generator=generator) - 1, content)
 
 
-def search_change(model: nn.Module, images: Tensor, wanted: Tensor, change: Change, *, target: int | None = None,
-                  steps: int = 6) -> Change:
-    """The change with the content that leads `images` to class `target`, or, for None, away from `wanted`.
+class Part(NamedTuple):
+    """Some images with what the model should say of them, and the class that a change is to lead them to.
 
-    images: float (N, C, H, W) in [0, 1]; wanted: log-probabilities (N, classes) of what the model should say. The
-    search begins with the content that is there; a family that has no gradient comes back as it is. The model is to be
-    in eval mode; it is not changed.
+    images: float (N, C, H, W) in [0, 1]; wanted: log-probabilities (N, classes); target: None leads away from `wanted`.
     """
-    if change.family not in SEARCHABLE:
-        return change
-    numbers, size = change.numbers.to(images.device), 3 / steps
-    for _ in range(steps):
-        numbers.requires_grad_()
-        answers = model(change._replace(numbers=numbers)(images)).log_softmax(1)
-        goal = (F.kl_div(answers, wanted, log_target=True, reduction="batchmean") if target is None
-                else answers[:, target].mean())
-        slope = torch.autograd.grad(goal, numbers)[0]
-        numbers = (numbers.detach() + size * slope.sign()).clamp(-1, 1)
-    return change._replace(numbers=numbers)
+
+    images: Tensor
+    wanted: Tensor
+    target: int | None = None
+
+
+def search_changes(model: nn.Module, parts: Sequence[Part], changes: Sequence[Change], steps: int = 6) -> list[Change]:
+    """For each part its change with the content that leads furthest where the part is to be led.
+
+    The search begins with the content that is there; a family that has no gradient comes back as it is. The model is to
+    be in eval mode; it is not changed.
+    """
+    changes = list(changes)
+    free = [place for place, change in enumerate(changes) if change.family in SEARCHABLE]
+    numbers = [changes[place].numbers.to(parts[place].images.device, copy=True) for place in free]
+    for _ in range(steps if free else 0):
+        for tensor in numbers:
+            tensor.requires_grad_()
+        worn = [changes[place]._replace(numbers=tensor)(parts[place].images)
+                for place, tensor in zip(free, numbers, strict=True)]
+        answers = model(torch.cat(worn)).log_softmax(1).split([len(images) for images in worn])
+        goal = torch.stack([_led(said, parts[place]) for place, said in zip(free, answers, strict=True)]).sum()
+        slopes = torch.autograd.grad(goal, numbers)
+        numbers = [(tensor.detach() + 3 / steps * slope.sign()).clamp(-1, 1)
+                   for tensor, slope in zip(numbers, slopes, strict=True)]
+    for place, tensor in zip(free, numbers, strict=True):
+        changes[place] = changes[place]._replace(numbers=tensor)
+    return changes
+
+
+def _led(answers: Tensor, part: Part) -> Tensor:
+    """How far the answers (log-probabilities) are where the part is to be led, a scalar tensor."""
+    if part.target is None:
+        return F.kl_div(answers, part.wanted, log_target=True, reduction="batchmean")
+    return answers[:, part.target].mean()
+
+
+def inflow(model: nn.Module, parts: Sequence[Part], changes: Sequence[Change]) -> Tensor:
+    """How much likelier a change makes each class: float (parts, classes), the mean over the images of its part.
+
+    parts, changes: as many of both. The model is to be in eval mode.
+    """
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(parts), 64):
+            some = parts[start:start + 64]
+            worn = [change(part.images) for part, change in zip(some, changes[start:start + 64], strict=True)]
+            answers = model(torch.cat(worn)).softmax(1).split([len(images) for images in worn])
+            rows += [said.mean(0) - part.wanted.exp().mean(0) for said, part in zip(answers, some, strict=True)]
+    return torch.stack(rows) if rows else torch.empty(0, 1)
+
+
+def every_wave(shape: Shape, generator: torch.Generator) -> list[Change]:
+    """One change for each plane wave of the family "waves", of one wave, with drawn phase and strength."""
+    most = _periods(shape)
+    return [Change("waves", F.normalize(torch.randn(1, 2, 1, generator=generator), dim=1).expand(1, 2, shape[0]),
+                   _wave([(down, across)], _float(generator, *WAVE_BOUND)))
+            for down in range(most + 1) for across in range(-most if down else 1, most + 1)]
 
 
 def _int(generator: torch.Generator, low: int, high: int) -> int:
@@ -113,11 +158,19 @@ def _smooth(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Co
 
 
 def _waves(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Content]:
-    """One to three plane waves of up to an eighth of the pixels in periods, each of up to 0.05 to 0.2, added."""
-    bound, count = _float(generator, 0.05, 0.2), _int(generator, 1, 3)
-    most = max(2, shape[1] // 4)
+    """One to three plane waves of four pixels a period or more, each of up to 0.05 to 0.2, added."""
+    bound, count, most = _float(generator, *WAVE_BOUND), _int(generator, 1, 3), _periods(shape)
     periods = [(_int(generator, 0, most), _int(generator, -most, most)) for _ in range(count)]
+    return (count, 2, shape[0] if _int(generator, 0, 1) else 1), _wave(periods, bound)
 
+
+def _periods(shape: Shape) -> int:
+    """How many periods of a wave an image holds at most; 16 in large ones, so that all waves can be tried."""
+    return min(16, max(2, shape[1] // 4))
+
+
+def _wave(periods: list[tuple[int, int]], bound: float) -> Content:
+    """Waves of so many periods down and across; the numbers (waves, 2, channels) weigh cosine and sine."""
     def content(images: Tensor, numbers: Tensor) -> Tensor:
         y, x = (torch.arange(size, device=images.device) / size for size in images.shape[2:])
         for (down, across), (cosine, sine) in zip(periods, numbers.unbind(0), strict=True):
@@ -126,7 +179,7 @@ def _waves(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Con
             images = images + bound / 2 ** 0.5 * wave
         return images
 
-    return (count, 2, shape[0] if _int(generator, 0, 1) else 1), content
+    return content
 
 
 def _warp(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Content]:

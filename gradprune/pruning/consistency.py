@@ -2,37 +2,36 @@
 
     loss = KL(g(x) || f(T(x))) + 3 KL(g(x) || f(x))
 
-g is the given model, f the copy that learns, x views and mixes of the defender's few images, T one change of the whole
-batch (see `changes`): drawn in half of the steps, searched on f as it is now in the others. A backdoor is a small
-change that moves the model much, so it is among what the search finds. Our own; nearest are SAU (arXiv:2307.10562),
-whose changes are one an image, and I-BAU (arXiv:2110.03735), which has one kind of change.
+g is the given model, f the copy that learns, x views and mixes of the defender's few images. Each part of a batch has a
+change T of its own (see `changes`) of a drawn family: the one that leads f further to one class, of one that is
+drawn and one that led it far before; in half of the cases it is searched on from there. A backdoor is a small change
+that leads to one class, so it is among what is found. Our own; nearest are SAU (arXiv:2307.10562), with a change for
+each image, and I-BAU (arXiv:2110.03735), with one kind of change.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning.augment import Augment
-from gradprune.pruning.changes import FAMILIES, Change, draw, search_change
+from gradprune.pruning.changes import FAMILIES, Change, Part, draw, every_wave, inflow, search_changes
 from gradprune.pruning.distilled import Distilled, epochs_for, tune_on_views
 from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.unlearning import Pairs
 
 CONSISTENCY: dict[str, Any] = {
     "steps": 300,        # optimiser steps, about: whole epochs are run
-    "batch_size": 32,    # images in a step, each with the change and without
+    "batch_size": 32,    # images in a step, each with a change and without
     "lr": 1e-2,          # of SGD with momentum; falls to zero along half a cosine
-    "many": 120,         # images; with fewer, the rate falls with the root of their number
     "weight": 3.0,       # of the clean term
-    "drawn": 4,          # changes that a step draws; beside them it tries as many of the pool
-    "first": 600,        # changes drawn and tried before the first step
-    "pool": 48,          # changes that moved the model most when they were last tried, and are tried again
-    "tried_on": 16,      # images of the batch on which they are tried; the change that moves the model most is used
-    "searched": 0.5,     # share of the steps that search its content first
+    "parts": 16,         # of a batch, each with a change of its own
+    "pool": 6,           # changes of a family that led the model furthest when they were last tried
+    "first": 24,         # changes a family, drawn and tried before the first step, and every single wave
+    "first_on": 16,      # images that these are tried on
+    "searched": 0.5,     # share of the parts for which the content is searched on
     "search_steps": 6,   # signed gradient steps of a search
     "toward": 0.7,       # share of the searches that lead to a class, drawn at random; the others lead away
     "settle": 20,        # passes over clean views and mixes, from which BatchNorm takes its statistics at the end
@@ -40,7 +39,7 @@ CONSISTENCY: dict[str, Any] = {
 
 
 class Consistent(Distilled):
-    """The loss above, for `fine_tune`: it finds a new change for every batch.
+    """The loss above, for `fine_tune`: it finds new changes for every batch.
 
     given: the model whose answers are wanted; it is not changed. families: names in `FAMILIES`.
     """
@@ -49,49 +48,75 @@ class Consistent(Distilled):
                  families: Sequence[str] = tuple(FAMILIES)) -> None:
         super().__init__(given, settings["weight"])
         self.settings, self.generator, self.families = settings, generator, families
-        self.pool: list[tuple[float, Change]] = []
+        self.pools: dict[str, list[tuple[float, Change]]] = {}
 
     def __call__(self, model: nn.Module, batch: Pairs) -> Tensor:
         """The loss of one batch, a scalar tensor; the labels are not read."""
         wanted = predict(self.given, batch.clean).log_softmax(1)
+        size = -(-len(wanted) // self.settings["parts"])
+        parts = [Part(*both) for both in zip(batch.clean.split(size), wanted.split(size), strict=True)]
         with evaluating(model):
-            change = self.find(model, batch.clean, wanted)
-        with torch.no_grad():
-            changed = change(batch.clean)
-        return self.between(model(torch.cat([batch.clean, changed])), wanted)
+            if not self.pools:
+                few = slice(self.settings["first_on"])
+                self._fill(model, Part(batch.clean[few], wanted[few]))
+            changes = self.find(model, parts)
+        worn = [change(part.images) for part, change in zip(parts, changes, strict=True)]
+        return self.between(model(torch.cat([batch.clean, *worn])), wanted)
 
-    def find(self, model: nn.Module, images: Tensor, wanted: Tensor) -> Change:
-        """The change that moves the model most, of a few drawn and a few of the pool; maybe searched on from there.
+    def find(self, model: nn.Module, parts: list[Part]) -> list[Change]:
+        """For each part the change that leads it further, of one drawn and one of the pool; half are searched on.
 
-        So what once moved the model comes back until it does so no more: a search alone finds few waves, since next to
-        the wrong frequency no gradient tells of the right one.
+        So what once led the model astray comes back until it does so no more: a search alone finds few waves, since
+        next to the wrong frequency no gradient tells of the right one.
         """
-        settings, generator = self.settings, self.generator
-        search, toward = (torch.rand(2, generator=generator) < torch.tensor([settings["searched"], settings["toward"]])
-                          ).tolist()
-        target = int(torch.randint(wanted.shape[1], (), generator=generator)) if search and toward else None
-        again = set(torch.randperm(len(self.pool), generator=generator)[:settings["drawn"]].tolist())
-        count = settings["drawn"] if self.pool else settings["first"]
-        tried = [draw(images.shape[1:], generator, self.families) for _ in range(count)]
-        tried += [self.pool[place][1] for place in sorted(again)]
-        moved, led = self._measured(model, images, wanted, tried, target)
-        best = tried[led.index(max(led))]
-        if search:
-            best = search_change(model, images, wanted, best, target=target, steps=settings["search_steps"])
-            tried, moved = [*tried, best], moved + self._measured(model, images, wanted, [best], None)[0]
-        kept = [entry for place, entry in enumerate(self.pool) if place not in again]
-        self.pool = sorted(kept + list(zip(moved, tried, strict=True)), key=lambda entry: -entry[0])[:settings["pool"]]
+        shape, classes = parts[0].images.shape[1:], parts[0].wanted.shape[1]
+        families = [self.families[self._int(len(self.families))] for _ in parts]
+        drawn = [draw(shape, self.generator, [family]) for family in families]
+        again = [pool.pop(self._int(len(pool)))[1] if (pool := self.pools[family])
+                 else draw(shape, self.generator, [family]) for family in families]
+        searched = [place for place in range(len(parts)) if self._chance("searched")]
+        for place in searched:
+            target = self._int(classes) if self._chance("toward") else None
+            parts[place] = parts[place]._replace(target=target)
+        led = inflow(model, parts * 2, drawn + again).view(2, len(parts), classes)
+        goal = torch.stack([led[:, place].amax(1) if part.target is None else led[:, place, part.target]
+                            for place, part in enumerate(parts)], dim=1)
+        tried, flat = drawn + again, led.flatten(0, 1)
+        chosen = [place + len(parts) * int(better) for place, better in enumerate(goal.argmax(0))]
+        begun = {chosen[place] for place in searched}
+        rest = [place for place in range(len(tried)) if place not in begun]
+        self._keep([tried[place] for place in rest], flat[rest])
+        some = [parts[place] for place in searched]
+        found = search_changes(model, some, [tried[chosen[place]] for place in searched], self.settings["search_steps"])
+        self._keep(found, inflow(model, some, found))
+        best = [tried[place] for place in chosen]
+        for place, change in zip(searched, found, strict=True):
+            best[place] = change
         return best
 
-    def _measured(self, model: nn.Module, images: Tensor, wanted: Tensor, changes: list[Change], target: int | None
-                  ) -> tuple[list[float], list[float]]:
-        """For each change KL(g(x) || f(T(x))), and what a search would raise: that, or the target's log-probability."""
-        few = slice(self.settings["tried_on"])
-        with torch.no_grad():
-            answers = [model(change(images[few])).log_softmax(1) for change in changes]
-        moved = [float(F.kl_div(said, wanted[few], log_target=True, reduction="none").sum(1).mean())
-                 for said in answers]
-        return moved, moved if target is None else [float(said[:, target].mean()) for said in answers]
+    def _int(self, count: int) -> int:
+        """A drawn number from 0 on, below `count`."""
+        return int(torch.randint(count, (), generator=self.generator))
+
+    def _chance(self, name: str) -> bool:
+        """Whether something happens that the settings let happen in that share of the cases."""
+        return float(torch.rand((), generator=self.generator)) < self.settings[name]
+
+    def _fill(self, model: nn.Module, part: Part) -> None:
+        """The first changes of every pool."""
+        shape = part.images.shape[1:]
+        for family in self.families:
+            tried = [draw(shape, self.generator, [family]) for _ in range(self.settings["first"])]
+            tried += every_wave(shape, self.generator) if family == "waves" else []
+            self._keep(tried, inflow(model, [part] * len(tried), tried))
+
+    def _keep(self, changes: list[Change], led: Tensor) -> None:
+        """Put changes into the pools of their families, which let go of those that lead least far."""
+        for change, furthest in zip(changes, led.amax(-1).tolist(), strict=True):
+            pool = self.pools.setdefault(change.family, [])
+            pool.append((furthest, change))
+            pool.sort(key=lambda entry: -entry[0])
+            del pool[self.settings["pool"]:]
 
 
 def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs,
@@ -104,12 +129,10 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
     epoch.
     """
     settings = CONSISTENCY | changes
-    images, size = len(train.labels), settings["batch_size"]
-    history = tune_on_views(
-        model, mask, train, validation, augment,
-        Consistent(given, settings, torch.Generator().manual_seed(seed), families),
-        lr=settings["lr"] * min(1, images / settings["many"]) ** 0.5,
-        epochs=epochs_for(images, settings["steps"], size), batch_size=size, seed=seed, progress=progress)
+    epochs = epochs_for(len(train.labels), settings["steps"], settings["batch_size"])
+    loss = Consistent(given, settings, torch.Generator().manual_seed(seed), families)
+    history = tune_on_views(model, mask, train, validation, augment, loss, lr=settings["lr"], epochs=epochs,
+                            batch_size=settings["batch_size"], seed=seed, progress=progress)
     settle(model, train, augment, settings["settle"], seed)
     return history
 
