@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from gradprune.defenses.anp import anp
 from gradprune.defenses.clp import clp
+from gradprune.defenses.exposure import Reach, exposure
 from gradprune.defenses.fine_pruning import fine_pruning
 from gradprune.defenses.fst import fst
 from gradprune.defenses.ft import ft
@@ -36,7 +37,8 @@ DEFENSES: dict[str, Callable[..., DefenseResult]] = {
 # Those that are shown the attacker's trigger: a table of results ranks them apart from those that are not.
 KNOWS_TRIGGER = {"grad_prune", "grad_prune_verified", "ft_unlearn", "ft_distilled"}
 
-__all__ = ["DEFENSES", "KNOWS_TRIGGER", "DefenseResult", "Scan", "anp", "clp", "defense", "fine_pruning", "fst", "ft",
+__all__ = ["DEFENSES", "KNOWS_TRIGGER", "DefenseResult", "Reach", "Scan", "anp", "clp", "defense", "exposure",
+           "fine_pruning", "fst", "ft",
            "ft_distilled", "ft_sam", "ft_unlearn", "grad_prune", "grad_prune_verified", "i_bau", "ims", "nad",
            "neural_cleanse", "prune_scanned", "repair", "rnp", "sau", "scan", "unsteadiness"]
 

@@ -14,7 +14,7 @@ from gradprune.errors import require
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning import FAMILIES, Change, Part, draw, inflow, search_changes
 
-FEW = 32  # images that changes are drawn and searched on
+FEW = 16  # images that changes are drawn and searched on
 
 
 class Reach(NamedTuple):
@@ -27,7 +27,7 @@ class Reach(NamedTuple):
 
 
 def exposure(model: nn.Module, images: Tensor, *, families: Sequence[str] = tuple(FAMILIES), seed: int = 0,
-             drawn: int = 40, searched: int = 3, steps: int = 10) -> list[Reach]:
+             drawn: int = 24, searched: int = 2, steps: int = 6) -> list[Reach]:
     """One row a family, the furthest first; the model is not changed.
 
     images: float (N, C, H, W) in [0, 1], clean, on the model's device; they are split in two. drawn: changes a family;

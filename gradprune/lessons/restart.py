@@ -128,7 +128,7 @@ def spread() -> Victim:
     return _victim("blended", mode())
 
 
-@point("04_start")
+@point("04_start", "04_search")
 def victim_and_images() -> tuple[Victim, ImageSet]:
     """`victim, images`: the badnets victim, and the 108 clean images that its defender works with."""
     victim = _victim("badnets", mode())
@@ -141,18 +141,14 @@ def victim_and_synthesised() -> tuple[Victim, nn.Module]:
     return _victim("badnets", mode()), _synthesised(mode())
 
 
-@point("04_faint")
-def pattern_and_images() -> tuple[Victim, ImageSet]:
-    """`faint, images`: the blended victim, whose trigger is a pattern over the whole image, and the clean images."""
-    faint = _victim("blended", mode())
-    return faint, draw_defense_images(faint.data.defense, SPC).train
-
-
 @point("04_table")
 def measured_scans() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`scans, defended`: measured scans, a row a model, and defences with known and with synthesised trigger."""
+    """`scans, defended`: measured scans, a row a model, and models cleaned with known, synthesised and no trigger."""
     results = data_folder() / "results"
-    return pd.read_csv(results / "scan.csv"), pd.read_csv(results / "scan_defense.csv")
+    defended, cells = pd.read_csv(results / "scan_defense.csv"), read_results(results / "signs")
+    chosen = cells[(cells["defense"] == "repair") & (cells["spc"] == SPC) & (cells["seed"] == 0)]
+    rows = chosen.rename(columns={"attack": "model"}).assign(state="repaired, trigger never seen")
+    return pd.read_csv(results / "scan.csv"), pd.concat([defended, rows[["model", "state", "acc", "asr", "ra"]]])
 
 
 @point("05_table", "05_rank", "05_more")

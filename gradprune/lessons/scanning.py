@@ -1,13 +1,6 @@
-"""What notebook 04 leans on: how long a search may be, a search with the learner's own loss, and measured scans.
+"""What notebook 04 leans on: how long its work may be, a search with the learner's own loss, another alarm."""
 
-`python -m gradprune.lessons.scanning` measures data/results/lessons/scans.csv again, in about two minutes; it is
-written after each model.
-"""
-
-import argparse
-import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,23 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.attacks.learning import descend
-from gradprune.defenses import scan
-from gradprune.defenses.scan import FASTER, KINDS, Row
-from gradprune.evaluation import load_victim
-from gradprune.lessons.attacking import table
+from gradprune.defenses.scan import FASTER
 from gradprune.lessons.session import mode
-from gradprune.paths import data_folder, write_atomic
 from gradprune.pruning import Inverted
 
-MODELS = ("blended", "wanet", "trojannn", "clean")
-SPC, SEED = 10, 0
-_BY_MODE: dict[str, dict[str, Any]] = {"quick": FASTER, "ci": {**FASTER, "steps": 40, "batch_size": 8},
-                                       "full": {"factor": FASTER["factor"]}}
+SEED = 0
+_SEARCHES: dict[str, dict[str, Any]] = {"quick": FASTER, "ci": {**FASTER, "steps": 40, "batch_size": 8},
+                                        "full": {"factor": FASTER["factor"]}}
+_REPAIRS: dict[str, dict[str, Any]] = {"quick": {"steps": 40, "first": 6}, "ci": {"steps": 20, "first": 4}, "full": {}}
 
 
 def search_settings() -> dict[str, Any]:
     """Settings of `invert` and `perturb` that the mode allows: a scan's, fewer steps in "ci", all steps in "full"."""
-    return {"progress": False, **_BY_MODE[mode()]}
+    return {"progress": False, **_SEARCHES[mode()]}
+
+
+def repair_settings() -> dict[str, Any]:
+    """Settings of `repair` that the mode allows: some of its steps, fewer in "ci", all in "full"."""
+    return {"progress": False, **_REPAIRS[mode()]}
 
 
 def own_search(loss: Callable[..., Tensor], model: nn.Module, images: Tensor, target: int, cost: float) -> Inverted:
@@ -51,16 +45,6 @@ def own_search(loss: Callable[..., Tensor], model: nn.Module, images: Tensor, ta
     return Inverted(*(tensor.detach() for tensor in shaped()))
 
 
-# ---- scans that were measured before
-
-
-def measured_rows(model: str) -> list[Row]:
-    """All classes and kinds of a measured scan, as `Scan.rows`: those of `MODELS`, each with ten images per class."""
-    rows = table("scans")
-    rows = rows[rows["model"] == model].astype(object).where(lambda values: values.notna(), None)
-    return [Row(*row) for row in rows[list(Row._fields)].itertuples(index=False)]
-
-
 def index_alone(scans: pd.DataFrame) -> pd.DataFrame:
     """The table data/results/scan.csv with the `suspect` that the anomaly index alone would have named.
 
@@ -71,32 +55,3 @@ def index_alone(scans: pd.DataFrame) -> pd.DataFrame:
                                      for kind in ("mask", "whole")}) for part in ("share", "class"))
     by_mask = shares["mask"].fillna(2) <= shares["whole"].fillna(2)  # no share of a smallest norm is above 1
     return scans.assign(suspect=classes["mask"].where(by_mask, classes["whole"]))
-
-
-def measure(path: Path, names: tuple[str, ...] = MODELS) -> None:
-    """Scan the shipped models by both searches and write the table "scans" after each."""
-    rows: list[dict[str, Any]] = []
-    made = {"spc": SPC, "seed": SEED, "steps": FASTER["steps"], "torch": torch.__version__.split("+")[0],
-            "machine": f"{platform.system()} {platform.machine()}", "threads": torch.get_num_threads()}
-    for name in names:
-        victim = load_victim(name)
-        found = scan(victim.model, victim.data.defense, spc=SPC, seed=SEED, progress=False)
-        rows += [{"model": name, **row._asdict(), **made} for row in found.rows]
-        _write(path, rows)
-        print(f"{name}, {len(KINDS)} searches a class: {found.verdict}", flush=True)
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_atomic(path, lambda temporary: pd.DataFrame(rows).round(4).to_csv(temporary, index=False))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Measure the table of scans again."""
-    parser = argparse.ArgumentParser(prog="python -m gradprune.lessons.scanning", description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=data_folder() / "results" / "lessons")
-    torch.set_num_threads(1)
-    measure(parser.parse_args(arguments).out / "scans.csv")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,6 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from torch import nn
 
 from gradprune.datasets import ImageSet
+from gradprune.defenses.exposure import Reach
 from gradprune.defenses.scan import SMALL, Row
 from gradprune.errors import require
 from gradprune.models import predict
@@ -198,3 +199,35 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
               for attacked, name in ((False, "clean"), (True, "attacked"))]
         told.append(f"{words}, {' and '.join(of)} models are accused")
     return Picture(figure, f"{'; '.join(told)}.")
+
+
+def reach(images: ImageSet, given: Sequence[Reach], repaired: Sequence[Reach] = ()) -> Picture:
+    """How far the changes of each family lead a model, an image with each on, and how far they lead a repaired one.
+
+    images: clean, the first of another class is shown. given, repaired: rows of `defenses.exposure`. Raises InputError
+    for no row.
+    """
+    require(len(given) > 0, "there is no change to show.")
+    height, after = 0.64, {row.family: row for row in repaired}
+    with style.in_style():
+        figure = blank(0.75 + height * len(given))
+        ax = place(figure, 2.3, 0.35, 5.6, height * len(given))
+        for y, row in enumerate(given):
+            image = images.subset(images.labels != row.label).floats()[:1]
+            thumb = place(figure, 1.5, 0.37 + height * y, 0.58, 0.58)
+            show_image(thumb, row.change(image)[0].cpu())
+            style.write(thumb, row.family, (0, 0.5), (-8, 0), ha="right", va="center", fontweight="bold")
+            shares = [(row, METRICS["asr"]), *([(after[row.family], CLEAN)] if row.family in after else [])]
+            ax.plot([one.share for one, _ in shares], [y] * len(shares), color=style.EMPTY, linewidth=3, zorder=1)
+            for one, mark in shares:
+                ax.scatter(one.share, y, s=64, marker=mark.marker, color=mark.color, zorder=3, clip_on=False)
+            ax.annotate(f"to {written(row.label, images.classes)}", (row.share, y), (0, 9), fontsize=style.SMALL,
+                        textcoords="offset points", ha="right" if row.share > 0.5 else "left", color=style.FAINT)
+        ax.set(xlim=(0, 1), ylim=(len(given) - 0.5, -0.5), yticks=[])
+        ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        ax.set_title(f"Images led to one class{' (triangle: given, dot: repaired)' * bool(after)}", loc="left")
+    most = max(given, key=lambda row: row.share)
+    told = f"The family {most.family} leads furthest: {most.share:.0%} of the images to “{images.classes[most.label]}”"
+    left = max(repaired, key=lambda row: row.share, default=None)
+    return Picture(figure, f"{told}; after the repair {left.family} does, and leads {left.share:.0%}." if left else
+                   f"{told}.")
