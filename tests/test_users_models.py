@@ -22,6 +22,7 @@ from gradprune.datasets import Dataset, ImageSet
 from gradprune.defenses import DEFENSES, scan
 from gradprune.errors import InputError
 from gradprune.evaluation import Own
+from gradprune.evaluation.inspection import inspect
 from gradprune.models import build, load_weights, normalized, predict
 
 QUICK = {"grad_prune": {}, "grad_prune_verified": {}, "ft_unlearn": {"epochs": 2}, "ft": {"steps": 2},
@@ -372,3 +373,88 @@ def test_class_names_that_the_terminals_encoding_lacks(tmp_path):
         run = subprocess.run([sys.executable, "-m", "gradprune", "data", "check", str(tmp_path)], capture_output=True,
                              env={**os.environ, "PYTHONIOENCODING": encoding}, check=True)
         assert rb"kot, \u017c" in run.stdout
+
+
+# ---- the same networks under the names of public code
+
+
+class TheirBlock(nn.Module):
+    """A residual block with pytorch-cifar's names; pre: norms stand before the convolutions."""
+
+    def __init__(self, inputs, outputs, stride, pre):
+        super().__init__()
+        self.pre = pre
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(inputs if pre else outputs), nn.BatchNorm2d(outputs)
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False),
+                                          *([] if pre else [nn.BatchNorm2d(outputs)]))
+
+    def forward(self, x):
+        if self.pre:
+            first = F.relu(self.bn1(x))
+            skip = self.shortcut(first) if hasattr(self, "shortcut") else x
+            return self.conv2(F.relu(self.bn2(self.conv1(first)))) + skip
+        skip = self.shortcut(x) if hasattr(self, "shortcut") else x
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + skip)
+
+
+class Theirs(nn.Module):
+    def __init__(self, pre):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        self.bn1 = nn.Identity() if pre else nn.BatchNorm2d(64)
+        for stage, (inputs, outputs) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512))):
+            self.add_module(f"layer{stage + 1}", nn.Sequential(TheirBlock(inputs, outputs, 1 + (stage > 0), pre),
+                                                               TheirBlock(outputs, outputs, 1, pre)))
+        self.linear = nn.Linear(512, 4)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x if stage is not self.layer1 or isinstance(self.bn1, nn.Identity) else F.relu(x))
+        return self.linear(x.mean((2, 3)))
+
+
+class TheirVGG(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers, inputs = [], 3
+        for outputs in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()] if outputs else [nn.MaxPool2d(2)]
+            inputs = outputs or inputs
+        self.features, self.classifier = nn.Sequential(*layers), nn.Linear(512, 4)
+
+    def forward(self, x):
+        return self.classifier(self.features(x).flatten(1))
+
+
+@pytest.mark.parametrize(("name", "make", "prefix"), [
+    ("preact_resnet18", lambda: Theirs(True), "module."), ("resnet18", lambda: Theirs(False), "net."), ("vgg16_bn", TheirVGG, "")])
+def test_the_same_network_under_the_names_of_public_code(tmp_path, images, name, make, prefix):
+    torch.manual_seed(0)
+    theirs = make().train()
+    for norm in (layer for layer in theirs.modules() if isinstance(layer, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+    theirs(images.floats()[:16])  # BatchNorm's statistics
+    torch.save({"net": {prefix + key: tensor for key, tensor in theirs.state_dict().items()}, "acc": 95.0, "epoch": 3}, tmp_path / "ckpt.pth")
+    found = inspect(tmp_path / "ckpt.pth")
+    assert found.model == name
+    write_npz(tmp_path / "data.npz", Dataset(images, images, images))
+    opened = Own(name, str(tmp_path / "data.npz"), mean=[0.0], std=[1.0]).open(tmp_path / "ckpt.pth")
+    assert torch.allclose(predict(opened.model, images.floats()), predict(theirs.eval(), images.floats()), atol=1e-4)
+    more = {"last_norm": False} if name == "preact_resnet18" else {}
+    ours = load_weights(build(name, 4, mean=0.0, std=1.0, **more), tmp_path / "ckpt.pth")
+    assert torch.equal(predict(ours, images.floats()), predict(opened.model, images.floats()))
+
+
+def test_another_network_under_such_names_is_told_in_one_sentence(tmp_path):
+    torch.save(Theirs(True).state_dict(), tmp_path / "pre.pth")
+    torch.save(Theirs(False).state_dict(), tmp_path / "post.pth")
+    with pytest.raises(InputError, match=r"missing: bn\.weight.*has no BatchNorm after the last block: last_norm=False"):
+        load_weights(build("preact_resnet18", 4), tmp_path / "pre.pth")
+    with pytest.raises(InputError, match="do not fit the model; "):
+        load_weights(build("resnet18", 4), tmp_path / "pre.pth")
+    with pytest.raises(InputError, match=r"do not fit the model; .*bn1"):
+        load_weights(build("preact_resnet18", 4, last_norm=False), tmp_path / "post.pth")

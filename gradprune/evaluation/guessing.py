@@ -94,7 +94,7 @@ def _forms(name: str, tensors: Mapping[str, Tensor], classes: int) -> Iterator[t
     if ":" in name:
         yield "", settings
         return
-    settings |= {"mean": 0.0, "std": 1.0, **told_by(tensors)}
+    settings |= {"mean": 0.0, "std": 1.0, **told_by(name, tensors)}
     if name == "small_vgg":
         inputs = [tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 2]
         settings["size"] = 8 * round((inputs[-1] / 128) ** 0.5) if inputs else 32

@@ -1,6 +1,7 @@
 """Look at a model, or ask it, without changing it."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from gradprune.errors import InputError, require
 from gradprune.models.devices import halving
 
 _OWN = {"_parameters", "_buffers", "_modules"}  # of nn.Module; what else lies in a module may be a kept feature
+_ATTENTION = re.compile("(attention|attn|qkv)(?!_?pool)", re.IGNORECASE)  # in the name of a layer or its class
+_NORMS = 2  # that a block of a transformer has
 _KEPT = 1000  # things in a list that are looked at
 
 
@@ -77,6 +80,18 @@ def check_model(model: Any, whole: bool = False) -> None:
     require(isinstance(model, nn.Module), f"the model must be an nn.Module, got {type(model).__name__}.")
     require(whole or not isinstance(model, torch.jit.ScriptModule),
             "the model is a TorchScript program, whose layers cannot be changed: give the network it was made from.")
+
+
+def check_convolutional(model: nn.Module) -> None:
+    """Raise InputError for a transformer: blocks of attention alone, behind the last convolution."""
+    names, layers = zip(*model.named_modules(), strict=True)
+    behind = max((place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)), default=len(layers))
+    attends = [place for place, layer in enumerate(layers)
+               if _ATTENTION.search(f"{names[place].rpartition('.')[2]} {type(layer).__name__}")]
+    norms = sum(isinstance(layer, nn.LayerNorm | nn.RMSNorm) for layer in layers[behind:])
+    require(not attends or attends[0] < behind or norms < _NORMS,
+            "the network is a transformer, whose blocks of attention stand behind its convolutions and have no "
+            "filters: the defences and scans here are for convolutional networks.")
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gradprune.errors import InputError, listed, require
 from gradprune.models.limits import Within
+from gradprune.models.preact_resnet import PreActResNet
 from gradprune.pickles import look_over
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -140,6 +141,7 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     """Load tensors by name into `model`, in place, in eval mode; `path` is for the message where they do not fit."""
     own = model.state_dict()
     given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith("trigger.")}
+    given = _by_other_names(given, own, getattr(model, "other_names", ()))
     if not own.keys() & given.keys():
         given = _renamed(given, own, path)
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
@@ -149,12 +151,30 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     wrong = [f"{what}: {listed(names)}" for what, names in
              (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)) if names]
     note = f" {model.stem_note}" if hasattr(model, "stem_note") and not missing and not unexpected else ""
+    if missing and all(name.startswith("bn.") for name in missing) and isinstance(model, PreActResNet):
+        note = " Public code mostly has no BatchNorm after the last block: last_norm=False."
     require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.{note}")
     try:
         model.load_state_dict(given, strict=False)  # old files do not count BatchNorm's batches
     except (RuntimeError, NotImplementedError) as error:  # tensors without memory, as of the device "meta"
         raise InputError(f"the weights in {path} do not fit the model: {error}.") from None
     return model.eval()
+
+
+def _by_other_names(given: Mapping[str, Tensor], own: Mapping[str, Tensor], others: tuple[tuple[str, str], ...]
+                    ) -> Mapping[str, Tensor]:
+    """The tensors under the model's names, where public code of the same network has others (`others`: theirs, ours)
+    and more of them fit so; a prefix may stand before them."""  # noqa: D209
+    renamed = {}
+    for name, tensor in given.items():
+        for theirs, ours in others:
+            name = name.replace(theirs, ours)
+        renamed[name] = tensor
+
+    def fitting(names: Mapping[str, Tensor]) -> int:
+        return sum(name.endswith(tuple(own)) for name in names)
+
+    return renamed if fitting(renamed) > fitting(given) else given
 
 
 def _renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> Mapping[str, Tensor]:
