@@ -24,6 +24,7 @@ from gradprune.errors import InputError
 from gradprune.evaluation import Own
 from gradprune.evaluation.inspection import inspect
 from gradprune.models import build, load_weights, normalized, predict
+from gradprune.models.working import working_copy
 
 QUICK = {"grad_prune": {}, "grad_prune_verified": {}, "ft_unlearn": {"epochs": 2}, "ft": {"steps": 2},
          "fine_pruning": {"steps": 2}, "clp": {}, "ft_sam": {"steps": 2}}  # the others at their own length
@@ -147,6 +148,31 @@ def test_what_is_returned_beside_the_logits_in_training_is_left_out(images, mark
     for name in ("grad_prune", "grad_prune_verified", "ft"):
         model = cleaned(name, Aux(form), images, mark, **QUICK[name])
         assert not model._forward_hooks and type(model.train()(images.floats())) is (tuple if form is as_tuple else dict)
+
+
+def features_first(logits, others):
+    return F.pad(others, (0, 3)), logits
+
+
+def test_features_are_not_taken_for_logits(images):
+    copied = working_copy(Aux(features_first), images.floats()[:2])
+    assert copied.train()(images.floats()[:5]).shape == (5, 4)
+
+
+@pytest.mark.parametrize("answer", [lambda x: x[:, :1], lambda x: x.to(torch.complex64), lambda x: x.to_sparse()])
+def test_answers_that_are_not_one_real_number_a_class(images, mark, answer):
+    net = small()
+    net.append(Answer(answer))
+    for run in (lambda: gp.evaluate(net, images, mark, 1), lambda: gp.grad_prune(net, images, mark, spc=2, progress=False),
+                lambda: scan(net, images, spc=2, progress=False)):
+        with pytest.raises(InputError, match="one real number a class"):
+            run()
+
+
+class Answer(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.forward = answer
 
 
 class Fewer(nn.Module):
@@ -447,6 +473,37 @@ def test_the_same_network_under_the_names_of_public_code(tmp_path, images, name,
     more = {"last_norm": False} if name == "preact_resnet18" else {}
     ours = load_weights(build(name, 4, mean=0.0, std=1.0, **more), tmp_path / "ckpt.pth")
     assert torch.equal(predict(ours, images.floats()), predict(opened.model, images.floats()))
+
+
+OWN = small(nn.BatchNorm2d(6)).state_dict()
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ({name: tensor.numpy() for name, tensor in OWN.items()}, ""),
+    ((OWN, 3), ""),
+    ({**OWN, "total_ops": torch.zeros(1), "1.total_params": torch.ones(1)}, "was left out: total_ops (0), 1.total_params (1)"),
+    ({**OWN, "normalize.mean": torch.full((3,), 0.5), "normalize.std": torch.ones(3)}, "normalize.mean (0.5, 0.5, 0.5)"),
+    ({f"module.{part}.{name}": tensor for part in ("model", "attacker.model") for name, tensor in OWN.items()}, "attacker.model.0.weight"),
+    ({"model": OWN, "model_ema": dict(OWN)}, "under model_ema, which were not taken"),
+])
+def test_what_stands_beside_the_weights_is_told(tmp_path, caplog, content, words):
+    torch.save(content, tmp_path / "c.pth")
+    loaded = load_weights(small(nn.BatchNorm2d(6)), tmp_path / "c.pth")
+    assert all(torch.equal(tensor, OWN[name]) for name, tensor in loaded.state_dict().items())
+    assert words in caplog.text and bool(words) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"0.weight": OWN["0.weight"].to(torch.int8)}, "no floats, as of quantised weights: 0.weight int8"),
+    ({"0.weight": OWN["0.weight"].to(torch.complex64)}, "0.weight complex64"),
+    ({"0.weight_orig": OWN["0.weight"], "0.weight_mask": OWN["0.weight"], "0.weight": None}, "prune.remove"),
+    ({"0.weight_g": OWN["0.bias"], "0.weight_v": OWN["0.weight"], "0.weight": None}, "remove_weight_norm"),
+    ({"0.parametrizations.weight.original": OWN["0.weight"], "0.weight": None}, "remove_parametrizations"),
+])
+def test_weights_that_are_none_are_told(tmp_path, change, words):
+    torch.save({**OWN, **change}, tmp_path / "c.pth")
+    with pytest.raises(InputError, match=words):
+        load_weights(small(nn.BatchNorm2d(6)), tmp_path / "c.pth")
 
 
 def test_another_network_under_such_names_is_told_in_one_sentence(tmp_path):

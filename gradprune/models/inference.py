@@ -147,18 +147,23 @@ def _logits(output: Any, rows: int) -> Tensor:
     shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     require(isinstance(output, Tensor) and output.ndim == 2, f"the model must return logits (N, classes), got {shape}: "
                                                              "wrap it so that it returns these alone.")
+    require(output.layout is torch.strided and not output.is_complex() and output.shape[1] > 1,
+            f"the model must return logits, one real number a class, got {tuple(output.shape)} of {output.dtype}, "
+            f"{output.layout}; one of two classes takes two numbers.")
     require(len(output) == rows, f"the model must return one row of logits an image, got {len(output)} "
                                   f"rows for {rows}.")
     return output
 
 
-def first_logits(output: Any, rows: int) -> Tensor:
+def first_logits(output: Any, rows: int, classes: int | None = None) -> Tensor:
     """The logits in what a model returned in training mode: the first such tensor, whatever comes beside it.
 
+    classes: how many there are, so that features are not taken for logits.
     Raises InputError where there is none with one row an image.
     """
     if isinstance(output, Mapping):
         output = list(output.values())
     if isinstance(output, list | tuple):
-        output = next((part for part in output if isinstance(part, Tensor) and part.ndim == 2), output)
+        output = next((part for part in output if isinstance(part, Tensor) and part.ndim == 2
+                       and classes in (None, part.shape[1])), output)
     return _logits(output, rows)
