@@ -21,7 +21,7 @@ import gradprune as gp
 from gradprune import demo
 from gradprune.attacks import BadNets, Picture, make_trigger, read_trigger
 from gradprune.cli import app
-from gradprune.datasets import Dataset
+from gradprune.datasets import Dataset, sources
 from gradprune.defenses import Scan
 from gradprune.errors import InputError
 from gradprune.evaluation import Own, guessing
@@ -737,6 +737,30 @@ def test_inspect_tries_the_sizes_of_a_folder(here):
     found = inspect("vgg.pth", "photos")
     assert {guess.size for guess in found.guesses} == {64} and found.guesses[0].images == 24
     assert "--size 64" in found.command and ("get more" not in str(found.notes)) and "No usual" in str(found.notes)
+
+
+def test_a_data_set_is_not_taken_for_a_folder_of_its_name(here, monkeypatch, caplog):
+    monkeypatch.setattr(sources, "SOURCES", {"signs": lambda seed: Dataset(*(squares(24, seed, 32) for seed in (1, 2, 3)))})
+    monkeypatch.setattr(guessing, "SOURCES", sources.SOURCES)
+    (here / "signs").mkdir()
+    found = inspect("weights.pth", "signs", model="mypkg.nets:build")
+    assert "--size" not in found.command and found.command.startswith("gradprune repair weights.pth --model mypkg.nets:build --data signs")
+    assert "the folder here is './signs'" in caplog.text
+
+
+def test_inspect_says_that_no_defence_takes_a_transformer(here):
+    (here / "toknet.py").write_text(textwrap.dedent("""
+        from torch import nn
+
+        def build(num_classes):
+            block = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+            return nn.Sequential(nn.Conv2d(3, 8, 32), nn.Flatten(2), nn.Unflatten(1, (1, 8)), nn.Flatten(2), block, nn.Flatten(),
+                                 nn.Linear(8, num_classes))
+        """))
+    torch.save(build("toknet:build", 4, code=True).state_dict(), "tokens.pth")
+    told = run("inspect", "tokens.pth", "--model", "toknet:build").stdout
+    assert "The network is a transformer" in " ".join(told.split()) and "Next:" not in told
+    assert inspect("tokens.pth", model="toknet:build").command == ""
 
 
 def test_inspect_says_what_it_does_not_know(here, monkeypatch):

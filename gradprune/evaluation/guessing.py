@@ -124,9 +124,14 @@ def _badness(guess: Guess) -> tuple[int, float]:
     return -guess.right, guess.loss
 
 
+def is_folder(data: str) -> bool:
+    """Whether `datasets.load` reads a folder of pictures, which takes a size."""
+    return data not in SOURCES and Path(data).expanduser().is_dir()
+
+
 def _images(data: str, size: int | None) -> Iterator[ImageSet]:
     """Some images of `data`, in each size that may be meant."""
-    if data in SOURCES or not Path(data).expanduser().is_dir():
+    if not is_folder(data):
         yield some_of(load(data, size=size).defense)
         return
     for side in SIZES if size is None else [size]:

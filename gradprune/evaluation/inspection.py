@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradprune.errors import InputError
 from gradprune.evaluation.backdoorbench import is_attack_result
-from gradprune.evaluation.guessing import USUAL, Guess, guesses, likely
+from gradprune.evaluation.guessing import USUAL, Guess, guesses, is_folder, likely
 from gradprune.evaluation.victim import checkpoint_path
 from gradprune.models.checkpoints import paths, read_card
 from gradprune.models.inference import check_convolutional
@@ -112,7 +112,7 @@ def _found(found: Inspection, tensors: Mapping[str, Tensor], path: Path, data: s
     if best and data:
         mean, std = (",".join(str(round(number, 6)) for number in numbers) for numbers in USUAL[best.normalisation])
         options += ["--mean", mean, "--std", std]
-        options += ["--size", str(best.size)] if Path(data).expanduser().is_dir() else []
+        options += ["--size", str(best.size)] if is_folder(data) else []
         if best.right < _DOUBTFUL * best.images:
             found.notes.append(f"No usual normalisation and size gets more than {best.right} of {best.images} images "
                                "right: look at the order of the classes, and ask the model's maker.")
