@@ -465,3 +465,15 @@ def test_floats_are_the_pixels_between_0_and_1():
     images = ImageSet(torch.tensor([0, 51, 255]).byte().view(1, 3, 1, 1), torch.tensor([0]), ("a",))
     assert torch.allclose(images.floats().flatten(), torch.tensor([0.0, 0.2, 1.0]))
     assert repr(images) == "ImageSet(1 images, 3x1x1, 1 classes)"
+
+
+def test_labels_in_a_column_as_keras_has_them(tmp_path):
+    x, y = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20)[:, None] % 2
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert load(tmp_path / "d.npz").test.labels.tolist() == [0, 1] * 10
+
+
+def test_weights_are_no_file_of_arrays(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "w.npz")
+    with pytest.raises(InputError, match="not a readable .npz file"):
+        load(tmp_path / "w.npz")

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import gradprune as gp
 from gradprune import demo
 from gradprune.attacks import BadNets, Picture, make_trigger, read_trigger
+from gradprune.attacks.foreign import read_array
 from gradprune.cli import app
 from gradprune.datasets import Dataset, sources
 from gradprune.defenses import Scan
@@ -644,6 +645,20 @@ def test_arrays_as_triggers(tmp_path):
         assert read_trigger(str(tmp_path / "blend.npy"), opacity=0.2)(images).unique().tolist() == pytest.approx([0.6])
     with pytest.raises(InputError, match="8x8 pixels, these have 9x9"):
         trigger(torch.zeros(1, 3, 9, 9))
+
+
+@pytest.mark.parametrize("mask", [np.eye(3, dtype=np.uint8), np.eye(3, dtype=np.uint8) * 255, np.eye(3, dtype=bool)])
+def test_masks_of_zeros_and_ones(tmp_path, mask):
+    """Whatever stands for 1, in a picture and in an array; the same for an array as a trigger."""
+    Image.new("RGB", (3, 3), (255, 255, 255)).save(tmp_path / "white.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    np.save(tmp_path / "mask.npy", mask)
+    images = torch.full((1, 3, 3, 3), 0.5)
+    for name in ("mask.png", "mask.npy"):
+        shown = read_trigger(str(tmp_path / "white.png"), mask=str(tmp_path / name))(images)
+        assert torch.equal(shown[0, 0], 0.5 + 0.5 * torch.eye(3)), name
+    np.save(tmp_path / "noise.npy", np.array([[-1, 1]], np.int8))
+    assert read_array(tmp_path / "noise.npy")[0].abs().max() == pytest.approx(1 / 255)
 
 
 @pytest.mark.parametrize(("array", "words"), [

@@ -338,7 +338,7 @@ def test_images_from_what_people_have():
 @pytest.mark.parametrize(("dataset", "words"), [
     (Pictures(lambda picture: to_tensor(picture) - 0.5), "leave Normalize out"), (Pictures(size=7), "a transform that resizes"),
     (Pictures(count=0), "is empty"), (Pictures(lambda picture: "text"), "must be a picture or a tensor, got str"), (3, "got int"),
-    ([1, 2], r"must be \(image, label\)"), ([(torch.zeros(3, 4, 4), 0.5)], "one whole number, got 0.5"),
+    ([1, 2], r"must be \(image, label\)"), ([(torch.zeros(3, 4, 4), 0.5)], "one whole number from 0 on, got 0.5"),
 ])
 def test_datasets_that_cannot_be_taken(dataset, words):
     with pytest.raises(InputError, match=words):
@@ -399,6 +399,26 @@ def test_class_names_that_the_terminals_encoding_lacks(tmp_path):
         run = subprocess.run([sys.executable, "-m", "gradprune", "data", "check", str(tmp_path)], capture_output=True,
                              env={**os.environ, "PYTHONIOENCODING": encoding}, check=True)
         assert rb"kot, \u017c" in run.stdout
+
+
+
+class Strangers(list):
+    """A dataset as Hugging Face has them: items are dicts, the names of the classes stand in `features`."""
+
+    features = {"label": type("ClassLabel", (), {"names": ["cat", "dog"]})()}
+
+
+def test_datasets_of_other_forms():
+    red, grey = Image.new("RGB", (9, 8), (200, 0, 0)), Image.new("L", (9, 8), 77)
+    taken = ImageSet.from_dataset(Strangers([{"image": red, "label": 1}, {"image": grey, "label": np.int64(0)}]))
+    assert taken.classes == ("cat", "dog") and taken.labels.tolist() == [1, 0] and taken.images.shape == (2, 3, 8, 9)
+    assert taken.images[1].unique().tolist() == [77] and taken.images[0, :, 0, 0].tolist() == [200, 0, 0]
+    floats = ImageSet.from_dataset([(Image.fromarray(np.full((9, 9), share, "f")), place) for place, share in enumerate((0.2, 1.0))])
+    assert floats.images[:, 0, 0, 0].tolist() == [51, 255]
+    with pytest.raises(InputError, match=r"item 1 of the dataset cannot be read \(KeyError"):
+        ImageSet.from_dataset(type("Gaps", (dict,), {})({0: (red, 0), 2: (red, 1)}))
+    with pytest.raises(InputError, match="from 0 on, got -1"):
+        ImageSet.from_dataset([(red, -1)])
 
 
 # ---- the same networks under the names of public code
