@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -405,7 +406,9 @@ def test_class_names_that_the_terminals_encoding_lacks(tmp_path):
 class Strangers(list):
     """A dataset as Hugging Face has them: items are dicts, the names of the classes stand in `features`."""
 
-    features = {"label": type("ClassLabel", (), {"names": ["cat", "dog"]})()}
+    def __init__(self, items):
+        super().__init__(items)
+        self.features = {"label": SimpleNamespace(names=["cat", "dog"])}
 
 
 def test_datasets_of_other_forms():

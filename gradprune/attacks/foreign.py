@@ -51,7 +51,8 @@ def read_array(path: str | Path) -> tuple[Tensor, bool]:
         raise InputError(f"{path} is no readable .npy file of numbers.") from None
     require(isinstance(array, np.ndarray) and array.dtype.kind in "buif" and 0 < array.size <= _LARGEST,
             f"{path} must hold an array of at most {_LARGEST:,} numbers.")
-    pixels: np.ndarray = np.squeeze(np.array(array, np.float32))
+    pixels: np.ndarray = np.array(array, np.float32)
+    pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels  # a batch of one
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
         pixels = np.moveaxis(pixels, 0, -1)

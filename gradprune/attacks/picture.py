@@ -97,8 +97,8 @@ class Picture(Trigger):
             _log.warning("%s; now the black pixels are left out.", told)
             alpha = alpha * ~self.black()
         require((high, wide) != (height, width) or bool((alpha < 1).any()),
-                "the trigger picture hides the whole image; blend it with an opacity below 1 (often 0.2), say with a mask "
-                "where it is put on, or use a smaller one.")
+                "the trigger picture hides the whole image; blend it with an opacity below 1 (often 0.2), say with a "
+                "mask where it is put on, or use a smaller one.")
         picture = in_channels(self.picture, channels)
         edges = (column, width - wide - column, row, height - high - row)
         alpha, picture = F.pad(alpha, edges), F.pad(picture, edges)
