@@ -46,7 +46,8 @@ def _read_arrays(path: Path) -> tuple[Arrays, list[str]]:
         file = np.load(path, allow_pickle=False)
     except Exception:  # pickles, pictures, cut downloads: each fails in its own way and means the same
         file = None
-    if not isinstance(file, NpzFile) or not any(name.endswith(".npy") for name in file.zip.namelist()):
+    zipped: Any = getattr(file, "zip", None)
+    if not isinstance(file, NpzFile) or not any(name.endswith(".npy") for name in zipped.namelist()):
         raise InputError(f"{path} is not a readable .npz file; write one with numpy.savez.")
     known = {"classes"} | {f"{letter}_{part}" for letter in "xy" for part in Dataset._fields}
     arrays = {}
