@@ -153,7 +153,7 @@ def test_what_stands_beside_a_prefix_is_left_out_and_told(tmp_path, victim, capl
     torch.save(state | others, tmp_path / "weights.pth")
     model = load_weights(build("preact_resnet", 4, blocks=(1,), seed=9), tmp_path / "weights.pth")
     assert torch.equal(model.linear.weight, victim.model.linear.weight) and all(name in caplog.text for name in others)
-    twice = {prefix.replace("net", "ema").replace("module", "other") + key: value for key, value in victim.model.state_dict().items()}
+    twice = {prefix.replace("net", "ema").replace("module", "other") + key: value + 1 for key, value in victim.model.state_dict().items()}
     torch.save(state | twice, tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"missing: conv1\.weight, .* unexpected: "):
         load_weights(build("preact_resnet", 4, blocks=(1,)), tmp_path / "weights.pth")
