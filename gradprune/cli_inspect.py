@@ -25,11 +25,12 @@ def inspect(weights: cli_models.Checkpoint, data: cli_models.Data = None, size: 
     """
     from gradprune.evaluation.inspection import inspect as look
     found = look(weights, data, size=size, model=model)
-    show(as_json, found.told(), _table(found), *found.notes, "Next:", _in_lines(found.command))
+    show(as_json, found.told(), _table(found), *found.notes,
+         *(("Next:", _in_lines(found.command)) if found.command else ()))
 
 
 def _table(found: "Inspection") -> Table:
-    layers = ", ".join(f"{count} {kind}" for kind, count in found.layers.items() if count)
+    layers = ", ".join(f"{count} {kind[:-1] if count == 1 else kind}" for kind, count in found.layers.items() if count)
     rows = {"file": found.file, "it holds": found.holds,
             "tensors": f"{found.tensors}, with {found.numbers:,} numbers", "layers": layers or "none that is known",
             "images": f"{found.channels} channels" if found.channels else "not told by its layers",

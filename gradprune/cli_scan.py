@@ -92,4 +92,4 @@ def _figures(row: Any) -> tuple[str, str, str]:
     return (f"{row.norm:.1f}" if row.converged else "not found"), f"{row.success:.0%}", index
 
 
-EXAMPLE = more("gradprune scan badnets --out out/scan", "gradprune defend badnets --trigger synthesised")
+EXAMPLE = more("gradprune scan badnets --out out/scan", "gradprune repair badnets --out out/repaired")

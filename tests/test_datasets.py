@@ -327,7 +327,7 @@ def test_own_defense_images_and_names_are_kept(tmp_path):
     ({"x_test": np.zeros((0, 6, 6, 3), np.uint8), "y_test": np.zeros(0, int)}, r"x_test in .* got \(0, 6, 6, 3\)"),
     ({"x_test": np.zeros((30, 8, 8, 3), np.uint8)}, r"share one shape .*'x_train': \(3, 6, 6\), 'x_test': \(3, 8, 8\)"),
     ({"y_train": np.zeros(29, int)}, r"y_train in .* integers \(30,\), one for each image, got int64 \(29,\)"),
-    ({"y_train": np.zeros((30, 1), int)}, r"y_train in .* got int64 \(30, 1\)"),
+    ({"y_train": np.zeros((30, 2), int)}, r"y_train in .* got int64 \(30, 2\)"),
     ({"y_test": np.zeros(30)}, r"y_test in .* got float64 \(30,\)"),
     ({"y_test": np.full(30, 3)}, r"y_test in .* must lie in 0\.\.2, got 3\.\.3\."),
     ({"y_test": np.full(30, -1)}, r"y_test in .* must lie in 0\.\.2, got -1\.\.-1\."),
@@ -465,3 +465,15 @@ def test_floats_are_the_pixels_between_0_and_1():
     images = ImageSet(torch.tensor([0, 51, 255]).byte().view(1, 3, 1, 1), torch.tensor([0]), ("a",))
     assert torch.allclose(images.floats().flatten(), torch.tensor([0.0, 0.2, 1.0]))
     assert repr(images) == "ImageSet(1 images, 3x1x1, 1 classes)"
+
+
+def test_labels_in_a_column_as_keras_has_them(tmp_path):
+    x, y = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20)[:, None] % 2
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert load(tmp_path / "d.npz").test.labels.tolist() == [0, 1] * 10
+
+
+def test_weights_are_no_file_of_arrays(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "w.npz")
+    with pytest.raises(InputError, match=r"not a readable \.npz file"):
+        load(tmp_path / "w.npz")

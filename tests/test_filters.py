@@ -229,7 +229,42 @@ class SilenceNorm(nn.Module):
         return x + 0.5
 
 
+class Affine(nn.Module):
+    """A scale and shift of each channel, with statistics or without; its class does not say that it is a norm."""
+
+    def __init__(self, channels, statistics=False):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.ones(channels))
+        if statistics:
+            self.register_buffer("mean", torch.full((channels,), 0.5))
+
+    def forward(self, x):
+        x = x - self.mean[:, None, None] if hasattr(self, "mean") else x
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class Responding(nn.Module):
+    """As ConvNeXt V2's layer and filter response normalisation: the input is used more than once, numbers (1, C, 1, 1)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.ones(1, channels, 1, 1)), nn.Parameter(torch.ones(1, channels, 1, 1))
+
+    def forward(self, x):
+        return self.gamma * x * (x.square().mean((2, 3), keepdim=True) + 1e-6).rsqrt() + self.beta + x
+
+
+class OverChannels(nn.LayerNorm):
+    """A layer norm under another name, for maps."""
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias).movedim(-1, 1)
+
+
 NORMS = {
+    "affine": Affine, "affine with statistics": lambda n: Affine(n, True), "responding": Responding,
+    "over channels": lambda n: shifted(OverChannels(n)), "slopes": nn.PReLU,
+    "in a sequence": lambda n: nn.Sequential(shifted(nn.GroupNorm(2, n)), nn.ReLU()),
     "plain": lambda n: shifted(nn.BatchNorm2d(n)), "sync": lambda n: shifted(nn.SyncBatchNorm(n)), "frozen": frozen,
     "free": lambda n: shifted(nn.BatchNorm2d(n, affine=False)),
     "no statistics": lambda n: shifted(nn.BatchNorm2d(n, track_running_stats=False)),
@@ -239,7 +274,7 @@ NORMS = {
     "bare group": lambda n: nn.GroupNorm(2, n, affine=False), "local": lambda n: nn.LocalResponseNorm(2),
     "channels last": OfChannelsLast, "of all": lambda n: shifted(nn.LayerNorm([n, 5, 5])), "strange": lambda n: SilenceNorm(),
 }
-LEAKING = {"bare group", "channels last", "of all", "strange"}
+LEAKING = {"responding", "bare group", "channels last", "of all", "strange"}
 
 
 @pytest.mark.parametrize("bias", [False, True])

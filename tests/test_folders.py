@@ -457,6 +457,32 @@ def test_pictures_in_the_images_folder_of_their_class(tmp_path):
         load(tmp_path / "a")
 
 
+def test_tiny_imagenets_validation_part_and_its_table(tmp_path, caplog):
+    """val/images/* with the labels in val_annotations.txt: the test part, as test/images has none."""
+    folder(tmp_path / "a" / "train", count=10)
+    rows = [("v0.png", "dog"), ("v1.png", "cat"), ("v2.png", "owl"), ("v3.png", "not one of these")]
+    for place, (name, _) in enumerate(rows):
+        picture(tmp_path / "a" / "val" / "images" / name, 40 + place)
+        picture(tmp_path / "a" / "test" / "images" / name, 50)
+    table = tmp_path / "a" / "val" / "val_annotations.txt"
+    table.write_text("".join(f"{name}\t{label}\t0\t32\t44\t62\n" for name, label in rows))
+    data = load(tmp_path / "a")
+    assert [len(part) for part in data] == [27, 3, 3] and data.test.labels.tolist() == [1, 0, 2]
+    shown = [decode(tmp_path / "a" / "val" / "images" / f"v{place}.png", 32)[0] for place in range(3)]
+    assert np.array_equal(data.test.images.numpy(), np.stack(shown))
+    assert "test (no class folders)" in caplog.text and "training pictures are the test images" not in caplog.text
+    table.write_text("v0.png\tcat\nv1.png\tcat\nv2.png\tcat\n")
+    assert load(tmp_path / "a").test.labels.tolist() == [0, 0, 0], "another table is another data set"
+    shutil.rmtree(tmp_path / "a" / "test")
+    folder(tmp_path / "a" / "test", count=1)
+    assert [len(part) for part in load(tmp_path / "a")] == [27, 3, 3], "too few for the defender"
+    shutil.rmtree(tmp_path / "a" / "test")
+    for text, words in (("../../train/cat/0.png\tcat", "without a file name"), ("v0.png cat", "a class"), ("v0.png\tx", "names none")):
+        table.write_text(text)
+        with pytest.raises(InputError, match=words):
+            load(tmp_path / "a")
+
+
 def test_a_cameras_turn_is_ignored_as_torchvision_does_and_told(tmp_path, caplog):
     for name in ("cat", "dog"):
         for i in range(3):

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 import gradprune as gp
 from gradprune import demo
 from gradprune.attacks import BadNets, Picture, make_trigger, read_trigger
+from gradprune.attacks.foreign import read_array
 from gradprune.cli import app
-from gradprune.datasets import Dataset
+from gradprune.datasets import Dataset, sources
 from gradprune.defenses import Scan
 from gradprune.errors import InputError
 from gradprune.evaluation import Own, guessing
@@ -152,7 +153,7 @@ def test_what_stands_beside_a_prefix_is_left_out_and_told(tmp_path, victim, capl
     torch.save(state | others, tmp_path / "weights.pth")
     model = load_weights(build("preact_resnet", 4, blocks=(1,), seed=9), tmp_path / "weights.pth")
     assert torch.equal(model.linear.weight, victim.model.linear.weight) and all(name in caplog.text for name in others)
-    twice = {prefix.replace("net", "ema").replace("module", "other") + key: value for key, value in victim.model.state_dict().items()}
+    twice = {prefix.replace("net", "ema").replace("module", "other") + key: value + 1 for key, value in victim.model.state_dict().items()}
     torch.save(state | twice, tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"missing: conv1\.weight, .* unexpected: "):
         load_weights(build("preact_resnet", 4, blocks=(1,)), tmp_path / "weights.pth")
@@ -646,6 +647,20 @@ def test_arrays_as_triggers(tmp_path):
         trigger(torch.zeros(1, 3, 9, 9))
 
 
+@pytest.mark.parametrize("mask", [np.eye(3, dtype=np.uint8), np.eye(3, dtype=np.uint8) * 255, np.eye(3, dtype=bool)])
+def test_masks_of_zeros_and_ones(tmp_path, mask):
+    """Whatever stands for 1, in a picture and in an array; the same for an array as a trigger."""
+    Image.new("RGB", (3, 3), (255, 255, 255)).save(tmp_path / "white.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    np.save(tmp_path / "mask.npy", mask)
+    images = torch.full((1, 3, 3, 3), 0.5)
+    for name in ("mask.png", "mask.npy"):
+        shown = read_trigger(str(tmp_path / "white.png"), mask=str(tmp_path / name))(images)
+        assert torch.equal(shown[0, 0], 0.5 + 0.5 * torch.eye(3)), name
+    np.save(tmp_path / "noise.npy", np.array([[-1, 1]], np.int8))
+    assert read_array(tmp_path / "noise.npy")[0].abs().max() == pytest.approx(1 / 255)
+
+
 @pytest.mark.parametrize(("array", "words"), [
     (np.array([Evil()], dtype=object), "no readable .npy file"), (np.zeros(5), r"must hold one image, .* got \(5,\)"),
     (np.full((4, 4), np.nan), "must hold one image"), (np.full((4, 4), 300.0), r"in -255\.\.255"), (np.array(["a"]), "numbers")])
@@ -737,6 +752,30 @@ def test_inspect_tries_the_sizes_of_a_folder(here):
     found = inspect("vgg.pth", "photos")
     assert {guess.size for guess in found.guesses} == {64} and found.guesses[0].images == 24
     assert "--size 64" in found.command and ("get more" not in str(found.notes)) and "No usual" in str(found.notes)
+
+
+def test_a_data_set_is_not_taken_for_a_folder_of_its_name(here, monkeypatch, caplog):
+    monkeypatch.setattr(sources, "SOURCES", {"signs": lambda seed: Dataset(*(squares(24, seed, 32) for seed in (1, 2, 3)))})
+    monkeypatch.setattr(guessing, "SOURCES", sources.SOURCES)
+    (here / "signs").mkdir()
+    found = inspect("weights.pth", "signs", model="mypkg.nets:build")
+    assert "--size" not in found.command and found.command.startswith("gradprune repair weights.pth --model mypkg.nets:build --data signs")
+    assert "the folder here is './signs'" in caplog.text
+
+
+def test_inspect_says_that_no_defence_takes_a_transformer(here):
+    (here / "toknet.py").write_text(textwrap.dedent("""
+        from torch import nn
+
+        def build(num_classes):
+            block = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+            return nn.Sequential(nn.Conv2d(3, 8, 32), nn.Flatten(2), nn.Unflatten(1, (1, 8)), nn.Flatten(2), block, nn.Flatten(),
+                                 nn.Linear(8, num_classes))
+        """))
+    torch.save(build("toknet:build", 4, code=True).state_dict(), "tokens.pth")
+    told = run("inspect", "tokens.pth", "--model", "toknet:build").stdout
+    assert "The network is a transformer" in " ".join(told.split()) and "Next:" not in told
+    assert inspect("tokens.pth", model="toknet:build").command == ""
 
 
 def test_inspect_says_what_it_does_not_know(here, monkeypatch):

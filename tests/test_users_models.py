@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from gradprune.datasets import Dataset, ImageSet
 from gradprune.defenses import DEFENSES, scan
 from gradprune.errors import InputError
 from gradprune.evaluation import Own
+from gradprune.evaluation.inspection import inspect
 from gradprune.models import build, load_weights, normalized, predict
+from gradprune.models.working import working_copy
 
 QUICK = {"grad_prune": {}, "grad_prune_verified": {}, "ft_unlearn": {"epochs": 2}, "ft": {"steps": 2},
          "fine_pruning": {"steps": 2}, "clp": {}, "ft_sam": {"steps": 2}}  # the others at their own length
@@ -146,6 +149,31 @@ def test_what_is_returned_beside_the_logits_in_training_is_left_out(images, mark
     for name in ("grad_prune", "grad_prune_verified", "ft"):
         model = cleaned(name, Aux(form), images, mark, **QUICK[name])
         assert not model._forward_hooks and type(model.train()(images.floats())) is (tuple if form is as_tuple else dict)
+
+
+def features_first(logits, others):
+    return F.pad(others, (0, 3)), logits
+
+
+def test_features_are_not_taken_for_logits(images):
+    copied = working_copy(Aux(features_first), images.floats()[:2])
+    assert copied.train()(images.floats()[:5]).shape == (5, 4)
+
+
+@pytest.mark.parametrize("answer", [lambda x: x[:, :1], lambda x: x.to(torch.complex64), lambda x: x.to_sparse()])
+def test_answers_that_are_not_one_real_number_a_class(images, mark, answer):
+    net = small()
+    net.append(Answer(answer))
+    for run in (lambda: gp.evaluate(net, images, mark, 1), lambda: gp.grad_prune(net, images, mark, spc=2, progress=False),
+                lambda: scan(net, images, spc=2, progress=False)):
+        with pytest.raises(InputError, match="one real number a class"):
+            run()
+
+
+class Answer(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.forward = answer
 
 
 class Fewer(nn.Module):
@@ -311,7 +339,7 @@ def test_images_from_what_people_have():
 @pytest.mark.parametrize(("dataset", "words"), [
     (Pictures(lambda picture: to_tensor(picture) - 0.5), "leave Normalize out"), (Pictures(size=7), "a transform that resizes"),
     (Pictures(count=0), "is empty"), (Pictures(lambda picture: "text"), "must be a picture or a tensor, got str"), (3, "got int"),
-    ([1, 2], r"must be \(image, label\)"), ([(torch.zeros(3, 4, 4), 0.5)], "one whole number, got 0.5"),
+    ([1, 2], r"must be \(image, label\)"), ([(torch.zeros(3, 4, 4), 0.5)], "one whole number from 0 on, got 0.5"),
 ])
 def test_datasets_that_cannot_be_taken(dataset, words):
     with pytest.raises(InputError, match=words):
@@ -372,3 +400,141 @@ def test_class_names_that_the_terminals_encoding_lacks(tmp_path):
         run = subprocess.run([sys.executable, "-m", "gradprune", "data", "check", str(tmp_path)], capture_output=True,
                              env={**os.environ, "PYTHONIOENCODING": encoding}, check=True)
         assert rb"kot, \u017c" in run.stdout
+
+
+
+class Strangers(list):
+    """A dataset as Hugging Face has them: items are dicts, the names of the classes stand in `features`."""
+
+    def __init__(self, items):
+        super().__init__(items)
+        self.features = {"label": SimpleNamespace(names=["cat", "dog"])}
+
+
+def test_datasets_of_other_forms():
+    red, grey = Image.new("RGB", (9, 8), (200, 0, 0)), Image.new("L", (9, 8), 77)
+    taken = ImageSet.from_dataset(Strangers([{"image": red, "label": 1}, {"image": grey, "label": np.int64(0)}]))
+    assert taken.classes == ("cat", "dog") and taken.labels.tolist() == [1, 0] and taken.images.shape == (2, 3, 8, 9)
+    assert taken.images[1].unique().tolist() == [77] and taken.images[0, :, 0, 0].tolist() == [200, 0, 0]
+    floats = ImageSet.from_dataset([(Image.fromarray(np.full((9, 9), share, "f")), place) for place, share in enumerate((0.2, 1.0))])
+    assert floats.images[:, 0, 0, 0].tolist() == [51, 255]
+    with pytest.raises(InputError, match=r"item 1 of the dataset cannot be read \(KeyError"):
+        ImageSet.from_dataset(type("Gaps", (dict,), {})({0: (red, 0), 2: (red, 1)}))
+    with pytest.raises(InputError, match="from 0 on, got -1"):
+        ImageSet.from_dataset([(red, -1)])
+
+
+# ---- the same networks under the names of public code
+
+
+class TheirBlock(nn.Module):
+    """A residual block with pytorch-cifar's names; pre: norms stand before the convolutions."""
+
+    def __init__(self, inputs, outputs, stride, pre):
+        super().__init__()
+        self.pre = pre
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(inputs if pre else outputs), nn.BatchNorm2d(outputs)
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False),
+                                          *([] if pre else [nn.BatchNorm2d(outputs)]))
+
+    def forward(self, x):
+        if self.pre:
+            first = F.relu(self.bn1(x))
+            skip = self.shortcut(first) if hasattr(self, "shortcut") else x
+            return self.conv2(F.relu(self.bn2(self.conv1(first)))) + skip
+        skip = self.shortcut(x) if hasattr(self, "shortcut") else x
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + skip)
+
+
+class Theirs(nn.Module):
+    def __init__(self, pre):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        self.bn1 = nn.Identity() if pre else nn.BatchNorm2d(64)
+        for stage, (inputs, outputs) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512))):
+            self.add_module(f"layer{stage + 1}", nn.Sequential(TheirBlock(inputs, outputs, 1 + (stage > 0), pre),
+                                                               TheirBlock(outputs, outputs, 1, pre)))
+        self.linear = nn.Linear(512, 4)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x if stage is not self.layer1 or isinstance(self.bn1, nn.Identity) else F.relu(x))
+        return self.linear(x.mean((2, 3)))
+
+
+class TheirVGG(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers, inputs = [], 3
+        for outputs in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()] if outputs else [nn.MaxPool2d(2)]
+            inputs = outputs or inputs
+        self.features, self.classifier = nn.Sequential(*layers), nn.Linear(512, 4)
+
+    def forward(self, x):
+        return self.classifier(self.features(x).flatten(1))
+
+
+@pytest.mark.parametrize(("name", "make", "prefix"), [
+    ("preact_resnet18", lambda: Theirs(True), "module."), ("resnet18", lambda: Theirs(False), "net."), ("vgg16_bn", TheirVGG, "")])
+def test_the_same_network_under_the_names_of_public_code(tmp_path, images, name, make, prefix):
+    torch.manual_seed(0)
+    theirs = make().train()
+    for norm in (layer for layer in theirs.modules() if isinstance(layer, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+    theirs(images.floats()[:16])  # BatchNorm's statistics
+    torch.save({"net": {prefix + key: tensor for key, tensor in theirs.state_dict().items()}, "acc": 95.0, "epoch": 3}, tmp_path / "ckpt.pth")
+    found = inspect(tmp_path / "ckpt.pth")
+    assert found.model == name
+    write_npz(tmp_path / "data.npz", Dataset(images, images, images))
+    opened = Own(name, str(tmp_path / "data.npz"), mean=[0.0], std=[1.0]).open(tmp_path / "ckpt.pth")
+    assert torch.allclose(predict(opened.model, images.floats()), predict(theirs.eval(), images.floats()), atol=1e-4)
+    more = {"last_norm": False} if name == "preact_resnet18" else {}
+    ours = load_weights(build(name, 4, mean=0.0, std=1.0, **more), tmp_path / "ckpt.pth")
+    assert torch.equal(predict(ours, images.floats()), predict(opened.model, images.floats()))
+
+
+OWN = small(nn.BatchNorm2d(6)).state_dict()
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ({name: tensor.numpy() for name, tensor in OWN.items()}, ""),
+    ((OWN, 3), ""),
+    ({**OWN, "total_ops": torch.zeros(1), "1.total_params": torch.ones(1)}, "was left out: total_ops (0), 1.total_params (1)"),
+    ({**OWN, "normalize.mean": torch.full((3,), 0.5), "normalize.std": torch.ones(3)}, "normalize.mean (0.5, 0.5, 0.5)"),
+    ({f"module.{part}.{name}": tensor for part in ("model", "attacker.model") for name, tensor in OWN.items()}, "attacker.model.0.weight"),
+    ({"model": OWN, "model_ema": dict(OWN)}, "under model_ema, which were not taken"),
+])
+def test_what_stands_beside_the_weights_is_told(tmp_path, caplog, content, words):
+    torch.save(content, tmp_path / "c.pth")
+    loaded = load_weights(small(nn.BatchNorm2d(6)), tmp_path / "c.pth")
+    assert all(torch.equal(tensor, OWN[name]) for name, tensor in loaded.state_dict().items())
+    assert words in caplog.text and bool(words) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"0.weight": OWN["0.weight"].to(torch.int8)}, "no floats, as of quantised weights: 0.weight int8"),
+    ({"0.weight": OWN["0.weight"].to(torch.complex64)}, "0.weight complex64"),
+    ({"0.weight_orig": OWN["0.weight"], "0.weight_mask": OWN["0.weight"], "0.weight": None}, "prune.remove"),
+    ({"0.weight_g": OWN["0.bias"], "0.weight_v": OWN["0.weight"], "0.weight": None}, "remove_weight_norm"),
+    ({"0.parametrizations.weight.original": OWN["0.weight"], "0.weight": None}, "remove_parametrizations"),
+])
+def test_weights_that_are_none_are_told(tmp_path, change, words):
+    torch.save({**OWN, **change}, tmp_path / "c.pth")
+    with pytest.raises(InputError, match=words):
+        load_weights(small(nn.BatchNorm2d(6)), tmp_path / "c.pth")
+
+
+def test_another_network_under_such_names_is_told_in_one_sentence(tmp_path):
+    torch.save(Theirs(True).state_dict(), tmp_path / "pre.pth")
+    torch.save(Theirs(False).state_dict(), tmp_path / "post.pth")
+    with pytest.raises(InputError, match=r"missing: bn\.weight.*has no BatchNorm after the last block: last_norm=False"):
+        load_weights(build("preact_resnet18", 4), tmp_path / "pre.pth")
+    with pytest.raises(InputError, match="do not fit the model; "):
+        load_weights(build("resnet18", 4), tmp_path / "pre.pth")
+    with pytest.raises(InputError, match=r"do not fit the model; .*bn1"):
+        load_weights(build("preact_resnet18", 4, last_norm=False), tmp_path / "post.pth")

@@ -218,6 +218,10 @@ def test_class_names_that_the_font_lacks_are_numbers_in_pictures(victim):
     assert (written(1, foreign.classes), written(0, foreign.classes), written(9, foreign.classes)) == ("class 1", "żółw", "class 9")
 
 
+def test_other_names_that_the_font_lacks_are_spelled_out():
+    assert style.plain("猫 net", 40) == r"\u732b net" and style.drawable(style.plain("狗" * 30)) and style.plain("żółw $x") == r"żółw \$x"
+
+
 def test_examples_pick_the_first_of_each_class_and_the_target_last(victim):
     picture = examples(victim.model, victim.data.test, victim.trigger, target=1, columns=4)
     firsts = [int((victim.data.test.labels == label).nonzero()[0]) for label in (0, 2, 3, 1)]

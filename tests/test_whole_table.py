@@ -10,9 +10,10 @@ from test_defenses import QUICK
 from torch import nn
 
 from gradprune.attacks import Picture
-from gradprune.defenses import DEFENSES
+from gradprune.defenses import DEFENSES, scan
 from gradprune.errors import InputError
 from gradprune.models import load_weights, predict
+from gradprune.models.inference import check_convolutional
 from gradprune.pruning import distilled
 
 ASKS_BATCHNORM = {"anp", "rnp"}  # they mask channels of BatchNorms, and there are none
@@ -104,10 +105,52 @@ def test_every_defence_takes_it(images, mark, tmp_path, monkeypatch, network):
         assert not refused or (str(told.value).count(". ") == 0 and str(told.value).endswith(".")), told
 
 
-def test_a_transformer_with_a_convolutional_stem_is_refused_for_images_of_another_size(images, mark):
+class Tokens(nn.Module):
+    """A stem of convolutions, torch's own encoder behind it."""
+
+    def __init__(self, layers=1):
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 8, 8, stride=8), nn.Linear(8, 4)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), layers)
+
+    def forward(self, x):
+        return self.fc(self.encoder(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class Pooled(nn.Module):
+    """A CNN whose last maps are weighed by attention, as in CLIP's: no transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.attention_pool, self.fc = nn.Conv2d(3, 8, 3, stride=3), nn.MultiheadAttention(8, 2), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x).relu().flatten(2).permute(2, 0, 1)
+        return self.fc(self.attention_pool(x.mean(0, keepdim=True), x, x)[0][0])
+
+
+@pytest.mark.parametrize("size", [None, 32])
+def test_a_transformer_behind_convolutions_is_refused_for_images_of_any_size(images, mark, size):
     timm = pytest.importorskip("timm", reason="timm is an optional extra")
-    net = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=4, depth=1)
-    for name, method in DEFENSES.items():
-        with pytest.raises(InputError, match=r"cannot take images of shape \(3, 32, 32\)") as told:
-            method(net, images, mark, spc=1, progress=False, **QUICK[name])
-        assert "\n" not in str(told.value)
+    net = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=4, depth=1, **({"img_size": size} if size else {}))
+    for name, method in {**DEFENSES, "scan": lambda net, images, _, **more: scan(net, images, **more)}.items():
+        with pytest.raises(InputError, match="is a transformer, whose blocks of attention") as told:
+            method(net, images, mark, spc=1, progress=False, **QUICK.get(name, {}))
+        assert "\n" not in str(told.value) and str(told.value).count(". ") == 0
+
+
+def test_which_networks_are_transformers():
+    with pytest.raises(InputError, match="is a transformer"):
+        check_convolutional(Tokens())
+    for net in (Pooled(), convnext(None), LeNet(), Googlenet()):
+        check_convolutional(net)
+
+
+def test_attention_between_convolutions_is_no_transformer():
+    timm = pytest.importorskip("timm", reason="timm is an optional extra")
+    with torch.device("meta"):
+        for name in ("gcresnet50t", "mobilevit_xxs", "resnet50_clip", "skresnet18", "botnet26t_256"):
+            check_convolutional(timm.create_model(name))
+        for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"):
+            with pytest.raises(InputError, match="is a transformer"):
+                check_convolutional(timm.create_model(name))

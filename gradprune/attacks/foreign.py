@@ -41,7 +41,7 @@ class Added(Trigger):
 def read_array(path: str | Path) -> tuple[Tensor, bool]:
     """The trigger in a .npy file as float (3, H, W), and whether it is to be added (it has values below zero).
 
-    Numbers beyond 1 are taken for 0..255. No object is unpickled.
+    Where there are numbers beyond 1, they are taken for 0..255. No object is unpickled.
     Raises InputError for a file that is missing, damaged or too large, or no array of an image.
     """
     require(Path(path).is_file(), f"there is no trigger at {path}.")
@@ -49,15 +49,16 @@ def read_array(path: str | Path) -> tuple[Tensor, bool]:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:  # pickles, pictures, cut downloads: each fails in its own way and means the same
         raise InputError(f"{path} is no readable .npy file of numbers.") from None
-    require(isinstance(array, np.ndarray) and array.dtype.kind in "uif" and 0 < array.size <= _LARGEST,
+    require(isinstance(array, np.ndarray) and array.dtype.kind in "buif" and 0 < array.size <= _LARGEST,
             f"{path} must hold an array of at most {_LARGEST:,} numbers.")
-    pixels: np.ndarray = np.squeeze(np.array(array, np.float32))
+    pixels: np.ndarray = np.array(array, np.float32)
+    pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels  # a batch of one
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
         pixels = np.moveaxis(pixels, 0, -1)
     require(pixels.ndim == 3 and pixels.shape[2] in (1, 3) and bool(np.isfinite(pixels).all()),
             f"{path} must hold one image, (H, W), (H, W, 3) or (3, H, W), got {array.shape}.")
-    if array.dtype.kind != "f" or float(np.abs(pixels).max()) > 1:
+    if float(np.abs(pixels).max()) > 1 or (array.dtype.kind == "i" and bool((pixels < 0).any())):
         pixels = pixels / 255
     require(float(np.abs(pixels).max()) <= 1, f"{path} must hold numbers in -255..255.")
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).expand(3, -1, -1).contiguous(), bool((pixels < 0).any())

@@ -44,7 +44,8 @@ class Picture(Trigger):
              mask: str | Path | None = None) -> "Picture":
         """The trigger in a picture file (PNG, JPEG ...), with its transparency if it has one.
 
-        mask: a picture of the same size, white where the trigger is put on and black where not; "black", where the
+        mask: a picture or an .npy array of the same size, white (or 1) where the trigger is put on and black (0) where
+        not; "black", where the
         black pixels of the trigger are not put on; or "whole", where they are.
         Raises InputError for a file that is missing or no picture, or a mask of another size or black everywhere.
         """
@@ -60,7 +61,7 @@ class Picture(Trigger):
             self.alpha = self.alpha * ~self.black()
             require(bool(self.alpha.any()), "the trigger picture is black everywhere.")
         elif mask is not None and mask != "whole":
-            where, (high, wide) = _read(mask, "mask")[:3].mean(0, keepdim=True), self.picture.shape[1:]
+            where, (high, wide) = _mask(mask), self.picture.shape[1:]
             require(where.shape == self.alpha.shape, f"the mask {mask} has {where.shape[1]}x{where.shape[2]} pixels, "
                                                      f"the trigger picture {high}x{wide}.")
             self.alpha = self.alpha * where
@@ -96,12 +97,20 @@ class Picture(Trigger):
             _log.warning("%s; now the black pixels are left out.", told)
             alpha = alpha * ~self.black()
         require((high, wide) != (height, width) or bool((alpha < 1).any()),
-                "the trigger picture hides the whole image; blend it with an opacity below 1 (often 0.2), or "
-                "use a smaller one.")
+                "the trigger picture hides the whole image; blend it with an opacity below 1 (often 0.2), say with a "
+                "mask where it is put on, or use a smaller one.")
         picture = in_channels(self.picture, channels)
         edges = (column, width - wide - column, row, height - high - row)
         alpha, picture = F.pad(alpha, edges), F.pad(picture, edges)
         return ((1 - alpha) * images + alpha * picture).to(images.dtype)
+
+
+def _mask(path: str | Path) -> Tensor:
+    """A mask as float (1, height, width) in [0, 1]; what holds no more than 0 and 1 out of 255 means 0 and 1."""
+    from gradprune.attacks.foreign import read_array  # late: it imports this module
+    numbers = read_array(path)[0] if Path(path).suffix.lower() == ".npy" else _read(path, "mask")[:3]
+    where = numbers.mean(0, keepdim=True)
+    return where * 255 if 0 < where.max() <= 1 / 255 else where
 
 
 def _read(path: str | Path, what: str) -> Tensor:
@@ -114,5 +123,6 @@ def _read(path: str | Path, what: str) -> Tensor:
             require(image.width * image.height <= _LARGEST, f"it claims {image.width} x {image.height} pixels")
             return pil_to_tensor(eight_bits(image).convert("RGBA")).float() / 255
     except Exception as error:  # Pillow raises many kinds for damaged files
-        why = f": {error}, and {_LARGEST:,} are read at most" if isinstance(error, InputError) else ""
+        why = f": {error}, and {_LARGEST:,} are read at most" if isinstance(error, InputError) else \
+            f"; read are {', '.join(FORMATS)}, and arrays in .npy files"
         raise InputError(f"{path} cannot be read as a picture{why}.") from None

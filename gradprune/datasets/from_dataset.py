@@ -1,6 +1,6 @@
 """Images from what people have: a torchvision Dataset, a Subset of one, a DataLoader."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,9 @@ from torch import Tensor
 from gradprune.datasets.folder import eight_bits
 from gradprune.errors import InputError, require
 
+# Where the items of Hugging Face's datasets hold image and label.
+_NAMED = (("image", "img", "pixel_values"), ("label", "labels", "fine_label"))
+
 
 def gather(dataset: Any, classes: Sequence[str] | None) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images uint8 (N, C, H, W), labels int64 (N,) and the names of the classes; see `ImageSet.from_dataset`."""
@@ -18,14 +21,18 @@ def gather(dataset: Any, classes: Sequence[str] | None) -> tuple[Tensor, Tensor,
         dataset = dataset.dataset
     images, labels = [], []
     for place, item in enumerate(_items(dataset)):
+        if isinstance(item, Mapping):
+            item = [next((item[name] for name in names if name in item), None) for names in _NAMED]
         require(isinstance(item, tuple | list) and len(item) >= 2,
                 f"item {place} of the dataset must be (image, label), got {type(item).__name__}.")
         images.append(_pixels(item[0], place))
         labels.append(_label(item[1], place))
-        require(images[-1].shape == images[0].shape,
+        require(images[-1].shape[1:] == images[0].shape[1:],
                 f"image {place} of the dataset has shape {tuple(images[-1].shape)}, the first {tuple(images[0].shape)}:"
                 " give the dataset a transform that resizes them.")
     require(len(images) > 0, "the dataset is empty.")
+    colours = max(len(image) for image in images)  # grey pictures among others become RGB, as in a folder
+    images = [image.expand(colours, -1, -1) if len(image) == 1 else image for image in images]
     names = classes if classes is not None else _classes(dataset)
     names = tuple(map(str, names)) if names is not None else tuple(map(str, range(max(labels) + 1)))
     return torch.stack(images), torch.tensor(labels), names
@@ -34,29 +41,45 @@ def gather(dataset: Any, classes: Sequence[str] | None) -> tuple[Tensor, Tensor,
 def _items(dataset: Any) -> Iterable[Any]:
     """The items one after another; by index where there are indices, as some never raise IndexError."""
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        return (dataset[place] for place in range(len(dataset)))
+        return (_item(dataset, place) for place in range(len(dataset)))
     require(isinstance(dataset, Iterable), f"a dataset gives images and labels, got {type(dataset).__name__}.")
     return dataset
+
+
+def _item(dataset: Any, place: int) -> Any:
+    try:
+        return dataset[place]
+    except Exception as error:  # a stranger's dataset may raise anything
+        raise InputError(f"item {place} of the dataset cannot be read ({type(error).__name__}: {error}).") from error
 
 
 def _classes(dataset: Any) -> Sequence[str] | None:
     """The dataset's own names of classes, also behind a Subset."""
     while dataset is not None:
-        if isinstance(names := getattr(dataset, "classes", None), list | tuple):
-            return names
+        told = [getattr(dataset, "classes", None), *(getattr(part, "names", None) for part in _features(dataset))]
+        for names in told:
+            if isinstance(names, list | tuple):
+                return names
         dataset = getattr(dataset, "dataset", None)
     return None
+
+
+def _features(dataset: Any) -> list[Any]:
+    """What a dataset of Hugging Face says of its labels."""
+    told = getattr(dataset, "features", None)
+    return [told[name] for name in _NAMED[1] if name in told] if isinstance(told, Mapping) else []
 
 
 def _pixels(image: Any, place: int) -> Tensor:
     """One image as uint8 (C, H, W)."""
     if isinstance(image, Image.Image):
         image = eight_bits(image)
-        image = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        image = np.array(image if image.mode in ("L", "RGB", "F") else image.convert("RGB"))
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.ascontiguousarray(image))
     require(isinstance(image, Tensor), f"image {place} of the dataset must be a picture or a tensor, got "
                                        f"{type(image).__name__}.")
+    image = image.detach()
     image = image[None] if image.ndim == 2 else image
     if image.ndim == 3 and image.shape[0] not in (1, 3) and image.shape[2] in (1, 3):
         image = image.permute(2, 0, 1)
@@ -73,8 +96,8 @@ def _pixels(image: Any, place: int) -> Tensor:
 def _label(label: Any, place: int) -> int:
     try:
         number = np.asarray(label).reshape(-1)
-        if number.size == 1 and number.dtype.kind in "iub":
+        if number.size == 1 and number.dtype.kind in "iub" and number[0] >= 0:
             return int(number[0])
     except Exception:  # a stranger's label may be anything
         number = None
-    raise InputError(f"label {place} of the dataset must be one whole number, got {label!r}.")
+    raise InputError(f"label {place} of the dataset must be one whole number from 0 on, got {label!r}.")

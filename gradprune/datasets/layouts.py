@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ PARTS = {"train": ("train", "training", "trn", "trainval"), "test": ("test", "te
          "val": ("val", "valid", "validation", "dev", "devel"), "defense": ("defense", "defence")}
 _WITH = r"(set|data|dataset|images?|imgs?|pictures|photos|split|part)$"  # what may follow the name of a part
 _ENOUGH = 10  # pictures a class that a validation part must have to serve as the defender's
+_ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet's table of labels, beside the pictures in images/
 _TABLE = 64_000_000  # bytes of a table of labels
 _NAME = 255  # bytes of a file's name, the most that file systems take
 Picture = tuple[Path, int]  # a file, and its label
@@ -37,9 +39,9 @@ def find_pictures(root: Path) -> Layout:
     Known layouts: root/CLASS/*; root/train/CLASS/*, where there are with root/test/CLASS/*, root/val/CLASS/* (the test
     part where there is no other; else the defender's, if it has ten pictures of each class) and root/defense/CLASS/*,
     by these or similar names in any case, also below a single folder; GTSRB's own, Training/00000/* with
-    Final_Test/Images/* and GT-final_test.csv, in root or in root/GTSRB. A class may hold its pictures in CLASS/images/,
-    as in Tiny ImageNet. Classes are sorted by name, as torchvision's ImageFolder does. Hidden files, other
-    endings and links that lead out of `root` are passed over.
+    Final_Test/Images/* and GT-final_test.csv, in root or in root/GTSRB; Tiny ImageNet's, where a class holds its
+    pictures in CLASS/images/, and val/images/* has its labels in val/val_annotations.txt. Classes are sorted by name,
+    as torchvision's ImageFolder does. Hidden files, other endings and links that lead out of `root` are passed over.
     Raises InputError for no class, a single one or an empty one.
     """
     for base in (root / "GTSRB", root):
@@ -98,11 +100,14 @@ def _class_level(root: Path, folder: Path) -> Path | None:
     inner = _folders(root, folder)
     if len(inner) == 1 and not _pictures(root, folder) and not _pictures(root, folder / inner[0]):
         return _class_level(root, folder / inner[0])
-    return folder if inner and inner != ["images"] else None
+    return folder if _annotated(root, folder) or (inner and inner != ["images"]) else None
 
 
 def _has_enough(root: Path, folder: Path, classes: tuple[str, ...]) -> bool:
     """Whether a validation part can serve as the defender's: it has the same classes, none of them nearly empty."""
+    if _annotated(root, folder):
+        count = Counter(label for _, label in _by_annotations(root, folder, classes))
+        return all(count[label] >= _ENOUGH for label in range(len(classes)))
     return (set(_folders(root, folder)) == set(classes)
             and all(len(_of_class(root, folder / name)) >= _ENOUGH for name in classes))
 
@@ -121,14 +126,40 @@ def _gtsrb(root: Path, training: Path, test: Path) -> Layout:
     label_of = {}
     for line in filter(None, read_bytes(table, _TABLE).decode("utf-8-sig", "replace").splitlines()[1:]):
         cells = [cell.strip() for cell in line.split(";")]  # Filename;Width;Height;...;ClassId
-        name = cells[0]
-        require(name == Path(name).name != "" and name.isprintable() and len(name.encode()) <= _NAME and
-                cells[-1] in labels,
+        require(_is_name(cells[0]) and cells[-1] in labels,
                 f"{table} has a row without a file name and one of the {len(classes)} classes: {line[:80]!r}.")
-        label_of[test / name] = labels[cells[-1]]
-    return Layout({"train": pictures, "test": sorted((path, label) for path, label in label_of.items()
-                                                     if _inside(root, path) and (path.is_file() or not path.exists()))},
-                  classes)
+        label_of[test / cells[0]] = labels[cells[-1]]
+    return Layout({"train": pictures, "test": _there(root, label_of)}, classes)
+
+
+def _annotated(root: Path, folder: Path) -> bool:
+    """Whether the labels of the pictures in `images` stand in a table beside it, as in Tiny ImageNet's val."""
+    table = folder / _ANNOTATIONS
+    return table.is_file() and _inside(root, table) and "images" in _folders(root, folder)
+
+
+def _by_annotations(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Picture]:
+    """The pictures of such a folder; rows of classes that have no training pictures are left out."""
+    table, labels = folder / _ANNOTATIONS, {name: label for label, name in enumerate(classes)}
+    label_of = {}
+    for line in filter(None, read_bytes(table, _TABLE).decode("utf-8-sig", "replace").splitlines()):
+        name, _, rest = line.partition("\t")  # name, class, and the four numbers of a box
+        require(_is_name(name) and bool(rest), f"{table} has a row without a file name and a class: {line[:80]!r}.")
+        if (label := labels.get(rest.split("\t")[0].strip())) is not None:
+            label_of[folder / "images" / name] = label
+    require(bool(label_of), f"{table} names none of the {len(classes)} classes of the training pictures.")
+    return _there(root, label_of)
+
+
+def _is_name(text: str) -> bool:
+    """Whether this is the name of a file alone."""
+    return text == Path(text).name != "" and text.isprintable() and len(text.encode()) <= _NAME
+
+
+def _there(root: Path, label_of: dict[Path, int]) -> list[Picture]:
+    """The pictures of a table, sorted; one that is missing stays, so that it is told."""
+    return sorted((path, label) for path, label in label_of.items()
+                  if _inside(root, path) and (path.is_file() or not path.exists()))
 
 
 def _classes(root: Path, folder: Path) -> tuple[str, ...]:
@@ -145,7 +176,9 @@ def _classes(root: Path, folder: Path) -> tuple[str, ...]:
 
 
 def _by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Picture]:
-    """The pictures in the class folders of `folder`, class by class, sorted by name."""
+    """The pictures in the class folders of `folder`, class by class, sorted by name; or those of its table."""
+    if _annotated(root, folder):
+        return _by_annotations(root, folder, classes)
     names = _folders(root, folder)
     strange = [readable(name) for name in names if name not in classes]
     require(not strange, f"{folder} has folders that are no class: {', '.join(strange[:3])}.")
@@ -161,7 +194,8 @@ def _by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Pictur
 def passed_over(root: Path, layout: Layout) -> list[str]:
     """What lies beside the pictures and may be thought to count: folders in a class, pictures of other kinds."""
     folders = dict.fromkeys(path.parent for pictures in layout.parts.values() for path, _ in pictures)
-    beside = [f"{readable(name)} (no known part)" for name in layout.others]
+    beside = [f"{readable(name)} ({'no known part' if _class_level(root, root / name) else 'no class folders'})"
+              for name in layout.others]
     return beside + [readable(path.relative_to(root).as_posix()) for folder in folders for path in _visible(folder)
                      if path.suffix.lower() in _OTHERS or (path.suffix.lower() not in ENDINGS and path.is_dir())]
 

@@ -46,7 +46,8 @@ def _read_arrays(path: Path) -> tuple[Arrays, list[str]]:
         file = np.load(path, allow_pickle=False)
     except Exception:  # pickles, pictures, cut downloads: each fails in its own way and means the same
         file = None
-    if not isinstance(file, NpzFile):
+    zipped: Any = getattr(file, "zip", None)
+    if not isinstance(file, NpzFile) or not any(name.endswith(".npy") for name in zipped.namelist()):
         raise InputError(f"{path} is not a readable .npz file; write one with numpy.savez.")
     known = {"classes"} | {f"{letter}_{part}" for letter in "xy" for part in Dataset._fields}
     arrays = {}
@@ -121,6 +122,7 @@ def _images(path: Path, name: str, images: np.ndarray) -> Tensor:
 def _labels(path: Path, part: str, arrays: Arrays, count: int | None) -> Tensor:
     """Labels as int64 (N,), one for each image, below `count` where that is known."""
     labels, images = arrays[f"y_{part}"], len(arrays[f"x_{part}"])
+    labels = labels[:, 0] if labels.shape == (images, 1) else labels  # as Keras has them
     require(labels.dtype.kind in "iu" and labels.shape == (images,),
             f"y_{part} in {path} must be integers ({images},), one for each image, "
             f"got {labels.dtype} {labels.shape}.")

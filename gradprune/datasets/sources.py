@@ -1,5 +1,6 @@
 """Where images come from: a data set's name, a folder of pictures, or a file of arrays."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from gradprune.datasets.signs import RENDER_VERSION, render_signs
 from gradprune.errors import InputError, require, unknown
 from gradprune.paths import cache_folder
 
+_log = logging.getLogger(__name__)
+
 
 def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Dataset:
     """Load images by name, from a folder or from a file, as the three parts train, defense and test.
@@ -26,7 +29,7 @@ def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Datas
         or an ".npz" file with x_train, y_train, x_test, y_test and optionally x_defense, y_defense, classes:
         images uint8 0..255, shape (N, H, W, C), (N, C, H, W) or (N, H, W); labels integers 0..K-1, shape
         (N,); classes K strings. Without x_defense, 10 % of every class of x_train becomes that part.
-        A name goes before a folder of that name; "./signs" is the folder.
+        A name goes before a folder of that name; "./signs" is the folder (a warning says so).
     seed: which signs are drawn, or which images are split off.
     size: the side in pixels to which the pictures of a folder are resized, 32 if not given.
     Raises InputError for an unknown name, or naming the file and the array that is missing or wrong.
@@ -39,6 +42,8 @@ def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Datas
     require(size is None or not (source in SOURCES or path.exists()),
             f"size is for folders of pictures, and {str(source)!r} is none.")
     if source in SOURCES:
+        if path.is_dir():
+            _log.warning("%r is the data set of that name; the folder here is './%s'.", source, source)
         return SOURCES[str(source)](seed)
     if isinstance(source, Path) or path.suffix or path.exists():
         return read_npz(path, seed)

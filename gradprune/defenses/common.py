@@ -18,7 +18,14 @@ from gradprune.attacks.training import portions
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require, settled
-from gradprune.models.inference import batch_normalised, check_model, device_of, evaluating, predict
+from gradprune.models.inference import (
+    batch_normalised,
+    check_convolutional,
+    check_model,
+    device_of,
+    evaluating,
+    predict,
+)
 from gradprune.models.working import handed_back, working_copy
 from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
@@ -33,7 +40,7 @@ class Work:
     `Pairs`, without triggered images where `trigger` is None. hold_out: whether the method chooses anything by the
     validation images; one that does not trains on them, too, and its history figures are then of images that it has
     learned from. augment: new views of the images.
-    Raises InputError for too few images, images that the model cannot take, or no convolution.
+    Raises InputError for too few images, images that the model cannot take, no convolution, or a transformer.
     """
 
     def __init__(self, model: nn.Module, clean: ImageSet, trigger: nn.Module | None, spc: int, seed: int, *,
@@ -41,6 +48,7 @@ class Work:
         require(torch.is_grad_enabled() and not torch.is_inference_mode_enabled(),
                 "a defence takes gradients: call it outside of torch.no_grad() and torch.inference_mode().")
         check_model(model)
+        check_convolutional(model)
         device = device_of(model)
         self.train, self.validation = (unpaired(part, device) if trigger is None else pair_up(part, trigger, device)
                                        for part in draw_defense_images(clean, spc, seed))

@@ -29,14 +29,12 @@ NORMALIZED: dict[str, tuple[list[float], list[float]]] = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "gtsrb": ([0.0] * 3, [1.0] * 3), "celeba": ([0.0] * 3, [1.0] * 3)}
 
-# Their name -> ours, the settings that make it theirs, the first convolution (its filters are the width), and what
-# becomes of the parameters' names. Their PreActResNet has no BatchNorm after the last block.
-_MODELS: dict[str, tuple[str, dict[str, Any], str | None, tuple[tuple[str, str], ...]]] = {
-    "preactresnet18": ("preact_resnet18", {"last_norm": False}, "conv1.weight",
-                       (*((f"layer{stage + 1}.", f"stages.{stage}.") for stage in range(4)),
-                        (".shortcut.0.", ".shortcut."))),
-    "vgg19_bn": ("vgg19_bn", {"small": False}, "features.0.weight", ()),
-    "resnet18": ("resnet18", {"small": False}, None, ())}
+# Their name -> ours, the settings that make it theirs, and the first convolution (its filters are the width).
+# Their PreActResNet has no BatchNorm after the last block.
+_MODELS: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "preactresnet18": ("preact_resnet18", {"last_norm": False}, "conv1.weight"),
+    "vgg19_bn": ("vgg19_bn", {"small": False}, "features.0.weight"),
+    "resnet18": ("resnet18", {"small": False}, None)}
 
 _MOST = 10_000_000  # images that a data set may have
 NOT_READ = ("Of attack_result.pt the model and the record of what was poisoned are read; the poisoned test pictures "
@@ -93,10 +91,8 @@ def from_content(content: Mapping[str, Any], path: str | Path, *, mean: list[flo
     require(data in NORMALIZED or (mean is not None and std is not None),
             f"{path} does not say how the model's images were normalised (data set {data!r}); give mean and std.")
     known = NORMALIZED.get(data, ([], []))
-    name, settings, first, renames = _MODELS[theirs]
+    name, settings, first = _MODELS[theirs]
     tensors = state_dict({"model": content["model"]}, path)
-    for part, ours in renames:
-        tensors = {key.replace(part, ours): tensor for key, tensor in tensors.items()}
     settings = {"name": name, **settings, "mean": mean or known[0], "std": std or known[1]}
     if first in tensors:
         settings["width"] = len(tensors[first])

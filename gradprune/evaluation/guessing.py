@@ -94,7 +94,7 @@ def _forms(name: str, tensors: Mapping[str, Tensor], classes: int) -> Iterator[t
     if ":" in name:
         yield "", settings
         return
-    settings |= {"mean": 0.0, "std": 1.0, **told_by(tensors)}
+    settings |= {"mean": 0.0, "std": 1.0, **told_by(name, tensors)}
     if name == "small_vgg":
         inputs = [tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 2]
         settings["size"] = 8 * round((inputs[-1] / 128) ** 0.5) if inputs else 32
@@ -124,9 +124,14 @@ def _badness(guess: Guess) -> tuple[int, float]:
     return -guess.right, guess.loss
 
 
+def is_folder(data: str) -> bool:
+    """Whether `datasets.load` reads a folder of pictures, which takes a size."""
+    return data not in SOURCES and Path(data).expanduser().is_dir()
+
+
 def _images(data: str, size: int | None) -> Iterator[ImageSet]:
     """Some images of `data`, in each size that may be meant."""
-    if data in SOURCES or not Path(data).expanduser().is_dir():
+    if not is_folder(data):
         yield some_of(load(data, size=size).defense)
         return
     for side in SIZES if size is None else [size]:

@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
+from gradprune.errors import InputError
 from gradprune.evaluation.backdoorbench import is_attack_result
-from gradprune.evaluation.guessing import USUAL, Guess, guesses, likely
+from gradprune.evaluation.guessing import USUAL, Guess, guesses, is_folder, likely
 from gradprune.evaluation.victim import checkpoint_path
 from gradprune.models.checkpoints import paths, read_card
+from gradprune.models.inference import check_convolutional
 from gradprune.models.weights import read_file, state_dict
 
-UNKNOWN = ("--trigger", "synthesised")  # how `defend` is told that nobody knows the trigger
 _DOUBTFUL = 0.5  # share of right answers under which a guess is none
 
 
@@ -25,7 +26,8 @@ class Inspection:
 
     holds: what kind of file it is. tensors, numbers: how many; layers: of which kinds. channels: of the images,
     classes: of the answers; None where no layer tells. model: the network that the tensors fit, "" where none does.
-    guesses: ways to read images, the best first. notes: sentences. command: what to run next.
+    guesses: ways to read images, the best first. notes: sentences. command: what to run next,
+    "" for a network that no defence takes.
     """
 
     file: str
@@ -60,17 +62,20 @@ def inspect(weights: str | Path, data: str | None = None, *, size: int | None = 
     tensors = {name: tensor for name, tensor in state_dict(content, path).items() if not name.startswith("trigger.")}
     found = Inspection(path.as_posix(), "a state dict", len(tensors), sum(map(Tensor.numel, tensors.values())),
                        _layers(tensors), *_ends(tensors))
-    options: list[str] = []
+    options: list[str] | None = []
+    known = False  # whether the trigger is
     if path.suffix == ".safetensors" and paths(path)[1].is_file():
         card = read_card(path)
         found.holds, found.model = "a checkpoint of gradprune with its card", str(card["model"]["name"])
-        options = [] if "attack" in card else [*UNKNOWN]
+        known = "attack" in card
     elif is_attack_result(content):
         found.holds = f"BackdoorBench's attack_result.pt of a {content['model_name']}"
-        options = [*(["--data", data] if data else []), *UNKNOWN]
+        options = ["--data", data] if data else []
     else:
-        options = [*_found(found, tensors, path, data, size, model), *UNKNOWN]
-    found.command = shlex.join(["gradprune", "defend", str(weights), *options, "--out", "out/clean"])
+        options = _found(found, tensors, path, data, size, model)
+    if options is not None:
+        found.command = shlex.join(["gradprune", "defend" if known else "repair", str(weights), *options, "--out",
+                                    "out/clean"])
     return found
 
 
@@ -88,12 +93,17 @@ def _ends(tensors: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
 
 
 def _found(found: Inspection, tensors: Mapping[str, Tensor], path: Path, data: str | None, size: int | None,
-           model: str | None) -> list[str]:
-    """Look for the network and for its way to read images; returns the options of the next command."""
+           model: str | None) -> list[str] | None:
+    """Look for the network and for its way to read images; returns the options of the next command, if there is one."""
     found.model, nets, why = likely(tensors, found.classes or 0, path, model)
     if not nets:
         found.notes.append(f"{why} Name the network, or your own code of it, with --model.")
         return ["--model", "MODULE:FUNCTION", "--data", data or "FOLDER"]
+    try:
+        check_convolutional(next(iter(nets.values())))
+    except InputError as error:
+        found.notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}")
+        return None
     options = ["--model", found.model]
     found.guesses = guesses(nets, data, size) if data else []
     best = found.guesses[0] if found.guesses else None
@@ -102,7 +112,7 @@ def _found(found: Inspection, tensors: Mapping[str, Tensor], path: Path, data: s
     if best and data:
         mean, std = (",".join(str(round(number, 6)) for number in numbers) for numbers in USUAL[best.normalisation])
         options += ["--mean", mean, "--std", std]
-        options += ["--size", str(best.size)] if Path(data).expanduser().is_dir() else []
+        options += ["--size", str(best.size)] if is_folder(data) else []
         if best.right < _DOUBTFUL * best.images:
             found.notes.append(f"No usual normalisation and size gets more than {best.right} of {best.images} images "
                                "right: look at the order of the classes, and ask the model's maker.")

@@ -153,7 +153,7 @@ class Own:
         if MODELS.get(self.model) is MODELS["small_vgg"]:
             settings["size"] = data.test.images.shape[-1]
         tensors = state_dict(content, path)
-        settings |= {} if ":" in self.model else told_by(tensors)
+        settings |= {} if ":" in self.model else told_by(self.model, tensors)
         model, settings, told_of_stem = self._with_stem(settings, tensors, path, data)
         data, notes = in_color(data, model)
         notes.extend(told_of_stem)
@@ -229,10 +229,13 @@ def some_of(images: ImageSet) -> ImageSet:
     return images.subset(torch.linspace(0, len(images) - 1, min(_TRIED, len(images))).long())
 
 
-def told_by(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Settings of a named network that its weights tell: whether it takes grey images."""
+def told_by(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Settings of a named network that its weights tell: whether it takes grey images, and if a PreActResNet has a
+    BatchNorm after the last block."""  # noqa: D209
     first = next((tensor for tensor in tensors.values() if tensor.ndim == 4), None)
-    return {"channels": 1} if first is not None and first.shape[1] == 1 else {}
+    told: dict[str, Any] = {"channels": 1} if first is not None and first.shape[1] == 1 else {}
+    bare = model.startswith("preact_resnet") and not any(name.endswith("bn.weight") for name in tensors)
+    return {**told, "last_norm": False} if bare else told
 
 
 def _doubts(answers: Tensor, labels: Tensor) -> list[str]:

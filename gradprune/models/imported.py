@@ -26,13 +26,14 @@ def resnet18(num_classes: int, *, channels: int = 3, small: bool = True, mean: f
     (N, num_classes).
     """
     from torchvision.models import resnet18  # late: torchvision takes most of a second to import
-    net = resnet18(weights=None, num_classes=num_classes)
+    net: Any = resnet18(weights=None, num_classes=num_classes)
     if small:
         _renew(net, "conv1", channels, kernel_size=3, stride=1, padding=1)
         net.maxpool = nn.Identity()
         _note_stem(net, "resnet18")
     elif channels != 3:
         _renew(net, "conv1", channels)
+    net.other_names = ((".shortcut.", ".downsample."), ("linear.", "fc."))  # pytorch-cifar's, which has the small stem
     return normalized(net, mean, std)
 
 

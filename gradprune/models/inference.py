@@ -1,6 +1,7 @@
 """Look at a model, or ask it, without changing it."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from gradprune.errors import InputError, require
 from gradprune.models.devices import halving
 
 _OWN = {"_parameters", "_buffers", "_modules"}  # of nn.Module; what else lies in a module may be a kept feature
+_ATTENTION = re.compile("(attention|attn|qkv)(?!_?pool)", re.IGNORECASE)  # in the name of a layer or its class
+_NORMS = 2  # that a block of a transformer has
 _KEPT = 1000  # things in a list that are looked at
 
 
@@ -79,6 +82,18 @@ def check_model(model: Any, whole: bool = False) -> None:
             "the model is a TorchScript program, whose layers cannot be changed: give the network it was made from.")
 
 
+def check_convolutional(model: nn.Module) -> None:
+    """Raise InputError for a transformer: blocks of attention alone, behind the last convolution."""
+    names, layers = zip(*model.named_modules(), strict=True)
+    behind = max((place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)), default=len(layers))
+    attends = [place for place, layer in enumerate(layers)
+               if _ATTENTION.search(f"{names[place].rpartition('.')[2]} {type(layer).__name__}")]
+    norms = sum(isinstance(layer, nn.LayerNorm | nn.RMSNorm) for layer in layers[behind:])
+    require(not attends or attends[0] < behind or norms < _NORMS,
+            "the network is a transformer, whose blocks of attention stand behind its convolutions and have no "
+            "filters: the defences and scans here are for convolutional networks.")
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's numbers lie; the CPU for one that has none."""
     return next((tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
@@ -132,18 +147,23 @@ def _logits(output: Any, rows: int) -> Tensor:
     shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     require(isinstance(output, Tensor) and output.ndim == 2, f"the model must return logits (N, classes), got {shape}: "
                                                              "wrap it so that it returns these alone.")
+    require(output.layout is torch.strided and not output.is_complex() and output.shape[1] > 1,
+            f"the model must return logits, one real number a class, got {tuple(output.shape)} of {output.dtype}, "
+            f"{output.layout}; one of two classes takes two numbers.")
     require(len(output) == rows, f"the model must return one row of logits an image, got {len(output)} "
                                   f"rows for {rows}.")
     return output
 
 
-def first_logits(output: Any, rows: int) -> Tensor:
+def first_logits(output: Any, rows: int, classes: int | None = None) -> Tensor:
     """The logits in what a model returned in training mode: the first such tensor, whatever comes beside it.
 
+    classes: how many there are, so that features are not taken for logits.
     Raises InputError where there is none with one row an image.
     """
     if isinstance(output, Mapping):
         output = list(output.values())
     if isinstance(output, list | tuple):
-        output = next((part for part in output if isinstance(part, Tensor) and part.ndim == 2), output)
+        output = next((part for part in output if isinstance(part, Tensor) and part.ndim == 2
+                       and classes in (None, part.shape[1])), output)
     return _logits(output, rows)

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from gradprune.errors import require
 from gradprune.models.layers import Normalize
 
+# Public code (pytorch-cifar, BackdoorBench) -> here: names of the same parameters.
+_OTHER_NAMES = (*((f"layer{stage + 1}.", f"stages.{stage}.") for stage in range(4)), (".shortcut.0.", ".shortcut."))
+
 
 class PreActBlock(nn.Module):
     """BatchNorm, ReLU, 3x3 convolution, twice; the result is added to the shortcut."""
@@ -38,6 +41,8 @@ class PreActResNet(nn.Module):
     width: filters of the first stage, doubled at each later one. blocks: blocks per stage. last_norm: BatchNorm and
     ReLU after the last block, as in the paper; much public code, BackdoorBench's too, goes without.
     """
+
+    other_names = _OTHER_NAMES  # for `models.weights.fit_weights`
 
     def __init__(self, num_classes: int, width: int = 16, blocks: Sequence[int] = (1, 1, 1), channels: int = 3,
                  mean: float | list[float] = 0.5, std: float | list[float] = 0.25, last_norm: bool = True) -> None:

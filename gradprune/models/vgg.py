@@ -66,6 +66,8 @@ class VGG(nn.Module):
             layers.append(nn.MaxPool2d(2, ceil_mode=True))  # halved five times, an image of 16 pixels would be gone
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1 if small else 7)
+        if small:  # pytorch-cifar has the linear layer alone
+            self.other_names = tuple((f"classifier.{kind}", f"classifier.0.{kind}") for kind in ("weight", "bias"))
         hidden = 64 * width
         self.classifier = nn.Sequential(nn.Linear(inputs, num_classes)) if small else nn.Sequential(
             nn.Linear(49 * inputs, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(),

@@ -6,8 +6,7 @@ import mmap
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from itertools import takewhile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -18,12 +17,15 @@ from torch import Tensor, nn
 
 from gradprune.errors import InputError, listed, require
 from gradprune.models.limits import Within
+from gradprune.models.names import under_names_of
+from gradprune.models.preact_resnet import PreActResNet
 from gradprune.pickles import look_over
 
 Net = TypeVar("Net", bound=nn.Module)
 _log = logging.getLogger(__name__)
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the state dict
+_COMPUTED = r"(\.|^)parametrizations\.|_(orig|mask|g|v|u|bar)$"  # names that torch.nn.utils and its forerunners give
 _DEEPEST = 8  # nests in one another
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 _OLD_PICKLES = 5  # a number that marks the format, its version, the system, the content, the names of the storages
@@ -107,9 +109,14 @@ def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
     found = content
     for _ in range(_DEEPEST):  # a dict may hold itself
         if isinstance(found, Mapping):
-            found = next((found[nest] for nest in _NESTS if isinstance(found.get(nest), Mapping)), found)
+            outer, found = found, next((found[nest] for nest in _NESTS if isinstance(found.get(nest), Mapping)), found)
+            same = [word for word, part in outer.items() if part is not found and isinstance(word, str)
+                    and isinstance(part, Mapping) and part.keys() == found.keys()]
+            if same and found is not outer:
+                _log.warning("%s also holds such weights under %s, which were not taken.", path, listed(same))
     found = _only_nest(found, path)
-    tensors = {name: value for name, value in found.items()
+    tensors = {name: torch.as_tensor(np.array(value)) if isinstance(value, np.ndarray) else value
+               for name, value in found.items()
                if isinstance(name, str) and _plain(value)} if isinstance(found, Mapping) else {}
     if not tensors:
         keys = type(found).__name__
@@ -127,7 +134,8 @@ def _only_nest(found: Any, path: str | Path) -> Any:
 
     Raises InputError where there are several such.
     """
-    parts = dict(found) if isinstance(found, Mapping) else dict(enumerate(found)) if isinstance(found, list) else {}
+    parts = dict(found) if isinstance(found, Mapping) else {}
+    parts = dict(enumerate(found)) if isinstance(found, list | tuple) else parts
     nests = {word: sum(map(_plain, part.values())) for word, part in parts.items()
              if isinstance(part, Mapping) and all(isinstance(name, str) for name in part)}
     nests = {word: count for word, count in nests.items() if count > sum(map(_plain, parts.values()))}
@@ -139,16 +147,17 @@ def _only_nest(found: Any, path: str | Path) -> Any:
 def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Net:
     """Load tensors by name into `model`, in place, in eval mode; `path` is for the message where they do not fit."""
     own = model.state_dict()
-    given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith("trigger.")}
-    if not own.keys() & given.keys():
-        given = _renamed(given, own, path)
+    given = under_names_of(model, given, path)
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in own]
     shapes = [f"{name} {tuple(given[name].shape)} in the file, {tuple(own[name].shape)} in the model"
               for name in own if name in given and given[name].shape != own[name].shape]
+    kinds = [f"{name} {str(given[name].dtype).removeprefix('torch.')}" for name in own
+             if name in given and own[name].is_floating_point() > given[name].is_floating_point()]
     wrong = [f"{what}: {listed(names)}" for what, names in
-             (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)) if names]
-    note = f" {model.stem_note}" if hasattr(model, "stem_note") and not missing and not unexpected else ""
+             (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes),
+              ("no floats, as of quantised weights", kinds)) if names]
+    note = _note(model, missing, unexpected) if wrong else ""
     require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.{note}")
     try:
         model.load_state_dict(given, strict=False)  # old files do not count BatchNorm's batches
@@ -157,31 +166,20 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     return model.eval()
 
 
-def _renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> Mapping[str, Tensor]:
-    """The tensors under the model's names, where one prefix before all of them is the whole difference; or where one
-    prefix alone gives all of the model's names, and then without what has another."""  # noqa: D209
-    theirs, ours = _shared(given), _shared(own)
-    renamed = {ours + name.removeprefix(theirs): tensor for name, tensor in given.items()}
-    if renamed.keys() & own.keys():
-        return renamed
-    wanted = {name.removeprefix(ours) for name in own if not name.endswith("num_batches_tracked")}
-    prefixes = dict.fromkeys(name[:at + 1] for name in given for at, letter in enumerate(name) if letter == ".")
-    fitting = [prefix for prefix in prefixes if all(prefix + name in given for name in wanted)]
-    if len(fitting) != 1 or not wanted:
-        return given
-    others = [name for name in given if not name.startswith(fitting[0])]
-    _log.warning("Of %s what does not start with %s was left out: %s.", path, fitting[0], listed(others))
-    return {ours + name.removeprefix(fitting[0]): tensor for name, tensor in given.items() if name not in others}
-
-
-def _shared(names: Iterable[str]) -> str:
-    """The prefix, up to a dot, that all names have."""
-    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
-    return "".join(f"{level[0]}." for level in takewhile(lambda level: len(set(level)) == 1, levels))
+def _note(model: nn.Module, missing: list[str], unexpected: list[str]) -> str:
+    """What else to say of weights that do not fit."""
+    if any(re.search(_COMPUTED, name) for name in unexpected):
+        return (" Its weights are computed from others (pruned, or weight or spectral norm): before saving, make them "
+                "plain by prune.remove, remove_weight_norm or remove_parametrizations of torch.nn.utils.")
+    if missing and all(name.startswith("bn.") for name in missing) and isinstance(model, PreActResNet):
+        return " Public code mostly has no BatchNorm after the last block: last_norm=False."
+    return f" {model.stem_note}" if hasattr(model, "stem_note") and not missing and not unexpected else ""
 
 
 def _plain(value: Any) -> bool:
-    """Whether this is a plain tensor: not sparse, nested or quantised."""
+    """Whether this is a plain tensor, not sparse, nested or quantised, or an array of numbers."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "fiu"
     return (isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
             and not value.is_quantized)
 

@@ -24,14 +24,14 @@ def working_copy(model: Net, images: Tensor) -> Net:
     Raises InputError for a model that cannot be copied, whose copy answers with the given one's weights, or that gives
     no gradient or no logits in training mode.
     """
-    predict(model, images)  # also lets go of what an earlier pass left on the model, which could not be copied
+    classes = predict(model, images).shape[1]  # also lets go of what an earlier pass left there: no copy takes that
     try:
         copied = copy.deepcopy(model)
     except Exception as error:  # a stranger's attributes may be anything
         raise InputError(f"the model cannot be copied ({type(error).__name__}: {error}).") from error
     _stands_alone(copied, model, images)
     if not quickest(copied, images):
-        copied.register_forward_hook(_LogitsAlone())
+        copied.register_forward_hook(_LogitsAlone(classes))
     return copied
 
 
@@ -85,8 +85,11 @@ def handed_back(copied: Net, model: nn.Module) -> Net:
 class _LogitsAlone:
     """A forward hook: of what a model returns in training, its logits."""
 
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
-        return first_logits(output, len(inputs[0])) if module.training else output
+        return first_logits(output, len(inputs[0]), self.classes) if module.training else output
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -118,10 +121,10 @@ def _trained(model: nn.Module, images: Tensor) -> bool:
     try:
         scratch = copy.deepcopy(model)
         with torch.random.fork_rng(devices=[]), evaluating(scratch, gradients=True):
-            scratch(images)
+            classes = first_logits(scratch(images), len(images)).shape[1]
             scratch.train()
             output = scratch(images)
-            logits = first_logits(output, len(images))
+            logits = first_logits(output, len(images), classes)
             logits.sum().backward()
     except Exception as error:  # a stranger's forward() may raise anything
         if isinstance(error, MemoryError) or "memory" in str(error):  # as in `predict`: no word on the model

@@ -72,19 +72,22 @@ def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
         uses[name] += 1
     found = Pairing({}, {})
     for node, (name, module) in module_of.items():
-        if not isinstance(module, nn.Conv2d) or len(consumers[node]) != 1:
+        if not isinstance(module, nn.Conv2d):
             continue
-        norm_name, norm = module_of.get(consumers[node][0], ("", None))
-        if (isinstance(norm, _BatchNorm) and uses[name] == uses[norm_name] == 1
+        alone = len(consumers[node]) == 1
+        given = [call for call in reversed(calls) if call.source is node  # the innermost first
+                 and (alone or not isinstance(call.module, _BatchNorm)) and not _keeps_zeros(call.module, call.inputs)]
+        norm_name, norm = module_of.get(consumers[node][0], ("", None)) if alone else ("", None)
+        once = alone and uses[name] == 1
+        if (isinstance(norm, _BatchNorm) and once and uses[norm_name] == 1
                 and norm.num_features == module.out_channels):
             found.norms[name] = norm_name
-        elif call := next((call for call in calls if call.source is node), None):
-            once = uses[name] == 1 and sum(other.name == call.name for other in calls) == 1
-            if once and can_be_silenced(call.module, call.inputs, module.out_channels):
-                found.norms[name] = call.name
-            elif not once or not _keeps_zeros(call.module, call.inputs):
-                found.leaks[name] = call.name
-        elif moved := _norm_behind(node, consumers, calls):
+        elif fit := next((call for call in given if once and sum(other.name == call.name for other in calls) == 1
+                          and can_be_silenced(call.module, call.inputs, module.out_channels)), None):
+            found.norms[name] = fit.name
+        elif given:
+            found.leaks[name] = given[0].name
+        elif alone and (moved := _norm_behind(node, consumers, calls)):
             found.leaks[name] = moved
     return found
 
@@ -120,18 +123,23 @@ def can_be_silenced(norm: nn.Module, inputs: Tensor, channels: int) -> bool:
 
 
 def _keeps_zeros(norm: nn.Module, inputs: Tensor) -> bool:
-    """Whether a norm without numbers of its own makes nothing but zeros of silence."""
-    silent = inputs.clone()
+    """Whether a norm makes nothing but zeros of silence, whatever its numbers are."""
+    scratch, silent = copy.deepcopy(norm).eval(), inputs.clone()
     silent[:, -1] = 0
+    generator = torch.Generator().manual_seed(0)
     try:
-        with torch.no_grad(), evaluating(norm):
-            return not own_numbers(norm) and not bool(norm(silent)[:, -1].any())
-    except Exception:
+        with torch.no_grad():
+            for tensor in [*scratch.parameters(), *scratch.buffers()]:
+                if tensor.is_floating_point():
+                    tensor += torch.rand(tensor.shape, generator=generator).to(tensor)
+            return not bool(scratch(silent)[:, -1].any())
+    except Exception:  # a stranger's norm may do anything
         return False
 
 
 def _watch(name: str, module: nn.Module, called: dict[Any, tuple[str, nn.Module]], calls: list[_Call]) -> list[Any]:
-    """Hooks that note what a convolution returned and what a norm was given."""
+    """Hooks that note what a convolution returned and what a norm was given: by its name one, or by numbers of its own
+    where it holds no layer that mixes channels."""  # noqa: D209
     def returned(_: nn.Module, __: object, output: Any) -> None:
         if isinstance(output, Tensor) and output.grad_fn is not None:
             called[output.grad_fn] = (name, module)
@@ -142,8 +150,9 @@ def _watch(name: str, module: nn.Module, called: dict[Any, tuple[str, nn.Module]
 
     if isinstance(module, nn.Conv2d):
         return [module.register_forward_hook(returned)]
-    if "norm" in type(module).__name__.lower() and not any(isinstance(part, nn.Conv2d | nn.Linear)
-                                                           for part in module.modules()):
+    own = next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
+    if (own or "norm" in type(module).__name__.lower()) and not any(isinstance(part, nn.Conv2d | nn.Linear)
+                                                                    for part in module.modules()):
         return [module.register_forward_pre_hook(given)]
     return []
 

@@ -95,8 +95,10 @@ def drawable(text: str) -> bool:
 
 
 def plain(text: object, limit: int = 24) -> str:
-    """A foreign name as literal text on one line: no mathematics, at most `limit` characters."""
+    """A foreign name as literal text on one line: no mathematics, letters that our font lacks spelled out, at most
+    `limit` characters."""  # noqa: D209
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    line = "".join(c if ord(c) in _letters() else c.encode("ascii", "backslashreplace").decode() for c in line)
     line = line if len(line) <= limit else line[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return line.replace("$", r"\$")
 
