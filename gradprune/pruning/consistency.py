@@ -26,6 +26,7 @@ CONSISTENCY: dict[str, Any] = {
     "steps": 300,        # optimiser steps, about: whole epochs are run
     "batch_size": 32,    # images in a step, each with a change and without
     "lr": 1e-2,          # of SGD with momentum; falls to zero along half a cosine
+    "many": 120,         # images; with fewer, the rate falls with the root of their number
     "weight": 3.0,       # of the clean term
     "parts": 16,         # of a batch, each with a change of its own
     "pool": 6,           # changes of a family that led the model furthest when they were last tried
@@ -129,9 +130,11 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
     epoch.
     """
     settings = CONSISTENCY | changes
-    epochs = epochs_for(len(train.labels), settings["steps"], settings["batch_size"])
+    images = len(train.labels)
+    epochs = epochs_for(images, settings["steps"], settings["batch_size"])
     loss = Consistent(given, settings, torch.Generator().manual_seed(seed), families)
-    history = tune_on_views(model, mask, train, validation, augment, loss, lr=settings["lr"], epochs=epochs,
+    history = tune_on_views(model, mask, train, validation, augment, loss, epochs=epochs,
+                            lr=settings["lr"] * min(1, images / settings["many"]) ** 0.5,
                             batch_size=settings["batch_size"], seed=seed, progress=progress)
     settle(model, train, augment, settings["settle"], seed)
     return history
