@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import same
 
 from gradprune import zoo
 from gradprune.cli_bench import departures
@@ -33,7 +34,7 @@ def test_round_trip_is_the_identity(saved):
     for given in (path, f"{path}.safetensors", f"{path}.json"):
         loaded, card = load_checkpoint(given)
         assert card["model"] == MODEL and card["note"] == "ü"
-        assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+        assert same(model, loaded)
         assert not loaded.training
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.json", "model.safetensors"]
 
@@ -70,7 +71,7 @@ def test_a_disk_that_fills_before_the_card_is_written_keeps_the_old_pair(saved, 
         with pytest.raises(InputError, match=r"Cannot write .*model\.json: No space left on device\."):
             save_checkpoint(path, model, {"model": MODEL})
     loaded, _ = load_checkpoint(path)
-    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in old.items())
+    assert same(old, loaded)
     assert len(list(path.parent.iterdir())) == 2
 
 

@@ -11,15 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import write_npz
+from conftest import run, write_npz
 from torch import nn
-from typer.testing import CliRunner
 
 import gradprune as gp
 from gradprune import demo as demo_module
 from gradprune import evaluation, paths, screen, zoo
 from gradprune.attacks import training as training_module
-from gradprune.cli import app
 from gradprune.delivery import slimmed
 from gradprune.demo import attack_and_save, results_in, sentence
 from gradprune.evaluation import Metrics
@@ -62,10 +60,6 @@ def shipped(tmp_path, monkeypatch, store):
         shutil.copy(store / f"victim{suffix}", folder / f"badnets{suffix}")
     monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "gradprune")
     return folder
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def last_json(result):
@@ -180,11 +174,6 @@ def test_a_slim_model_can_be_defended_and_slimmed_again(store, here):
     again, card = load_checkpoint(here / "second")
     assert card["model"]["sizes"]["stages.0.0.conv1"][0] <= 10 and card["slim"]["cut"] == told["slim"]["cut"]
     assert sum(parameter.numel() for parameter in again.parameters()) == told["slim"]["parameters"][1]
-
-
-def test_same_seed_same_result(store):
-    first, second = (last_json(run("defend", store / "victim", "--spc", 3, "--json")) for _ in range(2))
-    assert all(first[key] == second[key] for key in ("pruned", "tuned", "filters_removed"))
 
 
 def test_evaluate_shows_measured_and_recorded_figures(store):
@@ -604,18 +593,6 @@ def test_images_that_are_no_images():
                           (torch.zeros(2, 5, 8, 8, dtype=torch.uint8), "1 or 3 channels")):
         with pytest.raises(gp.InputError, match=words):
             gp.ImageSet(tensor, labels, ("a", "b"))
-
-
-def test_model_and_images_that_do_not_fit(victim):
-    grey = gp.ImageSet(victim.data.defense.images[:, :1], victim.data.defense.labels, victim.data.defense.classes)
-    with pytest.raises(gp.InputError, match="cannot take images of shape"):
-        gp.grad_prune(victim.model, grey, victim.trigger, spc=3, progress=False)
-
-
-def test_a_model_without_convolution(victim):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
-    with pytest.raises(gp.InputError, match="no Conv2d"):
-        gp.grad_prune(model, victim.data.defense, victim.trigger, spc=3, progress=False)
 
 
 def test_losses_that_are_nan(victim):

@@ -18,7 +18,6 @@ import pytest
 import torch
 from conftest import squares, write_npz
 from PIL import Image
-from test_download import server  # noqa: F401
 
 from gradprune.attacks import fit
 from gradprune.datasets import Dataset
@@ -91,7 +90,7 @@ def store(tmp_path_factory):
 def run(request, fresh, store):
     """Runs a job with a fault in a process of its own, or several at once; returns exit codes and what they said."""
     def run(job, fault, made, count=1):
-        server = request.getfixturevalue("server")  # noqa: F811
+        server = request.getfixturevalue("server")
         server.content["/toy.bin"] = CONTENT
         pipes, children = [], []
         for _ in range(count):

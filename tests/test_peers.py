@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, same
 from PIL import Image
 
 from gradprune.attacks import BadNets
@@ -46,7 +46,7 @@ def test_a_real_model_is_reproduced_and_defended(peer, cifar_test, record_proper
 
     given = copy.deepcopy(peer.state_dict())
     result = grad_prune(peer, pool, trigger, spc=10, progress=False)
-    assert all(torch.equal(given[name], tensor) for name, tensor in peer.state_dict().items())
+    assert same(given, peer)
     for layer, index in result.mask.removed:
         assert (result.pruned.get_submodule(layer).weight[index] == 0).all()
         assert (result.model.get_submodule(layer).weight[index] == 0).all()

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_verified import Grouped, Shared, Untraceable, network, parts
+from toys import Grouped, Shared, Untraceable, network, parts
 
 from gradprune.pruning import Pairs, filter_scores
 from gradprune.pruning import verified as recipe

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import lived_in
+from conftest import lived_in, same
 from torch import nn
 from torchvision.models import shufflenet_v2_x0_5
 
@@ -47,7 +47,7 @@ def test_the_smaller_model_answers_as_the_masked_one(slim, name, settings, share
     before = copy.deepcopy(model.state_dict())
     result = slim(model, IMAGES)
     assert_same_answers(result, model)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items()), "the given model changed"
+    assert same(before, model), "the given model changed"
     gone = silent(model, filters(model, IMAGES[:1]))
     assert len(result.cut) + len(result.left) == len(gone) and not set(result.cut) & set(result.left)
     assert len(silent(result.model, filters(result.model, IMAGES[:1]))) == len(result.left)

@@ -14,11 +14,10 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from conftest import assert_readable, same, texts
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from PIL import Image
 
 from gradprune import views
@@ -75,19 +74,6 @@ def history(rounds: int) -> tuple[list[dict], list[dict]]:
 def tuning(epochs: int, best: int) -> list[dict]:
     return [{"stage": "tune", "epoch": epoch, "val_acc": 0.9, "val_clean_loss": 0.1, "val_loss": 0.3 + abs(epoch - best) / 9,
              "val_unlearning_loss": 0.2 + abs(epoch - best) / 9, "kept": epoch == best} for epoch in range(epochs + 1)]
-
-
-def texts(picture: Picture) -> list[Text]:
-    """All texts that are to be seen, after a drawing."""
-    picture.png()
-    found = []
-    for ax in picture.figure.axes:
-        found += [child for child in ax.get_children() if isinstance(child, Text)]
-        for axis in (ax.xaxis, ax.yaxis) if ax.axison else ():
-            low, high = sorted(axis.get_view_interval())
-            ticks = [tick for tick in axis.get_major_ticks() if low - 1e-9 <= tick.get_loc() <= high + 1e-9]
-            found += [axis.label, *(tick.label1 for tick in ticks)]
-    return [text for text in found if text.get_visible() and text.get_text().strip()]
 
 
 def said(picture: Picture) -> list[str]:
@@ -234,7 +220,7 @@ def test_examples_leave_the_model_alone_and_refuse_bad_input(victim):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     examples(model, victim.data.test, victim.trigger, 1)
     assert model.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert same(before, model)
     with pytest.raises(InputError, match="target"):
         examples(model, victim.data.test, victim.trigger, 4)
     with pytest.raises(InputError, match="no image"):
@@ -437,19 +423,8 @@ def test_figures_can_be_read(name):
     assert pixels.std() > 5, "blank"
     assert (pixels[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all(), "the ground is not white"
     assert 200 <= picture.figure.get_figwidth() * 100 <= 900
-    renderer = FigureCanvasAgg(picture.figure).get_renderer()
-    page = picture.figure.bbox
-    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts(picture)]
-    assert boxes
-    for text, box in boxes:
-        assert box.x0 >= page.x0, f"{text!r} is cut"
-        assert box.y0 >= page.y0, f"{text!r} is cut"
-        assert box.x1 <= page.x1, f"{text!r} is cut"
-        assert box.y1 <= page.y1, f"{text!r} is cut"
-    for (first, one), (second, other) in combinations(boxes, 2):
-        width = min(one.x1, other.x1) - max(one.x0, other.x0)
-        height = min(one.y1, other.y1) - max(one.y0, other.y0)
-        assert width <= 1 or height <= 4, f"{first!r} and {second!r} overlap"  # lines of text may touch
+    assert texts(picture)
+    assert_readable(picture)  # lines of text may touch
     assert picture.summary.strip()
     assert "nan" not in picture.summary
 
