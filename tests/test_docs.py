@@ -79,6 +79,7 @@ def test_tables_are_those_of_the_rows(monkeypatch):
         assert readme_tables.renewed(text) == text, f"{page}: python tests/benchmarks/readme_tables.py --write"
 
 
+@pytest.mark.slow
 def test_the_reference_holds_every_public_name_with_its_docstring(tmp_path):
     done = subprocess.run([sys.executable, "docs/build_api.py", tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

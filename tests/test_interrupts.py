@@ -48,6 +48,7 @@ def given(tmp_path, monkeypatch, victim):
     return named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["paper", "verified"])
 def test_a_defence_that_is_interrupted_anywhere_writes_what_it_has(given, tmp_path, monkeypatch, recipe):
     moments = Moments(monkeypatch)

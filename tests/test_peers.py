@@ -16,8 +16,7 @@ from gradprune.evaluation import evaluate
 from gradprune.models import SmallVGG
 
 PEER, CIFAR = SHARED / "peers/ibau/badnets_8_02_ckpt.pth", SHARED / "data/cifar10_all_jpeg90.npz"
-pytestmark = pytest.mark.skipif(not (PEER.exists() and CIFAR.exists()),
-                                reason="the third-party checkpoint and CIFAR-10 lie beside the repository only in development")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (PEER.exists() and CIFAR.exists()), reason="the third-party checkpoint and CIFAR-10 lie beside the repository only in development")]
 TARGET = 8
 
 

@@ -208,6 +208,7 @@ def test_poisoning_touches_the_stated_images_alone(name, label_map, rate, target
 # ---- masks and defences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEFENSES)
 @few
 @given(SEEDS, st.booleans(), st.booleans())

@@ -181,6 +181,7 @@ def test_without_torch_pruning(monkeypatch):
         slim(build("preact_resnet", 4, width=4), IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["badnets", "blended", "sig"])
 def test_shipped_models_pruned_by_the_defence(slim, name):
     victim = gp.load_victim(name)

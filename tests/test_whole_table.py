@@ -109,6 +109,7 @@ def images():
     return squares(24, 1, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_defence_takes_it(images, mark, tmp_path, monkeypatch, network):
     monkeypatch.setattr(distilled, "STEPS", 4)

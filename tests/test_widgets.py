@@ -445,6 +445,7 @@ def test_closing_leaves_nothing(victim, result, kind):
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_two_hundred_updates_leave_no_memory_behind(make):
     panels = [make(kind) for kind in PANELS]
     process = psutil.Process()
