@@ -137,6 +137,15 @@ def assert_readable(picture: Picture) -> None:
         assert width <= 1 or height <= 4, f"{first!r} and {second!r} overlap"
 
 
+def says(text: str, *words: str) -> bool:
+    """Whether a sentence has these key words in this order; what stands between them may be put better."""
+    place = 0
+    for word in words:
+        place = text.find(word, place) + len(word)
+        assert place >= len(word), f"{word!r} is missing, or in another place: {text}"
+    return True
+
+
 def shown(picture):
     """All texts of a figure, after a drawing; none of them may leave it."""
     picture.png()

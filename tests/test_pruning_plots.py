@@ -1,7 +1,7 @@
 """The figures of the pruning lesson: their sentence equals the data, their texts can be read, bad input is refused."""
 
 import pytest
-from conftest import assert_readable, texts
+from conftest import assert_readable, says, texts
 
 from gradprune.errors import InputError
 from gradprune.evaluation import Metrics
@@ -36,8 +36,7 @@ def test_with_and_without_writes_every_value(attacks):
 @pytest.mark.parametrize("grown", [[0.0, 0.01, 0.034], [0.0, 0.0, 0.0]])
 def test_regrowth_tells_both_ends(grown):
     picture = regrowth(held=[0.0, 0.0, 0.0], forgotten=grown, removed=5)
-    assert picture.summary == (f"After 2 training steps without a mask, 5 removed filters measure {grown[-1]:.1%} of what they "
-                               "were; with the mask held, 0.0%.")
+    assert says(picture.summary, "2 training steps", "5 removed filters", f"{grown[-1]:.1%}", "mask held", "0.0%")
     assert_readable(picture)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import assert_readable, same, texts
+from conftest import assert_readable, same, says, texts
 
 from gradprune.errors import InputError
 from gradprune.evaluation import evaluate
@@ -86,8 +86,8 @@ def runs(*means):
 def test_the_figure_tells_both_ends():
     models = {"grad_prune": runs(0.02, 0.4, 0.9), "never backdoored": runs(0.01, 0.05, 0.5)}
     picture = relearn_curve({"badnets": models, "sig": models})
-    assert picture.summary.startswith("Mean ASR before and after fine-tuning with 50 poisoned samples. badnets: grad_prune 2% to 90%, ")
-    assert picture.summary.endswith("sig: grad_prune 2% to 90%, never backdoored 1% to 50%.")
+    assert says(picture.summary, "ASR before and after", "50 poisoned", "badnets", "grad_prune 2% to 90%", "sig", "grad_prune 2% to 90%",
+                "never backdoored 1% to 50%")
     assert_readable(picture)
     assert {"before", "5", "50", "badnets", "sig"} <= {text.get_text() for text in texts(picture)}
 
