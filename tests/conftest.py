@@ -178,9 +178,10 @@ def without(victim: Victim, *positions: int) -> nn.Module:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """A cache of this run's own: data left by another version of the code must not pass for this one's."""
+    """A cache of this run's own, which its processes share: data left by another version of the code must not pass for this one's."""
+    folder = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GRADPRUNE_CACHE", str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"))
         patch.setenv("GRADPRUNE_PROGRESS", str(tmp_path_factory.mktemp("progress") / "progress.json"))
         yield
 

@@ -97,7 +97,7 @@ def test_the_second_device_refuses_what_a_gpu_refuses(machine):
             wrong()
 
 
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("name", [name if name in ("grad_prune", "ft") else pytest.param(name, marks=pytest.mark.slow) for name in DEFENSES])
 def test_defences_run_where_the_model_is(victim, machine, name):
     here = DEFENSES[name](victim.model, victim.data.defense, victim.trigger, spc=2, progress=False, **FEW[name])
     model = copy.deepcopy(victim.model).to(META)
