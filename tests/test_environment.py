@@ -39,7 +39,7 @@ def test_environment_yml_agrees_with_pyproject():
 
 def test_every_dependency_is_reviewed_and_what_all_users_install_is_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    review = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Dependencies\n")[2]
+    review = (ROOT / "docs/decisions/dependencies.md").read_text()
     base, *more = ([requirement(line)[0] for line in lines] for lines in
                    (project["dependencies"], *project["optional-dependencies"].values()))
     assert [name for names in (base, *more) for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", review)] == []
