@@ -219,7 +219,7 @@ def mark() -> nn.Module:
 @pytest.fixture(scope="session")
 def result(victim: Victim) -> DefenseResult:
     """The paper's pruning of the small victim, without fine-tuning."""
-    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=9, tune=False, progress=False)
+    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=9, recipe="paper", tune=False, progress=False)
 
 
 @pytest.fixture

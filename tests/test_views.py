@@ -49,7 +49,7 @@ STAGES = {"before": Metrics(0.995, 0.98, 0.012), "pruned": Metrics(0.971, 0.104,
 
 @pytest.fixture(scope="module")
 def result(victim: Victim) -> DefenseResult:
-    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=9, progress=False)
+    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=9, recipe="paper", progress=False)
 
 
 @pytest.fixture(scope="module")
