@@ -159,8 +159,8 @@ def test_rounds_cost_no_test_images_and_no_copies(victim, monkeypatch):
     train, validation = (pair_up(part, victim.trigger) for part in images)
     model, seen = copy.deepcopy(victim.model), []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    monkeypatch.setattr(copy, "deepcopy", lambda *_: pytest.fail("a round copied the model"))
     found = filters(model, train.clean[:1])
+    monkeypatch.setattr(copy, "deepcopy", lambda *_: pytest.fail("a round copied the model"))
     seen.clear()
     result = paper(model, found, train, validation, progress=False)
     rounds = len(result.history) - 1
