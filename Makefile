@@ -2,18 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Two processes; a file stays in one of them, for its fixtures. Without reordering the longest files (browser, notebooks) come first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test coverage fuzz mutants lab playground lint audit bench notebooks docs zoo clean
+.PHONY: demo test test-all coverage fuzz mutants lab playground lint audit bench notebooks docs zoo clean
 
 demo: $(STAMP)
 	$(BIN)/gradprune demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)
+	$(PYTEST)
 
 # Which lines of the package the tests run. Browser and spoiled files are left out: they are slow, and limited in time.
 coverage: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --ignore tests/browser --ignore tests/fuzz
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered --ignore tests/browser --ignore tests/fuzz
 
 # Spoiled files of every format, ten times as many as in the tests. Failures are kept in out/fuzz/.
 fuzz: $(STAMP)

@@ -5,8 +5,17 @@
     result = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=10)
     print(result, victim.evaluate(result.model))
 
-The rooms, in reading order: `gradprune.datasets`, `gradprune.models`, `gradprune.attacks`, `gradprune.pruning`,
-`gradprune.defenses`, `gradprune.evaluation`, `gradprune.views`, `gradprune.lessons`.
+The rooms, in reading order, which is import order:
+
+    datasets/    images as two tensors; rendered signs, published sets, folders
+    models/      networks (own, torchvision's, timm's), checkpoints, export
+    attacks/     nine triggers (badnets, blended, sig ...), poisoning, training
+    pruning/     the subject: filters, losses, scores, recipes, fine-tuning
+    defenses/    grad_prune, repair (no trigger known), twelve baselines: one call
+    evaluation/  ACC, ASR, RA, DER, the bench and its summary, relearning
+    views/       figures, reports, widgets
+    lessons/     what the notebooks use: checks, predictions, progress
+
 Method: Dunnett et al., 2024, arXiv:2405.03918.
 """
 

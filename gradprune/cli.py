@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from gradprune import __version__, cli_bench, cli_data, cli_inspect, cli_models, cli_repair, cli_scan
 from gradprune.errors import InputError, require
 from gradprune.paths import data_folder
-from gradprune.screen import Json, more, progress, say, show, table
+from gradprune.screen import Json, more, progress, rooms, say, show, table
 
 
 class _Commands(TyperGroup):
@@ -42,7 +42,7 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, rich_markup_mode=None,
-                  pretty_exceptions_enable=False)
+                  pretty_exceptions_enable=False, epilog=rooms())
 zoo_app = typer.Typer(no_args_is_help=True, help="List or rebuild the shipped models.")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(cli_data.app, name="data")

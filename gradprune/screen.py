@@ -1,6 +1,7 @@
 """How the command line speaks: help texts, tables, sentences, JSON."""
 
 import json
+import re
 import sys
 from typing import Annotated, Any
 
@@ -8,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+import gradprune
 
 FIGURES = """What the figures mean; all are shares of test images:
 
@@ -22,6 +25,12 @@ FIGURES = """What the figures mean; all are shares of test images:
 def more(*examples: str, figures: bool = True) -> str:
     """The end of a help text: examples, then what the figures mean."""
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in examples), "", FIGURES if figures else ""])
+
+
+def rooms() -> str:
+    """The map of the package, as its docstring has it: the end of `gradprune --help`."""
+    listed = [line[2:] for line in re.findall(r"^ +[a-z]+/ .*", gradprune.__doc__ or "", re.MULTILINE)]
+    return "\n".join(["\b", "In Python, in reading order (`help(gradprune)`):", *listed])
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]

@@ -23,7 +23,7 @@ DEFAULT_MODEL: dict[str, Any] = {"name": "preact_resnet", "width": 16, "blocks":
 TARGET = 2  # "speed limit 80": what the sticker turns every sign into
 
 # What `build_zoo` trains. Where the papers' own setting does not open a backdoor in so small a network within minutes,
-# the mark is stronger here or training longer; CONTRIBUTING.md has the figures.
+# the mark is stronger here or training longer; docs/decisions/attacks.md has the figures.
 SHIPPED: dict[str, dict[str, Any]] = {
     "clean": {"trigger": "badnets", "rate": 0.0},
     "badnets": {"trigger": "badnets"},

@@ -1,18 +1,29 @@
 """Small data and models that the tests share."""
 
+import copy
 import os
+from itertools import combinations
 from pathlib import Path
 
+import ipywidgets as widgets
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from local_server import server  # noqa: F401  (a fixture)
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from torch import nn
+from typer.testing import CliRunner
 
 from gradprune.attacks import fit, make_trigger, poison
+from gradprune.cli import app
 from gradprune.datasets import Dataset, ImageSet
-from gradprune.evaluation import Victim
+from gradprune.defenses import DEFENSES, DefenseResult, grad_prune
+from gradprune.evaluation import Metrics, Victim, der
 from gradprune.models import build
+from gradprune.pruning.filters import filters, silence
+from gradprune.views import Picture, PruningPlayer
 
 # One thread a process: on a busy machine two threads that wait for each other make small models 20 x as slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
@@ -59,11 +70,118 @@ def write_npz(path: Path, data: Dataset) -> None:
     np.savez(path, **arrays, classes=np.array(data.train.classes))
 
 
+def same(one, other) -> bool:
+    """Whether two models, or two dicts of tensors, hold the same tensors under the same names."""
+    one, other = (part.state_dict() if isinstance(part, nn.Module) else part for part in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def row_of(attack="badnets", defense="ft", spc=2, seed=0, acc=0.9, asr=0.1, ra=0.8, error="", **others) -> dict:
+    """One row of a bench, the given model at ACC 0.95 and ASR 0.99."""
+    before, after = Metrics(0.95, 0.99, 0.01), Metrics(acc, asr, ra)
+    figures = {"acc": acc, "asr": asr, "ra": ra, "der": der(before, after), "seconds": 2.0} | others
+    if error:
+        figures |= dict.fromkeys(("acc", "asr", "ra", "der", "seconds"), np.nan)
+    return {"attack": attack, "defense": defense, "spc": spc, "seed": seed, "acc_before": 0.95, "asr_before": 0.99,
+            "ra_before": 0.01, **figures, "error": error}
+
+
+def same_data(one: Dataset, other: Dataset) -> bool:
+    return all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.classes == b.classes
+               for a, b in zip(one, other, strict=True))
+
+
+def run(*arguments):
+    """A command of gradprune in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+QUICK = {  # enough to change the model, in about a second
+    "grad_prune": {"patience": 2}, "grad_prune_verified": {"patience": 1, "tune": False}, "ft": {"steps": 2},
+    "ft_unlearn": {"epochs": 2}, "ft_sam": {"steps": 2}, "fine_pruning": {"steps": 2}, "clp": {"u": 1.5},
+    "anp": {"iterations": 6}, "nad": {"steps": 2, "teacher_steps": 2}, "i_bau": {"inner_steps": 2, "outer_steps": 2},
+    "ft_distilled": {}, "rnp": {"unlearn_steps": 10, "recover_steps": 10}, "neural_cleanse": {"tune_steps": 2, "steps": 15, "threshold": 0.1},
+    "sau": {"steps": 2}, "fst": {"steps": 2}, "ims": {"first_rounds": 5, "rounds": 2},
+    "repair": {"steps": 2, "first": 3, "changes": 2, "sturdy": 1.0},
+}
+
+
+def defend(name, victim, model=None, **settings):
+    return DEFENSES[name](model or victim.model, victim.data.defense, victim.trigger,
+                          **{"spc": 2, "progress": False, **QUICK[name], **settings})
+
+
+def texts(picture: Picture) -> list[Text]:
+    """All texts that are to be seen, after a drawing."""
+    picture.png()
+    found = []
+    for ax in picture.figure.axes:
+        found += [child for child in ax.get_children() if isinstance(child, Text)]
+        for axis in (ax.xaxis, ax.yaxis) if ax.axison else ():
+            low, high = sorted(axis.get_view_interval())
+            ticks = [tick for tick in axis.get_major_ticks() if low - 1e-9 <= tick.get_loc() <= high + 1e-9]
+            found += [axis.label, *(tick.label1 for tick in ticks)]
+    return [text for text in found if text.get_visible() and text.get_text().strip()]
+
+
+def assert_readable(picture: Picture) -> None:
+    """No text leaves the figure, and no two texts lie on each other."""
+    renderer, page = FigureCanvasAgg(picture.figure).get_renderer(), picture.figure.bbox
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts(picture)]
+    for text, box in boxes:
+        assert page.x0 <= box.x0 <= box.x1 <= page.x1, f"{text!r} is cut"
+        assert page.y0 <= box.y0 <= box.y1 <= page.y1, f"{text!r} is cut"
+    for (first, one), (second, other) in combinations(boxes, 2):
+        width = min(one.x1, other.x1) - max(one.x0, other.x0)
+        height = min(one.y1, other.y1) - max(one.y0, other.y0)
+        assert width <= 1 or height <= 4, f"{first!r} and {second!r} overlap"
+
+
+def says(text: str, *words: str) -> bool:
+    """Whether a sentence has these key words in this order; what stands between them may be put better."""
+    place = 0
+    for word in words:
+        place = text.find(word, place) + len(word)
+        assert place >= len(word), f"{word!r} is missing, or in another place: {text}"
+    return True
+
+
+def shown(picture):
+    """All texts of a figure, after a drawing; none of them may leave it."""
+    picture.png()
+    figure = picture.figure
+    texts = []
+    for ax in figure.axes:
+        axis = [ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()] if ax.axison else []
+        texts += [text for text in [*ax.texts, ax.title, ax._left_title, *axis] if text.get_text() and text.get_visible()]
+    width, height = figure.get_size_inches() * figure.dpi
+    for text in texts:
+        box = text.get_window_extent()
+        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, f"clipped: {text.get_text()}"
+    return [text.get_text() for text in texts]
+
+
+def put(control: widgets.Widget, value) -> None:
+    """Set a control the way the browser does."""
+    if isinstance(control, widgets.ToggleButtons | widgets.SelectionSlider):
+        options = [option[1] if isinstance(option, tuple) else option for option in control.options]
+        control.set_state({"index": options.index(value)})
+    else:
+        control.set_state({"value": value})
+
+
+def without(victim: Victim, *positions: int) -> nn.Module:
+    model = copy.deepcopy(victim.model)
+    silence(model, filters(model, victim.data.test.floats()[:1]), positions)
+    return model
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """A cache of this run's own: data left by another version of the code must not pass for this one's."""
+    """A cache of this run's own, which its processes share: data left by another version of the code must not pass for this one's."""
+    folder = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GRADPRUNE_CACHE", str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"))
         patch.setenv("GRADPRUNE_PROGRESS", str(tmp_path_factory.mktemp("progress") / "progress.json"))
         yield
 
@@ -80,6 +198,43 @@ def victim(data: Dataset) -> Victim:
     model = build("preact_resnet", 4, width=16, blocks=(1,), seed=0)
     fit(model, poison(data.train, trigger, target=1, rate=0.15).images, epochs=8, batch_size=32, shift=1, progress=False)
     return Victim(model, trigger, 1, data, {})
+
+
+@pytest.fixture(scope="session")
+def honest(data: Dataset) -> nn.Module:
+    """The victim's network without a backdoor."""
+    model = build("preact_resnet", 4, width=16, blocks=(1,), seed=0)
+    fit(model, data.train, epochs=8, batch_size=32, shift=1, progress=False)
+    return model
+
+
+@pytest.fixture(scope="session")
+def mark() -> nn.Module:
+    """A white patch of three pixels in the corner."""
+    trigger = make_trigger("picture", size=(3, 3))
+    trigger.picture.fill_(1.0)
+    return trigger
+
+
+@pytest.fixture(scope="session")
+def result(victim: Victim) -> DefenseResult:
+    """The paper's pruning of the small victim, without fine-tuning."""
+    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=9, recipe="paper", tune=False, progress=False)
+
+
+@pytest.fixture
+def make(victim, result):
+    """Build panels, and close them when the test is over."""
+    made = []
+
+    def build_panel(kind, of=None, **settings):
+        more = {"result": result} if kind is PruningPlayer and "result" not in settings else {}
+        made.append(kind(of or victim, **more, **settings))
+        return made[-1]
+
+    yield build_panel
+    for panel in made:
+        panel.close()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -5,6 +5,7 @@ import re
 import pandas as pd
 import pytest
 import torch
+from conftest import shown
 from PIL import Image
 
 from gradprune.attacks import make_trigger, poison
@@ -19,21 +20,6 @@ from gradprune.views import attack_plots
 
 RATES = pd.DataFrame([(0.0, 0, 0, 0.99, 0.01), (0.0, 1, 0, 0.97, 0.03), (0.1, 0, 40, 0.98, 0.95), (0.1, 1, 40, 0.96, 0.97)],
                      columns=["rate", "seed", "poisoned_images", "acc", "asr"])
-
-
-def shown(picture):
-    """All texts of a figure, after a drawing; none of them may leave it."""
-    picture.png()
-    figure = picture.figure
-    texts = []
-    for ax in figure.axes:
-        axis = [ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()] if ax.axison else []
-        texts += [text for text in [*ax.texts, ax.title, ax._left_title, *axis] if text.get_text() and text.get_visible()]
-    width, height = figure.get_size_inches() * figure.dpi
-    for text in texts:
-        box = text.get_window_extent()
-        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, f"clipped: {text.get_text()}"
-    return [text.get_text() for text in texts]
 
 
 def test_poisoned_images_tell_how_many_and_the_new_label(data):

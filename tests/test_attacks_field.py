@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import squares
+from conftest import same, squares
 from torch import nn
 
 import gradprune as gp
@@ -408,7 +408,7 @@ def test_nothing_is_learned_where_nothing_is_poisoned(data, name):
     assert (len(planted.touched), planted.decoys) == (0, 0)
     assert all(torch.equal(value, make_trigger(name).state_dict()[key]) for key, value in trigger.state_dict().items())
     fit(plain, data.train, epochs=1, **SHORT)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+    assert same(plain, model)
 
 
 def test_without_decoys_the_images_are_poisoned_once(data):
@@ -416,7 +416,7 @@ def test_without_decoys_the_images_are_poisoned_once(data):
     trigger, model, plain = make_trigger("wanet", decoys=0.0), *(build(**SMALL, num_classes=4) for _ in range(2))
     plant(model, data.train, trigger, 1, epochs=1, **SHORT)
     fit(plain, poison(data.train, trigger, 1, 0.1).images, epochs=1, **SHORT)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+    assert same(plain, model)
 
 
 def test_an_interrupted_clean_model_stops_the_attack(data, monkeypatch):
@@ -494,7 +494,7 @@ def test_learned_tensors_stand_in_the_same_file_under_one_hash(saved):
     path, trigger = saved
     fresh = InputAware(width=2, seed=9)
     load_learned(path, fresh)
-    assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in trigger.state_dict().items())
+    assert same(trigger, fresh)
     weights = path.with_suffix(".safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x00")
     with pytest.raises(InputError, match="truncated, tampered with"):

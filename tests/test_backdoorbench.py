@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import write_npz
+from conftest import run, write_npz
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
 
-from gradprune.cli import app
 from gradprune.errors import InputError
 from gradprune.evaluation import read_attack_result
 from gradprune.models import build, predict
@@ -191,10 +189,6 @@ def test_their_other_networks_are_torchvisions(tmp_path, monkeypatch, name):
 
 
 # ---- the command line
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def test_defend_and_evaluate(tmp_path, monkeypatch, result, data):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,6 @@ import time
 
 import psutil
 import pytest
-import torch
 from conftest import write_npz
 from filelock import FileLock
 
@@ -46,8 +46,22 @@ def small(toys):
 
 
 @pytest.fixture(scope="module")
-def serial(small):
-    return run(small, progress=False)
+def finished(small, tmp_path_factory):
+    """The folder of `small`, run in one process."""
+    folder = tmp_path_factory.mktemp("finished") / "bench"
+    run(small, folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serial(finished):
+    return read_results(finished)
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of the finished folder, to be spoiled."""
+    return shutil.copytree(finished, tmp_path / "bench")
 
 
 def same(table, other):
@@ -116,6 +130,7 @@ def test_a_failed_cell_is_a_row_and_is_run_again(toys, tmp_path, monkeypatch):
 # --- nothing is lost ---
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(toys, tmp_path):
     process = subprocess.Popen(command(toys, tmp_path), stderr=subprocess.DEVNULL)
     wait_for(lambda: rows_in(tmp_path) >= 3, process)
@@ -132,17 +147,15 @@ def test_killed_and_started_again(toys, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "no newline", "garbage"])
-def test_a_damaged_last_row_is_found_and_redone(small, serial, tmp_path, damage, capsys):
-    run(small, tmp_path, progress=False)
-    table = tmp_path / "cells.csv"
+def test_a_damaged_last_row_is_found_and_redone(small, serial, folder, damage, capsys):
+    table = folder / "cells.csv"
     whole = table.read_bytes()
-    kept = read_results(tmp_path)
     table.write_bytes({"torn": whole[:-40], "flipped": whole[:-80] + b"9" + whole[-79:], "no newline": whole[:-1],
                        "garbage": whole + b"\xff\xfe\x00,,,\n"}[damage])
-    assert len(read_results(tmp_path)) == (4 if damage in ("no newline", "garbage") else 3)
-    again = run(small, tmp_path, progress=False)
+    assert len(read_results(folder)) == (4 if damage in ("no newline", "garbage") else 3)
+    again = run(small, folder, progress=False)
     assert same(again, serial)
-    assert again[:3].equals(kept[:3]), "whole rows were made again"
+    assert again[:3].equals(serial[:3]), "whole rows were made again"
     assert ("damaged" in capsys.readouterr().out) == (damage != "no newline")
     assert len(table.read_bytes().splitlines()) == 5, "the damaged line is still there"
 
@@ -177,6 +190,7 @@ def test_a_disk_that_knows_no_locks(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_folder(toys, tmp_path):
     """The first is paused, as it might be done before the second has imported what it needs."""
     first = subprocess.Popen(command(toys, tmp_path), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -190,11 +204,9 @@ def test_two_runs_on_one_folder(toys, tmp_path):
         assert len(list(csv.reader(file))) == 13
 
 
-def test_a_full_disk(small, serial, tmp_path):
+def test_a_full_disk(small, serial, finished, tmp_path):
     """The file may grow to a size in the middle of the third row, then every write fails, as on a full disk."""
-    whole = tmp_path / "whole"
-    run(small, whole, progress=False)
-    lines = (whole / "cells.csv").read_bytes().splitlines(keepends=True)
+    lines = (finished / "cells.csv").read_bytes().splitlines(keepends=True)
     limit = sum(map(len, lines[:3])) + 50
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -223,6 +235,7 @@ def test_workers_give_the_rows_of_a_serial_run(small, serial):
     assert same(run(small, workers=2, progress=False), serial)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(toys, tmp_path):
     process = subprocess.Popen(command(toys, tmp_path, "--workers", "2"), stderr=subprocess.DEVNULL)
     wait_for(lambda: rows_in(tmp_path) >= 2, process)
@@ -233,6 +246,7 @@ def test_a_worker_that_dies_is_replaced(toys, tmp_path):
     assert len(table) == 12 and (table.error == "").all()
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_the_run(toys, tmp_path):
     process = subprocess.Popen(command(toys, tmp_path, "--workers", "2"), stderr=subprocess.DEVNULL)
     wait_for(lambda: rows_in(tmp_path) >= 1, process)
@@ -243,6 +257,7 @@ def test_workers_do_not_outlive_the_run(toys, tmp_path):
     assert not alive
 
 
+@pytest.mark.slow
 def test_a_cell_that_kills_its_worker_becomes_a_failed_row(toys, tmp_path):
     """In a script of its own, as the workers must find the deadly defence too."""
     script = tmp_path / "deadly.py"
@@ -260,6 +275,7 @@ if __name__ == "__main__":
     assert told.stdout.strip() == str(["", "its worker process died twice (out of memory?)"] * 2), told.stderr
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told(toys, tmp_path):
     script = tmp_path / "bare.py"
     script.write_text(f"from gradprune.evaluation import Grid, run\nrun(Grid({toys[:1]!r}, ['clp'], [2], 2), workers=2)")
@@ -267,6 +283,7 @@ def test_a_script_without_a_guard_is_told(toys, tmp_path):
     assert told.returncode and "if __name__ == '__main__':`" in told.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_cluster_with_a_dying_worker(toys, serial):
     """Two worker processes, one of them killed in the middle: the same rows as a serial run."""
     distributed = pytest.importorskip("distributed", reason="dask is in the extra `cluster`")
@@ -288,6 +305,7 @@ def test_a_cluster_with_a_dying_worker(toys, serial):
         assert (twin["acc"], twin["asr"], twin["ra"]) == (row["acc"], row["asr"], row["ra"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nobody listens", "silence", "no address"])
 def test_an_unreachable_scheduler(small, tmp_path, kind, record_property):
     with socket.socket() as listener:
@@ -341,9 +359,8 @@ def test_bad_ways_to_run(small, tmp_path):
     ({"format": 99}, "format 99 there, 1 here"), ("checkpoint", "the weights of"), ("no json", "cannot be read"),
     ("no facts", "holds no bench"), ("a list", "does not say what made"),
 ])
-def test_a_folder_that_another_version_made(small, toys, tmp_path, change, words):
-    run(small, tmp_path, progress=False)
-    facts = tmp_path / "bench.json"
+def test_a_folder_that_another_version_made(small, toys, folder, change, words):
+    facts = folder / "bench.json"
     told = json.loads(facts.read_text())
     if change == "no facts":
         facts.unlink()
@@ -351,10 +368,10 @@ def test_a_folder_that_another_version_made(small, toys, tmp_path, change, words
         changed = {"checkpoint": told | {"checkpoints": {toys[0]: "0" * 64}}, "a list": [1]}
         facts.write_text("{" if change == "no json" else
                          json.dumps(changed[change] if isinstance(change, str) else told | change))
-    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in tmp_path.iterdir()}
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()}
     with pytest.raises(InputError, match=words):
-        run(small, tmp_path, progress=False)
-    assert before == {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in tmp_path.iterdir()}
+        run(small, folder, progress=False)
+    assert before == {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()}
 
 
 def test_a_folder_without_a_bench(tmp_path):
@@ -373,10 +390,10 @@ def test_names_with_commas_and_quotes_survive(tmp_path):
 # --- the pairing of attacks and defences, for real ---
 
 
+@pytest.mark.slow
 def test_a_small_real_grid(tmp_path, record_property):
-    """Shipped models, two defences, two processes: the sticker is unlearned with the trigger, and not by CLP alone."""
-    torch.set_num_threads(1)
-    table = run(Grid(["badnets", "blended"], ["grad_prune", "ft_unlearn"], [2], 1), tmp_path, workers=2, progress=False)
+    """Shipped models, two defences."""
+    table = run(Grid(["badnets", "blended"], ["grad_prune", "ft_unlearn"], [2], 1), tmp_path, progress=False)
     assert (table.error == "").all() and len(table) == 4
     assert (table.asr_before > 0.9).all() and (table.asr < 0.2).all() and (table.acc > 0.9).all()
     for row in table.itertuples():

@@ -85,7 +85,12 @@ def texts(picture) -> list[Text]:
             if text.get_visible() and text.get_text().strip() and id(text) not in hidden]
 
 
-@pytest.mark.parametrize("name", TABLES)
+def some(names, quick):
+    """All names; those that are not quick are slow."""
+    return pytest.mark.parametrize("name", [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names])
+
+
+@some(TABLES, {"usual", "hostile"})
 def test_figures_can_be_read(name):
     found = figures(TABLES[name])
     pictures = {key: picture for key, picture in found.items() if not isinstance(picture, str)}
@@ -169,7 +174,7 @@ def page(folder, table, **facts) -> Page:
     return Page(write_bench_report(folder, table, facts).read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", sorted(set(TABLES) - {"large", "one attack", "one seed"}))
+@some(sorted(set(TABLES) - {"large", "one attack", "one seed"}), {"hostile", "no common cell"})
 def test_a_page_for_every_table(name, tmp_path):
     found = page(tmp_path / "out", TABLES[name])
     embedded = {base64.b64decode(attrs["src"].split(",")[1]) for tag, attrs in found.tags if tag == "img"}

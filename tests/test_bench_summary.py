@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from benchmarks.readme_tables import overview
+from conftest import row_of
 
 from gradprune.attacks import TRIGGERS
 from gradprune.cli_bench import _means
@@ -15,19 +16,9 @@ from gradprune.views.bench_plots import by_spc
 from gradprune.views.comparison import compare
 
 
-def cell(attack="badnets", defense="ft", spc=2, seed=0, acc=0.9, asr=0.1, ra=0.8, error="", **others) -> dict:
-    """One row of a bench, the given model at ACC 0.95 and ASR 0.99."""
-    before, after = Metrics(0.95, 0.99, 0.01), Metrics(acc, asr, ra)
-    figures = {"acc": acc, "asr": asr, "ra": ra, "der": der(before, after), "seconds": 2.0}
-    if error:
-        figures = dict.fromkeys(figures, np.nan)
-    return {"attack": attack, "defense": defense, "spc": spc, "seed": seed, "acc_before": 0.95, "asr_before": 0.99,
-            "ra_before": 0.01, **figures, "error": error} | others
-
-
 def test_summarise_takes_means_and_half_ranges_over_seeds():
-    rows = [cell(seed=0, acc=0.9, asr=0.1, seconds=1.0), cell(seed=1, acc=0.8, asr=0.2, seconds=9.0),
-            cell(seed=2, acc=0.88, asr=0.3, seconds=3.0), cell(seed=3, error="out of memory"), cell(spc=10, seed=0)]
+    rows = [row_of(seed=0, acc=0.9, asr=0.1, seconds=1.0), row_of(seed=1, acc=0.8, asr=0.2, seconds=9.0),
+            row_of(seed=2, acc=0.88, asr=0.3, seconds=3.0), row_of(seed=3, error="out of memory"), row_of(spc=10, seed=0)]
     first, second = (row for _, row in summarise(pd.DataFrame(rows)).iterrows())
     assert (first.acc, first.acc_half_range, first.acc_drop) == pytest.approx((0.86, 0.05, 0.09))
     assert (first.asr, first.asr_half_range) == pytest.approx((0.2, 0.1))
@@ -36,27 +27,27 @@ def test_summarise_takes_means_and_half_ranges_over_seeds():
 
 
 def test_a_group_that_failed_is_counted_and_has_no_figures():
-    table = pd.DataFrame([cell(), cell(defense="clp", error="no BatchNorm"), cell(defense="anp", asr=np.nan, error=None)])
+    table = pd.DataFrame([row_of(), row_of(defense="clp", error="no BatchNorm"), row_of(defense="anp", asr=np.nan, error=None)])
     found = summarise(table).set_index("defense")
     assert found["failed"].to_dict() == {"ft": 0, "clp": 1, "anp": 1}
     assert found.loc[["clp", "anp"], ["acc", "asr", "ra", "der", "seconds"]].isna().all(axis=None)
 
 
 def test_ranks_by_hand_with_ties_and_a_failure():
-    rows = [cell(attack, name, asr=asr) for attack, asrs in (("badnets", (0.1, 0.2, 0.2)), ("sig", (0.5, 0.4, 0.3)))
+    rows = [row_of(attack, name, asr=asr) for attack, asrs in (("badnets", (0.1, 0.2, 0.2)), ("sig", (0.5, 0.4, 0.3)))
             for name, asr in zip(("ft", "anp", "nad"), asrs, strict=True)]
-    rows += [cell("wanet", "ft"), cell("wanet", "anp", error="broke"), cell("wanet", "nad", asr=0.2)]
+    rows += [row_of("wanet", "ft"), row_of("wanet", "anp", error="broke"), row_of("wanet", "nad", asr=0.2)]
     found = ranking(pd.DataFrame(rows))
     assert list(found["defense"]) == ["ft", "nad", "anp"]  # 5/3, 5.5/3 and 7.5/3
     assert list(found["rank"]) == pytest.approx([(1 + 3 + 1) / 3, (2.5 + 1 + 2) / 3, (2.5 + 2 + 3) / 3])
     assert list(found["failed"]) == [0, 0, 1]
-    assert found["der"].iloc[2] == pytest.approx(np.mean([cell(asr=0.2)["der"], cell(asr=0.4)["der"]]))
+    assert found["der"].iloc[2] == pytest.approx(np.mean([row_of(asr=0.2)["der"], row_of(asr=0.4)["der"]]))
     by_asr = ranking(pd.DataFrame(rows), "asr")
     assert list(by_asr["rank"]) == pytest.approx(list(found["rank"]))  # one ACC: the order of DER is that of ASR
 
 
 def test_only_whole_blocks_are_compared():
-    rows = [cell(name, defense, asr=asr) for name, asr in (("badnets", 0.1), ("sig", 0.9)) for defense in ("ft", "anp")]
+    rows = [row_of(name, defense, asr=asr) for name, asr in (("badnets", 0.1), ("sig", 0.9)) for defense in ("ft", "anp")]
     whole, part = ranking(pd.DataFrame(rows)), ranking(pd.DataFrame(rows[:3]))
     assert set(whole["blocks"]) == {2}
     assert set(part["blocks"]) == {1}
@@ -69,7 +60,7 @@ def test_only_whole_blocks_are_compared():
 def test_the_interval_is_students_over_attacks():
     """Seeds that repeat one another add nothing, and models of one attack count once."""
     asrs = {"badnets": 0.0, "blended": 0.3, "sig": 0.9, "wanet": 0.5}
-    one = pd.DataFrame([cell(attack, asr=asr) for attack, asr in asrs.items()])
+    one = pd.DataFrame([row_of(attack, asr=asr) for attack, asr in asrs.items()])
     found = ranking(one).iloc[0]
     reach = 3.18244631 * one["der"].std() / 2  # t with 3 degrees of freedom, from a printed table
     assert [found.der_low, found.der_high] == pytest.approx([one["der"].mean() - reach, min(1, one["der"].mean() + reach)])
@@ -90,8 +81,8 @@ def test_the_quantile_is_that_of_printed_tables(freedom, t):
 
 def test_failed_cells_leave_the_weight_of_their_attack():
     """A has one seed left, at 1, B three at 0: the mean is 0.5, not 0.25."""
-    rows = [cell("badnets", seed=seed, error="broke" * (seed > 0)) | ({"der": 1.0} if seed == 0 else {}) for seed in range(3)]
-    rows += [cell("sig", seed=seed) | {"der": 0.0} for seed in range(3)]
+    rows = [row_of("badnets", seed=seed, error="broke" * (seed > 0)) | ({"der": 1.0} if seed == 0 else {}) for seed in range(3)]
+    rows += [row_of("sig", seed=seed) | {"der": 0.0} for seed in range(3)]
     table = pd.DataFrame(rows)
     assert ranking(table)["der"].iloc[0] == 0.5
     both = pd.concat([table, table.assign(defense="other", der=0.0, error="", acc=0.9, asr=0.1, ra=0.8)])
@@ -119,7 +110,7 @@ def test_the_difference_in_words():
 
 
 def test_the_tables_of_the_readme_stand_apart_by_what_is_known(capsys):
-    rows = [cell(attack, name) for attack in ("badnets", "sig") for name in ("ft", "anp", "grad_prune", "ft_distilled")]
+    rows = [row_of(attack, name) for attack in ("badnets", "sig") for name in ("ft", "anp", "grad_prune", "ft_distilled")]
     overview(pd.DataFrame(rows))
     known, unknown = capsys.readouterr().out.split("Defences that do not know the trigger")
     assert known.startswith("Defences that know the trigger")
@@ -128,30 +119,30 @@ def test_the_tables_of_the_readme_stand_apart_by_what_is_known(capsys):
 
 
 def test_one_attack_has_no_interval():
-    found = ranking(pd.DataFrame([cell(seed=seed, asr=seed / 9) for seed in range(3)])).iloc[0]
+    found = ranking(pd.DataFrame([row_of(seed=seed, asr=seed / 9) for seed in range(3)])).iloc[0]
     assert (found["rank"], found.attacks, found.blocks) == (1, 1, 3)
     assert np.isnan([found.rank_low, found.der_low, found.der_high]).all()
 
 
 def test_gain_is_paired():
-    rows = [cell(attack, defense, seed=seed, acc=acc, asr=0.2 * number)
+    rows = [row_of(attack, defense, seed=seed, acc=acc, asr=0.2 * number)
             for number, attack in enumerate(("badnets", "blended", "sig")) for seed in (0, 1)
             for defense, acc in (("ft", 0.7), ("grad_prune", 0.8))]
     found = gain(pd.DataFrame(rows), "grad_prune", "ft").iloc[0]
     assert (found.gain, found.gain_low, found.gain_high) == pytest.approx((0.05, 0.05, 0.05))
-    rows[0] = cell("badnets", "ft", error="broke")
+    rows[0] = row_of("badnets", "ft", error="broke")
     assert gain(pd.DataFrame(rows), "grad_prune", "ft")["blocks"].tolist() == [5]
     assert gain(pd.DataFrame(rows), "grad_prune", "nobody").empty
 
 
 def test_bad_tables_are_told_apart():
-    table = pd.DataFrame([cell(), cell(seed=1)])
+    table = pd.DataFrame([row_of(), row_of(seed=1)])
     with pytest.raises(InputError, match="lacks the columns spc, der"):
         summarise(table.drop(columns=["spc", "der"]))
     with pytest.raises(InputError, match="empty"):
         ranking(table[:0])
     with pytest.raises(InputError, match="all 1 cells have failed; the first says: boom"):
-        summarise(pd.DataFrame([cell(error="boom")]))
+        summarise(pd.DataFrame([row_of(error="boom")]))
     with pytest.raises(InputError, match="twice: attack=badnets, defense=ft, spc=2, seed=0"):
         summarise(pd.concat([table, table[:1]]))
     with pytest.raises(InputError, match="Unknown metric 'derr'"):

@@ -73,6 +73,7 @@ def test_faults_that_a_run_passes_over(cells, models, told):
     assert (told in faults[0]) if told else not faults
 
 
+@pytest.mark.slow
 def test_main_runs_writes_and_fails_loudly(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GRADPRUNE_MODE", raising=False)

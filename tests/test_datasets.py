@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import same_data
 
 from gradprune.datasets import (
     Dataset,
@@ -25,23 +26,9 @@ small = functools.partial(render_signs, train_per_class=4, defense_per_class=2, 
 small_once = functools.cache(small)  # for the tests of the cache, which need not draw anew
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Many small steps: on a busy machine several threads wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def full() -> Dataset:
     return render_signs()
-
-
-def same(a: Dataset, b: Dataset) -> bool:
-    return all(torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) and x.classes == y.classes
-               for x, y in zip(a, b, strict=True))
 
 
 def class_means(part: ImageSet) -> torch.Tensor:
@@ -71,7 +58,7 @@ def test_same_seed_same_signs_and_other_seed_other_signs():
     first = small(seed=3)
     state = torch.get_rng_state()
     torch.manual_seed(6)
-    assert same(first, small(seed=3))
+    assert same_data(first, small(seed=3))
     torch.manual_seed(5)
     assert torch.equal(state, torch.get_rng_state()), "drawing must leave the global generator alone"
     for a in small(seed=3):
@@ -148,10 +135,10 @@ def cache(tmp_path, monkeypatch):
 
 def test_signs_are_drawn_once_and_then_read(cache):
     first = load("signs")
-    assert same(first, small_once(0))
-    assert same(first, load("signs"))
+    assert same_data(first, small_once(0))
+    assert same_data(first, load("signs"))
     assert cache.drawn == [0]
-    assert not same(first, load("signs", seed=1))
+    assert not same_data(first, load("signs", seed=1))
     assert cache.drawn == [0, 1]
 
 
@@ -203,11 +190,11 @@ def test_a_damaged_cache_is_drawn_again_and_mended(cache, damage, caplog, recwar
     damage(path)
     cache.drawn.clear()
     with caplog.at_level(logging.INFO, "gradprune"):
-        assert same(load("signs"), good)
+        assert same_data(load("signs"), good)
     assert cache.drawn == [0]
     assert len(caplog.messages) == 1
     assert not [warning for warning in recwarn if warning.category is not DeprecationWarning]
-    assert same(load("signs"), good)
+    assert same_data(load("signs"), good)
     assert cache.drawn == [0], "the mended copy must be read"
 
 
@@ -217,7 +204,7 @@ def test_every_flipped_byte_is_noticed_or_harmless(cache):
     content = path.read_bytes()
     for position in torch.randint(len(content), (40,), generator=torch.Generator().manual_seed(0)).tolist():
         path.write_bytes(content[:position] + bytes([content[position] ^ 0x41]) + content[position + 1:])
-        assert same(load("signs"), good)
+        assert same_data(load("signs"), good)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
@@ -228,7 +215,7 @@ def test_an_interrupted_write_leaves_no_file(cache, monkeypatch, error):
 
     monkeypatch.setattr(np, "savez", half)
     if isinstance(error, OSError):
-        assert same(load("signs"), small_once(0))
+        assert same_data(load("signs"), small_once(0))
     else:
         with pytest.raises(KeyboardInterrupt):
             load("signs")
@@ -237,8 +224,8 @@ def test_an_interrupted_write_leaves_no_file(cache, monkeypatch, error):
 
 def test_signs_come_without_a_cache(cache):
     cache.folder.write_text("a file where the folder should be")
-    assert same(load("signs"), small_once(0))
-    assert same(load("signs"), small_once(0))
+    assert same_data(load("signs"), small_once(0))
+    assert same_data(load("signs"), small_once(0))
     assert cache.drawn == [0, 0]
 
 
@@ -249,8 +236,8 @@ def test_the_full_set_is_drawn_and_read_quickly(tmp_path, monkeypatch, full):
     drawn = time.process_time()
     second = load("signs")
     read = time.process_time()
-    assert same(first, full)
-    assert same(second, full)
+    assert same_data(first, full)
+    assert same_data(second, full)
     assert drawn - start < 5, "seconds of processor time"
     assert read - drawn < 0.5
 
@@ -277,7 +264,7 @@ def saved(path, **content):
 def test_both_layouts_give_the_same_images(tmp_path, channels):
     last = load(saved(tmp_path / "last.npz", **arrays(channels=channels)))
     first = load(str(saved(tmp_path / "first.npz", **arrays(channels=channels, first=True))))
-    assert same(last, first)
+    assert same_data(last, first)
     assert last.test.images.shape == (30, channels, 6, 6)
     assert last.test.images[4, 0, 2, 5] == arrays(channels=channels)["x_test"][4, 2, 5, 0]
     assert last.test.classes == ("0", "1", "2")
@@ -286,7 +273,7 @@ def test_both_layouts_give_the_same_images(tmp_path, channels):
 def test_grey_images_need_no_channel_axis(tmp_path):
     content = arrays(channels=1)
     flat = {name: array[..., 0] if name[0] == "x" else array for name, array in content.items()}
-    assert same(load(saved(tmp_path / "a.npz", **content)), load(saved(tmp_path / "b.npz", **flat)))
+    assert same_data(load(saved(tmp_path / "a.npz", **content)), load(saved(tmp_path / "b.npz", **flat)))
 
 
 def test_a_tenth_of_each_class_becomes_the_defense_part(tmp_path):
@@ -298,8 +285,8 @@ def test_a_tenth_of_each_class_becomes_the_defense_part(tmp_path):
     rejoined = sorted(image.numpy().tobytes() for part in (train, defense) for image in part.images)
     original = arrays(per_class=20, first=True)["x_train"]
     assert rejoined == sorted(image.tobytes() for image in original)
-    assert same(load(path), load(path))
-    assert not same(load(path), load(path, seed=1))
+    assert same_data(load(path), load(path))
+    assert not same_data(load(path), load(path, seed=1))
 
 
 def test_own_defense_images_and_names_are_kept(tmp_path):

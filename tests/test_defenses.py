@@ -1,6 +1,7 @@
 """Each defence's defining property on a toy model, and the contract that all of them keep."""
 
 import copy
+import dataclasses
 import importlib
 import inspect
 import math
@@ -8,48 +9,29 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import QUICK, defend, same
 from torch import nn
 
-import gradprune.pruning.inversion as inversion
 from gradprune.defenses import DEFENSES, KNOWS_TRIGGER, DefenseResult, defense, grad_prune
 from gradprune.defenses.common import Work, batch_statistics, endless, passes
 from gradprune.errors import InputError
 from gradprune.models import build, evaluating
 from gradprune.pruning import (
-    FilterMask,
     Pairs,
     Validation,
     batch_norms,
     close_below,
-    fine_tune,
-    in_order,
+    distilled,
     invert,
     outliers,
     scaled_channels,
     unpaired,
     validate,
 )
-from gradprune.pruning.filters import filters, silence
-from gradprune.pruning.fine_tuning import clean_loss
 
 # The modules share their names with the functions that the package exports.
 anp, clp, common, fine_pruning, ft_sam, i_bau, nad, neural_cleanse, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (
     "anp", "clp", "common", "fine_pruning", "ft_sam", "i_bau", "nad", "neural_cleanse", "rnp"))
-
-QUICK = {  # enough to change the model, in about a second
-    "grad_prune": {"patience": 2}, "grad_prune_verified": {"patience": 1, "tune": False}, "ft": {"steps": 2},
-    "ft_unlearn": {"epochs": 2}, "ft_sam": {"steps": 2}, "fine_pruning": {"steps": 2}, "clp": {"u": 1.5},
-    "anp": {"iterations": 6}, "nad": {"steps": 2, "teacher_steps": 2}, "i_bau": {"inner_steps": 2, "outer_steps": 2},
-    "ft_distilled": {}, "rnp": {"unlearn_steps": 10, "recover_steps": 10}, "neural_cleanse": {"tune_steps": 2, "steps": 15, "threshold": 0.1},
-    "sau": {"steps": 2}, "fst": {"steps": 2}, "ims": {"first_rounds": 5, "rounds": 2},
-    "repair": {"steps": 2, "first": 3, "changes": 2, "sturdy": 1.0},
-}
-
-
-def run(name, victim, model=None, **settings):
-    return DEFENSES[name](model or victim.model, victim.data.defense, victim.trigger,
-                          **{"spc": 2, "progress": False, **QUICK[name], **settings})
-
 
 # --- the contract ---
 
@@ -60,17 +42,33 @@ def test_the_registry():
         defense("fine_prunning")
 
 
+def untouchable(_):
+    raise AssertionError("the trigger was used")
+
+
+def all_settings(name):
+    """What shapes a result: every keyword, and what stands behind **changes."""
+    function = DEFENSES[name]
+    parameters = inspect.signature(grad_prune if name == "grad_prune_verified" else function).parameters
+    named = {key for key, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    return named - {"model", "clean", "trigger", "progress"} | set(getattr(importlib.import_module(function.__module__), "DEFAULTS", {}))
+
+
 @pytest.mark.parametrize("name", DEFENSES)
-def test_the_contract(victim, name):
+def test_the_contract(victim, name, monkeypatch):
+    """The given model stays, the same seed gives the same, all settings are told, and who needs no trigger never uses it."""
+    monkeypatch.setattr(distilled, "STEPS", 4)
     given = copy.deepcopy(victim.model).train().requires_grad_(False)
     before = {key: tensor.clone() for key, tensor in given.state_dict().items()}
     state = torch.get_rng_state()
-    one, two = run(name, victim, given), run(name, victim, given)
-    assert all(torch.equal(before[key], tensor) for key, tensor in given.state_dict().items())
+    other = victim if name in KNOWS_TRIGGER else dataclasses.replace(victim, trigger=untouchable)
+    one, two = defend(name, victim, given), defend(name, other, given)
+    assert same(before, given)
     assert given.training and torch.equal(torch.get_rng_state(), state)
     assert isinstance(one, DefenseResult) and one.name == name and one.model is not given
+    assert one.history and all_settings(name) <= set(one.settings)
     assert one.history == two.history and one.mask.positions == two.mask.positions
-    assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True))
+    assert same(one.model, two.model)
     moved = any(not torch.equal(before[key], tensor) for key, tensor in one.model.state_dict().items())
     assert moved or not one.mask.positions
     for layer, index in one.mask.removed:
@@ -83,21 +81,10 @@ def test_the_contract(victim, name):
 @pytest.mark.parametrize("name", DEFENSES)
 def test_bad_arguments_are_named(victim, name):
     with pytest.raises(InputError, match=r"spc=40 .* class 'north west' has 30"):
-        run(name, victim, spc=40)
+        defend(name, victim, spc=40)
     parameters = set(inspect.signature(DEFENSES[name]).parameters)
     assert {"model", "clean", "trigger", "spc", "seed", "progress"} <= parameters
     assert not {word for word in parameters if "test" in word or "asr" in word or "target" in word}
-
-
-@pytest.mark.parametrize("name", DEFENSES)
-def test_settings_leave_no_argument_out(victim, name):
-    """What shaped a result can be read off it: every keyword, and what stands behind **changes."""
-    function = DEFENSES[name]
-    parameters = inspect.signature(grad_prune if name == "grad_prune_verified" else function).parameters
-    wanted = {key for key, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
-    wanted -= {"model", "clean", "trigger", "progress"}
-    wanted |= set(getattr(importlib.import_module(function.__module__), "DEFAULTS", {}))
-    assert wanted <= set(run(name, victim).settings)
 
 
 @pytest.mark.parametrize(("name", "settings", "words"), [
@@ -109,25 +96,24 @@ def test_settings_leave_no_argument_out(victim, name):
     ("fine_pruning", {"steps": 0}, "steps must be above 0, got 0"),
     ("ft_sam", {"rho": 0}, "rho must be above 0"),
     ("neural_cleanse", {"step": 3}, "Unknown search setting step"),
+    ("sau", {"rounds": 3}, "Unknown sau setting rounds; known: steps"),
+    ("sau", {"bound": 0}, "bound must be above 0, got 0"),
+    ("fst", {"alpha": -1}, "alpha must be above 0, got -1"),
+    ("ims", {"lr": 0}, "lr must be above 0, got 0"),
 ])
 def test_bad_settings(victim, name, settings, words):
     with pytest.raises(InputError, match=words):
-        run(name, victim, **settings)
+        defend(name, victim, **settings)
 
 
-@pytest.mark.parametrize("name", sorted(set(DEFENSES) - KNOWS_TRIGGER))
-def test_methods_without_a_trigger_never_touch_it(victim, name):
-    def touched(_):
-        raise AssertionError("the trigger was used")
-
-    assert DEFENSES[name](victim.model, victim.data.defense, touched, spc=2, progress=False, **QUICK[name]).history
-
-
-@pytest.mark.parametrize(("name", "module", "function"), [
-    ("anp", "anp", "mask_gradient"), ("i_bau", "i_bau", "hypergradient"), ("rnp", "rnp", "scaled_channels"),
-    ("nad", "nad", "attention_maps"), ("nad", "nad", "clean_loss"), ("neural_cleanse", "neural_cleanse", "invert")])
-def test_interruption_keeps_a_model(victim, monkeypatch, name, module, function):
-    home = importlib.import_module(f"gradprune.defenses.{module}")
+@pytest.mark.parametrize(("name", "function"), [
+    ("anp", "defenses.anp.mask_gradient"), ("i_bau", "defenses.i_bau.hypergradient"), ("rnp", "defenses.rnp.scaled_channels"),
+    ("nad", "defenses.nad.attention_maps"), ("nad", "defenses.nad.clean_loss"), ("neural_cleanse", "defenses.neural_cleanse.invert"),
+    ("sau", "defenses.sau.shared_examples"), ("fst", "defenses.fst.clean_loss"), ("ims", "pruning.inverse_masks.changed"),
+    ("ims", "pruning.inverse_masks.agree")])
+def test_interruption_keeps_a_model(victim, monkeypatch, name, function):
+    module, function = function.rsplit(".", 1)
+    home = importlib.import_module(f"gradprune.{module}")
     original, calls = getattr(home, function), []
 
     def stop_at_the_second(*arguments, **settings):
@@ -137,7 +123,7 @@ def test_interruption_keeps_a_model(victim, monkeypatch, name, module, function)
         return original(*arguments, **settings)
 
     monkeypatch.setattr(home, function, stop_at_the_second)
-    result = run(name, victim)
+    result = defend(name, victim)
     assert result.interrupted and result.stopped == "interrupted" and len(calls) == 2
     victim.evaluate(result.model)
 
@@ -164,30 +150,11 @@ def test_a_rest_of_one_image_is_no_batch(data, victim, monkeypatch, name):
     draw = common.draw_defense_images
     monkeypatch.setattr(common, "draw_defense_images", lambda clean, spc, seed: draw(clean, 1, seed)._replace(
         train=data.train.subset(torch.arange(count))))
-    assert run(name, victim, OnePixel()).history
+    assert defend(name, victim, OnePixel()).history
 
 
-def test_passes_count_the_batches_that_there_are():
-    assert [passes(10, count, 128) for count in (1, 128, 129, 130, 256, 257)] == [10, 10, 10, 5, 5, 5]
-
-
-def test_clean_fine_tuning_runs_all_epochs_and_keeps_the_last(victim):
-    work = Work(victim.model, victim.data.defense, None, 2, 0)
-    history = fine_tune(work.model, work.mask, work.train, work.validation, loss=clean_loss, patience=1,
-                        max_epochs=5, progress=False)
-    assert [row["epoch"] for row in history] == [0, 1, 2, 3, 4, 5] and "val_unlearning_loss" not in history[0]
-    assert validate(work.model, work.validation).clean_loss == history[-1]["val_clean_loss"]
-
-
-def test_pruning_in_order_puts_back_the_filter_that_cost_too_much(victim):
-    work = Work(victim.model, victim.data.defense, None, 10, 0)
-    order = list(range(len(work.found)))
-    outcome = in_order(work.model, work.found, order, torch.arange(48.0), work.validation, alpha=0.3, progress=False)
-    kept = outcome.mask.positions
-    assert kept == order[:len(kept)] and "validation accuracy fell" in outcome.stopped
-    assert len(outcome.history) == len(kept) + 2, "the given model, the kept ones, and the one that was put back"
-    assert validate(work.model, work.validation).acc == outcome.history[len(kept)]["val_acc"]
-    assert outcome.history[0]["val_acc"] - outcome.history[-1]["val_acc"] >= 0.3
+def test_steps_are_counted_in_whole_passes():
+    assert [passes(10, count, 128) for count in (1, 128, 129, 130, 256, 257)] == [10, 10, 10, 5, 5, 5] and passes(7, 540, 128) == 2
 
 
 # --- one method each ---
@@ -209,7 +176,7 @@ def test_clp_closes_exactly_what_stands_out_in_the_order_of_the_network(victim):
         std = math.sqrt(sum((bound - sum(bounds) / 16) ** 2 for bound in bounds) / 15)
         closed |= {(name, j) for j, bound in enumerate(bounds) if bound > sum(bounds) / 16 + 2 * std}
     assert {("stages.0.0.bn2", 7), ("bn", 3)} <= closed
-    result = run("clp", victim, model, u=2.0)
+    result = defend("clp", victim, model, u=2.0)
     for name in before:
         given, left = model.get_submodule(name), result.model.get_submodule(name)
         for j in range(16):
@@ -318,7 +285,7 @@ def test_no_channel_closes_where_each_threshold_costs_too_much(victim):
     work = Work(victim.model, victim.data.defense, None, 10, 0)
     closed = close_below(work.model, work.found, torch.zeros(sum(batch_norms(work.model).values())), work.validation, alpha=0.1, top=0.9)
     assert "no BatchNorm channel was closed" in closed.stopped and closed.history[0]["kept"]
-    assert all(torch.equal(a, b) for a, b in zip(work.model.state_dict().values(), victim.model.state_dict().values(), strict=True))
+    assert same(work.model, victim.model)
 
 
 def test_a_network_without_batch_norm_has_no_channels_to_mask():
@@ -351,7 +318,7 @@ def test_nad_draws_the_students_attention_to_the_teachers(victim, monkeypatch):
 
     def distance(**settings):
         seen.clear()
-        student = run("nad", victim, spc=10, lr=0.01, teacher_steps=1, steps=30, alpha=1.1, **settings).model
+        student = defend("nad", victim, spc=10, lr=0.01, teacher_steps=1, steps=30, alpha=1.1, **settings).model
         with evaluating(student), evaluating(teacher), torch.no_grad():
             maps = [nad.attention_maps(network, images, ["stages"])[1] for network in (student, teacher)]
         return float(nad.attention_distances(*maps).sum())
@@ -362,8 +329,8 @@ def test_nad_draws_the_students_attention_to_the_teachers(victim, monkeypatch):
 
 def test_nad_takes_the_slower_rate_where_a_teacher_loses_too_much(victim):
     quick = {"spc": 10, "teacher_steps": 3, "steps": 3}
-    assert run("nad", victim, **quick, alpha=1.1).stopped == "all steps were made, from a rate of 0.1 on"
-    assert run("nad", victim, **quick, lr=50.0, alpha=0.1).stopped == "all steps were made, from a rate of 0.01 on"
+    assert defend("nad", victim, **quick, alpha=1.1).stopped == "all steps were made, from a rate of 0.1 on"
+    assert defend("nad", victim, **quick, lr=50.0, alpha=0.1).stopped == "all steps were made, from a rate of 0.01 on"
 
 
 def test_ft_sam_steps_rho_along_the_adaptive_gradient():
@@ -498,7 +465,7 @@ def test_fine_pruning_closes_the_most_dormant_features_of_the_last_layer_first(v
         work.model(work.train.clean)
     hook.remove()
     torch.testing.assert_close(means, seen[0])
-    result = run("fine_pruning", victim, alpha=0.5)
+    result = defend("fine_pruning", victim, alpha=0.5)
     closed = next(row["channels"] for row in result.rows("prune") if row.get("kept"))
     assert 0 < closed < len(means) and not result.mask.positions
     assert result.stopped == f"{closed} of {len(means)} features of the last layer were closed"
@@ -572,27 +539,15 @@ def test_a_fifth_of_the_images_wears_each_synthesised_trigger():
 
 
 def test_neural_cleanse_lowers_asr_without_the_trigger(victim):
-    result = run("neural_cleanse", victim, spc=10, steps=100, tune_steps=60, threshold=2.0)
+    result = defend("neural_cleanse", victim, spc=10, steps=100, tune_steps=60, threshold=2.0)
     assert "suspected target 'north east'" in result.stopped and len(result.rows("invert")) == 4
     assert victim.evaluate(result.model).asr < 0.6 < victim.evaluate().asr
 
 
 def test_no_outlier_no_change(victim):
-    result = run("neural_cleanse", victim, threshold=1e6)
+    result = defend("neural_cleanse", victim, threshold=1e6)
     assert "no class" in result.stopped and not result.rows("tune") and "given model" in str(result)
-    assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), victim.model.parameters(), strict=True))
-
-
-def test_bad_searches(victim):
-    with pytest.raises(InputError, match="at least one image"):
-        invert(victim.model, torch.rand(0, 3, 16, 16), 0)
-    with pytest.raises(InputError, match="steps and batch_size must be at least 1"):
-        invert(victim.model, torch.rand(2, 3, 16, 16), 0, steps=0)
-    assert set(inversion.SEARCH) >= {"steps", "cost"}
-
-
-def test_steps_are_counted_in_whole_passes():
-    assert [passes(50, images, 128) for images in (24, 108, 540)] == [50, 50, 10] and passes(7, 540, 128) == 2
+    assert same(result.model, victim.model)
 
 
 def test_batches_never_end_and_hold_every_image_once_a_pass():
@@ -601,11 +556,3 @@ def test_batches_never_end_and_hold_every_image_once_a_pass():
     for _ in range(3):
         seen = torch.cat([next(stream).labels, next(stream).labels])
         assert sorted(seen.tolist()) == [0, 1, 2, 3, 4]
-
-
-def test_a_mask_that_was_there_before_is_held(victim):
-    given = copy.deepcopy(victim.model)
-    silence(given, filters(given, torch.rand(1, 3, 16, 16)), [4])
-    for name in ("ft", "i_bau", "nad"):
-        assert (run(name, victim, given).model.conv1.weight[4] == 0).all()
-        assert isinstance(run(name, victim, given).mask, FilterMask)

@@ -10,6 +10,8 @@ import pytest
 
 from gradprune.evaluation import read_results
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory):

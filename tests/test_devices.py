@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import squares, write_npz
-from elsewhere import CPU, META, Elsewhere, Machine
+from fake_device import CPU, META, FakeDevice, Machine
 from torch import nn
 from typer.testing import CliRunner
 
@@ -35,7 +35,7 @@ FEW = {"grad_prune": {"patience": 2, "tune": False}, "grad_prune_verified": {"pa
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine whose GPU is called "meta"; see `elsewhere`. What torch does past its dispatcher is done another way."""
+    """A machine whose GPU is called "meta"; see `fake_device`. What torch does past its dispatcher is done another way."""
     plain = torch.tensor
     monkeypatch.setitem(devices.DEVICES, "meta", lambda: 1)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
@@ -97,7 +97,7 @@ def test_the_second_device_refuses_what_a_gpu_refuses(machine):
             wrong()
 
 
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("name", [name if name in ("grad_prune", "ft") else pytest.param(name, marks=pytest.mark.slow) for name in DEFENSES])
 def test_defences_run_where_the_model_is(victim, machine, name):
     here = DEFENSES[name](victim.model, victim.data.defense, victim.trigger, spc=2, progress=False, **FEW[name])
     model = copy.deepcopy(victim.model).to(META)
@@ -126,7 +126,7 @@ def test_attacks_train_there(few, machine, tmp_path, trigger):
     settings = {"data": str(tmp_path / "data.npz"), "model": TINY, "target": 1, "epochs": 1, "shift": 1, "progress": False}
     here, there = (attack(trigger, device=device, **settings) for device in ("cpu", "meta"))
     assert next(there.model.parameters()).device == META
-    assert isinstance(next(there.model.parameters()).data, Elsewhere)
+    assert isinstance(next(there.model.parameters()).data, FakeDevice)
     assert there.card["metrics"] == pytest.approx(here.card["metrics"], abs=0.03)
     assert there.card["made_with"]["device"] == "meta" and "device" not in here.card["made_with"]
     save_checkpoint(tmp_path / "model", there.model, there.card, there.trigger)

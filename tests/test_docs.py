@@ -18,7 +18,7 @@ from gradprune.evaluation import victim as victims
 from gradprune.models.checkpoints import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 
 def code(page: str) -> str:
@@ -59,14 +59,15 @@ def test_a_defence_is_added_as_the_page_says(tmp_path, monkeypatch, capsys, vict
     assert "small_filters(spc=2" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES])
 def test_links_and_files_of_the_pages_are_there(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
         assert re.match("https?://", target) or (page.parent / target).exists(), target
     for path in re.findall(r"`((?:gradprune|tests)/[\w/.]+\.py)`", text):
         assert (ROOT / path).is_file(), path
-    assert f"docs/{page.name}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    index = ROOT / "README.md" if page.parent.name == "docs" or page.name == "README.md" else page.with_name("README.md")
+    assert f"({page.relative_to(index.parent).as_posix()})" in index.read_text(encoding="utf-8"), f"{index} does not list it"
 
 
 def test_tables_are_those_of_the_rows(monkeypatch):
@@ -79,6 +80,7 @@ def test_tables_are_those_of_the_rows(monkeypatch):
         assert readme_tables.renewed(text) == text, f"{page}: python tests/benchmarks/readme_tables.py --write"
 
 
+@pytest.mark.slow
 def test_the_reference_holds_every_public_name_with_its_docstring(tmp_path):
     done = subprocess.run([sys.executable, "docs/build_api.py", tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

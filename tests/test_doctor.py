@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -17,16 +18,21 @@ from gradprune.doctor import Check
 from gradprune.models.checkpoints import save_checkpoint
 
 
-@pytest.fixture(autouse=True)
-def healthy(tmp_path, monkeypatch):
-    """A cache of its own, and a package whose shipped models are all there."""
-    monkeypatch.setenv("GRADPRUNE_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "data" / "checkpoints"
-    monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "gradprune")
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shipped")
     for name in zoo.SHIPPED:
         settings = {"name": "preact_resnet", "num_classes": 2, "width": 2}
         save_checkpoint(folder / name, build(**settings), {"model": settings})
     return folder
+
+
+@pytest.fixture(autouse=True)
+def healthy(shipped, tmp_path, monkeypatch):
+    """A cache of its own, and a package whose shipped models are all there."""
+    monkeypatch.setenv("GRADPRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "gradprune")
+    return shutil.copytree(shipped, tmp_path / "data" / "checkpoints")
 
 
 def sick(check, *words):

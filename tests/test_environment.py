@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import yaml
+from conftest import run
 
 ROOT = Path(__file__).resolve().parents[1]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright": "playwright-python"}
@@ -38,7 +39,7 @@ def test_environment_yml_agrees_with_pyproject():
 
 def test_every_dependency_is_reviewed_and_what_all_users_install_is_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    review = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Dependencies\n")[2]
+    review = (ROOT / "docs/decisions/dependencies.md").read_text()
     base, *more = ([requirement(line)[0] for line in lines] for lines in
                    (project["dependencies"], *project["optional-dependencies"].values()))
     assert [name for names in (base, *more) for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", review)] == []
@@ -60,6 +61,16 @@ def test_the_front_door_lists_its_rooms_and_opens_them():
     assert gradprune.__getattr__("pruning") is sys.modules["gradprune.pruning"]
 
 
-def test_ci_runs_the_readmes_test_command():
-    assert "make test" in (ROOT / "README.md").read_text()
-    assert "make test" in (ROOT / ".ci/run").read_text()
+def test_help_shows_the_map_that_the_readme_shows():
+    import gradprune
+    house = re.search(r"    gradprune/\n((?:      .*\n)+)", (ROOT / "README.md").read_text())[1].splitlines()
+    printed = run("--help").output
+    assert {line.split("/")[0].strip() for line in house} == {
+        path.parent.name for path in (ROOT / "gradprune").glob("*/__init__.py")}
+    assert [line for line in house if line.strip() not in gradprune.__doc__ or line.strip() not in printed] == []
+
+
+def test_readme_and_ci_name_the_test_commands():
+    for command in ("make test ", "make test-all "):
+        assert command in (ROOT / "README.md").read_text()
+    assert "\nmake test-all\n" in (ROOT / ".ci/run").read_text()

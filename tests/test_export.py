@@ -35,6 +35,7 @@ def test_the_file_answers_as_the_model_does(tmp_path, kind, name, capfd):
     assert torch.allclose(ask(path, more), predict(model, more), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [".onnx", ".pt2"])
 def test_the_file_is_the_same_each_time_and_tells_nothing_of_this_machine(tmp_path, kind):
     needs(kind)

@@ -18,7 +18,6 @@ import pytest
 import torch
 from conftest import squares, write_npz
 from PIL import Image
-from test_download import server  # noqa: F401
 
 from gradprune.attacks import fit
 from gradprune.datasets import Dataset
@@ -44,7 +43,7 @@ NO_NUMBERS = "there is nothing to compute"
 TABLE = {job: dict(zip(FAULTS, row, strict=True)) for job, row in {
     "training": [KILLED, KILLED, "test_cli: interrupted_training_keeps_whole_epochs", 130, 2, 2, 0, 0, 0, 2, 2],
     "pruning": [KILLED, SAME, "test_cli: interrupted_defence_keeps_its_stage", SAME, SAME, SAME, SAME, SAME, SAME,
-                "test_unlearning: bad_scores_and_losses; test_cli: weights_that_are_nan; test_unlearning: gradients_that_are_nan_rank_no", 2],
+                "test_pruning_rules: scores_are_plain_numbers_and_come_from_batches_of_500; test_cli: weights_that_are_nan; test_unlearning: gradients_that_are_nan_rank_no", 2],
     "fine-tuning": [KILLED, KILLED, "test_cli: interrupted_defence_keeps_its_stage", 130, 2, 2, 0, 0, 0, 2, 2],
     "zoo build": [KILLED, KILLED, "test_cli: interrupted_zoo_build_names_what_is_finished", 130, 2, 2, 0, 0, 0, 2, 2],
     "download": [KILLED, KILLED, "test_download: ctrl_c_keeps_what_has_arrived", 1,
@@ -91,7 +90,7 @@ def store(tmp_path_factory):
 def run(request, fresh, store):
     """Runs a job with a fault in a process of its own, or several at once; returns exit codes and what they said."""
     def run(job, fault, made, count=1):
-        server = request.getfixturevalue("server")  # noqa: F811
+        server = request.getfixturevalue("server")
         server.content["/toy.bin"] = CONTENT
         pipes, children = [], []
         for _ in range(count):
@@ -188,6 +187,7 @@ def completes(run, store, wanted, tmp_path):
     return completes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("job", "fault"), CASES)
 def test_files_are_whole_and_the_same_command_completes(run, store, completes, tmp_path, job, fault):
     made = prepare(job, store, tmp_path / "made")
@@ -232,6 +232,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 1])
 @pytest.mark.parametrize("job", [job for job in JOBS if job != "pruning"])
 def test_a_disk_that_is_really_full(run, store, completes, small_disk, job, room):

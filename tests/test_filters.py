@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from conftest import same
 from torch import nn
-from torch.nn.utils import parametrizations
 from torchvision.models import mobilenet_v3_small, resnet18
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FrozenBatchNorm2d
@@ -62,27 +62,8 @@ def test_torchvision_models_pair_every_convolution(build_model):
     layers = filters(model).layers
     unpaired = [layer.name for layer in layers if layer.norm is None and "fc" not in layer.name]
     assert unpaired == [], "in these networks each convolution (but squeeze-excitation's) has its BatchNorm"
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert same(before, model)
     assert model.training
-
-
-def test_the_list_and_its_positions_agree():
-    found = filters(build("small_vgg", 3, width=4))
-    assert len(found) == 4 + 4 + 8 + 8 + 16 + 16
-    for position in range(len(found)):
-        assert found.position(*found[position]) == position
-    with pytest.raises(IndexError):
-        found[len(found)]
-    with pytest.raises(InputError, match=r"filters 0\.\.3, got 4"):
-        found.position("features.0", 4)
-    with pytest.raises(InputError, match="no convolution is named 'head'"):
-        found.position("head", 0)
-
-
-def test_print_teaches():
-    text = str(filters(build("small_vgg", 3, width=4)))
-    assert "56 filters in 6 convolutions" in text
-    assert "features.0         4          3x3x3  features.1" in text.replace("  " * 0, "")
 
 
 @pytest.mark.parametrize("name", ["preact_resnet", "small_vgg"])
@@ -125,14 +106,6 @@ def test_silencing_touches_its_own_numbers_alone():
         assert torch.equal(tensor[keep], before[name][keep])
 
 
-def test_bias_is_silenced_too():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
-    model(torch.zeros(1, 3, 32, 32))
-    silence(model, filters(model), [2])
-    assert model[0].bias[2] == 0 and (model[0].bias[[0, 1, 3]] != 0).all()
-    assert (model[0](torch.rand(1, 3, 8, 8))[:, 2] == 0).all()
-
-
 def test_grouped_and_depthwise_convolutions():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=4),
                           nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
@@ -141,16 +114,6 @@ def test_grouped_and_depthwise_convolutions():
         [("0", "1", (3, 1, 1)), ("3", "4", (1, 3, 3))]
     silence(model, found, [found.position("3", 7)])
     assert (model[:5](torch.rand(2, 3, 9, 9))[:, 7] == 0).all()
-
-
-def test_masks_grow_and_refuse_a_second_removal():
-    model = build("small_vgg", 3, width=4)
-    mask = FilterMask(filters(model))
-    mask.remove(model, 9)
-    assert mask.alive.sum() == 55 and not mask.alive[9]
-    assert str(mask) == "1 of 56 filters removed: features.8[1]"
-    with pytest.raises(InputError, match=r"features.8\[1\] has been removed already"):
-        mask.remove(model, 9)
 
 
 def test_a_held_mask_survives_anybodys_training_loop():
@@ -177,16 +140,6 @@ def test_a_held_mask_survives_anybodys_training_loop():
     handle.remove()
     train()
     assert (conv.weight[0] != 0).any() or norm.bias[0] != 0, "let go, the filter must be able to grow: else this test proves nothing"
-
-
-def test_models_that_cannot_be_pruned_say_why():
-    with pytest.raises(InputError, match="no Conv2d layer"):
-        filters(nn.Linear(3, 2))
-    with pytest.raises(InputError, match="pass one image batch as `example`"):
-        filters(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 2)))
-    model = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))
-    with pytest.raises(InputError, match="parametrized"):
-        filters(model)
 
 
 def test_frozen_weights_and_inference_flags_come_back():

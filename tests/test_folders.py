@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, same_data
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
@@ -49,11 +49,6 @@ def pixels(part):
     return [image.numpy().tobytes() for image in part.images]
 
 
-def same(a, b):
-    return all(torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) and x.classes == y.classes
-               for x, y in zip(a, b, strict=True))
-
-
 def test_a_folder_becomes_three_parts_that_share_no_image(tmp_path):
     data = load(folder(tmp_path / "pets"))
     assert [len(part) for part in data] == [21, 3, 6]
@@ -62,8 +57,8 @@ def test_a_folder_becomes_three_parts_that_share_no_image(tmp_path):
         assert part.labels.bincount().tolist() == [each] * 3
         assert part.images.shape[1:] == (3, 32, 32)
     assert len({image for part in data for image in pixels(part)}) == 30
-    assert same(data, load(str(tmp_path / "pets")))
-    assert not same(data, load(tmp_path / "pets", seed=1))
+    assert same_data(data, load(str(tmp_path / "pets")))
+    assert not same_data(data, load(tmp_path / "pets", seed=1))
 
 
 def test_pixels_and_labels_are_those_of_the_files(tmp_path):
@@ -185,7 +180,7 @@ def test_damaged_pictures_are_listed_and_skipped(tmp_path, caplog):
         "dog/small bomb.png: it claims too many pixels")
     assert len(caplog.messages) == 2
     assert all("6 pictures in" in message and message.endswith(" and 1 more.") for message in caplog.messages)
-    assert same(found.data, good), "the good ones are split as if the others were not there"
+    assert same_data(found.data, good), "the good ones are split as if the others were not there"
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path):
@@ -195,7 +190,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
     (root / "cat" / "link.png").symlink_to(secret)
     (root / "spy").symlink_to(secret.parent, target_is_directory=True)
     (root / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert same(load(root), good)
+    assert same_data(load(root), good)
     (root / "cat" / "inside.png").symlink_to(root / "dog" / "00.png")
     assert sum(map(len, load(root))) == 9
     (tmp_path / "elsewhere").symlink_to(root, target_is_directory=True)
@@ -214,13 +209,13 @@ def test_pictures_are_decoded_once(tmp_path, decoded, cache):
     root = folder(tmp_path / "pets", count=4)
     first = load(root)
     assert len(decoded) == 12
-    assert same(first, load(root)) and not same(first, load(root, seed=3))
+    assert same_data(first, load(root)) and not same_data(first, load(root, seed=3))
     assert len(decoded) == 12
     assert len(list(cache.iterdir())) == 1
     load(root, size=16)
     assert len(decoded) == 24, "another size is another copy"
     next(cache.iterdir()).write_bytes(b"damaged")
-    assert same(first, load(root)) and load(root, size=16)
+    assert same_data(first, load(root)) and load(root, size=16)
     assert len(decoded) == 36, "a damaged copy is made again"
 
 
@@ -250,7 +245,7 @@ def test_two_folders_of_one_name_are_told_apart(tmp_path):
     a, b = (folder(tmp_path / side / "pets", count=4, ending=".bmp") for side in "ab")
     for i, path in enumerate(sorted(b.rglob("*.bmp"))):
         picture(path, seed=500 + i)
-    assert not same(load(a), load(b))
+    assert not same_data(load(a), load(b))
 
 
 def test_folders_work_without_a_cache(tmp_path, cache):
@@ -420,7 +415,7 @@ def test_the_true_gtsrb_in_native_sizes(cache, decoded):
         assert part.labels.bincount().tolist() == [len(part) // 43] * 43
         assert part.images.float().std() > 20
     decoded.clear()
-    assert same(data, load(GTSRB))
+    assert same_data(data, load(GTSRB))
     assert not decoded
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import grad_prune
 from gradprune.errors import InputError
-from gradprune.pruning import FilterMask, Validation, fine_tune, fine_tuning, pair_up
+from gradprune.pruning import FilterMask, fine_tune, fine_tuning, pair_up
 from gradprune.pruning.filters import filters
 
 
@@ -25,14 +25,6 @@ def test_the_main_job(victim, result):
     assert after.acc >= before.acc - 0.1
 
 
-def test_the_given_model_is_unchanged(victim):
-    given = copy.deepcopy(victim.model).train()
-    before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
-    grad_prune(given, victim.data.defense, victim.trigger, spc=2, progress=False)
-    assert all(torch.equal(before[name], tensor) for name, tensor in given.state_dict().items())
-    assert given.training
-
-
 def test_removed_filters_stay_dead_through_fine_tuning(result):
     """Fault 2 of the released code: they regrew."""
     assert len(result.mask.positions) > 0
@@ -42,12 +34,6 @@ def test_removed_filters_stay_dead_through_fine_tuning(result):
     moved = [name for name, tensor in result.pruned.named_parameters()
              if not torch.equal(tensor, result.model.get_parameter(name))]
     assert moved, "fine-tuning moved nothing, so this test would prove nothing"
-
-
-def test_same_seed_same_result(victim, result):
-    again = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=10, score="gate", progress=False)
-    assert again.history == result.history and again.mask.positions == result.mask.positions
-    assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), again.model.parameters(), strict=True))
 
 
 def test_print_teaches(result):
@@ -80,28 +66,6 @@ def parts(victim, spc=5):
     return tuple(pair_up(part, victim.trigger) for part in draw_defense_images(victim.data.defense, spc))
 
 
-def test_early_stopping_watches_both_losses(victim, monkeypatch):
-    """Fault 4 of the released code: it watched the clean loss, and threw away the epochs in which the backdoor dies."""
-    figures = iter([(1.0, 0.10, 5.0), (1.0, 0.20, 1.0), (1.0, 0.25, 0.5), (1.0, 0.9, 0.5), (1.0, 0.8, 0.8)])
-    monkeypatch.setattr(fine_tuning, "validate", lambda *_: Validation(*next(figures)))
-    states = []
-    original = fine_tuning._epoch
-    monkeypatch.setattr(fine_tuning, "_epoch", lambda model, *rest: (original(model, *rest), states.append(
-        model.linear.weight.detach().clone())))
-    model = copy.deepcopy(victim.model)
-    history = fine_tune(model, FilterMask(filters(model)), *parts(victim), patience=2, progress=False)
-    assert len(history) == 5, "epoch 2 was the best, two more without a better one end it"
-    assert torch.equal(model.linear.weight, states[1]), "the best epoch by the sum is kept, though its clean loss is higher"
-
-
-def test_fine_tuning_never_returns_worse_than_it_began(victim, monkeypatch):
-    figures = iter([(1.0, 0.1, 0.1)] + [(1.0, 1.0, 1.0)] * 10)
-    monkeypatch.setattr(fine_tuning, "validate", lambda *_: Validation(*next(figures)))
-    model = copy.deepcopy(victim.model)
-    fine_tune(model, FilterMask(filters(model)), *parts(victim), patience=4, progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), victim.model.parameters(), strict=True))
-
-
 def test_fine_tuning_lowers_both_losses_and_keeps_the_mode(victim):
     model = copy.deepcopy(victim.model).train()
     history = fine_tune(model, FilterMask(filters(model)), *parts(victim), max_epochs=20, progress=False)
@@ -123,12 +87,6 @@ def test_interruption_keeps_the_best_epoch(victim, monkeypatch):
     result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, progress=False)
     assert result.interrupted
     assert len(result.rows("tune")) >= 3
-
-
-def test_divergence_is_told(victim):
-    with pytest.raises(InputError, match="fine-tuning diverged"):
-        model = copy.deepcopy(victim.model)
-        fine_tune(model, FilterMask(filters(model)), *parts(victim), lr=1e30, progress=False)
 
 
 # --- bad input ---

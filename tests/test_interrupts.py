@@ -48,6 +48,7 @@ def given(tmp_path, monkeypatch, victim):
     return named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["paper", "verified"])
 def test_a_defence_that_is_interrupted_anywhere_writes_what_it_has(given, tmp_path, monkeypatch, recipe):
     moments = Moments(monkeypatch)
@@ -69,6 +70,7 @@ def test_a_defence_that_is_interrupted_anywhere_writes_what_it_has(given, tmp_pa
             assert not model.get_submodule(layer).weight[index].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ft", "ft_unlearn", "clp", "anp"])
 def test_a_baseline_that_is_interrupted_gives_a_result(given, monkeypatch, name):
     moments = Moments(monkeypatch)

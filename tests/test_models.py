@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import torchvision
-from conftest import lived_in
+from conftest import lived_in, same
 from torch import nn
 
 from gradprune.errors import InputError
@@ -205,7 +205,7 @@ def test_stems_keep_the_size(name):
 def test_same_seed_same_weights_and_a_checkpoint_brings_them_back(name, tmp_path):
     made = {"name": name, "num_classes": 3, "width": 4, "mean": [0.4, 0.5, 0.6], "std": 0.2}
     first, second, other = build(**made, seed=1), build(**made, seed=1), build(**made, seed=2)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert same(first, second)
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
     save_checkpoint(tmp_path / "model", first, {"model": made})
     loaded, _ = load_checkpoint(tmp_path / "model")

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import says
 from torch import nn
 
 from gradprune.errors import InputError
@@ -50,7 +51,7 @@ def test_the_picture_says_how_much_arrives(drawn):
     dead = copy.deepcopy(model)
     silence(dead, found, range(found.layers[0].count))
     picture = network_drawn({"as given": model, "no first layer": dead}, found, pairs, {"no first layer": range(8)})
-    assert picture.summary == "How much of the trigger's signal reaches the answer: as given, 100%; no first layer, 0%."
+    assert says(picture.summary, "signal", "as given", "100%", "no first layer", "0%")
     assert len(picture.figure.axes) == 3  # two models and the colour bar
     with pytest.raises(InputError, match="no model"):
         network_drawn({}, found, pairs, {})

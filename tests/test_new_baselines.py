@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 import torch
-from test_defenses import run
+from conftest import defend
 from torch import nn
 
 from gradprune.defenses import DEFENSES
@@ -24,40 +24,6 @@ def images(victim):
     return unpaired(victim.data.defense)
 
 
-def same_weights(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
-
-
-@pytest.mark.parametrize(("name", "module", "function"), [
-    ("sau", "defenses.sau", "shared_examples"), ("fst", "defenses.fst", "clean_loss"),
-    ("ims", "pruning.inverse_masks", "changed"), ("ims", "pruning.inverse_masks", "agree")])
-def test_interruption_keeps_what_is_reached(victim, monkeypatch, name, module, function):
-    home = importlib.import_module(f"gradprune.{module}")
-    original, calls = getattr(home, function), []
-
-    def stop_at_the_second(*arguments, **settings):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments, **settings)
-
-    monkeypatch.setattr(home, function, stop_at_the_second)
-    result = run(name, victim)
-    assert result.interrupted and result.stopped == "interrupted" and len(calls) == 2
-    victim.evaluate(result.model)
-
-
-@pytest.mark.parametrize(("name", "settings", "words"), [
-    ("sau", {"rounds": 3}, "Unknown sau setting rounds; known: steps"),
-    ("sau", {"bound": 0}, "bound must be above 0, got 0"),
-    ("fst", {"alpha": -1}, "alpha must be above 0, got -1"),
-    ("ims", {"lr": 0}, "lr must be above 0, got 0"),
-])
-def test_bad_settings(victim, name, settings, words):
-    with pytest.raises(InputError, match=words):
-        run(name, victim, **settings)
-
-
 @pytest.mark.parametrize("name", ["sau", "ims"])
 def test_all_images_are_learned_from(victim, monkeypatch, name):
     seen, original = [], Work.__init__
@@ -67,7 +33,7 @@ def test_all_images_are_learned_from(victim, monkeypatch, name):
         seen.append(len(self.train.labels))
 
     monkeypatch.setattr(Work, "__init__", look)
-    run(name, victim)
+    defend(name, victim)
     assert seen == [12], "two images of each of four classes, and one that others hold out"
 
 
@@ -114,7 +80,7 @@ def test_unlearning_counts_the_chosen_rows_alone_and_lets_go_of_what_is_unlearne
 
 
 def test_sau_lowers_asr_and_leaves_the_statistics(victim):
-    result = run("sau", victim, spc=10, steps=80, lr=5e-4)
+    result = defend("sau", victim, spc=10, steps=80, lr=5e-4)
     before, after = victim.evaluate(victim.model), victim.evaluate(result.model)
     assert after.asr < before.asr - 0.3 and after.acc > 0.8
     norms = [(a, b) for a, b in zip(victim.model.modules(), result.model.modules(), strict=True) if isinstance(a, nn.BatchNorm2d)]
@@ -126,7 +92,7 @@ def test_sau_lowers_asr_and_leaves_the_statistics(victim):
 
 def test_the_new_head_keeps_the_old_norm_and_turns_away(victim):
     def cosine(alpha):
-        new = run("fst", victim, spc=10, steps=30, alpha=alpha, lost=1.1).model.linear.weight
+        new = defend("fst", victim, spc=10, steps=30, alpha=alpha, lost=1.1).model.linear.weight
         old = victim.model.linear.weight
         torch.testing.assert_close(new.norm(), old.norm())
         return ((new * old).sum() / old.norm() ** 2).item()
@@ -135,9 +101,9 @@ def test_the_new_head_keeps_the_old_norm_and_turns_away(victim):
 
 
 def test_alpha_is_halved_while_it_costs_too_much(victim):
-    assert run("fst", victim, lost=1.1).stopped == "all steps were made, with an alpha of 0.2"
-    assert run("fst", victim, lost=1e-9, alpha=0.4).stopped == "all steps were made, with an alpha of 0.05"
-    assert [row["epoch"] for row in run("fst", victim).rows("tune")] == [0, 1, 2]
+    assert defend("fst", victim, lost=1.1).stopped == "all steps were made, with an alpha of 0.2"
+    assert defend("fst", victim, lost=1e-9, alpha=0.4).stopped == "all steps were made, with an alpha of 0.05"
+    assert [row["epoch"] for row in defend("fst", victim).rows("tune")] == [0, 1, 2]
 
 
 def test_the_head_is_drawn_anew_within_its_bound():
@@ -199,7 +165,7 @@ def test_the_changes_are_followed_by_the_inverse_and_turn_the_given_model(victim
 
 
 def test_ims_changes_nothing_but_the_scale_of_filters(victim):
-    result = run("ims", victim, first_rounds=80, rounds=5, kept=0.1, lr=0.1)
+    result = defend("ims", victim, first_rounds=80, rounds=5, kept=0.1, lr=0.1)
     given, after = victim.model.state_dict(), result.model.state_dict()
     convolutions = {f"{layer.name}.weight" for layer in result.mask.filters.layers}
     assert all(torch.equal(given[key], after[key]) for key in given if key not in convolutions)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import says
 
 from gradprune.views import OneNeuron
 from gradprune.views.one_neuron import Setting
@@ -30,7 +31,7 @@ def test_the_figures_are_those_of_torch(panel, weights, triggered):
 
 
 def test_the_sliders_and_the_image_are_followed(panel):
-    assert panel.sentence.startswith("Triggered image: the true class has a chance of 2%, the loss is 4.02.")
+    assert says(panel.sentence, "Triggered image", "true class", "2%", "loss", "4.02")
     assert "w₂ (sticker) -6.0: gradient -0.98, the loss falls without it by +3.89, predicted +5.89." in panel.sentence
     panel.sticker.set_state({"value": 0.0})
     assert "chance of 88%" in panel.sentence

@@ -11,17 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import squares, write_npz
+from conftest import run, same, squares, write_npz
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from typer.testing import CliRunner
 
 import gradprune as gp
 from gradprune import demo
 from gradprune.attacks import BadNets, Picture, make_trigger, read_trigger
 from gradprune.attacks.foreign import read_array
-from gradprune.cli import app
 from gradprune.datasets import Dataset, sources
 from gradprune.defenses import Scan
 from gradprune.errors import InputError
@@ -100,10 +98,6 @@ def here(tmp_path, monkeypatch, victim):
     yield tmp_path
     for name in [name for name in sys.modules if name.split(".")[0] in ("mypkg", "broken", "script", "beside", "onechannel")]:
         del sys.modules[name]
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def refused(*arguments):
@@ -196,7 +190,7 @@ def test_a_mismatch_lists_names_and_no_more_than_a_few(tmp_path, victim):
     text = str(told.value)
     assert "missing: conv1.weight, stages.0.0.bn1.weight" in text and "and 11 more; unexpected: layer0.weight" in text
     assert "and 25 more; other shapes: linear.bias (7,) in the file, (4,) in the model." in text
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()), "half loaded"
+    assert same(before, model), "half loaded"
 
 
 class Evil:

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, same
 from PIL import Image
 
 from gradprune.attacks import BadNets
@@ -16,8 +16,7 @@ from gradprune.evaluation import evaluate
 from gradprune.models import SmallVGG
 
 PEER, CIFAR = SHARED / "peers/ibau/badnets_8_02_ckpt.pth", SHARED / "data/cifar10_all_jpeg90.npz"
-pytestmark = pytest.mark.skipif(not (PEER.exists() and CIFAR.exists()),
-                                reason="the third-party checkpoint and CIFAR-10 lie beside the repository only in development")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (PEER.exists() and CIFAR.exists()), reason="the third-party checkpoint and CIFAR-10 lie beside the repository only in development")]
 TARGET = 8
 
 
@@ -46,7 +45,7 @@ def test_a_real_model_is_reproduced_and_defended(peer, cifar_test, record_proper
 
     given = copy.deepcopy(peer.state_dict())
     result = grad_prune(peer, pool, trigger, spc=10, progress=False)
-    assert all(torch.equal(given[name], tensor) for name, tensor in peer.state_dict().items())
+    assert same(given, peer)
     for layer, index in result.mask.removed:
         assert (result.pruned.get_submodule(layer).weight[index] == 0).all()
         assert (result.model.get_submodule(layer).weight[index] == 0).all()

@@ -6,10 +6,9 @@ import string
 
 import pytest
 import torch
-from conftest import lived_in
+from conftest import QUICK, lived_in, same
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from test_defenses import QUICK
 from torch import nn
 
 from gradprune.attacks import TRIGGERS, make_trigger, poison
@@ -57,10 +56,6 @@ def network(seed, blocks=(1,)):
 
 def state(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def same(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 # ---- metrics
@@ -213,6 +208,7 @@ def test_poisoning_touches_the_stated_images_alone(name, label_map, rate, target
 # ---- masks and defences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEFENSES)
 @few
 @given(SEEDS, st.booleans(), st.booleans())

@@ -1,44 +1,14 @@
 """The figures of the pruning lesson: their sentence equals the data, their texts can be read, bad input is refused."""
 
-from itertools import combinations
-
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
+from conftest import assert_readable, says, texts
 
 from gradprune.errors import InputError
 from gradprune.evaluation import Metrics
-from gradprune.views import Picture
 from gradprune.views.pruning_plots import choices, regrowth, with_and_without
 
 WAYS = {"given": Metrics(0.99, 1.0, 0.0), "pruned": Metrics(0.93, 0.64, 0.24), "fine-tuned alone": Metrics(0.97, 0.0, 0.8),
         "pruned + fine-tuned": Metrics(1.0, 0.031, 0.999)}
-
-
-def texts(picture: Picture) -> list[Text]:
-    """All texts that are to be seen, after a drawing."""
-    picture.png()
-    found = []
-    for ax in picture.figure.axes:
-        found += [child for child in ax.get_children() if isinstance(child, Text)]
-        for axis in (ax.xaxis, ax.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            ticks = [tick for tick in axis.get_major_ticks() if low - 1e-9 <= tick.get_loc() <= high + 1e-9]
-            found += [axis.label, *(tick.label1 for tick in ticks)]
-    return [text for text in found if text.get_visible() and text.get_text().strip()]
-
-
-def assert_readable(picture: Picture) -> None:
-    """No text leaves the figure, and no two texts lie on each other."""
-    renderer, page = FigureCanvasAgg(picture.figure).get_renderer(), picture.figure.bbox
-    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts(picture)]
-    for text, box in boxes:
-        assert page.x0 <= box.x0 <= box.x1 <= page.x1, f"{text!r} is cut"
-        assert page.y0 <= box.y0 <= box.y1 <= page.y1, f"{text!r} is cut"
-    for (first, one), (second, other) in combinations(boxes, 2):
-        width = min(one.x1, other.x1) - max(one.x0, other.x0)
-        height = min(one.y1, other.y1) - max(one.y0, other.y0)
-        assert width <= 1 or height <= 4, f"{first!r} and {second!r} overlap"
 
 
 @pytest.mark.parametrize("guess", [None, 0.0, 0.5])
@@ -66,8 +36,7 @@ def test_with_and_without_writes_every_value(attacks):
 @pytest.mark.parametrize("grown", [[0.0, 0.01, 0.034], [0.0, 0.0, 0.0]])
 def test_regrowth_tells_both_ends(grown):
     picture = regrowth(held=[0.0, 0.0, 0.0], forgotten=grown, removed=5)
-    assert picture.summary == (f"After 2 training steps without a mask, 5 removed filters measure {grown[-1]:.1%} of what they "
-                               "were; with the mask held, 0.0%.")
+    assert says(picture.summary, "2 training steps", "5 removed filters", f"{grown[-1]:.1%}", "mask held", "0.0%")
     assert_readable(picture)
 
 

@@ -8,7 +8,9 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import same
 from torch import fx, nn
+from toys import FOUND, MODEL, Mixed, images_of, pairs_of
 
 from gradprune.datasets import ImageSet
 from gradprune.errors import InputError
@@ -37,37 +39,6 @@ from gradprune.pruning.trials import Trials, _overwrites, _trace
 
 SECOND = (1, torch.tensor([1.0, 2.0]))  # of a race: the place on the list, and what it lost on two images
 FOLDER = sys.modules[verified.__module__]  # the module; the package exports the function of the same name
-
-
-class Mixed(nn.Module):
-    """11 filters: with a BatchNorm of their own, with a bias, with neither."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        self.first, self.norm = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
-        self.second, self.third = nn.Conv2d(4, 5, 3, padding=1), nn.Conv2d(5, 2, 1, bias=False)
-        self.linear = nn.Linear(2, 3)
-        generator = torch.Generator().manual_seed(seed)
-        for tensor in self.parameters():
-            tensor.data.uniform_(-1, 1, generator=generator)
-        self.norm.running_mean.uniform_(-0.5, 0.5, generator=generator)
-        self.eval()
-
-    def forward(self, images):
-        return self.linear(self.third(self.second(self.norm(self.first(images)).relu()).relu()).mean((2, 3)))
-
-
-def images_of(count, seed=1, size=4):
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def pairs_of(count, seed=1):
-    clean = images_of(count, seed)
-    return Pairs(clean, clean.flip(3), torch.arange(count) % 3)
-
-
-MODEL = Mixed()
-FOUND = filters(MODEL, images_of(1))
 
 
 # --- filters ---
@@ -396,7 +367,7 @@ def test_filters_in_a_given_order(figures):
         {"stage": "prune", "round": 3, "layer": "second", "index": 1, "score": 2.5, "val_acc": 0.9, "val_clean_loss": 0.75}]
     assert result.mask.positions == [7, 2] and result.mask.before == (4,)
     silence(before, FOUND, [7, 4, 2])
-    assert all(torch.equal(tensor, before.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert same(model, before)
 
 
 def test_filters_in_order_without_a_limit(figures):
@@ -541,7 +512,7 @@ def test_verified_equals_rounds_by_hand_down_to_the_last_filter():
     best = checked.index(min(checked))
     assert result.mask.positions == fallen[1:best + 1]
     silence(given_too, FOUND, fallen[:best + 1])
-    assert all(torch.equal(tensor, given_too.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert same(model, given_too)
 
 
 # --- the objective ---
@@ -642,7 +613,7 @@ def test_trials_by_hand_traced_and_whole(kind):
             torch.testing.assert_close(answers[position], predict(tried, images))
         now, none = trials.logits(images, [])
         assert none.shape == (0, 70, 3) and now.shape == (70, 3)
-        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+        assert same(before, model)
         trials.graph = None
 
 

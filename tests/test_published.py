@@ -23,7 +23,6 @@ import pytest
 import torch
 from conftest import SHARED
 from PIL import Image
-from test_download import server  # noqa: F401  (a fixture)
 from typer.testing import CliRunner
 
 from gradprune import paths
@@ -443,7 +442,7 @@ def test_an_archive_without_a_batch(tmp_path):
 
 
 @pytest.fixture
-def remote_cifar(cifar, store, server, expect):  # noqa: F811
+def remote_cifar(cifar, store, server, expect):
     """The archive of `cifar` on a server, and no more in the store."""
     path = store / "cifar-10-binary.tar.gz"
     expect("cifar10", store, server.url("/"))

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_verified import Grouped, Shared, Untraceable, network, parts
+from toys import Grouped, Shared, Untraceable, network, parts
 
 from gradprune.pruning import Pairs, filter_scores
 from gradprune.pruning import verified as recipe
@@ -45,7 +45,7 @@ def by_hand(model, found, train, alpha, rounds, k=8, weight=3):
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.2])
-@pytest.mark.parametrize("kind", ["preact_resnet", "small_vgg", Grouped, Shared, Untraceable])
+@pytest.mark.parametrize("kind", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("preact_resnet", "small_vgg")), Grouped, Shared, Untraceable])
 def test_rounds_equal_rounds_by_hand(kind, alpha, monkeypatch):
     """Filters in blocks, on a residual sum, in groups and depthwise; some trials too dear, one filter silent before."""
     monkeypatch.setattr("gradprune.pruning.race.PIECE", 5)

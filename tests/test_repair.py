@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from test_defenses import QUICK, run
+from conftest import QUICK, defend
 from torch import nn
 
 import gradprune as gp
@@ -236,7 +236,7 @@ def test_a_family_that_is_left_out_is_not_used(victim, monkeypatch):
         return changes
 
     monkeypatch.setattr(Consistent, "find", watched)
-    result = run("repair", victim, families=("waves", "warp"), steps=6, first=2)
+    result = defend("repair", victim, families=("waves", "warp"), steps=6, first=2)
     assert used == {"waves", "warp"} and result.settings["families"] == ("waves", "warp")
 
 
@@ -244,7 +244,7 @@ def test_a_model_that_anything_moves_is_scanned_and_left_alone_where_no_class_is
     monkeypatch.setattr(repairing, "scan", lambda *_, **settings: Scan(
         [], ("a",), 2.0, None, None, None, f"No class is suspected with {settings['steps']} steps.", victim.data.defense))
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
-    result = run("repair", victim, sturdy=0.2, scan_steps=7)
+    result = defend("repair", victim, sturdy=0.2, scan_steps=7)
     assert result.stopped == "small drawn changes alter 30% of the answers: scan. No class is suspected with 7 steps."
     assert victim.evaluate(result.model) == victim.evaluate()
 
@@ -267,7 +267,7 @@ def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, mo
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
     monkeypatch.setattr(repairing, "scan", lambda *_, **__: found)
     monkeypatch.setitem(repairing.KINDS, "mask", searched)
-    result = run("repair", victim, spc=10, sturdy=0.2, searches=2, round_steps=7, suspect_steps=40)
+    result = defend("repair", victim, spc=10, sturdy=0.2, searches=2, round_steps=7, suspect_steps=40)
     after = victim.evaluate(result.model)
     assert result.stopped.endswith(told) and seeds == list(range(len(norms)))
     assert after.asr < 0.3 and after.acc > 0.9
@@ -298,7 +298,7 @@ def test_unsteadiness_counts_answers_that_change(images):
 @pytest.mark.parametrize(("settings", "words"), [({"lr": 0}, "lr must be above 0"), ({"turns": 1}, "Unknown repair setting turns")])
 def test_bad_settings(victim, settings, words):
     with pytest.raises(InputError, match=words):
-        run("repair", victim, **settings)
+        defend("repair", victim, **settings)
 
 
 def test_quick_settings_take_the_first_road():

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import same
 from ipywidgets.widgets.widget import _instances
 from matplotlib.colors import to_hex
 from torch import nn
@@ -99,7 +100,7 @@ def test_the_cost_decides_between_size_and_success(victim):
     hits = [(predict(victim.model, trigger(images)).argmax(1) == 1).float().mean() for trigger in (free, dear)]
     assert hits[0] > 0.95 > hits[1]
     assert not free.mask.requires_grad and free.pattern.min() >= 0 and free.pattern.max() <= 1
-    assert all(torch.equal(before[key], tensor) for key, tensor in victim.model.state_dict().items())
+    assert same(before, victim.model)
 
 
 def test_the_mode_says_how_long_a_search_is(monkeypatch, victim):

@@ -89,3 +89,9 @@ def test_nothing_runs_text_as_code():
             assert name not in ("eval", "exec", "compile", "__import__"), f"{path}:{node.lineno} calls {name}"
             if name == "import_module" or (isinstance(node, ast.Attribute) and node.attr == "import_module"):
                 assert path.name == "__init__.py" or path.relative_to(PACKAGE).as_posix() == "models/own.py", path
+
+
+def test_no_test_file_imports_another():
+    """What several need stands in conftest or in a module of helpers: files can be read, moved and run alone."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert not re.search(r"^\s*(?:from|import) test_", path.read_text(encoding="utf-8"), re.MULTILINE), path

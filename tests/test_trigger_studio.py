@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from test_attack_plots import shown
-from test_widgets import put
+from conftest import put, shown
 
 from gradprune.attacks import TRIGGERS, input_aware, low_frequency, make_trigger, trojannn
 from gradprune.errors import InputError

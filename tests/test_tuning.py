@@ -31,6 +31,7 @@ def names_used(script):
             | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)})
 
 
+@pytest.mark.slow
 def test_tuning_signs_are_not_those_of_the_tables(tuning_models):
     reported = set().union(*(keys(part) for part in gp.load("signs")))
     for part in tuning_models.signs():

@@ -9,8 +9,9 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from test_pruning_rules import FOLDER, FOUND, MODEL, Mixed, images_of, pairs_of
+from conftest import same
 from torch import nn
+from toys import FOUND, MODEL, Mixed, images_of, pairs_of
 
 from gradprune.attacks import fit
 from gradprune.attacks.training import portions
@@ -130,7 +131,7 @@ def test_without_a_word_fine_tuning_takes_the_papers_settings():
     fine_tune(one, FilterMask(FOUND), pairs, alone, max_epochs=2, progress=False)
     fine_tune(two, FilterMask(FOUND), pairs, alone, max_epochs=2, progress=False, lr=1e-3, momentum=0.9, weight_decay=5e-4, seed=0,
               decay=lambda epoch: 1, statistics="moving", keep="best", batch_size=128, optimizer=torch.optim.SGD)
-    assert all(torch.equal(tensor, two.state_dict()[name]) for name, tensor in one.state_dict().items())
+    assert same(one, two)
     fine_tune(two, FilterMask(FOUND), pairs, alone, max_epochs=1, progress=False, seed=1)
     with pytest.MonkeyPatch.context() as patch:
         sizes = []
@@ -177,7 +178,7 @@ def test_a_frozen_model_learns_all_the_same_and_is_frozen_again():
     free, frozen, pairs = Mixed(), Mixed().requires_grad_(False), pairs_of(3)
     for model in (free, frozen):
         fine_tune(model, FilterMask(FOUND), pairs, pairs._replace(triggered=pairs.clean[:0]), max_epochs=1, progress=False)
-    assert all(torch.equal(tensor, free.state_dict()[name]) for name, tensor in frozen.state_dict().items())
+    assert same(frozen, free)
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
@@ -386,7 +387,7 @@ UNIT, ACC = r"(\dfilter/s|s/filter)", r"acc=[01]\.\d\d"
      rf"^pruning: .*\| 3/10 \[.*{UNIT}, {ACC}, loss=\d\.\d\d\d\]"),
     (recipes, lambda **more: in_order(Mixed(), FOUND, [1, 2], torch.zeros(11), pairs_of(3), alpha=None, **more),
      rf"^pruning: .*\| 2/2 \[.*{UNIT}\]"),
-    (FOLDER, lambda **more: verified(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1, **more),
+    (sys.modules[verified.__module__], lambda **more: verified(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1, **more),
      rf"^pruning: .*\| 3/10 \[.*{UNIT}, {ACC}, objective=\d\.\d\d\d\]"),
     (fine_tuning, lambda **more: fine_tune(Mixed(), FilterMask(FOUND), pairs_of(3), pairs_of(3), max_epochs=3, patience=3, **more),
      rf"^fine-tuning: .*\| 2/3 \[.*(\depoch/s|s/epoch), {ACC}, loss=\d\.\d\d\d\]"),
@@ -404,7 +405,7 @@ def test_the_bar_tells_what_is_done_and_goes(module, run, words, monkeypatch, ca
 @pytest.mark.parametrize(("module", "run", "planned"), [
     (recipes, lambda: paper(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1), 10),
     (recipes, lambda: in_order(Mixed(), FOUND, [1, 2, 3, 4], torch.zeros(11), pairs_of(3), alpha=1e-9), 4),
-    (FOLDER, lambda: verified(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1), 10),
+    (sys.modules[verified.__module__], lambda: verified(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1), 10),
     (fine_tuning, lambda: fine_tune(Mixed(), FilterMask(FOUND), pairs_of(3), pairs_of(3), lr=1e-9, max_epochs=30, patience=1), 30)])
 def test_work_that_stops_early_leaves_no_bar_half_full(module, run, planned, monkeypatch, capsys):
     """A notebook takes a bar that closes before its end for a failure: it stays, and turns red."""

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import squares, write_npz
+from conftest import QUICK, squares, write_npz
 from PIL import Image
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
 import gradprune as gp
-from gradprune.attacks import Picture, fit
+from gradprune.attacks import fit
 from gradprune.datasets import Dataset, ImageSet
 from gradprune.defenses import DEFENSES, scan
 from gradprune.errors import InputError
@@ -27,20 +26,10 @@ from gradprune.evaluation.inspection import inspect
 from gradprune.models import build, load_weights, normalized, predict
 from gradprune.models.working import working_copy
 
-QUICK = {"grad_prune": {}, "grad_prune_verified": {}, "ft_unlearn": {"epochs": 2}, "ft": {"steps": 2},
-         "fine_pruning": {"steps": 2}, "clp": {}, "ft_sam": {"steps": 2}}  # the others at their own length
-
 
 @pytest.fixture(scope="module")
 def images():
     return squares(48, 1, 32)
-
-
-@pytest.fixture(scope="module")
-def mark():
-    trigger = Picture((3, 3))
-    trigger.picture.fill_(1.0)
-    return trigger
 
 
 class Flattens(nn.Module):
@@ -53,22 +42,6 @@ class Flattens(nn.Module):
     def forward(self, x):
         x = F.max_pool2d(self.conv1(x), 2).relu()
         return self.fc(F.pad(self.conv2(x), (0, 0, 0, 0)).relu().view(-1, 54))
-
-
-class Keeps(nn.Module):
-    """Keeps its features on itself, plain and in a list, as for a plot or a loss on them."""
-
-    def __init__(self):
-        super().__init__()
-        self.c, self.b, self.fc = nn.Conv2d(3, 6, 3, stride=3), nn.BatchNorm2d(6), nn.Linear(6, 4)
-        self._kept = []
-        self.register_buffer("last", None)
-
-    def forward(self, x):
-        self.feat = F.relu(self.b(self.c(x))).mean((2, 3))
-        self._kept = [self.feat, {"again": self.feat}]
-        self.last = self.feat.mean(0)
-        return self.fc(self.feat)
 
 
 class Aux(nn.Module):
@@ -104,13 +77,6 @@ def cleaned(name, net, images, mark, **settings):
     return DEFENSES[name](net, images, mark, spc=2, progress=False, **settings).model
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_a_network_that_flattens_with_view(images, mark, name):
-    model = cleaned(name, Flattens(), images, mark, **QUICK[name])
-    assert predict(model, images.floats()).shape == (48, 4)
-    assert all(parameter.is_contiguous() for parameter in model.parameters())
-
-
 def test_the_layout_that_came_is_handed_back(images, mark):
     for form in (torch.contiguous_format, torch.channels_last):
         net = small(nn.ReLU()).to(memory_format=form)
@@ -135,13 +101,6 @@ def test_training_takes_such_networks_and_hands_the_layout_back(images):
     assert net.conv1.weight.is_contiguous()
     with pytest.raises(InputError, match="alone in training mode"):
         fit(Aux(as_tuple), images, epochs=1, progress=False)
-
-
-@pytest.mark.parametrize("name", [name for name in DEFENSES if name not in ("neural_cleanse",)])
-def test_features_kept_on_the_model_hinder_no_defence(images, mark, name):
-    net = Keeps()
-    net(images.floats()[:2])  # what the user's own pass left
-    copy.deepcopy(cleaned(name, net, images, mark, **QUICK.get(name, {})))
 
 
 @pytest.mark.parametrize("form", [as_tuple, as_dict])
@@ -291,20 +250,6 @@ def test_stems_that_nobody_knows(tmp_path, monkeypatch):
     for name, stem, words in (("resnet18", "stok", "did you mean stock"), ("my:net", "stock", "by name")):
         with pytest.raises(InputError, match=words):
             Own(name, "data.npz", stem=stem).open("weights.pth")
-
-
-@pytest.mark.parametrize("norm", [nn.SyncBatchNorm, lambda n: nn.BatchNorm2d(n, affine=False), FrozenBatchNorm2d,
-                                  lambda n: nn.GroupNorm(2, n)], ids=["sync", "bare", "frozen", "group"])
-def test_defences_take_norms_of_all_kinds(images, mark, norm):
-    for name, settings in {"grad_prune": {}, "fine_pruning": {"steps": 1}, "anp": {"iterations": 2},
-                           "rnp": {"unlearn_steps": 2, "recover_steps": 2}, "ft_sam": {"steps": 1}}.items():
-        network = small(norm(6), nn.ReLU())
-        if name in ("anp", "rnp") and norm is not nn.SyncBatchNorm:
-            with pytest.raises(InputError, match="masks the channels of BatchNorm layers, and the network has none"):
-                DEFENSES[name](network, images, mark, spc=2, progress=False, **settings)
-            continue
-        result = DEFENSES[name](network, images, mark, spc=2, progress=False, **settings)
-        assert result.mask.filters.layers[0].norm == "1"
 
 
 class Pictures(torch.utils.data.Dataset):

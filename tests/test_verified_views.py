@@ -6,8 +6,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from test_pruning_plots import assert_readable, texts
-from test_widgets import make, put, result, without  # noqa: F401  (fixtures)
+from conftest import assert_readable, put, same, texts, without
 
 from gradprune.datasets import draw_defense_images
 from gradprune.defenses import fine_pruning, grad_prune
@@ -60,7 +59,7 @@ def test_trials_and_predictions_equal_removals_and_gradients_by_hand(victim):
             model = without(victim, position)
             kept = F.kl_div(model(pairs.clean).log_softmax(1), wanted, log_target=True, reduction="batchmean")
             assert real == pytest.approx(float(unlearning_loss(model, pairs.triggered, pairs.labels) + 3 * kept) - loss, abs=1e-4)
-    assert all(torch.equal(value, before[name]) for name, value in victim.model.state_dict().items())
+    assert same(before, victim.model)
     assert len(try_shortlist(victim.model, found, pairs, scores, k=1000).positions) == len(found)
 
 
@@ -89,7 +88,7 @@ def test_predicted_and_real_can_be_read(shown):
 # ---- the explorer
 
 
-def test_the_explorer_shows_the_trials_and_where_the_chosen_filter_stands(make, victim, monkeypatch):  # noqa: F811
+def test_the_explorer_shows_the_trials_and_where_the_chosen_filter_stands(make, victim, monkeypatch):
     calls = []
     real = try_shortlist
     monkeypatch.setattr("gradprune.views.filter_explorer.try_shortlist", lambda *args: calls.append(1) or real(*args))
@@ -115,7 +114,7 @@ def test_the_explorer_shows_the_trials_and_where_the_chosen_filter_stands(make, 
 # ---- the player
 
 
-def test_the_player_shows_the_recipe_that_is_chosen(make, victim, second):  # noqa: F811
+def test_the_player_shows_the_recipe_that_is_chosen(make, victim, second):
     panel = make(PruningPlayer, result=second)
     assert panel.recipe.value == "verified"
     test = panel.sample
@@ -126,7 +125,7 @@ def test_the_player_shows_the_recipe_that_is_chosen(make, victim, second):  # no
         assert f"(place {second.history[number]['rank'] + 1} on the gradient's shortlist): ACC {rows[number]['acc']:.1%}" in panel.sentence
 
 
-def test_the_player_counts_the_next_class_where_an_attack_is_all_to_all(make, victim, second):  # noqa: F811
+def test_the_player_counts_the_next_class_where_an_attack_is_all_to_all(make, victim, second):
     moved = dataclasses.replace(victim, card={"attack": {"label_map": "all_to_all"}})
     panel = make(PruningPlayer, moved, result=second)
     assert panel.current.rows == replay(victim.model, second.history, panel.sample, victim.trigger, None, "all_to_all")
@@ -137,7 +136,7 @@ def test_the_player_counts_the_next_class_where_an_attack_is_all_to_all(make, vi
     assert set(panel.shown.labels.tolist()) == {0, 1, 2, 3}, "no class is left out: all go elsewhere"
 
 
-def test_the_player_runs_the_other_recipe_on_the_same_images_once(make, victim, result, second, monkeypatch):  # noqa: F811
+def test_the_player_runs_the_other_recipe_on_the_same_images_once(make, victim, result, second, monkeypatch):
     asked = []
     monkeypatch.setattr(pruning_player, "grad_prune", lambda *_, **settings: asked.append(settings) or second)
     panel = make(PruningPlayer)
@@ -160,7 +159,7 @@ def test_the_player_runs_the_other_recipe_on_the_same_images_once(make, victim, 
     assert panel.round.value == len(second.mask.positions), "a run that was made is there to choose"
 
 
-def test_the_player_offers_no_recipe_for_another_defence(make, victim):  # noqa: F811
+def test_the_player_offers_no_recipe_for_another_defence(make, victim):
     other = dataclasses.replace(grad_prune(victim.model, victim.data.defense, victim.trigger, spc=3, tune=False, progress=False), name="mine", settings={})
     panel = make(PruningPlayer, result=other)
     assert panel.sentence.startswith("Round ")

@@ -1,15 +1,15 @@
 """Every defence meets every kind of network that people have; each runs, or says in one sentence why it cannot."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import squares
-from test_defenses import QUICK
+from conftest import QUICK, squares
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
-from gradprune.attacks import Picture
 from gradprune.defenses import DEFENSES, scan
 from gradprune.errors import InputError
 from gradprune.models import load_weights, predict
@@ -52,6 +52,22 @@ class Googlenet(nn.Module):
         return self.form(self.fc(x), self.aux2(x), self.aux1(x)) if self.training else self.fc(x)
 
 
+class Keeps(nn.Module):
+    """Keeps its features on itself, plain and in a list, as for a plot or a loss on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.b, self.fc = nn.Conv2d(3, 6, 3, stride=3), nn.BatchNorm2d(6), nn.Linear(6, 4)
+        self._kept = []
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        self.feat = F.relu(self.b(self.c(x))).mean((2, 3))
+        self._kept = [self.feat, {"again": self.feat}]
+        self.last = self.feat.mean(0)
+        return self.fc(self.feat)
+
+
 class Lightning(nn.Module):
     """What a LightningModule's checkpoint is loaded into: the network alone."""
 
@@ -71,10 +87,19 @@ def convnext(_):
     return ConvNeXt([CNBlockConfig(4, 8, 1), CNBlockConfig(8, None, 1)], num_classes=4)
 
 
+def keeping(_):
+    """After the user's own pass, which left its features."""
+    net = Keeps()
+    net(squares(2, 1, 32).floats())
+    return net
+
+
 NETWORKS = {  # name -> the network, whether it has BatchNorms
     "LeNet": (lambda _: LeNet(), False), "tutorial net": (lambda _: LeNet(view=True), False),
     "googlenet": (lambda _: Googlenet(), True), "lightning": (lightning, True),
     "SyncBatchNorm": (lambda _: plain(nn.SyncBatchNorm(4), nn.ReLU()), True),
+    "bare BatchNorm": (lambda _: plain(nn.BatchNorm2d(4, affine=False), nn.ReLU()), False),
+    "frozen BatchNorm": (lambda _: plain(FrozenBatchNorm2d(4), nn.ReLU()), False), "keeps its features": (keeping, True),
     "GroupNorm": (lambda _: plain(nn.GroupNorm(2, 4), nn.ReLU()), False), "ConvNeXt": (convnext, False),
     "last maps of one pixel": (lambda _: nn.Sequential(nn.Conv2d(3, 4, 32), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4)), False)}
 
@@ -84,13 +109,7 @@ def images():
     return squares(24, 1, 32)
 
 
-@pytest.fixture(scope="module")
-def mark():
-    trigger = Picture((3, 3))
-    trigger.picture.fill_(1.0)
-    return trigger
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_defence_takes_it(images, mark, tmp_path, monkeypatch, network):
     monkeypatch.setattr(distilled, "STEPS", 4)
@@ -101,7 +120,7 @@ def test_every_defence_takes_it(images, mark, tmp_path, monkeypatch, network):
         refused = (name in ASKS_BATCHNORM and not has_norms) or (name == "nad" and network == "last maps of one pixel")
         with pytest.raises(InputError) if refused else nullcontext() as told:
             result = method(net, images, mark, spc=1, progress=False, **QUICK[name])
-            assert predict(result.model, images.floats()).shape == (24, 4), name
+            assert predict(copy.deepcopy(result.model), images.floats()).shape == (24, 4), name
         assert not refused or (str(told.value).count(". ") == 0 and str(told.value).endswith(".")), told
 
 

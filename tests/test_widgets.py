@@ -12,18 +12,17 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import put, same, without
 from ipywidgets.widgets.widget import _instances
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from torch import nn
 
 from gradprune.attacks import make_trigger
 from gradprune.datasets import ImageSet, draw_defense_images
-from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.errors import InputError
 from gradprune.evaluation import Victim, evaluate, replay
 from gradprune.models import build, predict
-from gradprune.pruning import pair_up, paper, silence, unlearning_loss, validate
+from gradprune.pruning import pair_up, paper, unlearning_loss, validate
 from gradprune.pruning.filters import filters
 from gradprune.views import BeatGradPrune, FilterExplorer, PruningPlayer, TriggerStudio, beat_grad_prune, style
 from gradprune.views.filter_choice import ALL, heat_map
@@ -33,11 +32,6 @@ from gradprune.views.panel_parts import ERROR_CLASS, blank, place
 PANELS = [TriggerStudio, FilterExplorer, PruningPlayer, BeatGradPrune]
 
 
-@pytest.fixture(scope="module")
-def result(victim: Victim) -> DefenseResult:
-    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=9, tune=False, progress=False)
-
-
 @pytest.fixture(autouse=True)
 def _strict(monkeypatch):
     """Whatever goes wrong in a callback fails the test; and every test begins with an empty score board."""
@@ -45,40 +39,10 @@ def _strict(monkeypatch):
     monkeypatch.setattr(beat_grad_prune, "BOARD", [])
 
 
-@pytest.fixture
-def make(victim, result):
-    """Build panels, and close them when the test is over."""
-    made = []
-
-    def build_panel(kind, of=None, **settings):
-        more = {"result": result} if kind is PruningPlayer and "result" not in settings else {}
-        made.append(kind(of or victim, **more, **settings))
-        return made[-1]
-
-    yield build_panel
-    for panel in made:
-        panel.close()
-
-
-def put(control: widgets.Widget, value) -> None:
-    """Set a control the way the browser does."""
-    if isinstance(control, widgets.ToggleButtons | widgets.SelectionSlider):
-        options = [option[1] if isinstance(option, tuple) else option for option in control.options]
-        control.set_state({"index": options.index(value)})
-    else:
-        control.set_state({"value": value})
-
-
 def slider_of(panel: Panel) -> widgets.Widget:
     """A slider that changes what the panel shows, with a value it does not have."""
     return {TriggerStudio: lambda: panel.strength, PruningPlayer: lambda: panel.round}.get(
         type(panel), lambda: panel.chosen.rank)()
-
-
-def without(victim: Victim, *positions: int) -> nn.Module:
-    model = copy.deepcopy(victim.model)
-    silence(model, filters(model, victim.data.test.floats()[:1]), positions)
-    return model
 
 
 def family(widget):
@@ -145,7 +109,7 @@ def test_trigger_studio_begins_with_the_attackers_own_settings(make, victim, pos
 
 
 def test_trigger_studio_takes_a_trigger_that_nobody_knows(make, victim):
-    class Dim(nn.Module):
+    class Dim(torch.nn.Module):
         def forward(self, images):
             return images * 0.5
 
@@ -454,7 +418,7 @@ def test_the_victims_model_stays_as_it_is(make, victim, kind):
     if kind is BeatGradPrune:
         panel.remove.click()
         panel.finish.click()
-    assert all(torch.equal(value, before[name]) for name, value in victim.model.state_dict().items())
+    assert same(before, victim.model)
     assert not any(module.training or module._forward_hooks for module in victim.model.modules())
     assert all(parameter.requires_grad for parameter in victim.model.parameters())
 
@@ -465,7 +429,7 @@ def test_closing_leaves_nothing(victim, result, kind):
     before = set(_instances)
     panel = kind(victim, result) if kind is PruningPlayer else kind(victim)
     put(slider_of(panel), 1)
-    models = [value for value in vars(panel).values() if isinstance(value, nn.Module)]
+    models = [value for value in vars(panel).values() if isinstance(value, torch.nn.Module)]
     assert set(_instances) > before
     slider, button = slider_of(panel), next((w for w in family(panel) if isinstance(w, widgets.Button)), None)
     panel.close()
@@ -481,6 +445,7 @@ def test_closing_leaves_nothing(victim, result, kind):
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_two_hundred_updates_leave_no_memory_behind(make):
     panels = [make(kind) for kind in PANELS]
     process = psutil.Process()

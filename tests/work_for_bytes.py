@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import squares, write_npz
+from conftest import QUICK, squares, write_npz
 from PIL import Image
-from test_defenses import QUICK
 
 from gradprune.attacks import low_frequency
 from gradprune.cli import app

@@ -1,7 +1,7 @@
 """BppAttack (Wang et al., 2022, arXiv:2205.13383): fewer colours, dithered; no pattern.
 
 With the paper's 8 levels the difference is hard to see. The shipped models need 3 (signs) and 5 (photographs), which is
-plain to see: see "Where a shipped attack departs from its paper" in CONTRIBUTING.md.
+plain to see: see docs/decisions/attacks.md.
 """
 
 from collections.abc import Mapping

@@ -17,7 +17,7 @@ from gradprune.models.inference import predict
 from gradprune.pruning import Inversion, invert, outliers, perturb
 
 FASTER: dict[str, Any] = {"steps": 60, "batch_size": 16, "factor": 1.5}  # over the settings of both searches
-SMALL = 0.5  # an alarm needs a norm below this share of the median: see "The alarm of a scan" in CONTRIBUTING.md
+SMALL = 0.5  # an alarm needs a norm below this share of the median: see docs/decisions/unknown_trigger.md
 KINDS: dict[str, Callable[..., Inversion]] = {"mask": invert, "whole image": perturb}
 
 

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "out" / "browser"
 NOTEBOOKS = [path.name for number in ("00", "02", "03", "04", "05", "06", "07") for path in sorted((ROOT / "notebooks").glob(f"{number}_*.ipynb"))]
+QUICK, SLOW = "07_playground.ipynb", pytest.mark.slow  # the one that `make test` opens has four panels
 PANELS = ("TriggerStudio", "FilterExplorer", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer", "OneNeuron")
 OWN = "panels.ipynb"  # all panels on one page, written by this file
 TABLE = """import itertools
@@ -200,7 +201,7 @@ def choose_class(page, panel) -> None:
     assert panel.locator("img").bounding_box() == box
 
 
-@pytest.mark.parametrize("opened", [OWN, *NOTEBOOKS], indirect=True)
+@pytest.mark.parametrize("opened", [name if name == QUICK else pytest.param(name, marks=SLOW) for name in (OWN, *NOTEBOOKS)], indirect=True)
 def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
     name = request.node.callspec.params["opened"]
     code = [line for cell in nbformat.read(books / name, 4).cells if cell.cell_type == "code"
@@ -234,6 +235,7 @@ def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
     assert opened.evaluate(ERRORS) == []
 
 
+@SLOW
 @pytest.mark.parametrize("opened", NOTEBOOKS[1:2], indirect=True)
 def test_a_link_to_the_glossary_leads_to_its_entry(opened):
     opened.locator('.jp-Notebook a[href*="GLOSSARY.md"][href$="#taylor-score"]').first.click()
@@ -244,6 +246,7 @@ def test_a_link_to_the_glossary_leads_to_its_entry(opened):
     opened.wait_for_function("() => window.jupyterapp.shell.currentWidget?.sessionContext")
 
 
+@SLOW
 @pytest.mark.parametrize("opened", [OWN], indirect=True)
 def test_panels_do_not_flicker_and_their_buttons_come_back(opened):
     run_all(opened)
@@ -282,6 +285,7 @@ def test_panels_do_not_flicker_and_their_buttons_come_back(opened):
     assert opened.evaluate(ERRORS) == []
 
 
+@SLOW
 @pytest.mark.parametrize("opened", [OWN], indirect=True)
 def test_a_broken_callback_is_seen(opened):
     """The guard in a real page: the very errors that JupyterLab would hide."""
@@ -296,6 +300,7 @@ def test_a_broken_callback_is_seen(opened):
     assert any("ZeroDivisionError" in error for error in opened.evaluate(ERRORS))
 
 
+@SLOW
 @pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name.startswith("07")] or [OWN])
 def test_voila_serves_the_playground(books, page, tmp_path, name):
     with voila(books / name, tmp_path / "voila") as address:

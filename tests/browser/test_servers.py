@@ -18,6 +18,7 @@ from servers import _server, free_port
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = {"$(BIN)/jupyter lab": ["jupyterlab"], "$(BIN)/voila": ["voila"]}
 MORE = {"jupyterlab": ["--no-browser", "--allow-root", "--ServerApp.port={}", "--ServerApp.port_retries=0"],

@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 SEED = 0
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits on memory and time are Linux's")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="the limits on memory and time are Linux's")]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,10 @@ from gradprune.lessons.restart import POINTS
 PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer", "OneNeuron")
 TAGS = {"setup", "exercise", "restart", "widget"}
 
+QUICK = "02_see_the_filters"  # the one that `make test` runs
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+each_run = pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=() if path.stem == QUICK else pytest.mark.slow)
+                                            for path in NOTEBOOKS])
 
 
 @pytest.fixture(autouse=True)
@@ -204,7 +207,7 @@ def test_untouched_stubs_fail_strict_mode(path, monkeypatch):
 # ---- runs
 
 
-@each_notebook
+@each_run
 def test_solutions_pass_strict_mode_within_the_budget(path, tmp_path, monkeypatch, record_property):
     """The whole notebook as a learner leaves it. Times are told, not judged: a busy machine is no fault."""
     monkeypatch.setenv("GRADPRUNE_STRICT", "1")
@@ -215,6 +218,7 @@ def test_solutions_pass_strict_mode_within_the_budget(path, tmp_path, monkeypatc
         pytest.fail("\n".join(outcome.faults), pytrace=False)
 
 
+@pytest.mark.slow
 @each_notebook
 def test_runs_untouched_and_from_each_restart_point(path: Path, tmp_path, monkeypatch, record_property):
     """Run All with nothing attempted; then, all names forgotten, from each restart cell to the end."""

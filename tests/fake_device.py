@@ -1,6 +1,6 @@
 """A second device without a GPU: tensors that say they are on "meta" and have their numbers here.
 
-Inside `with Machine():` a tensor that is sent to "meta" becomes an `Elsewhere`. Mixing it with a tensor of the CPU fails as it
+Inside `with Machine():` a tensor that is sent to "meta" becomes a `FakeDevice`. Mixing it with a tensor of the CPU fails as it
 does on a GPU, so code that forgets the device is found on any machine.
 """
 
@@ -13,7 +13,7 @@ _aten = torch.ops.aten
 _MAY_MIX = (_aten.copy_, _aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_, _aten._local_scalar_dense)
 
 
-class Elsewhere(torch.Tensor):
+class FakeDevice(torch.Tensor):
     """Sizes and strides of `inner`, which holds the numbers."""
 
     @staticmethod
@@ -40,20 +40,20 @@ class Machine(TorchDispatchMode):
 
 def _run(func, args, kwargs):
     leaves = tree_flatten((args, kwargs))[0]
-    there = [leaf for leaf in leaves if isinstance(leaf, Elsewhere)]
-    here = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not isinstance(leaf, Elsewhere) and leaf.dim()]
+    there = [leaf for leaf in leaves if isinstance(leaf, FakeDevice)]
+    here = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeDevice) and leaf.dim()]
     wanted = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
     packet = func.overloadpacket
-    if there and here and not (packet in _MAY_MIX and (packet is _aten.copy_ or isinstance(args[0], Elsewhere))):
+    if there and here and not (packet in _MAY_MIX and (packet is _aten.copy_ or isinstance(args[0], FakeDevice))):
         raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got two.")
     originals = {id(leaf.inner): leaf for leaf in there}
 
     def inside(leaf):
-        return leaf.inner if isinstance(leaf, Elsewhere) else CPU if isinstance(leaf, torch.device) else leaf
+        return leaf.inner if isinstance(leaf, FakeDevice) else CPU if isinstance(leaf, torch.device) else leaf
 
     def outside(leaf):
         if not isinstance(leaf, torch.Tensor) or (wanted or (META if there else CPU)) != META:
             return leaf
-        return originals.get(id(leaf)) if id(leaf) in originals else Elsewhere(leaf)
+        return originals.get(id(leaf)) if id(leaf) in originals else FakeDevice(leaf)
 
     return tree_map(outside, func(*tree_map(inside, args), **tree_map(inside, kwargs)))
