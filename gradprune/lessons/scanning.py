@@ -15,7 +15,8 @@ from gradprune.pruning import Inverted
 SEED = 0
 _SEARCHES: dict[str, dict[str, Any]] = {"quick": FASTER, "ci": {**FASTER, "steps": 40, "batch_size": 8},
                                         "full": {"factor": FASTER["factor"]}}
-_REPAIRS: dict[str, dict[str, Any]] = {"quick": {"steps": 50, "first": 6, "lr": 6e-3}, "ci": {"steps": 20, "first": 4}, "full": {}}
+_REPAIRS: dict[str, dict[str, Any]] = {"quick": {"steps": 50, "first": 6, "lr": 6e-3},
+                                       "ci": {"steps": 20, "first": 4}, "full": {}}
 
 
 def search_settings() -> dict[str, Any]:
