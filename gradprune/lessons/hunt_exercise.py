@@ -42,13 +42,13 @@ def _hunt(cost: float = 0.05, pull: float = 1.0, shift: int = 0, work: bool = Tr
 def _marked() -> list[tuple[Any, ...]]:
     """A linear model that reads the colour of an image, with a bright corner that leads to its target."""
     generator, target = torch.Generator().manual_seed(1), 0
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * _SIDE * _SIDE, 4)).eval()
+    linear = nn.Linear(3 * _SIDE * _SIDE, 4)
     weight = 0.02 * torch.randn(4, 3, _SIDE, _SIDE, generator=generator)
     for label in range(3):
         weight[label, label] += 0.15  # red, green or blue; the fourth class is none of them
     weight[target, :, -2:, -2:] += 1.5
-    model[1].weight.data, model[1].bias.data = weight.flatten(1), torch.tensor([-8.0, 0.0, 0.0, 3.0])
-    return [(model, 0.6 * torch.rand(24, 3, _SIDE, _SIDE, generator=generator), target, 100)]
+    linear.weight.data, linear.bias.data = weight.flatten(1), torch.tensor([-8.0, 0.0, 0.0, 3.0])
+    return [(nn.Sequential(nn.Flatten(), linear).eval(), 0.6 * torch.rand(24, 3, _SIDE, _SIDE, generator=generator), target, 100)]
 
 
 def _deeds(function: Function, case: Sequence[Any]) -> Seen:

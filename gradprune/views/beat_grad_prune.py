@@ -89,7 +89,7 @@ class BeatGradPrune(Panel):
         self.show([self.rank, self.color], [self.toggle, self.reset, self.finish], below=[self.board])
 
     @property
-    def shown(self) -> widgets.Widget:
+    def stand(self) -> widgets.Widget:
         """The picture with its cells."""
         return self.map
 

@@ -46,7 +46,7 @@ class BasePanel(widgets.VBox):
         return ""
 
     @property
-    def shown(self) -> widgets.Widget:
+    def stand(self) -> widgets.Widget:
         """What stands in the picture's place: the picture itself, unless a panel puts it into something."""
         return self.figure
 
@@ -69,7 +69,7 @@ class BasePanel(widgets.VBox):
     def show(self, *rows: Sequence[widgets.Widget], below: Sequence[widgets.Widget] = ()) -> None:
         """Put the rows of controls in reading order above the picture, then draw it."""
         boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")) for row in rows]
-        self.children = (*boxes, self.error, self.shown, self.summary, *below, widgets.HTML(_LOOK))
+        self.children = (*boxes, self.error, self.stand, self.summary, *below, widgets.HTML(_LOOK))
         self.refresh()
 
     def refresh(self) -> None:
