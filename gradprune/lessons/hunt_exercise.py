@@ -48,7 +48,8 @@ def _marked() -> list[tuple[Any, ...]]:
         weight[label, label] += 0.15  # red, green or blue; the fourth class is none of them
     weight[target, :, -2:, -2:] += 1.5
     linear.weight.data, linear.bias.data = weight.flatten(1), torch.tensor([-8.0, 0.0, 0.0, 3.0])
-    return [(nn.Sequential(nn.Flatten(), linear).eval(), 0.6 * torch.rand(24, 3, _SIDE, _SIDE, generator=generator), target, 100)]
+    images = 0.6 * torch.rand(24, 3, _SIDE, _SIDE, generator=generator)
+    return [(nn.Sequential(nn.Flatten(), linear).eval(), images, target, 100)]
 
 
 def _deeds(function: Function, case: Sequence[Any]) -> Seen:

@@ -28,9 +28,9 @@ class FilterMap(widgets.Box):
 
     def __init__(self, image: widgets.HTML, names: Sequence[str], places: np.ndarray) -> None:
         self.cells = widgets.ToggleButtons(options=names, value=None, tooltips=names, description="Map of the filters")
-        super().__init__([image, self.cells])
+        super().__init__()
         own = f"gradprune-map-{self.model_id}"
         self.add_class("gradprune-map").add_class(own)
         rules = (f'.{own} button[value="{number}"] {{ left: {x:.2%}; top: {y:.2%}; width: {w:.2%}; height: {h:.2%} }}'
                  for number, (x, y, w, h) in enumerate(places))
-        self.children = (*self.children, widgets.HTML(f"<style>{_LOOK}{''.join(rules)}</style>"))
+        self.children = image, self.cells, widgets.HTML(f"<style>{_LOOK}{''.join(rules)}</style>")
