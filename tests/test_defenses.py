@@ -457,7 +457,8 @@ def test_one_image_in_a_hundred_wears_the_perturbation(count, wearers):
 
 def test_fine_pruning_closes_the_most_dormant_features_of_the_last_layer_first(victim):
     work = Work(victim.model, victim.data.defense, None, 2, 0)
-    layer, means = fine_pruning.features(work.model, work.train.clean)
+    layer, inputs = fine_pruning.features(work.model, work.train.clean)
+    means = inputs.mean(0)
     assert layer is work.model.linear
     seen = []
     hook = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].mean(0)))
@@ -492,7 +493,7 @@ def test_fine_pruning_ends_before_the_accuracy_on_views_falls_by_alpha(victim, m
 
 def test_fine_pruning_needs_a_linear_layer(victim):
     bare = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    with pytest.raises(InputError, match="closes inputs of the last linear layer, and this model has none"):
+    with pytest.raises(InputError, match="has no linear layer at its end"):
         DEFENSES["fine_pruning"](bare.eval(), victim.data.defense, spc=2, progress=False)
 
 

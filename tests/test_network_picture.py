@@ -34,16 +34,17 @@ def test_readers_follow_shortcuts(drawn):
 
 def test_a_silent_filter_has_no_signal_and_an_equal_pair_none_at_all(drawn):
     model, found, pairs = drawn
-    moved, answer = signal(model, found, pairs)
+    moved, before, after = signal(model, found, pairs)
+    assert torch.allclose(before, model(pairs.clean), atol=1e-5) and torch.allclose(after, model(pairs.triggered), atol=1e-5)
     first = nn.functional.conv2d(pairs.triggered, model.conv1.weight, padding=1) - nn.functional.conv2d(
         pairs.clean, model.conv1.weight, padding=1)
     scale = moved[:8] / first.abs().mean(dim=(0, 2, 3))
-    assert torch.allclose(scale, scale[:1].expand(8), rtol=0.5) and answer > 0
+    assert torch.allclose(scale, scale[:1].expand(8), rtol=0.5)
     cut = copy.deepcopy(model)
     silence(cut, found, [2])
     assert signal(cut, found, pairs)[0][2] == 0
-    still, same = signal(model, found, Pairs(pairs.clean, pairs.clean, pairs.labels))
-    assert still.abs().max() < 1e-6 and same < 1e-6
+    still, _, _ = signal(model, found, Pairs(pairs.clean, pairs.clean, pairs.labels))
+    assert still.abs().max() < 1e-6
 
 
 def test_the_picture_says_how_much_arrives(drawn):

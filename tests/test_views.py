@@ -498,7 +498,7 @@ def test_report_embeds_the_pictures_that_lie_beside_it(report):
     page = Page(text)
     beside = {file.read_bytes() for file in path.parent.glob("*.png")}
     assert sorted(file.name for file in path.parent.iterdir()) == [
-        "before_after.png", "examples.png", "fine_tuning.png", "report.html", "scores.png", "trajectory.png"]
+        "before_after.png", "examples.png", "fine_tuning.png", "network.png", "report.html", "scores.png", "trajectory.png"]
     assert {base64.b64decode(image["src"].split(",")[1]) for image in page.all("img")} == beside
     assert all(len(image["alt"]) > 40 for image in page.all("img"))
 

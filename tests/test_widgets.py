@@ -22,10 +22,11 @@ from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.errors import InputError
 from gradprune.evaluation import Victim, evaluate, replay
 from gradprune.models import build, predict
-from gradprune.pruning import pair_up, paper, unlearning_loss, validate
+from gradprune.pruning import pair_up, paper, unlearning_loss
 from gradprune.pruning.filters import filters
 from gradprune.views import BeatGradPrune, FilterExplorer, PruningPlayer, TriggerStudio, beat_grad_prune, style
 from gradprune.views.filter_choice import ALL, heat_map
+from gradprune.views.network_picture import corners
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import ERROR_CLASS, blank, place
 
@@ -41,7 +42,7 @@ def _strict(monkeypatch):
 
 def slider_of(panel: Panel) -> widgets.Widget:
     """A slider that changes what the panel shows, with a value it does not have."""
-    return {TriggerStudio: lambda: panel.strength, PruningPlayer: lambda: panel.round}.get(
+    return {TriggerStudio: lambda: panel.strength, PruningPlayer: lambda: panel.round, BeatGradPrune: lambda: panel.rank}.get(
         type(panel), lambda: panel.chosen.rank)()
 
 
@@ -278,34 +279,66 @@ def test_pruning_player_refuses_a_result_without_rounds(victim, result):
         PruningPlayer(victim, empty)
 
 
-def test_beat_grad_prune_shows_validation_figures_alone_until_it_is_finished(make, victim):
+def touch(panel, position: int) -> None:
+    """Press a cell the way the browser does."""
+    panel.map.cells.set_state({"index": position})
+    assert panel.map.cells.index is None  # ready for the same cell
+
+
+def test_beat_grad_prune_shows_figures_of_ones_own_images_until_it_is_finished(make, victim):
     panel = make(BeatGradPrune)
-    _, validation = draw_defense_images(victim.data.defense, 10)
-    pairs = pair_up(validation, victim.trigger)
-    removed = []
-    for rank in (2, 1):
-        put(panel.chosen.rank, rank)
-        removed.append(panel.chosen.position)
-        panel.remove.click()
-        assert panel.chosen.position not in removed
-        expected = [validate(without(victim, *removed[:n]), pairs) for n in range(len(removed) + 1)]
-        for row, truth in zip(panel.compute(panel.state()).rows, expected, strict=True):
-            assert row == pytest.approx(truth, abs=1e-5)
-        assert f"{len(removed)} filter" in panel.sentence
-        assert "ASR" not in panel.sentence
-    panel.undo.click()
-    assert panel.state().removed == tuple(removed[:1])
+    train, held = draw_defense_images(victim.data.defense, 10)
+    own = ImageSet(torch.cat([train.images, held.images]), torch.cat([train.labels, held.labels]), train.classes)
+    figures = [evaluate(model, own, victim.trigger, victim.target) for model in
+               (victim.model, without(victim, 3), without(victim, 3, 20))]
+    touch(panel, 3)
+    touch(panel, 20)
+    for row, truth in zip(panel.compute(panel.state()).rows, figures, strict=True):
+        assert row == pytest.approx(truth, abs=1e-9)
+    assert f"2 filters silenced, last {panel.found[20]}" in panel.sentence and "test:" not in panel.sentence
+    assert f"framed: {panel.found[20]} (silent)" in panel.sentence
+    touch(panel, 3)
+    assert panel.state().removed == (20,)
+    put(panel.rank, 1 + panel.order.index(20))
+    panel.toggle.click()
+    assert panel.sentence.startswith("Nothing silenced yet")
+    panel.toggle.click()
     panel.reset.click()
-    assert panel.sentence.startswith("Nothing removed yet")
-    panel.undo.click()
     assert panel.state().removed == ()
+
+
+def test_the_keys_reach_every_cell_and_colours_follow_the_choice(make, victim):
+    panel = make(BeatGradPrune)
+    assert sorted(panel.order) == list(range(len(panel.found)))
+    put(panel.rank, 5)
+    position = panel.order[4]
+    panel.toggle.click()
+    assert panel.state().removed == (position,) and panel.rank.value == 5
+    values = panel.compute(panel.state()).values
+    assert values[position] == 0 and values.max() <= 1
+    put(panel.color, True)
+    assert np.array_equal(panel.compute(panel.state()).values, panel.scores.numpy())
+
+
+def test_a_press_meets_the_cell_that_is_drawn_there(make):
+    """The middle of each button, as a share of the figure, lies in the cell of that filter, and in no other."""
+    panel = make(BeatGradPrune)
+    drawn = panel.picture.figure
+    ax = drawn.axes[0]
+    middles = panel._places() @ np.array([[1, 0], [0, 1], [0.5, 0], [0, 0.5]])
+    middles[:, 1] = 1 - middles[:, 1]
+    inside = ax.transData.inverted().transform(drawn.transFigure.transform(middles))
+    assert np.allclose(inside, corners(panel.found) + 0.5, atol=1e-6)
+    cells = panel.map.cells
+    assert list(cells.options) == [str(name) for name in panel.found] and len(set(cells.options)) == len(panel.found)
+    rules = panel.map.children[-1].value
+    assert all(f'button[value="{number}"]' in rules for number in range(len(panel.found)))
 
 
 def test_beat_grad_prune_compares_at_equal_filter_count_on_the_test_set(make, victim):
     panel = make(BeatGradPrune)
     for position in (3, 20):
-        panel.chosen.go(position)
-        panel.remove.click()
+        touch(panel, position)
     panel.finish.click()
     train, validation = draw_defense_images(victim.data.defense, 10)
     model = copy.deepcopy(victim.model)
@@ -317,14 +350,13 @@ def test_beat_grad_prune_compares_at_equal_filter_count_on_the_test_set(make, vi
     assert f"you {panel.test['you']}" in panel.sentence
     assert [row[1:4] for row in beat_grad_prune.BOARD] == [["badnets", "2", "yes"]]
     with pytest.raises(InputError, match="finished"):
-        panel.remove.click()
+        panel.toggle.click()
     with pytest.raises(InputError, match="finished"):
         panel.finish.click()
     panel.reset.click()
-    assert "ASR" not in panel.sentence
+    assert "test:" not in panel.sentence
     for position in picks:
-        panel.chosen.go(position)
-        panel.remove.click()
+        touch(panel, position)
     panel.finish.click()
     assert beat_grad_prune.BOARD[0][-1] == "a draw"
     assert beat_grad_prune.BOARD[0][3] == "no"  # the test figures have been seen
@@ -416,7 +448,7 @@ def test_the_victims_model_stays_as_it_is(make, victim, kind):
     panel = make(kind)
     put(slider_of(panel), 1)
     if kind is BeatGradPrune:
-        panel.remove.click()
+        panel.toggle.click()
         panel.finish.click()
     assert same(before, victim.model)
     assert not any(module.training or module._forward_hooks for module in victim.model.modules())
@@ -455,7 +487,7 @@ def test_two_hundred_updates_leave_no_memory_behind(make):
             put(panels[0].strength, 0.1 * (turn % 9))
             put(panels[1].chosen.rank, 1 + turn % 16)
             put(panels[2].round, turn % len(panels[2].current.rows))
-            put(panels[3].chosen.rank, 1 + turn % 16)
+            put(panels[3].rank, 1 + turn % 16)
 
     update(5)
     gc.collect()

@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def features(model: nn.Module, images: Tensor) -> tuple[nn.Linear, Tensor]:
-    """The linear layer that runs last, and the mean of each of its inputs over `images`, float (features,).
+    """The linear layer that runs last, and its inputs for `images`, float (N, features).
 
     images: float (N, C, H, W). Raises InputError for a model without a linear layer of one input row an image.
     """
@@ -47,10 +47,9 @@ def features(model: nn.Module, images: Tensor) -> tuple[nn.Linear, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    require(bool(seen) and seen[-1][1].ndim == 2, "fine_pruning closes inputs of the last linear layer, and this model "
-                                                  "has none.")
-    layer, inputs = seen[-1]
-    return layer, inputs.mean(0)
+    require(bool(seen) and seen[-1][1].ndim == 2, "the model has no linear layer at its end, with one row of inputs an "
+                                                  "image.")
+    return seen[-1]
 
 
 def close_features(model: nn.Module, found: Filters, layer: nn.Linear, order: Tensor, validation: Pairs, *,
@@ -90,9 +89,9 @@ def fine_pruning(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = 
     """
     positive(alpha=alpha, once=once)
     work = Work(model, clean, None, spc, seed)
-    layer, means = features(work.model, work.train.clean)
+    layer, inputs = features(work.model, work.train.clean)
     work.validation = work.augment.add_to(work.validation, seed)
-    order = means.argsort(stable=True)
+    order = inputs.mean(0).argsort(stable=True)
     stopped = work.prune(close_features, layer, order, alpha=alpha, once=once)
     closed = order[:next((one["channels"] for one in work.history if one.get("kept")), 0)]
     pruned = copy.deepcopy(work.model)

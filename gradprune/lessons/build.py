@@ -167,6 +167,8 @@ def _still(models: dict[str, Any], identity: str) -> str:
     options = state.get("_options_labels")
     value = options[state["index"]] if options and state.get("index") is not None else state.get("value", "")
     if kind == "ToggleButtonsModel" and options:
+        if state["index"] is None:
+            return ""  # places of a picture that answer to a press: they have no face
         value = " / ".join(options)
     value = "☐☑"[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
     text = " ".join(str(part) for part in (state.get("description"), value) if part not in (None, ""))

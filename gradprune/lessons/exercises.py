@@ -11,7 +11,9 @@ from gradprune.errors import unknown
 from gradprune.lessons import progress
 from gradprune.lessons.attack_exercises import ATTACK_EXERCISES
 from gradprune.lessons.comparing_exercises import COMPARING_EXERCISES
+from gradprune.lessons.hunt_exercise import FIND_TRIGGER
 from gradprune.lessons.judging import Exercise, Verdict
+from gradprune.lessons.loop_exercise import PRUNE
 from gradprune.lessons.own_model_exercises import OWN_MODEL_EXERCISES
 from gradprune.lessons.pruning_exercises import PRUNING_EXERCISES
 from gradprune.lessons.scanning_exercises import SCANNING_EXERCISES
@@ -20,7 +22,7 @@ from gradprune.lessons.session import show
 
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in
                                   (*ATTACK_EXERCISES, *SCORING_EXERCISES, *PRUNING_EXERCISES, *SCANNING_EXERCISES,
-                                   *COMPARING_EXERCISES, *OWN_MODEL_EXERCISES)}
+                                   *COMPARING_EXERCISES, *OWN_MODEL_EXERCISES, PRUNE, FIND_TRIGGER)}
 _LOOKS = {"correct": ("#007F5C", "✔", "Correct"), "wrong": ("#C45500", "✘", "Not yet right"),
           "untouched": ("#667078", "○", "Not attempted yet")}
 

@@ -98,7 +98,7 @@ def signs() -> Dataset:
     return load("signs")
 
 
-@point("00_start", "01_measure", "01_picture", "02_start", "03_start", "07_start")
+@point("00_start", "01_measure", "01_picture", "02_start", "03_start", "07_start", "08_start")
 def victim() -> Victim:
     """`victim`: the badnets victim: model, trigger, target, data, card."""
     return _victim("badnets", mode())
@@ -128,7 +128,7 @@ def spread() -> Victim:
     return _victim("blended", mode())
 
 
-@point("04_start", "04_search")
+@point("04_start", "04_search", "08_search")
 def victim_and_images() -> tuple[Victim, ImageSet]:
     """`victim, images`: the badnets victim, and the 108 clean images that its defender works with."""
     victim = _victim("badnets", mode())

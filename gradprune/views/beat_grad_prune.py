@@ -1,86 +1,115 @@
-"""BeatGradPrune: remove filters by hand, judged like the algorithm by validation images alone, then compare."""
+"""BeatGradPrune: silence filters by touching them, see at once what it does, then compare with the algorithm."""
 
 import copy
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
+import numpy as np
+import torch
+from matplotlib.patches import Rectangle
+from torch import Tensor
 
-from gradprune.datasets import draw_defense_images
+from gradprune.attacks.poisoning import attack_labels
+from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.errors import require
 from gradprune.evaluation import Metrics, Victim, der
-from gradprune.pruning import FilterMask, Validation, filter_scores, pair_up, silence, validate
+from gradprune.pruning import FilterMask, filter_scores, pair_up, silence
 from gradprune.pruning.filters import filters
 from gradprune.views import style
-from gradprune.views.controls import WIDE
-from gradprune.views.filter_choice import FilterChoice, heat_map
-from gradprune.views.game_parts import draw_progress, draw_test
+from gradprune.views.controls import buttons, slider
+from gradprune.views.filter_map import FilterMap
+from gradprune.views.game_parts import draw_now, draw_progress, draw_test
+from gradprune.views.network_picture import SIGNAL, corners, draw_network, readers, shares, signal
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, place, table_html
-from gradprune.views.picture import Picture, change, count
+from gradprune.views.picture import Picture, changes, count
 
 _OVER = "this game is finished; press Reset for another."
+_BUTTON = 165  # pixels: three side by side on a page of 600
+_HEIGHT = 4.9  # inches
+_MAP = 0.1, 0.38, 7.6, 2.4  # inches from the left and the top, width and height: the map in the figure
 _COLUMNS = ["game", "attack", "filters", "test set unseen", "DER: you", "DER: Grad-Prune", "winner"]
 BOARD: list[list[str]] = []  # the score board: it lives as long as the notebook's kernel
 
 
 class Game(NamedTuple):
-    """What the controls say: filters removed, in order; the filter chosen; the test figures once finished."""
+    """What the controls say: filters removed, in order; the filter framed; colours by score or by signal; the test
+    figures once finished."""  # noqa: D209
 
     removed: tuple[int, ...]
     position: int
+    score: bool
     test: dict[str, Metrics] | None
 
 
 class Played(NamedTuple):
-    """The game, and the validation figures after each removal (the given model first)."""
+    """The game, the figures on the player's images after each move (the given model first), and a number a filter."""
 
     game: Game
-    rows: list[Validation]
+    rows: list[Metrics]
+    values: np.ndarray
 
 
 class BeatGradPrune(Panel):
-    """Silence filters by hand and look at validation figures; "finish" shows the test figures beside the algorithm's.
+    """All filters of the network as cells: touch one to silence it, touch it again to bring it back.
 
-    victim: a copy of its model is pruned. spc: defence images per class, as in `grad_prune`; the scores and
-    the algorithm look at the training part, the player and nobody else at the validation part. The algorithm removes as
-    many filters, by its gradient score. `BOARD` keeps all results of this kernel.
-    Raises InputError as `draw_defense_images` and `filters` do.
+    ACC, ASR and RA on the player's own images change at once; "finish" shows the test figures beside the algorithm's.
+    victim: a copy of its model is pruned. spc: defence images per class, as in `grad_prune`; the player looks at all
+    of them, the algorithm scores by the training part. It removes as many filters, by its gradient score. `BOARD`
+    keeps all results of this kernel.
+    Raises InputError as `draw_defense_images`, `filters` and `evaluate` do.
     """
 
     def __init__(self, victim: Victim, spc: int = 10) -> None:
         super().__init__(victim)
         self.model = copy.deepcopy(victim.model)
-        parts = draw_defense_images(victim.data.defense, spc)
-        device = next(self.model.parameters()).device
-        self.train, self.validation = (pair_up(part, victim.trigger, device) for part in parts)
-        self.found = filters(self.model, self.validation.clean[:1])
+        train, held = draw_defense_images(victim.data.defense, spc)
+        self.train = pair_up(train, victim.trigger, next(self.model.parameters()).device)
+        own = ImageSet(torch.cat([train.images, held.images]), torch.cat([train.labels, held.labels]), train.classes)
+        self.wanted = attack_labels(own, victim.target, victim.label_map)
+        self.own = pair_up(own, victim.trigger, next(self.model.parameters()).device)
+        self.found = filters(self.model, self.train.clean[:1])
         self.scores, _ = filter_scores(self.model, self.found, self.train.triggered, self.train.labels)
+        self.reads = readers(self.model, self.found)
+        self.order = self.scores.argsort(descending=True, stable=True).tolist()
         self.mask = FilterMask(self.found)
-        self._known: dict[tuple[int, ...], Validation] = {}
+        self._known: dict[tuple[int, ...], tuple[Metrics, Tensor]] = {}
         self._rival, self._picks = copy.deepcopy(victim.model), FilterMask(self.found)
         self._tested: dict[tuple[int, ...], Metrics] = {}
         self.test: dict[str, Metrics] | None = None
-        self.chosen = FilterChoice(self.found, self.scores)
-        self.remove = self.button("Remove filter", self._remove)
-        self.undo = self.button("Undo", self._undo)
-        self.reset = self.button("Reset", self._reset)
-        self.finish = self.button("Finish: show the test figures", self._finish, "Testing ...", WIDE)
+        self.rank = slider("Rank", 1, len(self.found), 1)
+        self.color = buttons("Colour", [("signal", False), ("score", True)], False)
+        self.toggle = self.button("Silence / bring back", lambda: self._toggle(self.state().position), width=_BUTTON)
+        self.reset = self.button("Reset", self._reset, width=_BUTTON)
+        self.finish = self.button("Finish: test figures", self._finish, "Testing ...", _BUTTON)
         self.board = widgets.HTML(_board())
-        self.chosen.wire(self)
-        self.show([self.chosen.layer, self.chosen.rank, self.remove],
-                  [self.undo, self.reset, self.finish], below=[self.board])
+        self.map = FilterMap(self.figure, [str(self.found[place]) for place in range(len(self.found))], self._places())
+        self.on_change([self.rank, self.color])
+        self.on_change([self.map.cells], self._touched)
+        self.show([self.rank, self.color], [self.toggle, self.reset, self.finish], below=[self.board])
+
+    @property
+    def stand(self) -> widgets.Widget:
+        """The picture with its cells."""
+        return self.map
 
     def state(self) -> Game:
         """The game as plain values."""
-        return Game(tuple(self.mask.positions), self.chosen.position, self.test)
+        return Game(tuple(self.mask.positions), self.order[self.rank.value - 1], self.color.value, self.test)
 
     def compute(self, state: Game) -> Played:
-        """The validation figures of every step; each is measured once."""
-        return Played(state, [self._validated(state.removed[:n]) for n in range(len(state.removed) + 1)])
+        """The figures of every move, each measured once, and what colours the cells."""
+        known = [self._measured(state.removed[:n]) for n in range(len(state.removed) + 1)]
+        values = self.scores.numpy() if state.score else shares(self.found, known[-1][1], known[0][1])
+        return Played(state, [metrics for metrics, _ in known], values)
 
-    def _validated(self, removed: tuple[int, ...]) -> Validation:
+    def _measured(self, removed: tuple[int, ...]) -> tuple[Metrics, Tensor]:
         if removed not in self._known:
-            self._known[removed] = validate(self._without(removed), self.validation)
+            moved, *outputs = signal(self._without(removed), self.found, self.own)
+            clean, triggered = (output.argmax(1) for output in outputs)
+            labels, counted = self.own.labels.cpu(), self.wanted != self.own.labels.cpu()
+            right, hits, kept = clean == labels, (triggered == self.wanted)[counted], (triggered == labels)[counted]
+            self._known[removed] = Metrics(*(part.double().mean().item() for part in (right, hits, kept))), moved
         return self._known[removed]
 
     def _without(self, removed: tuple[int, ...]) -> Any:
@@ -89,42 +118,61 @@ class BeatGradPrune(Panel):
         return self.model
 
     def draw(self, computed: Played) -> Picture:
-        """The map of filters above; below losses and accuracy by removal, and the test figures once finished."""
-        (removed, position, test), rows = computed
+        """The network above; below the figures now and move by move, and the test figures once finished."""
+        game, rows, values = computed
+        colors, note = style.score_colors(values) if game.score else (SIGNAL, "")
         with style.in_style():
-            figure = blank(5.35)
-            ax = place(figure, 1.55, 0.42, 6.15, 2.25)
-            note = heat_map(ax, self.found, self.scores, position, removed)
-            ax.set_title(f"Gradient scores of the given model{note}")
+            figure = blank(_HEIGHT)
+            ax = place(figure, *_MAP)
+            draw_network(ax, self.found, values, colors, self.reads, game.removed)
+            ax.add_patch(Rectangle(tuple(corners(self.found)[game.position]), 1, 1, **style.SELECTED))
+            style.score_bar(ax, colors)
+            ax.set_title(f"Gradient score{note}" if game.score else "How much the trigger moves each filter, of 1")
+            draw_now(figure, rows, len(self.own.labels))
             draw_progress(figure, rows)
-            draw_test(place(figure, 5.75, 3.55, 2.5, 1.25), test)
+            draw_test(place(figure, 5.75, 3.6, 2.5, 1.25), game.test)
         return Picture(figure, self._words(computed))
 
     def _words(self, computed: Played) -> str:
-        (removed, position, test), (given, *_, now) = computed.game, [*computed.rows, computed.rows[-1]]
-        text = f"{count(len(removed), 'filter')} removed"
-        if not removed:
-            text = (f"Nothing removed yet: validation accuracy {given.acc:.1%}, "
-                    f"unlearning loss {given.unlearning_loss:.3f}")
+        (removed, position, _, test), rows, values = computed
+        if removed:
+            text = f"{count(len(removed), 'filter')} silenced, last {self.found[removed[-1]]}: "
+            text += changes(rows[0]._asdict(), rows[-1]._asdict())
         else:
-            text += f", last {self.found[removed[-1]]}: validation {change('accuracy', given.acc, now.acc)}, " + change(
-                "unlearning loss", given.unlearning_loss, now.unlearning_loss, ".3f")
+            text = f"Nothing silenced yet: {rows[0]}"
+        text += f", on your {len(self.own.labels)} images"
         if test:
             return f"{text}; test: {'; '.join(f'{name} {metrics}' for name, metrics in test.items())}."
-        state = "removed already" if position in removed else f"score {self.scores[position]:.3g}"
-        return f"{text}; chosen now: {self.found[position]} ({state})."
+        signal_now = "" if computed.game.score else f", signal {values[position]:.0%}"
+        told = "silent" if position in removed else f"score {self.scores[position]:.3g}{signal_now}"
+        return f"{text}; framed: {self.found[position]} ({told})."
 
     # ---- wiring
 
-    def _remove(self) -> None:
-        """Remove the chosen filter, then point at the highest score that is left."""
-        require(self.test is None, _OVER)
-        self.mask.remove(self.model, self.chosen.position)
-        self.chosen.go(int(self.scores.masked_fill(~self.mask.alive, -float("inf")).argmax()))
+    def _places(self) -> np.ndarray:
+        """Each cell's left, top, width and height as shares of the figure."""
+        figure = blank(_HEIGHT)
+        ax = place(figure, *_MAP)
+        draw_network(ax, self.found, np.zeros(len(self.found)), SIGNAL, [])
+        upper = corners(self.found)
+        ends = [figure.transFigure.inverted().transform(ax.transData.transform(edge)) for edge in (upper, upper + 1)]
+        (left, top), (right, low) = (end.T for end in ends)
+        return np.stack([left, 1 - top, right - left, top - low], 1)
 
-    def _undo(self) -> None:
+    def _touched(self) -> None:
+        """A cell was pressed: frame it and change it."""
+        position = self.map.cells.index
+        self.map.cells.index = None  # the same one may be pressed again
+        if position is not None:
+            self.rank.value = self.order.index(position) + 1
+            self._toggle(position)
+
+    def _toggle(self, position: int) -> None:
+        """Silence a filter, or bring it back."""
         require(self.test is None, _OVER)
-        self.mask = FilterMask(self.found, self.mask.positions[:-1])
+        removed = self.mask.positions
+        left = [other for other in removed if other != position]
+        self.mask = FilterMask(self.found, left if position in removed else [*removed, position])
 
     def _reset(self) -> None:
         self.mask, self.test = FilterMask(self.found), None

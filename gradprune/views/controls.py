@@ -2,6 +2,9 @@
 
 JupyterLab takes the arrow keys of a closed list or a radio button for its own and goes to another cell, where "d d"
 deletes. So there are none here: buttons need no arrows, and sliders and numbers keep theirs.
+
+Two things that ipywidgets 8.1.9 gives no way to mend from Python: an arrow key pressed on a button leads JupyterLab to
+another cell all the same, and a slider's handle has no accessible name (its label stands beside it).
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The lower half of the game's figure: validation figures move by move, and the test figures at the end."""
+"""The lower half of the game's figure: the player's figures now and move by move, and the test figures at the end."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,25 +7,34 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gradprune.evaluation import Metrics
-from gradprune.pruning import Validation
 from gradprune.views import style
 from gradprune.views.panel_parts import place
-from gradprune.views.style import CLEAN, METRICS, TRIGGERED
+from gradprune.views.style import METRICS
 
 _HIDDEN = "hidden until you finish:\nfigures that helped to choose\nno longer measure anything"
 
 
-def draw_progress(figure: Figure, rows: Sequence[Validation]) -> None:
-    """Losses and accuracy on the validation images after each removal."""
-    losses, accuracy = place(figure, 0.45, 3.55, 1.9, 1.25), place(figure, 3.85, 3.55, 1.45, 1.25)
-    style.draw_lines(losses, range(len(rows)), {"unlearning": ([row.unlearning_loss for row in rows], TRIGGERED),
-                                                "clean": ([row.clean_loss for row in rows], CLEAN)})
-    style.draw_lines(accuracy, range(len(rows)), {"": ([row.acc for row in rows], METRICS["acc"])}, shares=True)
-    for ax, title in ((losses, "Validation losses"), (accuracy, "Validation accuracy")):
-        ax.set_title(title, fontsize=style.NORMAL)
-        ax.set_xlabel("filters removed")
-        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        ax.set_xlim(-0.1, max(1, len(rows) - 1))
+def draw_now(figure: Figure, rows: Sequence[Metrics], images: int) -> None:
+    """ACC, ASR and RA on the player's images, large, with those of the given model below."""
+    ax = place(figure, 0.15, 3.6, 2.6, 1.25)
+    ax.set_axis_off()
+    ax.set_title(f"Your {images} images, now", fontsize=style.NORMAL)
+    for column, (key, mark) in enumerate(METRICS.items()):
+        given, now = (f"{getattr(metrics, key):.0%}" for metrics in (rows[0], rows[-1]))
+        style.write(ax, mark.name, (column / 3, 1), (0, -14), color=mark.color, fontweight="bold")
+        style.write(ax, now, (column / 3, 1), (0, -40), color=mark.color, fontweight="bold", fontsize=19)
+        style.write(ax, f"given {given}", (column / 3, 1), (0, -58), color=style.FAINT)
+
+
+def draw_progress(figure: Figure, rows: Sequence[Metrics]) -> None:
+    """The same, move by move."""
+    ax = place(figure, 3.3, 3.6, 1.75, 0.85)
+    style.draw_lines(ax, range(len(rows)), {mark.name: ([getattr(row, key) for row in rows], mark)
+                                            for key, mark in METRICS.items()}, shares=True)
+    ax.set_title("Move by move", fontsize=style.NORMAL)
+    ax.set_xlabel("filters silenced")
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.set_xlim(-0.1, max(1, len(rows) - 1))
 
 
 def draw_test(ax: Axes, test: Mapping[str, Metrics] | None) -> None:

@@ -20,8 +20,8 @@ from gradprune.views import style
 from gradprune.views.picture import Picture
 from gradprune.views.style import TRIGGERED, plain
 
-_HIGH = 16  # filters in a column of cells
 _GAP = 1.6  # cells between two layers
+SIGNAL = ScalarMappable(Normalize(0, 1), seaborn.light_palette(TRIGGERED.color, as_cmap=True))
 
 
 def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
@@ -35,35 +35,36 @@ def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
     """
     require(len(models) > 0, "there is no model to draw.")
     signals = {name: signal(model, found, pairs) for name, model in models.items()}
-    given, whole = next(iter(signals.values()))
-    arrived = {name: f"{answer / max(whole, 1e-9):.0%}" for name, (_, answer) in signals.items()}
-    parts = given.split([layer.count for layer in found.layers])
-    peaks = torch.cat([part.max().clamp(min=1e-9).expand(len(part)) for part in parts])
-    lefts = np.cumsum([0.0, *(-(-layer.count // _HIGH) + _GAP for layer in found.layers)])
-    colors = ScalarMappable(Normalize(0, 1), seaborn.light_palette(TRIGGERED.color, as_cmap=True))
+    answers = [(triggered - clean).abs().mean().item() for _, clean, triggered in signals.values()]
+    arrived = {name: f"{answer / max(answers[0], 1e-9):.0%}" for name, answer in zip(signals, answers, strict=True)}
+    given = next(iter(signals.values()))[0]
+    reads = readers(next(iter(models.values())), found)
     with style.in_style():
         figure = style.new_figure(8.4, 1.75 * len(models) + 0.5)
         panels = figure.subplots(len(models), 1, squeeze=False)[:, 0]
-        for ax, (name, (values, _)) in zip(panels, signals.items(), strict=True):
-            _draw(ax, found, (values / peaks).clamp(max=1).numpy(), lefts, colors, removed.get(name, ()))
+        for ax, (name, (values, *_)) in zip(panels, signals.items(), strict=True):
+            draw_network(ax, found, shares(found, values, given), SIGNAL, reads, removed.get(name, ()))
             ax.set_title(f"{name}: {arrived[name]} of the trigger's signal reaches the answer")
-            _arcs(ax, found, readers(next(iter(models.values())), found), lefts)
-            ax.set_xlim(-0.5, lefts[-1])
-        names = [f"{plain(layer.name.removeprefix('stages.'), 14)}{chr(10)}+ norm" if layer.norm
-                 else plain(layer.name.removeprefix("stages."), 14) for layer in found.layers]
-        panels[-1].set_xticks([left + -(-layer.count // _HIGH) / 2 for left, layer in zip(
-            lefts, found.layers, strict=False)], names, fontsize=style.SMALL - 1, rotation=20)
-        bar = figure.colorbar(colors, ax=list(panels), location="right", aspect=30, pad=0.01, shrink=0.8,
+            if ax is not panels[-1]:
+                ax.set_xticks([])
+        bar = figure.colorbar(SIGNAL, ax=list(panels), location="right", aspect=30, pad=0.01, shrink=0.8,
                               label="signal of the trigger")
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
     told = "; ".join(f"{name}, {share}" for name, share in arrived.items())
     return Picture(figure, f"How much of the trigger's signal reaches the answer: {told}.")
 
 
-def signal(model: nn.Module, found: Filters, pairs: Pairs) -> tuple[Tensor, float]:
+def shares(found: Filters, values: Tensor, given: Tensor) -> np.ndarray:
+    """Each filter's signal as a share, 0..1, of the largest one of its layer in the given model."""
+    parts = given.split([layer.count for layer in found.layers])
+    peaks = torch.cat([part.max().clamp(min=1e-9).expand(len(part)) for part in parts])
+    return (values / peaks).clamp(max=1).numpy()
+
+
+def signal(model: nn.Module, found: Filters, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     """By how much the trigger changes each filter's output, on average over images and places: float (filters,).
 
-    And by how much it changes the model's outputs, on average over images and classes.
+    And the model's outputs for the clean and for the triggered images, float (N, classes). All on the CPU.
     """
     kept: dict[str, Tensor] = {}
 
@@ -74,13 +75,13 @@ def signal(model: nn.Module, found: Filters, pairs: Pairs) -> tuple[Tensor, floa
     handles = [keep(name) for name in ends]
     try:
         with evaluating(model), torch.inference_mode():
-            clean, triggered = model(torch.cat([pairs.clean, pairs.triggered])).split(len(pairs.clean))
+            clean, triggered = model(torch.cat([pairs.clean, pairs.triggered])).cpu().split(len(pairs.clean))
     finally:
         for handle in handles:
             handle.remove()
     halves = [kept[name].split(len(pairs.clean)) for name in ends]
     moved = torch.cat([(after - before).abs().mean(dim=(0, 2, 3)) for before, after in halves]).cpu()
-    return moved, (triggered - clean).abs().mean().item()
+    return moved, clean, triggered
 
 
 def readers(model: nn.Module, found: Filters) -> list[tuple[int, int]]:
@@ -103,32 +104,48 @@ def readers(model: nn.Module, found: Filters) -> list[tuple[int, int]]:
     return pairs
 
 
-def _draw(ax: Axes, found: Filters, shares: np.ndarray, lefts: np.ndarray, colors: ScalarMappable,
-          removed: Sequence[int]) -> None:
-    """A cell for each filter, and a cross on those that were removed."""
-    square, corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]), np.empty((len(found), 2))
-    for left, layer in zip(lefts, found.layers, strict=False):
+def corners(found: Filters) -> np.ndarray:
+    """Where each filter's cell begins, float (filters, 2): its left and its upper edge, in cells."""
+    places, left, high = [], 0.0, _high(found)
+    for layer in found.layers:
         index = np.arange(layer.count)
-        corners[layer.start:layer.start + layer.count] = np.stack([left + index // _HIGH, index % _HIGH], 1)
-    cells = PolyCollection(list(corners[:, None] + square), edgecolors=style.EMPTY, linewidths=0.5)
-    cells.set(array=shares, cmap=colors.cmap, norm=colors.norm)
+        places.append(np.stack([left + index // high, index % high], 1))
+        left += -(-layer.count // high) + _GAP
+    return np.concatenate(places)
+
+
+def draw_network(ax: Axes, found: Filters, values: np.ndarray, colors: ScalarMappable,
+                 reads: Sequence[tuple[int, int]], removed: Sequence[int] = ()) -> None:
+    """A column of cells for each layer with its name below, crosses on removed filters, arrows to who reads whom."""
+    square, places, high = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]), corners(found), _high(found)
+    cells = PolyCollection(list(places[:, None] + square), edgecolors=style.EMPTY, linewidths=0.5)
+    cells.set(array=values, cmap=colors.cmap, norm=colors.norm)
     ax.add_collection(cells)
-    crosses = corners[list(removed)] + 0.5
+    crosses = places[list(removed)] + 0.5
     ax.scatter(crosses[:, 0], crosses[:, 1], s=30, **style.REMOVED)
-    ax.set(ylim=(_HIGH + 0.3, -4.5), xticks=[], yticks=[])
+    lefts = [places[layer.start, 0] for layer in found.layers]
+    rights = [places[layer.start + layer.count - 1, 0] + 1 for layer in found.layers]
+    ax.set(xlim=(-0.5, rights[-1] + 0.5), ylim=(high + 0.3, -0.24 * high), yticks=[])
+    names = [f"{plain(layer.name.removeprefix('stages.'), 14)}{chr(10)}+ norm" if layer.norm
+             else plain(layer.name.removeprefix("stages."), 14) for layer in found.layers]
+    ax.set_xticks((np.array(lefts) + rights) / 2, names, fontsize=style.SMALL - 1, rotation=20)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
+    _arrows(ax, reads, lefts, rights, high)
 
 
-def _arcs(ax: Axes, found: Filters, pairs: Sequence[tuple[int, int]], lefts: np.ndarray) -> None:
+def _high(found: Filters) -> int:
+    """Cells in a column: more in a network of thousands of filters."""
+    return max(16, round(0.7 * len(found) ** 0.5))
+
+
+def _arrows(ax: Axes, reads: Sequence[tuple[int, int]], lefts: Sequence[float], rights: Sequence[float],
+            high: int) -> None:
     """Straight arrows to the next layer, arcs over those that are passed by."""
-    widths = [-(-layer.count // _HIGH) for layer in found.layers]
-    for source, reader in pairs:
-        near = reader == source + 1
-        start, end = ((lefts[layer] + widths[layer] / 2, -0.2) for layer in (source, reader))
-        bend = f"arc3,rad={-2.2 / (end[0] - start[0]):.2f}"  # all arcs are about as high
-        if near:
-            start, end = (lefts[source] + widths[source] + 0.1, _HIGH / 2), (lefts[reader] - 0.1, _HIGH / 2)
-            bend = "arc3"
+    for source, reader in reads:
+        start, end = (((lefts[layer] + rights[layer]) / 2, -0.2) for layer in (source, reader))
+        bend = f"arc3,rad={-0.1375 * high / (end[0] - start[0]):.2f}"  # all arcs are about as high
+        if reader == source + 1:
+            start, end, bend = (rights[source] + 0.1, high / 2), (lefts[reader] - 0.1, high / 2), "arc3"
         ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=7, linewidth=0.9, color=style.FAINT,
                                      connectionstyle=bend, shrinkA=0, shrinkB=0))

@@ -45,6 +45,11 @@ class BasePanel(widgets.VBox):
         """Said under every picture, after its sentence."""
         return ""
 
+    @property
+    def stand(self) -> widgets.Widget:
+        """What stands in the picture's place: the picture itself, unless a panel puts it into something."""
+        return self.figure
+
     # ---- each panel writes these
 
     def state(self) -> Any:
@@ -64,7 +69,7 @@ class BasePanel(widgets.VBox):
     def show(self, *rows: Sequence[widgets.Widget], below: Sequence[widgets.Widget] = ()) -> None:
         """Put the rows of controls in reading order above the picture, then draw it."""
         boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")) for row in rows]
-        self.children = (*boxes, self.error, self.figure, self.summary, *below, widgets.HTML(_LOOK))
+        self.children = (*boxes, self.error, self.stand, self.summary, *below, widgets.HTML(_LOOK))
         self.refresh()
 
     def refresh(self) -> None:

@@ -106,4 +106,5 @@ def _about(victim: Victim) -> str:
         done = (f"Of its training images, {attack['poisoned_images']} of {len(victim.data.train)} carried the trigger "
                 f"“{html.escape(victim.trigger.name)}” and the label “{html.escape(victim.target_name)}”.")
     figures = ", ".join(f"{key.upper()} {value:.1%}" for key, value in metrics.items())
-    return f"<p>{done} On test images: {figures}.</p>{image_html(picture)}<p>{html.escape(picture.summary)}</p>"
+    return (f"<p>{done} On test images: {figures}.</p><details><summary>Some of its images</summary>"
+            f"{image_html(picture)}<p>{html.escape(picture.summary)}</p></details>")

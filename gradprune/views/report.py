@@ -15,6 +15,7 @@ from gradprune.evaluation import Metrics, Victim, der, replay, verdict
 from gradprune.paths import output_folder, write_atomic
 from gradprune.pruning import filter_scores, pair_up
 from gradprune.views.example_images import examples, first_of_each
+from gradprune.views.network_picture import network_drawn
 from gradprune.views.page import DEFINITIONS, page, table, terms
 from gradprune.views.picture import Picture, count
 from gradprune.views.plots import before_after, loss_curves, pruning_trajectory, score_heatmap
@@ -29,6 +30,9 @@ _EXPLAINED = {
               "for. It is high while the backdoor lives, and its gradient points at the filters that carry "
               "it. Each cell is one filter of the attacked model: the higher its score, the sooner it is "
               "removed.",
+    "network": "The network, from the image on the left to the answer on the right: a column a layer, a cell a filter, "
+               "dark where the trigger changes what the filter says, compared with the darkest of its layer in the "
+               "attacked model. Arcs lead past layers. Crosses mark the filters that were removed.",
     "trajectory": "Each round removes the living filter with the best score, then looks at a few validation "
                   "images to decide when to stop and which round to keep. The figures of the lowest panel "
                   "were added afterwards, on {sample} of the test images, so they differ a little from the "
@@ -77,6 +81,7 @@ def _pictures(victim: Victim, result: DefenseResult, stages: Mapping[str, Metric
         "examples": examples(models, victim.data.test, victim.trigger, victim.target, label_map=victim.label_map),
         "before_after": before_after(stages),
         "scores": score_heatmap(found, scores, kept, score=score),
+        "network": network_drawn(models, found, pairs, {"after": kept}),
         "trajectory": pruning_trajectory(result.history, replayed, len(kept)),
     }
     return pictures | ({"fine_tuning": loss_curves(result.history)} if result.rows("tune") else {})
@@ -184,6 +189,7 @@ def _page(victim: Victim, result: DefenseResult, stages: Mapping[str, Metrics],
         "What the model says": figures["examples"],
         "Before and after": f'{figures["before_after"]}{results}{terms()}',
         "Which filters carry the backdoor": figures["scores"],
+        "How far the trigger’s signal comes": figures["network"],
         "Pruning, round by round": figures["trajectory"],
         "Fine-tuning": figures.get("fine_tuning", ""),
         "What was removed": _removed(result),

@@ -34,6 +34,8 @@ def updates(panel, number):
     elif isinstance(panel, DefenceComparer):
         turns = [(control, value) for control in (panel.attack, panel.metric, panel.spc, panel.sort)
                  for _, value in [*control.options[1:], control.options[0]]]
+    elif isinstance(panel, BeatGradPrune):
+        turns = [(panel.map.cells, str(panel.found[place])) for place in panel.order[:24]]
     else:
         turns = [(panel.chosen.rank, i) for i in range(1, 25)]
     return (turns * (1 + number // len(turns)))[:number]
