@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from gradprune import __version__, cli_bench, cli_data, cli_inspect, cli_models, cli_repair, cli_scan
+from gradprune import __version__, cli_bench, cli_data, cli_inspect, cli_models, cli_repair, cli_scan, cli_zoo
 from gradprune.errors import InputError, require
-from gradprune.paths import data_folder
 from gradprune.screen import Json, more, progress, rooms, say, show, table
 
 
@@ -43,8 +42,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, rich_markup_mode=None,
                   pretty_exceptions_enable=False, epilog=rooms())
-zoo_app = typer.Typer(no_args_is_help=True, help="List or rebuild the shipped models.")
-app.add_typer(zoo_app, name="zoo")
+app.add_typer(cli_zoo.app, name="zoo")
 app.add_typer(cli_data.app, name="data")
 
 Spc = Annotated[int, typer.Option(help="Clean images per class for the defender; the paper: 2, 10, 100.")]
@@ -70,10 +68,6 @@ Trained = Annotated[Path | None, typer.Option(help="Checkpoint to write; out/TRI
 Cleaned = Annotated[Path | None, typer.Option(help="Save the cleaned model as this checkpoint.")]
 Slim = Annotated[bool, typer.Option("--slim", help="Cut removed filters out of what is saved or exported.")]
 Export = Annotated[Path | None, typer.Option(help="Also write the cleaned model as this .onnx or .pt2 file.")]
-Folder = Annotated[Path | None, typer.Option(help="Folder to write to, if not the shipped one.")]
-Names = Annotated[list[str] | None, typer.Argument(help="Which ones; all of the signs if none is named.")]
-
-
 def main() -> None:
     """Run the command line; the entry point of `gradprune` and `python -m gradprune`.
 
@@ -194,40 +188,6 @@ def evaluate(checkpoint: cli_models.Checkpoint, trigger: cli_models.Seen = "know
            f"{told['trigger']} leads to {victim.target_name!r}.", told["departs"], *victim.notes)
 
 
-@zoo_app.command("list", epilog=more("gradprune zoo list --json"))
-def zoo_list(as_json: Json = False) -> None:
-    """Print the cards of the shipped models.
-
-    How each was attacked, and its figures; the whole cards with --json. A few seconds.
-    """
-    from gradprune.zoo import cards
-    found = cards()
-    rows = {f"{key} ({card['attack']['rate']:.0%} {_of_what(card)})": card["metrics"] for key, card in found.items()}
-    departs = [f"{key}: {card['attack']['departs']}" for key, card in found.items() if "departs" in card["attack"]]
-    show(as_json, {"checkpoints": found}, table("shipped model", rows) if rows else
-           "There are no shipped models here; `gradprune zoo build` trains them.", *departs)
-
-
-@zoo_app.command("build", epilog=more("gradprune zoo build badnets sig --out out/zoo"))
-def zoo_build(names: Names = None, out: Folder = None, as_json: Json = False) -> None:
-    """Train the shipped models again, from seed.
-
-    About a minute each on a laptop; a model of photographs, such as cifar10/bpp, up to an hour, and its data must
-    be here. Ctrl-C keeps the finished ones.
-    """
-    from gradprune.demo import results_in
-    from gradprune.zoo import build_zoo
-    folder, built = out or data_folder() / "checkpoints", {}
-    with results_in(folder):
-        try:
-            for name, victim in build_zoo(names, folder, progress()):
-                built[name] = victim.card["metrics"]
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"finished and saved: {', '.join(built) or 'none'}") from None
-    show(as_json, {"built": built, "out": folder.as_posix()}, table("trained model", built),
-           f"Saved in: {folder.as_posix()}")
-
-
 app.command(epilog=cli_bench.EXAMPLES["bench"])(cli_bench.bench)
 app.command(epilog=cli_bench.EXAMPLES["report"])(cli_bench.report)
 app.command(epilog=cli_repair.EXAMPLE)(cli_repair.repair)
@@ -244,10 +204,6 @@ def doctor(as_json: Json = False) -> None:
     """
     from gradprune.doctor import report
     raise typer.Exit(report(as_json))
-
-
-def _of_what(card: dict[str, Any]) -> str:
-    return "of the target class" if card["attack"].get("label_map") == "clean_label" else "poisoned"
 
 
 def _stages(told: dict[str, Any]) -> Table:

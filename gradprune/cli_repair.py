@@ -7,7 +7,7 @@ import typer
 
 from gradprune import cli_models
 from gradprune.cli_scan import Seed
-from gradprune.screen import Json, more, progress, show, table
+from gradprune.screen import Json, folding, more, progress, show, table
 
 Spc = Annotated[int, typer.Option(help="Clean images per class to learn from.")]
 Out = Annotated[Path | None, typer.Option(help="Save the repaired model as this checkpoint.")]
@@ -30,7 +30,12 @@ def repair(checkpoint: cli_models.Checkpoint, spc: Spc = 10, seed: Seed = 0, mod
     own = cli_models.own(checkpoint, model, data, size, mean, std, stem=stem)
     told = repair_and_save(checkpoint, out, export, own=own, device=device, spc=spc, seed=seed, progress=progress())
     rows = {"given model": told["before"], "repaired": told["after"]}
+    led = folding("images that a new change leads to one class", *rows)
+    for family, shares in told["led"].items():
+        led.add_row(family, *(f"{share:.0%}" for share in shares))
     show(as_json, told, table(f"spc {spc}", rows) if told["trigger"] else "", told["sentence"], told["road"],
+         led, "Healthy models are led astray as well: small shares "
+         "are a good sign, large ones no proof of a backdoor.",
          *told["notes"], f"Saved: {told['out']}" if told["out"] else "",
          f"Exported: {told['export']}" if told["export"] else "",
          kept="the state reached is " + ("saved" if out else "shown above"))

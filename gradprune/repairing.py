@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from gradprune import delivery
-from gradprune.datasets import ImageSet
-from gradprune.defenses import repair
+from gradprune.datasets import ImageSet, draw_defense_images
+from gradprune.defenses import exposure, repair
 from gradprune.demo import results_in
 from gradprune.errors import InputError
 from gradprune.evaluation import Own, Victim
@@ -21,8 +21,10 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
     """Clean a model whose trigger nobody knows (see `defenses.repair`); save it as `path` (or in it) and as `export`.
 
     Returns, in plain JSON values, `before` and `after` (`acc`; `asr` and `ra` with the trigger on the card, None where
-    there is none), `road`, `seconds`, the settings, `notes`, a `sentence`, `out` and `export`. The new card is the
-    given one with the new `metrics`, if there are any, and `defense`.
+    there is none), `led` (by family of changes, the share of the defender's images that a new one leads to one class:
+    with the given model, and with the repaired one; see `exposure`), `road`, `seconds`, the settings, `notes`, a
+    `sentence`, `out` and `export`. The new card is the given one with the new `metrics`, if there are any, and
+    `defense`.
     """
     if path and path.is_dir():
         path = path / f"{Path(checkpoint).stem}-repaired"
@@ -33,11 +35,12 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
         victim = _with_trigger(checkpoint, bare)
         result = repair(model, data.defense, **settings)
         before, after = (_figures(one, victim, data.test) for one in (model, result.model))
+        led = _led(model, result.model, data.defense, settings)
         card = {**card, **({"metrics": after} if victim else {}),
                 "defense": {**result.settings, "stopped": result.stopped, "interrupted": result.interrupted}}
         written = delivery.deliver(victim or bare, result.model, card, path, False, export)
     cost = f"Clean accuracy went from {before['acc']:.1%} to {after['acc']:.1%}"
-    return {"checkpoint": checkpoint, "before": before, "after": after, **result.settings,
+    return {"checkpoint": checkpoint, "before": before, "after": after, "led": led, **result.settings,
             "road": f"Why so: {result.stopped}", "interrupted": result.interrupted,
             "seconds": round(sum(result.seconds.values()), 1), "trigger": victim and card["attack"]["trigger"],
             "notes": notes, "out": written["out"], "export": written["export"],
@@ -58,6 +61,16 @@ def _with_trigger(checkpoint: str, victim: Victim) -> Victim | None:
     except (InputError, KeyError, TypeError):
         return None
     return named
+
+
+def _led(given: nn.Module, repaired: nn.Module, images: ImageSet, settings: dict[str, Any]
+         ) -> dict[str, tuple[float, float]]:
+    """How far changes that the repair did not see lead both models, by family."""
+    seed = settings.get("seed", 0)
+    part = draw_defense_images(images, settings.get("spc", 10), seed).train.floats().to(next(given.parameters()).device)
+    both = [{row.family: round(row.share, 4) for row in exposure(model, part, seed=seed + 1)}
+            for model in (given, repaired)]
+    return {family: (share, both[1][family]) for family, share in both[0].items()}
 
 
 def _figures(model: nn.Module, victim: Victim | None, test: ImageSet) -> dict[str, float | None]:

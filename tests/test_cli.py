@@ -106,7 +106,7 @@ def test_defend_prints_a_table_and_a_sentence(store):
 
 def test_defend_json_and_the_cleaned_checkpoint(store, here):
     before = listing(store)
-    told = last_json(run("defend", store / "victim", "--spc", 5, "--seed", 3, "--out", "new/cleaned", "--json"))
+    told = last_json(run("defend", store / "victim", "--spc", 5, "--recipe", "paper", "--seed", 3, "--out", "new/cleaned", "--json"))
     assert listing(store) == before, "the given checkpoint changed"
     for stage in ("before", "pruned", "tuned"):
         assert set(told[stage]) == {"acc", "asr", "ra"}
@@ -326,7 +326,7 @@ def test_training_interrupted_at_once_leaves_nothing(store, here, monkeypatch):
                                                               (fine_tuning, "_epoch", 3, True)])
 def test_interrupted_defence_keeps_its_stage(store, monkeypatch, module, name, call, tuned):
     interrupt_call(monkeypatch, module, name, call)
-    result = run("defend", store / "victim", "--spc", 3, "--out", "cleaned", "--json")
+    result = run("defend", store / "victim", "--spc", 3, "--recipe", "paper", "--out", "cleaned", "--json")
     assert result.exit_code == 130
     assert "Interrupted: the state reached is saved." in result.stderr
     told = last_json(result)
@@ -349,7 +349,7 @@ def test_unexpected_errors_stay_tracebacks(store, monkeypatch):
         raise ZeroDivisionError
     monkeypatch.setattr(recipes, "validate", broken)
     with pytest.raises(ZeroDivisionError):
-        run("defend", store / "victim", "--spc", 3)
+        run("defend", store / "victim", "--spc", 3, "--recipe", "paper")
 
 
 # ---- bad input: one sentence, exit code 2, nothing written

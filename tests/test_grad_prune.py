@@ -84,7 +84,7 @@ def test_interruption_keeps_the_best_epoch(victim, monkeypatch):
         original(*arguments)
 
     monkeypatch.setattr(fine_tuning, "_epoch", stop_at_the_third)
-    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, progress=False)
+    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, recipe="paper", progress=False)
     assert result.interrupted
     assert len(result.rows("tune")) >= 3
 

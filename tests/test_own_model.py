@@ -28,6 +28,7 @@ from gradprune.evaluation.inspection import inspect
 from gradprune.models import build, load_weights, predict
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 from gradprune.models.weights import read_file, state_dict
+from gradprune.pruning import FAMILIES
 
 NET = """
 from torch import nn
@@ -393,10 +394,20 @@ def test_repair_of_a_model_whose_trigger_nobody_knows(here, victim, brief):
     assert (told["trigger"], told["before"]["asr"], told["after"]["ra"], told["steps"]) == (None, None, None, 2)
     assert told["before"]["acc"] == pytest.approx(victim.evaluate().acc, abs=1e-3)
     assert "No trigger is known, so no figure says what is left of a backdoor" in told["sentence"] and "consistency" in told["road"]
+    assert set(told["led"]) == set(FAMILIES) and all(0 <= share <= 1 for both in told["led"].values() for share in both)
+    assert max(share for share, _ in told["led"].values()) > 0.9, "the backdoor of the given model"
     card = read_card("out/mended")
     assert card["defense"]["stopped"] in told["road"] and "metrics" not in card and Path(told["export"]).is_file()
     text = run("evaluate", "out/mended", "--model", OWN[2], *ATTACK).stdout
     assert f"{told['after']['acc']:.1%}" in text, "the figures of what was saved"
+
+
+def test_defend_repairs_where_nobody_names_a_trigger(here, brief):
+    told, same = (json.loads(run(command, *OWN, "--spc", 2, "--json").stdout) for command in ("defend", "repair"))
+    assert {**told, "seconds": 0} == {**same, "seconds": 0}
+    assert "--recipe, --score, --slim and --target need a trigger" in refused("defend", *OWN, "--recipe", "paper")
+    refused_known = refused("defend", *OWN, "--trigger", "known")
+    assert "nothing says which trigger" in refused_known
 
 
 def test_repair_measures_with_the_trigger_on_the_card_and_does_not_see_it(here, victim, brief):
@@ -456,11 +467,11 @@ def test_grey_images_are_given_colour_and_it_is_said(here, victim):
 @pytest.mark.parametrize(("arguments", "words"), [
     (["weights.pth"], "does not say which network it is for: give --model"),
     (["weights.pth", "--model", "mypkg.nets:build"], "does not say which images it is for: give --data"),
-    ([*OWN], "nothing says which trigger weights.pth reacts to: give --trigger a picture, or 'synthesised'"),
+    ([*OWN, "--trigger", "known"], "nothing says which trigger weights.pth reacts to: give --trigger a picture, or 'synthesised'"),
     ([*OWN, "--trigger", "patch.png"], "nothing says which class the trigger leads to: give --target"),
     ([*OWN, "--trigger", "patch.png", "--target", 4], "target must be a class in 0..3, got 4"),
     ([*OWN, "--trigger", "gone.png", "--target", 1], "there is no trigger picture at gone.png"),
-    ([*OWN, "--trigger", "knwon", "--target", 1], "Unknown trigger 'knwon'; did you mean known? Or give a picture file"),
+    ([*OWN, "--trigger", "knwon", "--target", 1], "Unknown trigger 'knwon'; did you mean known or unknown? Or give a picture file"),
     ([*OWN, "--trigger", "weights.pth", "--target", 1], "weights.pth cannot be read as a picture"),
     ([*OWN, *ATTACK, "--position", "14,3"], "does not fit a 16x16 image"),
     ([*OWN, *ATTACK, "--position", "one,3"], "position must be a corner or ROW,COLUMN"),

@@ -9,7 +9,7 @@ from conftest import QUICK, defend
 from torch import nn
 
 import gradprune as gp
-from gradprune.defenses import Scan, unsteadiness
+from gradprune.defenses import Scan, exposure, unsteadiness
 from gradprune.defenses.scan import Row
 from gradprune.errors import InputError
 from gradprune.models import evaluating, predict
@@ -303,3 +303,26 @@ def test_bad_settings(victim, settings, words):
 
 def test_quick_settings_take_the_first_road():
     assert QUICK["repair"]["sturdy"] == 1.0
+
+
+# --- how far changes lead ---
+
+
+def test_exposure_by_hand(victim, images):
+    """What a row says is so: the change leads that share of the second half of the images, those elsewhere, there."""
+    rows = exposure(victim.model, images, families=("patches", "waves"), drawn=8)
+    assert {row.family for row in rows} == {"patches", "waves"} and rows[0].share >= rows[1].share
+    others = images[1::2]
+    usual = predict(victim.model, others).argmax(1)
+    for row in rows:
+        away = others[usual != row.label]
+        said = predict(victim.model, row.change(away)).argmax(1)
+        assert row.share == pytest.approx((said == row.label).float().mean().item())
+    assert rows[0].label == victim.target, "a backdoor is what leads furthest"
+
+
+def test_exposure_repeats_and_takes_two_images_at_least(victim, images):
+    once, twice = (exposure(victim.model, images, families=("warp",), drawn=4, seed=3)[0] for _ in range(2))
+    assert (once.label, once.share) == (twice.label, twice.share)
+    with pytest.raises(InputError, match="two images or more"):
+        exposure(victim.model, images[:1])

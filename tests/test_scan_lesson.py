@@ -13,15 +13,15 @@ from ipywidgets.widgets.widget import _instances
 from matplotlib.colors import to_hex
 from torch import nn
 
-from gradprune.attacks import TRIGGERS
 from gradprune.datasets import draw_defense_images
-from gradprune.defenses.scan import FASTER, KINDS, SMALL
+from gradprune.defenses import exposure
+from gradprune.defenses.scan import FASTER, SMALL
 from gradprune.errors import InputError
 from gradprune.lessons import check, checkpoint, restart, scanning
 from gradprune.lessons.exercises import EXERCISES
 from gradprune.models import predict
 from gradprune.paths import data_folder
-from gradprune.pruning import Inversion, invert, outliers
+from gradprune.pruning import CONSISTENCY, Inversion, invert, outliers
 from gradprune.views import ScanExplorer, scan_plots
 from gradprune.views.panel_parts import ERROR_CLASS
 from gradprune.views.style import METRICS
@@ -103,35 +103,20 @@ def test_the_cost_decides_between_size_and_success(victim):
     assert same(before, victim.model)
 
 
+def test_the_mode_says_how_long_a_repair_is(monkeypatch):
+    steps = {}
+    for mode in ("quick", "ci", "full"):
+        monkeypatch.setenv("GRADPRUNE_MODE", mode)
+        steps[mode] = {**CONSISTENCY, **scanning.repair_settings()}["steps"]
+    assert steps["ci"] < steps["quick"] < steps["full"] == CONSISTENCY["steps"]
+
+
 def test_the_mode_says_how_long_a_search_is(monkeypatch, victim):
     assert scanning.search_settings() == {"progress": False, **FASTER}
     monkeypatch.setenv("GRADPRUNE_MODE", "ci")
     assert scanning.search_settings()["steps"] < FASTER["steps"]
     monkeypatch.setenv("GRADPRUNE_MODE", "full")
     assert scanning.search_settings() == {"progress": False, "factor": FASTER["factor"]}
-
-
-@pytest.mark.parametrize("model", scanning.MODELS)
-def test_measured_scans_agree_with_the_table_of_scans(model):
-    rows, summary = scanning.measured_rows(model), SCAN.set_index("model").loc[model]
-    assert [(row.kind, row.label) for row in rows] == [(kind, label) for kind in KINDS for label in range(12)]
-    for kind in KINDS:
-        least = min((row for row in rows if row.kind == kind), key=lambda row: row.norm)
-        assert least.label == summary[f"{kind.split()[0]}_class"]
-        assert least.norm == pytest.approx(summary[f"{kind.split()[0]}_norm"], rel=0.02)
-    suspects = {row.label for row in rows if row.alarm}
-    assert suspects == (set() if np.isnan(summary["suspect"]) else {summary["suspect"]})
-
-
-def test_measuring_writes_every_class_after_each_model(victim, found, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scanning, "load_victim", lambda _: victim)
-    monkeypatch.setitem(FASTER, "steps", 3)
-    scanning.main(["--out", str(tmp_path)])
-    table = pd.read_csv(tmp_path / "scans.csv")
-    assert list(table) == list(scanning.table("scans"))
-    assert table.groupby("model").size().to_dict() == dict.fromkeys(scanning.MODELS, 8)
-    assert set(table["steps"]) == {3}
-    assert "clean, 2 searches a class" in capsys.readouterr().out
 
 
 def test_what_the_index_alone_would_have_named():
@@ -149,13 +134,14 @@ def test_restart_points(victim, found, monkeypatch):
     monkeypatch.setattr(restart, "search_settings", lambda: SHORT)
     _, images = checkpoint("04_start")
     assert len(images) == 9 * 4
-    assert len(checkpoint("04_faint")[1]) == len(images)
     _, again = checkpoint("04_prune")
     assert torch.equal(again.mask, found[victim.target].trigger.mask), "the one that the notebook finds itself"
     again.mask.zero_()
     assert checkpoint("04_prune")[1].mask.any()
     scans, defended = checkpoint("04_table")
-    assert {"attacked", "target", "suspect"} <= set(scans) and set(defended["model"]) <= set(TRIGGERS)
+    assert {"attacked", "target", "suspect"} <= set(scans)
+    states = defended[defended["model"] == "badnets"]["state"].tolist()
+    assert "known, fine-tuned" in states and states[-1] == "repaired, trigger never seen"
     restart._victim.cache_clear(), restart._synthesised.cache_clear()
 
 
@@ -284,3 +270,16 @@ def test_nothing_is_left_behind(victim, found):
     del panel
     gc.collect()
     assert gone() is None and len(_instances) == before
+
+
+def test_how_far_changes_lead_before_and_after_a_repair(victim):
+    images = victim.data.defense.subset(torch.arange(40))
+    given = exposure(victim.model, images.floats(), families=("patches", "waves"), drawn=6)
+    told = scan_plots.reach(images, given, [row._replace(share=0.25) for row in given]).summary
+    most = given[0]
+    assert most.share == max(row.share for row in given)
+    assert told == (f"The family {most.family} leads furthest: {most.share:.0%} of the images to "
+                    f"“{images.classes[most.label]}”; after the repair {most.family} does, and leads 25%.")
+    assert ";" not in scan_plots.reach(images, given).summary
+    with pytest.raises(InputError, match="no change to show"):
+        scan_plots.reach(images, [])

@@ -123,9 +123,8 @@ class Own:
         """
         names = [Path(path).stem for path in weights]
         require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
-        victims = (self.victim(path) for path in weights)
         return [save_checkpoint(output_folder(folder) / name, victim.model, victim.card, victim.trigger)
-                .with_suffix("").as_posix() for name, victim in zip(names, victims, strict=True)]
+                .with_suffix("").as_posix() for name, victim in zip(names, map(self.victim, weights), strict=True)]
 
     def _by_card(self, path: Path) -> Opened:
         require((self.mean, self.std, self.stem) == (None, None, None),
