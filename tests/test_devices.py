@@ -178,7 +178,7 @@ def test_a_gpu_says_what_the_cpu_says(victim):
         assert there[1] == pytest.approx(here[1], abs=1e-3)
         assert evaluate(gpu, victim.data.test, victim.trigger, 1) == pytest.approx(
             evaluate(victim.model, victim.data.test, victim.trigger, 1), abs=1e-3)
-        pruned = gp.grad_prune(gpu, victim.data.defense, victim.trigger, spc=2, tune=False, progress=False)
+        pruned = gp.grad_prune(gpu, victim.data.defense, victim.trigger, spc=2, recipe="paper", tune=False, progress=False)
         assert pruned.mask.positions == gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2,
                                                       tune=False, progress=False).mask.positions
 

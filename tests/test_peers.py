@@ -44,7 +44,7 @@ def test_a_real_model_is_reproduced_and_defended(peer, cifar_test, record_proper
     assert before == pytest.approx((0.827, 0.982, 0.016), abs=0.02)
 
     given = copy.deepcopy(peer.state_dict())
-    result = grad_prune(peer, pool, trigger, spc=10, progress=False)
+    result = grad_prune(peer, pool, trigger, spc=10, recipe="paper", progress=False)
     assert same(given, peer)
     for layer, index in result.mask.removed:
         assert (result.pruned.get_submodule(layer).weight[index] == 0).all()

@@ -185,7 +185,7 @@ def test_without_torch_pruning(monkeypatch):
 @pytest.mark.parametrize("name", ["badnets", "blended", "sig"])
 def test_shipped_models_pruned_by_the_defence(slim, name):
     victim = gp.load_victim(name)
-    pruned = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2, tune=False, progress=False).model
+    pruned = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2, recipe="paper", tune=False, progress=False).model
     images = victim.data.test.floats()[:200]
     result = slim(pruned, images[:8])
     assert_same_answers(result, pruned, images)

@@ -160,7 +160,7 @@ def test_the_player_runs_the_other_recipe_on_the_same_images_once(make, victim, 
 
 
 def test_the_player_offers_no_recipe_for_another_defence(make, victim):
-    other = dataclasses.replace(grad_prune(victim.model, victim.data.defense, victim.trigger, spc=3, tune=False, progress=False), name="mine", settings={})
+    other = dataclasses.replace(grad_prune(victim.model, victim.data.defense, victim.trigger, spc=3, recipe="paper", tune=False, progress=False), name="mine", settings={})
     panel = make(PruningPlayer, result=other)
     assert panel.sentence.startswith("Round ")
     assert panel.recipe not in [child for box in panel.children for child in getattr(box, "children", ())]
