@@ -68,6 +68,8 @@ Trained = Annotated[Path | None, typer.Option(help="Checkpoint to write; out/TRI
 Cleaned = Annotated[Path | None, typer.Option(help="Save the cleaned model as this checkpoint.")]
 Slim = Annotated[bool, typer.Option("--slim", help="Cut removed filters out of what is saved or exported.")]
 Export = Annotated[Path | None, typer.Option(help="Also write the cleaned model as this .onnx or .pt2 file.")]
+
+
 def main() -> None:
     """Run the command line; the entry point of `gradprune` and `python -m gradprune`.
 

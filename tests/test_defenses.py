@@ -13,7 +13,7 @@ from conftest import QUICK, defend, same
 from torch import nn
 
 from gradprune.defenses import DEFENSES, KNOWS_TRIGGER, DefenseResult, defense, grad_prune
-from gradprune.defenses.common import Work, batch_statistics, endless, passes
+from gradprune.defenses.common import Work, batch_statistics, endless
 from gradprune.errors import InputError
 from gradprune.models import build, evaluating
 from gradprune.pruning import (
@@ -28,6 +28,7 @@ from gradprune.pruning import (
     unpaired,
     validate,
 )
+from gradprune.pruning.fine_tuning import passes
 
 # The modules share their names with the functions that the package exports.
 anp, clp, common, fine_pruning, ft_sam, i_bau, nad, neural_cleanse, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (

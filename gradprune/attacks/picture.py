@@ -45,8 +45,7 @@ class Picture(Trigger):
         """The trigger in a picture file (PNG, JPEG ...), with its transparency if it has one.
 
         mask: a picture or an .npy array of the same size, white (or 1) where the trigger is put on and black (0) where
-        not; "black", where the
-        black pixels of the trigger are not put on; or "whole", where they are.
+        not; "black", where the black pixels of the trigger are not put on; or "whole", where they are.
         Raises InputError for a file that is missing or no picture, or a mask of another size or black everywhere.
         """
         pixels = _read(path, "trigger picture")

@@ -5,7 +5,6 @@ Two rules make a comparison fair. Every method whose authors augment the images 
 """
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradprune.attacks.training import portions
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require, settled
@@ -29,7 +27,7 @@ from gradprune.models.inference import (
 from gradprune.models.working import handed_back, working_copy
 from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
-from gradprune.pruning.fine_tuning import batches, half_cosine
+from gradprune.pruning.fine_tuning import batches, half_cosine, passes
 from gradprune.pruning.recipes import row
 
 
@@ -132,11 +130,6 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             module.train(isinstance(module, nn.modules.batchnorm._BatchNorm))
         yield
-
-
-def passes(steps: int, images: int, batch_size: int) -> int:
-    """How many epochs over so many images make at least `steps` optimiser steps."""
-    return math.ceil(steps / len(portions(images, batch_size)))
 
 
 def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128, *,

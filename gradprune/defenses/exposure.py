@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradprune.defenses.scan import moved
 from gradprune.errors import require
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning import FAMILIES, Change, Part, draw, inflow, search_changes
@@ -47,13 +48,7 @@ def exposure(model: nn.Module, images: Tensor, *, families: Sequence[str] = tupl
             labels = furthest.argsort(descending=True)[:searched].tolist()
             begun = [changes[places[label]] for label in labels]
             found = search_changes(model, [part._replace(target=label) for label in labels], begun, steps)
-        reached = [Reach(family, label, _moved(model, change, others, usual, label), change)
+        reached = [Reach(family, label, moved(model, change.__call__, others[usual != label], label), change)
                    for label, change in zip(labels * 2, begun + found, strict=True)]
         rows.append(max(reached, key=lambda row: row.share))
     return sorted(rows, key=lambda row: -row.share)
-
-
-def _moved(model: nn.Module, change: Change, images: Tensor, usual: Tensor, label: int) -> float:
-    """The share of images that the model usually puts elsewhere, and with the change into the class."""
-    away = images[usual != label]
-    return float((predict(model, change(away)).argmax(1) == label).float().mean()) if len(away) else 0.0

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, adopted, passes
+from gradprune.defenses.common import Work, adopted
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
-from gradprune.pruning.fine_tuning import half_cosine
+from gradprune.pruning.fine_tuning import half_cosine, passes
 
 DEFAULTS: dict[str, Any] = {
     "alpha": 0.2,       # weight of <W, W0>, new and old weights of the last layer (the release's README: 0.1)

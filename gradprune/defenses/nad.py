@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, adopted, passes
+from gradprune.defenses.common import Work, adopted
 from gradprune.defenses.result import DefenseResult
 from gradprune.errors import require
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
-from gradprune.pruning.fine_tuning import Loss
+from gradprune.pruning.fine_tuning import Loss, passes
 
 DEFAULTS: dict[str, Any] = {
     "beta_first": 500.0,   # weight of the attention loss at the first place, the largest image size

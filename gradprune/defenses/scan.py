@@ -85,8 +85,8 @@ def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, thr
         judged = _judge(found)
         for label, (one, (index, share)) in enumerate(zip(found, judged, strict=True)):
             alarm = index is not None and share is not None and index > threshold and share < SMALL
-            moved = _moved(work.model, one.trigger, images[labels != label], label)
-            rows.append(Row(kind, label, one.norm, moved, index, share, one.converged, alarm))
+            success = moved(work.model, one.trigger, images[labels != label], label)
+            rows.append(Row(kind, label, one.norm, success, index, share, one.converged, alarm))
             triggers[kind, label] = one.trigger
     worst = min((row for row in rows if row.alarm), key=lambda row: row.share or 0, default=None)
     suspect, kind_found = (worst.label, worst.kind) if worst else (None, None)
@@ -107,10 +107,10 @@ def _judge(found: list[Inversion]) -> list[tuple[float | None, float | None]]:
     return judged
 
 
-def _moved(model: nn.Module, trigger: nn.Module, images: Tensor, label: int) -> float:
-    """The share of the images (of other classes) that the trigger sends to the class."""
+def moved(model: nn.Module, trigger: Callable[[Tensor], Tensor], images: Tensor, label: int) -> float:
+    """The share of the images (of other classes) that the trigger sends to the class; 0 of none."""
     with torch.no_grad():
-        return float((predict(model, trigger(images)).argmax(1) == label).float().mean())
+        return float((predict(model, trigger(images)).argmax(1) == label).float().mean()) if len(images) else 0.0
 
 
 def _verdict(rows: list[Row], alarm: Row | None, names: tuple[str, ...], threshold: float) -> str:

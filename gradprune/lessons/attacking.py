@@ -92,8 +92,7 @@ def table(name: str) -> pd.DataFrame:
     """A measured table; every row says rate, seed, the training ("short" or "full": see `train_on`) and the machine.
 
     "poison_rate": a row a short training: poisoned_images, acc, asr, ra. "label_maps": a row for each pair of classes
-    of two full trainings: label_map, true, answer, images, the number of triggered test images so answered. "scans":
-    see `lessons.scanning`.
+    of two full trainings: label_map, true, answer, images, the number of triggered test images so answered.
     Raises InputError where the table is not installed.
     """
     path = data_folder() / "results" / "lessons" / f"{name}.csv"

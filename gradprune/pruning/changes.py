@@ -92,7 +92,7 @@ def inflow(model: nn.Module, parts: Sequence[Part], changes: Sequence[Change]) -
             worn = [change(part.images) for part, change in zip(some, changes[start:start + 64], strict=True)]
             answers = model(torch.cat(worn)).softmax(1).split([len(images) for images in worn])
             rows += [said.mean(0) - part.wanted.exp().mean(0) for said, part in zip(answers, some, strict=True)]
-    return torch.stack(rows) if rows else torch.empty(0, 1)
+    return torch.stack(rows)
 
 
 def every_wave(shape: Shape, generator: torch.Generator) -> list[Change]:

@@ -82,18 +82,16 @@ class Consistent(Distilled):
         led = inflow(model, parts * 2, drawn + again).view(2, len(parts), classes)
         goal = torch.stack([led[:, place].amax(1) if part.target is None else led[:, place, part.target]
                             for place, part in enumerate(parts)], dim=1)
-        tried, flat = drawn + again, led.flatten(0, 1)
+        tried, led = drawn + again, led.flatten(0, 1)
         chosen = [place + len(parts) * int(better) for place, better in enumerate(goal.argmax(0))]
-        begun = {chosen[place] for place in searched}
-        rest = [place for place in range(len(tried)) if place not in begun]
-        self._keep([tried[place] for place in rest], flat[rest])
-        some = [parts[place] for place in searched]
-        found = search_changes(model, some, [tried[chosen[place]] for place in searched], self.settings["search_steps"])
-        self._keep(found, inflow(model, some, found))
-        best = [tried[place] for place in chosen]
-        for place, change in zip(searched, found, strict=True):
-            best[place] = change
-        return best
+        if searched:  # what is found takes the place of what it began with
+            some, starts = [parts[place] for place in searched], [chosen[place] for place in searched]
+            found = search_changes(model, some, [tried[start] for start in starts], self.settings["search_steps"])
+            led[starts] = inflow(model, some, found)
+            for start, change in zip(starts, found, strict=True):
+                tried[start] = change
+        self._keep(tried, led)
+        return [tried[place] for place in chosen]
 
     def _int(self, count: int) -> int:
         """A drawn number from 0 on, below `count`."""

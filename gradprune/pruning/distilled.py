@@ -1,7 +1,6 @@
 """Fine-tuning that asks for no label: the original model is the teacher, on new views and mixes of the few images."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.attacks.training import portions
 from gradprune.models.inference import predict
 from gradprune.pruning.augment import Augment, copies_for
 from gradprune.pruning.filters import FilterMask
-from gradprune.pruning.fine_tuning import Loss, fine_tune, half_cosine
+from gradprune.pruning.fine_tuning import Loss, fine_tune, half_cosine, passes
 from gradprune.pruning.unlearning import Pairs
 
 STEPS = 160  # about: whole epochs are run
@@ -83,7 +81,7 @@ def tune_on_views(model: nn.Module, mask: FilterMask, train: Pairs, validation: 
 
 def epochs_for(pairs: int, steps: int | None = None, batch_size: int = BATCH) -> int:
     """Epochs that come to so many steps (None: `STEPS`), for a number of training pairs; each has views beside it."""
-    return math.ceil((steps or STEPS) / len(portions(pairs * (1 + copies_for(pairs)), batch_size)))
+    return passes(steps or STEPS, pairs * (1 + copies_for(pairs)), batch_size)
 
 
 def best_repair(given: nn.Module, pruned: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs,

@@ -38,6 +38,11 @@ def half_cosine(epochs: int) -> Callable[[int], float]:
     return lambda epoch: 0.5 + 0.5 * math.cos(math.pi * epoch / epochs)
 
 
+def passes(steps: int, images: int, batch_size: int) -> int:
+    """How many epochs over so many images make at least `steps` optimiser steps."""
+    return math.ceil(steps / len(portions(images, batch_size)))
+
+
 def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs, *, loss: Loss = both_losses,
               optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD, lr: float = 1e-3,
               momentum: float = 0.9, weight_decay: float = 5e-4, decay: Callable[[int], float] = lambda epoch: 1.0,
