@@ -62,10 +62,10 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     return work.result("grad_prune", settings, pruned=pruned, stopped=stopped)
 
 
-def grad_prune_paper(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, recipe: str = "paper", **settings: Any
-                     ) -> DefenseResult:
+def grad_prune_paper(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, recipe: str = "paper",
+                     seed: int = 0, progress: bool = True, **settings: Any) -> DefenseResult:
     """`grad_prune` with recipe "paper", which stands in tables as "grad_prune"; settings: those of `grad_prune`."""
-    return grad_prune(model, clean, trigger, recipe=recipe, **settings)
+    return grad_prune(model, clean, trigger, spc=spc, recipe=recipe, seed=seed, progress=progress, **settings)
 
 
 def grad_prune_verified(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, seed: int = 0,
