@@ -117,7 +117,7 @@ def test_a_synthesised_trigger_goes_where_the_images_are(victim, machine):
         answers = measure(model, exam(images, mark, 1))
         assert all(0 <= share <= 1 for share in answers)
         found = found._replace(trigger=mark)
-        assert prune_scanned(model, victim.data.defense, found, spc=2, patience=1, tune=False, progress=False).mask
+        assert prune_scanned(model, victim.data.defense, found, spc=2, recipe="paper", patience=1, tune=False, progress=False).mask
 
 
 @pytest.mark.parametrize("trigger", ["badnets", "low_frequency", "bpp"])
@@ -179,7 +179,7 @@ def test_a_gpu_says_what_the_cpu_says(victim):
         assert evaluate(gpu, victim.data.test, victim.trigger, 1) == pytest.approx(
             evaluate(victim.model, victim.data.test, victim.trigger, 1), abs=1e-3)
         pruned = gp.grad_prune(gpu, victim.data.defense, victim.trigger, spc=2, recipe="paper", tune=False, progress=False)
-        assert pruned.mask.positions == gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2,
+        assert pruned.mask.positions == gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2, recipe="paper",
                                                       tune=False, progress=False).mask.positions
 
 

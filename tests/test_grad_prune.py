@@ -16,7 +16,7 @@ from gradprune.pruning.filters import filters
 
 @pytest.fixture(scope="module")
 def result(victim):
-    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=10, score="gate", progress=False)
+    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=10, recipe="paper", score="gate", progress=False)
 
 
 def test_the_main_job(victim, result):
@@ -50,7 +50,7 @@ def test_the_defence_never_sees_a_test_set():
 
 def test_a_model_that_was_pruned_before_is_not_pruned_again(victim, result):
     """Filters that are silent already are neither picked nor allowed to grow."""
-    again = grad_prune(result.model, victim.data.defense, victim.trigger, spc=10, score="gate", progress=False)
+    again = grad_prune(result.model, victim.data.defense, victim.trigger, spc=10, recipe="paper", score="gate", progress=False)
     assert again.mask.before == tuple(sorted(result.mask.positions))
     assert not set(again.mask.positions) & set(result.mask.positions)
     fallen = {(row["layer"], row["index"]) for row in again.rows("prune")[1:]}

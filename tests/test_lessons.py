@@ -666,7 +666,7 @@ def test_work_that_was_cut_short_is_not_kept_for_later(victim: Victim, monkeypat
     restart._victim.cache_clear(), restart._pruned.cache_clear()
     cut = [True]
     trained = dataclasses.replace(victim, card={"training": {"interrupted": True}})
-    pruned = restart.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=1, patience=1, tune=False, progress=False)
+    pruned = restart.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=1, recipe="paper", patience=1, tune=False, progress=False)
     monkeypatch.setattr(restart, "load_victim", lambda name: victim)
     monkeypatch.setattr(restart, "attack", lambda **_: trained)
     monkeypatch.setattr(restart, "grad_prune", lambda *_, **__: dataclasses.replace(pruned, interrupted=cut.pop()))

@@ -142,7 +142,7 @@ def test_bad_input():
 def test_replay_ends_where_the_pruned_model_is(victim):
     from gradprune.defenses import grad_prune
 
-    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, tune=False, progress=False)
+    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, recipe="paper", tune=False, progress=False)
     rows = replay_function(victim.model, result.history, victim.data.test, victim.trigger, victim.target)
     kept = rows[len(result.mask.positions)]
     measured = victim.evaluate(result.pruned)

@@ -115,7 +115,7 @@ def test_bad_scans(victim, data):
 
 
 def test_the_defence_with_the_synthesised_trigger(victim, found):
-    result = prune_scanned(victim.model, victim.data.defense, found, spc=10, progress=False)
+    result = prune_scanned(victim.model, victim.data.defense, found, spc=10, recipe="paper", progress=False)
     assert victim.evaluate(result.model).asr < 0.2 < 0.9 < victim.evaluate().asr
     assert victim.evaluate(result.model).acc > victim.evaluate().acc - 0.05
 
@@ -127,7 +127,7 @@ def test_no_suspect_no_change(honest, data, nothing):
 
 
 def test_defend_with_a_synthesised_trigger(store, tmp_path):
-    told = defend_and_save(str(store / "victim"), tmp_path / "cleaned", trigger="synthesised", progress=False)
+    told = defend_and_save(str(store / "victim"), tmp_path / "cleaned", trigger="synthesised", recipe="paper", progress=False)
     assert told["scan"].startswith("Suspected: 'north east'") and told["tuned"]["asr"] < 0.2
     assert read_card(tmp_path / "cleaned")["defense"]["scan"] == told["scan"]
     with pytest.raises(InputError, match="Unknown kind of trigger 'synthesized'; did you mean synthesised"):

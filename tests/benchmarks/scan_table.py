@@ -53,8 +53,8 @@ def scan_row(name, victim, found):
 
 
 def defense_rows(name, victim, found):
-    known = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, seed=SEED, progress=False)
-    blind = prune_scanned(victim.model, victim.data.defense, found, spc=SPC, seed=SEED, progress=False)
+    known = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, recipe="paper", seed=SEED, progress=False)
+    blind = prune_scanned(victim.model, victim.data.defense, found, spc=SPC, recipe="paper", seed=SEED, progress=False)
     models = {"given": victim.model, "known, pruned": known.pruned, "known, fine-tuned": known.model,
               "synthesised, pruned": blind.pruned, "synthesised, fine-tuned": blind.model}
     return [{"model": name, "state": state, **victim.evaluate(model)._asdict(),

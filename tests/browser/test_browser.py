@@ -57,7 +57,7 @@ BLANK = """panel => new Promise(resolve => { let blank = 0, frames = 0; const en
 def own_notebook(path: Path) -> None:
     cells = ["import gradprune as gp\nfrom gradprune.views import BeatGradPrune, FilterExplorer, PruningPlayer, TriggerStudio\n"
              "victim = gp.load_victim('badnets')\n"
-             "result = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, tune=False, progress=False)",
+             "result = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, recipe='paper', tune=False, progress=False)",
              *(f"{panel}(victim{', result' * (panel == 'PruningPlayer')})" for panel in PANELS[:4]), TABLE, SEARCHES]
     book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     book.cells = [nbformat.v4.new_markdown_cell("# Panels\n\n<details><summary>Solution</summary>\n\nLook.\n\n</details>"),
