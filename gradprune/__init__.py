@@ -16,6 +16,8 @@ The rooms, in reading order, which is import order:
     views/       figures, reports, widgets
     lessons/     what the notebooks use: checks, predictions, progress
 
+Each is a module: `gradprune.datasets`, `gradprune.models`, `gradprune.attacks`, `gradprune.pruning`,
+`gradprune.defenses`, `gradprune.evaluation`, `gradprune.views`, `gradprune.lessons`.
 Method: Dunnett et al., 2024, arXiv:2405.03918.
 """
 
