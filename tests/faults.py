@@ -47,7 +47,7 @@ def attack(store, made, url):
 def defend(store, made, url):
     grad_prune = importlib.import_module("gradprune.defenses.grad_prune")
     grad_prune.fine_tune = partial(grad_prune.fine_tune, max_epochs=2)
-    command("defend", store / "victim", "--spc", 2, "--out", made / "model")
+    command("defend", store / "victim", "--spc", 2, "--recipe", "paper", "--out", made / "model")
 
 
 def zoo_build(store, made, url):

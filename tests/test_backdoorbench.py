@@ -202,7 +202,7 @@ def test_defend_and_evaluate(tmp_path, monkeypatch, result, data):
     assert {key: again[key] for key in ("acc", "asr", "ra")} == told["tuned"], "the cleaned checkpoint needs no option"
     given = json.loads(run("evaluate", result, "--data", "data.npz", "--trigger", "patch.png", "--target", 3, "--json").stdout)
     assert given["target"] == 3
-    for arguments, words in ((["--data", "data.npz"], "nothing says which trigger"),
+    for arguments, words in ((["--data", "data.npz", "--trigger", "known"], "nothing says which trigger"),
                              (["--trigger", "patch.png"], "was made with 'cifar10'; give its images with --data"),
                              (["--data", "elsewhere/"], "Error: No folder or file at elsewhere.")):
         refused = run("defend", result, *arguments)

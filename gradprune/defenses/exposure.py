@@ -45,7 +45,7 @@ def exposure(model: nn.Module, images: Tensor, *, families: Sequence[str] = tupl
         changes = [draw(images.shape[1:], generator, [family]) for _ in range(drawn)]
         with evaluating(model):
             furthest, places = inflow(model, [part] * drawn, changes).max(0)
-            labels = furthest.argsort(descending=True)[:searched].tolist()
+            labels = furthest.argsort(descending=True)[:searched].cpu().tolist()
             begun = [changes[places[label]] for label in labels]
             found = search_changes(model, [part._replace(target=label) for label in labels], begun, steps)
         reached = [Reach(family, label, moved(model, change.__call__, others[usual != label], label), change)

@@ -164,11 +164,11 @@ def _still(models: dict[str, Any], identity: str) -> str:
         return "progress-bar"  # what a finished bar leaves behind is not worth showing
     if kind in ("HTMLModel", "LabelModel"):
         return f"<div>{state.get('value', '')}</div>" if state.get("value") else ""
+    if "gradprune-cells" in state.get("_dom_classes", ()):
+        return ""  # places of a picture that answer to a press: they have no face
     options = state.get("_options_labels")
     value = options[state["index"]] if options and state.get("index") is not None else state.get("value", "")
     if kind == "ToggleButtonsModel" and options:
-        if state["index"] is None:
-            return ""  # places of a picture that answer to a press: they have no face
         value = " / ".join(options)
     value = "☐☑"[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
     text = " ".join(str(part) for part in (state.get("description"), value) if part not in (None, ""))

@@ -111,7 +111,7 @@ class Consistent(Distilled):
 
     def _keep(self, changes: list[Change], led: Tensor) -> None:
         """Put changes into the pools of their families, which let go of those that lead least far."""
-        for change, furthest in zip(changes, led.amax(-1).tolist(), strict=True):
+        for change, furthest in zip(changes, led.amax(-1).cpu().tolist(), strict=True):
             pool = self.pools.setdefault(change.family, [])
             pool.append((furthest, change))
             pool.sort(key=lambda entry: -entry[0])

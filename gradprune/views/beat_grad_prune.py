@@ -19,7 +19,7 @@ from gradprune.views import style
 from gradprune.views.controls import buttons, slider
 from gradprune.views.filter_map import FilterMap
 from gradprune.views.game_parts import draw_now, draw_progress, draw_test
-from gradprune.views.network_picture import SIGNAL, corners, draw_network, readers, shares, signal
+from gradprune.views.network_picture import corners, draw_network, readers, shares, signal, signal_colors
 from gradprune.views.panel import Panel
 from gradprune.views.panel_parts import blank, place, table_html
 from gradprune.views.picture import Picture, changes, count
@@ -120,7 +120,7 @@ class BeatGradPrune(Panel):
     def draw(self, computed: Played) -> Picture:
         """The network above; below the figures now and move by move, and the test figures once finished."""
         game, rows, values = computed
-        colors, note = style.score_colors(values) if game.score else (SIGNAL, "")
+        colors, note = style.score_colors(values) if game.score else (signal_colors(), "")
         with style.in_style():
             figure = blank(_HEIGHT)
             ax = place(figure, *_MAP)
@@ -153,7 +153,7 @@ class BeatGradPrune(Panel):
         """Each cell's left, top, width and height as shares of the figure."""
         figure = blank(_HEIGHT)
         ax = place(figure, *_MAP)
-        draw_network(ax, self.found, np.zeros(len(self.found)), SIGNAL, [])
+        draw_network(ax, self.found, np.zeros(len(self.found)), signal_colors(), [])
         upper = corners(self.found)
         ends = [figure.transFigure.inverted().transform(ax.transData.transform(edge)) for edge in (upper, upper + 1)]
         (left, top), (right, low) = (end.T for end in ends)

@@ -28,6 +28,7 @@ class FilterMap(widgets.Box):
 
     def __init__(self, image: widgets.HTML, names: Sequence[str], places: np.ndarray) -> None:
         self.cells = widgets.ToggleButtons(options=names, value=None, tooltips=names, description="Map of the filters")
+        self.cells.add_class("gradprune-cells")  # what a page at rest leaves out
         super().__init__()
         own = f"gradprune-map-{self.model_id}"
         self.add_class("gradprune-map").add_class(own)

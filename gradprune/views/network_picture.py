@@ -21,7 +21,6 @@ from gradprune.views.picture import Picture
 from gradprune.views.style import TRIGGERED, plain
 
 _GAP = 1.6  # cells between two layers
-SIGNAL = ScalarMappable(Normalize(0, 1), seaborn.light_palette(TRIGGERED.color, as_cmap=True))
 
 
 def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
@@ -38,20 +37,25 @@ def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
     answers = [(triggered - clean).abs().mean().item() for _, clean, triggered in signals.values()]
     arrived = {name: f"{answer / max(answers[0], 1e-9):.0%}" for name, answer in zip(signals, answers, strict=True)}
     given = next(iter(signals.values()))[0]
-    reads = readers(next(iter(models.values())), found)
+    reads, colors = readers(next(iter(models.values())), found), signal_colors()
     with style.in_style():
         figure = style.new_figure(8.4, 1.75 * len(models) + 0.5)
         panels = figure.subplots(len(models), 1, squeeze=False)[:, 0]
         for ax, (name, (values, *_)) in zip(panels, signals.items(), strict=True):
-            draw_network(ax, found, shares(found, values, given), SIGNAL, reads, removed.get(name, ()))
+            draw_network(ax, found, shares(found, values, given), colors, reads, removed.get(name, ()))
             ax.set_title(f"{name}: {arrived[name]} of the trigger's signal reaches the answer")
             if ax is not panels[-1]:
                 ax.set_xticks([])
-        bar = figure.colorbar(SIGNAL, ax=list(panels), location="right", aspect=30, pad=0.01, shrink=0.8,
+        bar = figure.colorbar(colors, ax=list(panels), location="right", aspect=30, pad=0.01, shrink=0.8,
                               label="signal of the trigger")
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
     told = "; ".join(f"{name}, {share}" for name, share in arrived.items())
     return Picture(figure, f"How much of the trigger's signal reaches the answer: {told}.")
+
+
+def signal_colors() -> ScalarMappable:
+    """Colours for shares of a signal, 0..1. New ones for each figure: a colour bar would keep it alive by them."""
+    return ScalarMappable(Normalize(0, 1), seaborn.light_palette(TRIGGERED.color, as_cmap=True))
 
 
 def shares(found: Filters, values: Tensor, given: Tensor) -> np.ndarray:
