@@ -30,7 +30,7 @@ FEW = {"grad_prune": {"patience": 2, "tune": False}, "grad_prune_verified": {"pa
        "fine_pruning": {"steps": 2}, "clp": {"u": 1.0}, "anp": {"iterations": 2}, "nad": {"teacher_steps": 2, "steps": 2},
        "i_bau": {"inner_steps": 2, "outer_steps": 2}, "rnp": {"unlearn_steps": 2, "recover_steps": 2}, "ft_sam": {"steps": 2},
        "neural_cleanse": {"steps": 3, "tune_steps": 2}, "sau": {"steps": 2}, "fst": {"steps": 2}, "ims": {"first_rounds": 2, "rounds": 2},
-       "repair": {"steps": 2, "first": 3, "changes": 2, "sturdy": 1.0, "lr": 1e-4}}
+       "repair": {"steps": 1, "batch_size": 512, "first": 3, "changes": 2, "sturdy": 1.0}}  # one step: after it rounding chooses
 
 
 @pytest.fixture
