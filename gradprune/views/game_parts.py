@@ -22,7 +22,7 @@ def draw_now(figure: Figure, rows: Sequence[Metrics], images: int) -> None:
     for column, (key, mark) in enumerate(METRICS.items()):
         given, now = (f"{getattr(metrics, key):.0%}" for metrics in (rows[0], rows[-1]))
         style.write(ax, mark.name, (column / 3, 1), (0, -14), color=mark.color, fontweight="bold")
-        style.write(ax, now, (column / 3, 1), (0, -40), color=mark.color, fontweight="bold", fontsize=19)
+        style.write(ax, now, (column / 3, 1), (0, -40), color=mark.color, fontweight="bold", fontsize=16)
         style.write(ax, f"given {given}", (column / 3, 1), (0, -58), color=style.FAINT)
 
 
