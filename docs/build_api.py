@@ -9,9 +9,10 @@ from pathlib import Path
 import pdoc
 
 from gradprune import __version__
-from gradprune.paths import output_folder
+from gradprune.base.paths import output_folder
 
-ROOMS = ("datasets", "models", "attacks", "pruning", "defenses", "evaluation", "views", "lessons")
+ROOMS = ("base", "datasets", "models", "attacks", "pruning", "defenses", "evaluation", "victims", "bench", "views",
+         "cli", "lessons")
 INHERITED = re.compile(r"<p>(Alias for field number|Create new instance of|Initialize internal Module state)[^<]*</p>")
 
 

@@ -7,17 +7,22 @@
 
 The rooms, in reading order, which is import order:
 
+    base/        errors, paths and atomic writing, devices, pickles looked over
     datasets/    images as two tensors; rendered signs, published sets, folders
     models/      networks (own, torchvision's, timm's), checkpoints, export
-    attacks/     nine triggers (badnets, blended, sig ...), poisoning, training
+    attacks/     nine triggers (one a file), poisoning, training
     pruning/     the subject: filters, losses, scores, recipes, fine-tuning
     defenses/    grad_prune, repair (no trigger known), twelve baselines: one call
-    evaluation/  ACC, ASR, RA, DER, the bench and its summary, relearning
-    views/       figures, reports, widgets
-    lessons/     what the notebooks use: checks, predictions, progress
+    evaluation/  ACC, ASR, RA, DER, replays, relearning
+    victims/     a model with its data and trigger: shipped, your own, BackdoorBench
+    bench/       every defence on every attack; its rows, summary and ranking
+    views/       figures/, panels/ (widgets), reports/ (pages)
+    cli/         the command `gradprune`, one file a command
+    lessons/     runtime/ (checks, predictions, progress), exercises/
 
-Each is a module: `gradprune.datasets`, `gradprune.models`, `gradprune.attacks`, `gradprune.pruning`,
-`gradprune.defenses`, `gradprune.evaluation`, `gradprune.views`, `gradprune.lessons`.
+Each is a module: `gradprune.base`, `gradprune.datasets`, `gradprune.models`, `gradprune.attacks`, `gradprune.pruning`,
+`gradprune.defenses`, `gradprune.evaluation`, `gradprune.victims`, `gradprune.bench`, `gradprune.views`,
+`gradprune.cli`, `gradprune.lessons`.
 Method: Dunnett et al., 2024, arXiv:2405.03918.
 """
 
@@ -28,23 +33,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradprune.attacks import Picture, fit, make_trigger, poison
+    from gradprune.base.errors import InputError
     from gradprune.datasets import ImageSet, load
     from gradprune.defenses import DefenseResult, grad_prune, repair
-    from gradprune.errors import InputError
-    from gradprune.evaluation import Metrics, Victim, der, evaluate, load_victim
+    from gradprune.evaluation import Metrics, der, evaluate
     from gradprune.models import build, load_weights
     from gradprune.pruning import FilterMask, filter_scores
     from gradprune.pruning.filters import filters
     from gradprune.pruning.slimming import slim
-    from gradprune.zoo import attack
+    from gradprune.victims import Victim, load_victim
+    from gradprune.victims.zoo import attack
 
 # Loaded when first used: torch takes seconds, `gradprune --help` needs none of it, and `gradprune doctor` must run
 # where torch is broken.
 _HOMES = {"attacks": "Picture fit make_trigger poison", "datasets": "ImageSet load",
-          "defenses": "DefenseResult grad_prune repair", "errors": "InputError",
-          "evaluation": "Metrics Victim der evaluate load_victim", "models": "build load_weights",
+          "defenses": "DefenseResult grad_prune repair", "base.errors": "InputError",
+          "evaluation": "Metrics der evaluate", "victims": "Victim load_victim", "models": "build load_weights",
           "pruning": "FilterMask filter_scores", "pruning.filters": "filters", "pruning.slimming": "slim",
-          "zoo": "attack"}
+          "victims.zoo": "attack"}
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = ["DefenseResult", "FilterMask", "ImageSet", "InputError", "Metrics", "Picture", "Victim", "attack", "build",

@@ -17,12 +17,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 from gradprune.attacks import fit, make_trigger, poison
-from gradprune.cli import app
+from gradprune.cli.app import app
 from gradprune.datasets import Dataset, ImageSet
 from gradprune.defenses import DEFENSES, DefenseResult, grad_prune
-from gradprune.evaluation import Metrics, Victim, der
+from gradprune.evaluation import Metrics, der
 from gradprune.models import build
 from gradprune.pruning.filters import filters, silence
+from gradprune.victims import Victim
 from gradprune.views import Picture, PruningPlayer
 
 # One thread a process: on a busy machine two threads that wait for each other make small models 20 x as slow.

@@ -14,12 +14,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from gradprune import zoo
-from gradprune.cli import app
+from gradprune.cli.app import app
 from gradprune.datasets import load
 from gradprune.datasets.download import Remote
 from gradprune.datasets.published import PUBLISHED, Published, get, load_published
-from gradprune.lessons import progress, workshop
+from gradprune.lessons.runtime import progress, workshop
+from gradprune.victims import zoo
 
 IMAGES = 100
 CONTENT = np.random.default_rng(0).integers(0, 256, IMAGES * 3 * 32 * 32, np.uint8).tobytes()  # more reads than a download has tries
@@ -99,9 +99,9 @@ JOBS = {
     "download": (download, "http.client:HTTPResponse.read1", 3, 600),
     "conversion": (convert, "faults:to_arrays", 1, 600),
     "folder cache": (folder, "gradprune.datasets.folder:decode", 3, 600),
-    "progress file": (remember, "gradprune.lessons.progress:_entries", 1, 40),
+    "progress file": (remember, "gradprune.lessons.runtime.progress:_entries", 1, 40),
     "lesson's folder": (fill, "PIL.Image:Image.save", 3, 600),
-    "bench": (bench, "gradprune.evaluation.cells:_figures", 2, 600),
+    "bench": (bench, "gradprune.bench.cells:_figures", 2, 600),
 }
 
 

@@ -27,7 +27,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = ROOT / "data" / "results" / "mutants.csv"
-TESTS = ("metrics", "unlearning", "filters", "race", "slimming", "inversion", "pruning_rules", "tuning_rules")  # quick ones
+TESTS = ("evaluation/test_metrics", *(f"pruning/test_{name}" for name in (
+    "unlearning", "filters", "race", "slimming", "inversion", "pruning_rules", "tuning_rules")))  # quick ones
 SKIPPED = ("shipped", "winner_of_all", "small_vgg-1", "small_vgg-0", "preact_resnet-1", "preact_resnet-0.2")  # over a second
 os.environ["OMP_NUM_THREADS"] = "1"
 Row = dict[str, str]
@@ -55,7 +56,7 @@ def main() -> None:
     os.chdir("mutants")
     loop = Loop(chosen, given.seconds, given.workers)
     code = pytest.main(["-q", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir=.", "-k", " and ".join(
-        f"not {word}" for word in SKIPPED), *(f"tests/test_{name}.py" for name in given.tests.split(","))], plugins=[loop])
+        f"not {word}" for word in SKIPPED), *(f"tests/{name}.py" for name in given.tests.split(","))], plugins=[loop])
     if not loop.outcome:
         sys.exit(int(code) or 1)
     told([row for row in chosen if row["name"] in loop.outcome], loop.outcome, known, {key(row) for row in mutants})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradprune.evaluation import read_results
+from gradprune.bench import read_results
 
 pytestmark = pytest.mark.slow
 

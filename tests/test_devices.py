@@ -12,18 +12,22 @@ from torch import nn
 from typer.testing import CliRunner
 
 import gradprune as gp
-from gradprune.attacks import fit, low_frequency, make_trigger, plant
+from gradprune.attacks import fit, make_trigger, plant
 from gradprune.attacks.training import RECIPE
-from gradprune.cli import app
+from gradprune.attacks.triggers import low_frequency
+from gradprune.base import devices
+from gradprune.base.errors import InputError
+from gradprune.bench import Grid, run
+from gradprune.cli.app import app
 from gradprune.datasets import Dataset
 from gradprune.defenses import DEFENSES, prune_scanned, scan
-from gradprune.errors import InputError
-from gradprune.evaluation import Grid, evaluate, exam, load_victim, measure, run
-from gradprune.models import build, choose_device, devices, predict
+from gradprune.evaluation import evaluate, exam, measure
+from gradprune.models import build, choose_device, predict
 from gradprune.models.checkpoints import save_checkpoint
 from gradprune.pruning import distilled, filter_scores, pair_up
 from gradprune.pruning.filters import filters
-from gradprune.zoo import attack
+from gradprune.victims import load_victim
+from gradprune.victims.zoo import attack
 
 TINY = {"name": "preact_resnet", "width": 4, "blocks": [1]}
 FEW = {"grad_prune": {"patience": 2, "tune": False}, "grad_prune_verified": {"patience": 1}, "ft": {"steps": 2}, "ft_unlearn": {"epochs": 2}, "ft_distilled": {},
@@ -249,8 +253,8 @@ def test_what_fails_with_half_the_batch_is_not_called_memory(data, capsys):
 
 def test_the_card_says_what_was_done(data, tmp_path, monkeypatch):
     write_npz(tmp_path / "data.npz", data)
-    monkeypatch.setattr("gradprune.zoo.build", lambda **_: Limited(16))
-    monkeypatch.setattr("gradprune.zoo.evaluate", lambda *_, **__: gp.Metrics(0, 0, 0))
+    monkeypatch.setattr("gradprune.victims.zoo.build", lambda **_: Limited(16))
+    monkeypatch.setattr("gradprune.victims.zoo.evaluate", lambda *_, **__: gp.Metrics(0, 0, 0))
     card = attack("badnets", data=str(tmp_path / "data.npz"), target=1, batch_size=32, epochs=1, shift=1,
                   progress=False).card
     assert card["training"]["batch_size"] == 16 != RECIPE["batch_size"]

@@ -14,8 +14,8 @@ import gradprune as gp
 from gradprune.attacks import TRIGGERS
 from gradprune.datasets import Dataset
 from gradprune.defenses import DEFENSES
-from gradprune.evaluation import victim as victims
 from gradprune.models.checkpoints import save_checkpoint
+from gradprune.victims import victim as victims
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -88,7 +88,8 @@ def test_the_reference_holds_every_public_name_with_its_docstring(tmp_path):
     sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', first, re.S))
     assert set(gp.__all__) <= set(sections) and "Alias for field" not in first
     assert [name for name in gp.__all__ if 'class="docstring"' not in sections[name]] == []
-    for room in ("datasets", "models", "attacks", "pruning", "defenses", "evaluation", "views", "lessons"):
+    for room in ("base", "datasets", "models", "attacks", "pruning", "defenses", "evaluation", "victims", "bench", "views", "cli",
+                 "lessons"):
         assert f'href="gradprune/{room}.html"' in first, "the first page leads to the room"
         page = (tmp_path / "gradprune" / f"{room}.html").read_text(encoding="utf-8")
         names = set(import_module(f"gradprune.{room}").__all__)

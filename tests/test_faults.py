@@ -20,11 +20,11 @@ from conftest import squares, write_npz
 from PIL import Image
 
 from gradprune.attacks import fit
+from gradprune.base.errors import InputError
+from gradprune.bench import read_results
+from gradprune.bench.store import _read
+from gradprune.cli.jobs import attack_and_save
 from gradprune.datasets import Dataset
-from gradprune.demo import attack_and_save
-from gradprune.errors import InputError
-from gradprune.evaluation import read_results
-from gradprune.evaluation.store import _read
 from gradprune.models import build
 from gradprune.models.checkpoints import load_checkpoint
 from gradprune.models.weights import read_file
@@ -68,8 +68,8 @@ CASES = [(job, fault) for job, row in TABLE.items() for fault, cell in row.items
 def fresh():
     """Starts processes from one that has the package loaded and has not computed anything: they begin at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "pandas", "pydantic", "torch._dynamo", "gradprune.cli", "gradprune.demo",
-                                    "gradprune.evaluation", "gradprune.lessons.progress", "faults"])
+    context.set_forkserver_preload(["__main__", "pandas", "pydantic", "torch._dynamo", "gradprune.cli", "gradprune.cli.jobs",
+                                    "gradprune.evaluation", "gradprune.lessons.runtime.progress", "faults"])
     return context
 
 
@@ -276,4 +276,4 @@ def test_the_table_names_tests_that_exist():
     assert set(TABLE) == set(JOBS)
     for text in (cell for row in TABLE.values() for cell in row.values() if isinstance(cell, str)):
         for file, names in re.findall(r"(test_\w+): (\w+)", text):
-            assert f"def test_{names}(" in Path(__file__).with_name(f"{file}.py").read_text(encoding="utf-8"), text
+            assert f"def test_{names}(" in next(Path(__file__).parent.rglob(f"{file}.py")).read_text(encoding="utf-8"), text

@@ -13,11 +13,11 @@ from torch import nn
 
 from gradprune.attacks import TRIGGERS, make_trigger, poison
 from gradprune.attacks.poisoning import LABEL_MAPS, attack_labels
+from gradprune.bench.cells import COLUMNS
+from gradprune.bench.store import SHARES, _line, _parse
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import DEFENSES
 from gradprune.evaluation import evaluate
-from gradprune.evaluation.cells import COLUMNS
-from gradprune.evaluation.store import SHARES, _line, _parse
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint, load_learned, save_checkpoint
 from gradprune.models.working import lay_out, layout
@@ -343,7 +343,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path_factory, seed, name, more,
 @given(SEEDS, st.sets(FILTERS, min_size=1, max_size=8))
 def test_a_slim_checkpoint_answers_as_before(tmp_path_factory, seed, dead):
     pytest.importorskip("torch_pruning", reason="slimming needs torch-pruning")
-    from gradprune.delivery import slimmed
+    from gradprune.victims.delivery import slimmed
 
     model, images = network(seed), noise(seed, 4).floats()
     silence(model, filters(model), dead)

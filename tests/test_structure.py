@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gradprune"
-ROOMS = ("datasets", "models", "attacks", "pruning", "defenses", "evaluation", "views", "lessons")
-GROUND = ("errors", "paths", "pickles", "__init__")  # below all rooms; what they take from `__init__` is the version
+ROOMS = ("base", "datasets", "models", "attacks", "pruning", "defenses", "evaluation", "victims", "bench", "views", "cli",
+         "lessons")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -32,17 +32,22 @@ def imports(path):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_earlier_rooms(room):
-    allowed = {*ROOMS[:ROOMS.index(room) + 1], *GROUND}
-    for path in sorted((PACKAGE / room).glob("*.py")):
+    allowed = ROOMS[:ROOMS.index(room) + 1]
+    for path in sorted((PACKAGE / room).rglob("*.py")):
         for parts in imports(path):
-            assert not parts or parts[0] in allowed or (room == "lessons" and parts[0] in ("zoo", "doctor")), \
+            assert not parts or parts[0] in allowed, \
                 f"{path.relative_to(ROOT)} imports gradprune.{'.'.join(parts)}"
 
 
-def test_the_ground_floor_imports_nothing_above():
-    for name in ("errors", "paths", "pickles"):
-        for parts in imports(PACKAGE / f"{name}.py"):
-            assert parts[:1] in (["errors"], ["paths"])
+def test_every_file_is_in_a_room():
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+    assert {path.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE} == set(ROOMS)
+
+
+def test_a_room_of_tests_is_a_room_of_the_package():
+    """Beside the rooms stand tests of the whole: browser, notebooks, spoiled files, benchmarks."""
+    folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert folders <= {".", "browser", "fuzz", "notebooks", *ROOMS}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -60,7 +65,7 @@ def test_public_names_are_used():
         offered = next(node.value for node in ast.parse(texts[face]).body
                        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
         for name in ast.literal_eval(offered):
-            homes = [path for path in face.parent.glob("*.py") if path != face and re.search(
+            homes = [path for path in face.parent.rglob("*.py") if path != face and re.search(
                 rf"^(def|class) {name}\b|^{name}\b.*=", texts[path], re.MULTILINE)]
             least = {face: 3, **dict.fromkeys(homes, 2)}  # imported and offered; defined
             assert any(found[name] >= least.get(path, 1) for path, found in words.items()), \

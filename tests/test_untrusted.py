@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from gradprune.base.errors import InputError, unknown
+from gradprune.base.pickles import look_over
+from gradprune.bench.cells import COLUMNS
+from gradprune.bench.store import FORMAT, Store, _line, _parse, _versions, read_results
+from gradprune.cli.screen import say
 from gradprune.datasets import load
-from gradprune.errors import InputError, unknown
-from gradprune.evaluation.cells import COLUMNS
-from gradprune.evaluation.store import FORMAT, Store, _line, _parse, _versions, read_results
-from gradprune.lessons import predictions, progress
+from gradprune.lessons.runtime import predictions, progress
 from gradprune.models import build, load_weights
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
-from gradprune.pickles import look_over
-from gradprune.screen import say
-from gradprune.views.page import page, table, terms
+from gradprune.views.reports.page import page, table, terms
 
 QUICK = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 JSON = st.recursive(st.none() | st.booleans() | st.integers(-3, 99) | st.integers(10**9) | st.floats() | st.text(max_size=9),

@@ -10,8 +10,8 @@ from conftest import QUICK, squares
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from gradprune.base.errors import InputError
 from gradprune.defenses import DEFENSES, scan
-from gradprune.errors import InputError
 from gradprune.models import load_weights, predict
 from gradprune.models.inference import check_convolutional
 from gradprune.pruning import distilled

@@ -14,13 +14,13 @@ import torch
 from conftest import QUICK, squares, write_npz
 from PIL import Image
 
-from gradprune.attacks import low_frequency
-from gradprune.cli import app
+from gradprune.attacks.triggers import low_frequency
+from gradprune.cli.app import app
 from gradprune.datasets import Dataset, load
 from gradprune.datasets.signs import render_signs
 from gradprune.defenses import DEFENSES
-from gradprune.evaluation import load_victim
 from gradprune.pruning import distilled
+from gradprune.victims import load_victim
 
 scan = importlib.import_module("gradprune.defenses.scan")  # the package's own name is the function
 

@@ -2,22 +2,22 @@
 
 from typing import Any
 
-from gradprune.attacks.badnets import BadNets
-from gradprune.attacks.blended import Blended
-from gradprune.attacks.bpp import Bpp
-from gradprune.attacks.foreign import Added, read_trigger
-from gradprune.attacks.input_aware import InputAware
-from gradprune.attacks.label_consistent import LabelConsistent
-from gradprune.attacks.low_frequency import LowFrequency
-from gradprune.attacks.picture import Picture
 from gradprune.attacks.planting import Planted, plant
 from gradprune.attacks.poisoning import Poisoned, poison
-from gradprune.attacks.sig import SIG
 from gradprune.attacks.training import TrainingResult, fit
-from gradprune.attacks.trigger import Trigger
-from gradprune.attacks.trojannn import TrojanNN
-from gradprune.attacks.wanet import WaNet
-from gradprune.errors import InputError, unknown
+from gradprune.attacks.triggers.badnets import BadNets
+from gradprune.attacks.triggers.blended import Blended
+from gradprune.attacks.triggers.bpp import Bpp
+from gradprune.attacks.triggers.foreign import Added, read_trigger
+from gradprune.attacks.triggers.input_aware import InputAware
+from gradprune.attacks.triggers.label_consistent import LabelConsistent
+from gradprune.attacks.triggers.low_frequency import LowFrequency
+from gradprune.attacks.triggers.picture import Picture
+from gradprune.attacks.triggers.sig import SIG
+from gradprune.attacks.triggers.trigger import Trigger
+from gradprune.attacks.triggers.trojannn import TrojanNN
+from gradprune.attacks.triggers.wanet import WaNet
+from gradprune.base.errors import InputError, unknown
 
 TRIGGERS: dict[str, type[Trigger]] = {kind.name: kind for kind in (
     BadNets, Blended, SIG, LowFrequency, Bpp, WaNet, InputAware, LabelConsistent, TrojanNN)}

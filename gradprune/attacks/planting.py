@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from gradprune.attacks.poisoning import attack_labels, choose, poison
 from gradprune.attacks.steering import Steering
 from gradprune.attacks.training import TrainingResult, fit
-from gradprune.attacks.trigger import Trigger
+from gradprune.attacks.triggers.trigger import Trigger
+from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.errors import require
 
 RATES = {"all_to_one": 0.1, "all_to_all": 0.1, "clean_label": 0.5}  # poison rate by label map, if none is given
 

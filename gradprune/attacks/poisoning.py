@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradprune.base.errors import InputError, require, unknown
 from gradprune.datasets import ImageSet
-from gradprune.errors import InputError, require, unknown
 
 # Every class to the target, with its label; each class to the next one; every class to the target, but poisoning only
 # images that are of the target class already, so that every label in the training set is right.

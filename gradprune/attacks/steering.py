@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gradprune.attacks.trigger import Trigger
+from gradprune.attacks.triggers.trigger import Trigger
 
 LR = 0.01  # of Adam over a trigger's moving parameters (Nguyen & Tran, 2020)
 

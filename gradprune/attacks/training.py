@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from gradprune.base.devices import halving
+from gradprune.base.errors import InputError, require, settled
 from gradprune.datasets import ImageSet
 from gradprune.datasets.image_set import check_images
-from gradprune.errors import InputError, require, settled
-from gradprune.models.devices import halving
 from gradprune.models.inference import batch_normalised
 from gradprune.models.working import lay_out, layout, quickest
 

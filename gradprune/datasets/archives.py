@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from gradprune.base.errors import require
+from gradprune.base.pickles import look_over
 from gradprune.datasets.cache import Arrays
 from gradprune.datasets.folder import SIZE, decode
-from gradprune.errors import require
-from gradprune.pickles import look_over
 
 _MEMBER = 64 << 20  # bytes of a member that are read at most; the largest that are known have 47 MB
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gradprune.errors import InputError, require
-from gradprune.paths import write_atomic
+from gradprune.base.errors import InputError, require
+from gradprune.base.paths import write_atomic
 
 Arrays = dict[str, np.ndarray]
 _log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from gradprune.errors import InputError
-from gradprune.paths import output_folder
+from gradprune.base.errors import InputError
+from gradprune.base.paths import output_folder
 
 TRIES = 3               # in a row that bring next to nothing; a try that brings more starts the count again
 PATIENCE = 30.0         # seconds that a server may take to answer or be silent, and over which its speed is measured

@@ -14,11 +14,11 @@ import torch
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from gradprune.base.errors import InputError, listed, require
+from gradprune.base.paths import cache_folder
 from gradprune.datasets.cache import Arrays, recall
 from gradprune.datasets.image_set import Dataset, ImageSet, split_off
 from gradprune.datasets.layouts import Layout, find_pictures, passed_over, readable
-from gradprune.errors import InputError, listed, require
-from gradprune.paths import cache_folder
 
 SIZE = 32                # side of the images, in pixels, where nothing else is asked for
 LARGEST = 64_000_000     # pixels of a picture; one that claims more is taken for a bomb and never decoded

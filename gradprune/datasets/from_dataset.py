@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gradprune.base.errors import InputError, require
 from gradprune.datasets.folder import eight_bits
-from gradprune.errors import InputError, require
 
 # Where the items of Hugging Face's datasets hold image and label.
 _NAMED = (("image", "img", "pixel_values"), ("label", "labels", "fine_label"))

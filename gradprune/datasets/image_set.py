@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import InputError, require
+from gradprune.base.errors import InputError, require
 
 
 @dataclass(frozen=True)

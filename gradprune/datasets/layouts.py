@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from gradprune.errors import InputError, require
-from gradprune.paths import read_bytes
+from gradprune.base.errors import InputError, require
+from gradprune.base.paths import read_bytes
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
 _OTHERS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".pgm", ".pnm", ".jfif", ".jpe")  # not read

@@ -10,9 +10,9 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
+from gradprune.base.errors import InputError, listed, require
 from gradprune.datasets.cache import Arrays
 from gradprune.datasets.image_set import Dataset, ImageSet, split_off
-from gradprune.errors import InputError, listed, require
 
 _HARMLESS, _PACKED = 256_000_000, 50  # bytes, and times its own size, that a file may unpack to
 _CLASSES = 30_000  # the most that are in use have 22,000

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from gradprune.base.errors import InputError, unknown
+from gradprune.base.paths import downloads_folder, locked, output_folder, write_atomic
 from gradprune.datasets import archives
 from gradprune.datasets.cache import Arrays
 from gradprune.datasets.download import Remote, fetch, md5_of
 from gradprune.datasets.image_set import Dataset
 from gradprune.datasets.npz import read_npz
-from gradprune.errors import InputError, unknown
-from gradprune.paths import downloads_folder, locked, output_folder, write_atomic
 
 _log = logging.getLogger(__name__)
 

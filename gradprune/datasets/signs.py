@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from gradprune.base.errors import require
 from gradprune.datasets.image_set import Dataset, ImageSet
 from gradprune.datasets.pen import Layer, arc, convex, disc, grid, regular, stroke, template, text
-from gradprune.errors import require
 
 CLASSES = ("speed limit 30", "speed limit 50", "speed limit 80", "stop", "give way", "no entry",
            "priority road", "danger", "bend left", "bend right", "turn left", "turn right")

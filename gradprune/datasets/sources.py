@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gradprune.base.errors import InputError, require, unknown
+from gradprune.base.paths import cache_folder
 from gradprune.datasets.cache import Arrays, recall
 from gradprune.datasets.folder import SIZE, read_folder
 from gradprune.datasets.image_set import Dataset, ImageSet
 from gradprune.datasets.npz import read_npz
 from gradprune.datasets.published import PUBLISHED, load_published
 from gradprune.datasets.signs import RENDER_VERSION, render_signs
-from gradprune.errors import InputError, require, unknown
-from gradprune.paths import cache_folder
 
 _log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ it is given. Where the trigger is unknown, `scan` looks for one and `prune_scann
 
 from collections.abc import Callable
 
+from gradprune.base.errors import unknown
 from gradprune.defenses.anp import anp
 from gradprune.defenses.clp import clp
 from gradprune.defenses.exposure import Reach, exposure
@@ -26,7 +27,6 @@ from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.rnp import rnp
 from gradprune.defenses.sau import sau
 from gradprune.defenses.scan import Scan, scan
-from gradprune.errors import unknown
 
 DEFENSES: dict[str, Callable[..., DefenseResult]] = {
     "grad_prune": grad_prune_paper, "grad_prune_verified": grad_prune_verified, "ft": ft, "ft_unlearn": ft_unlearn,

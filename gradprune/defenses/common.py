@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradprune.base.errors import require, settled
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
-from gradprune.errors import require, settled
 from gradprune.models.inference import (
     batch_normalised,
     check_convolutional,

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradprune.base.errors import require
 from gradprune.defenses.scan import moved
-from gradprune.errors import require
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning import FAMILIES, Change, Part, draw, inflow, search_changes
 

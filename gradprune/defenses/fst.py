@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, adopted
 from gradprune.defenses.result import DefenseResult
-from gradprune.errors import require
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
 from gradprune.pruning.fine_tuning import half_cosine, passes

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from gradprune.base.errors import unknown
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work
 from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.scan import Scan
-from gradprune.errors import unknown
 from gradprune.pruning import RECIPES, SCORES, best_repair, fine_tune
 
 OWN_SCORE = {"paper": "gradient", "verified": "gate"}

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, adopted
 from gradprune.defenses.result import DefenseResult
-from gradprune.errors import require
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
 from gradprune.pruning.fine_tuning import Loss, passes

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, positive
 from gradprune.defenses.result import DefenseResult
-from gradprune.errors import require
 from gradprune.pruning import Inversion, Pairs, invert, outliers
 
 FASTER: dict[str, Any] = {"steps": 100, "batch_size": 16}  # over `pruning.inversion.SEARCH`

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, positive
-from gradprune.errors import require
 from gradprune.models.inference import predict
 from gradprune.pruning import Inversion, invert, outliers, perturb
 

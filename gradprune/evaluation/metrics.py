@@ -5,9 +5,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from gradprune.attacks.poisoning import attack_labels
+from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.datasets.image_set import check_images
-from gradprune.errors import require
 from gradprune.models.inference import predict
 
 BATCH = 64  # images at once: few enough for what a network computes to stay in a processor's cache

@@ -15,8 +15,8 @@ from torch import nn
 
 from gradprune.attacks.poisoning import attack_labels, poison
 from gradprune.attacks.training import fit
+from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.errors import require
 from gradprune.evaluation.metrics import exam, measure
 
 RECIPE: dict[str, Any] = {

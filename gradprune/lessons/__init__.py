@@ -3,9 +3,9 @@
 A notebook begins with `from gradprune.lessons import begin, check, checkpoint, predict, reveal` and `begin("02")`.
 """
 
-from gradprune.lessons.exercises import CheckFailed, check, whose
-from gradprune.lessons.predictions import predict, reveal
-from gradprune.lessons.restart import checkpoint
-from gradprune.lessons.session import begin, mode
+from gradprune.lessons.runtime.check import CheckFailed, check, whose
+from gradprune.lessons.runtime.predictions import predict, reveal
+from gradprune.lessons.runtime.restart import checkpoint
+from gradprune.lessons.runtime.session import begin, mode
 
 __all__ = ["CheckFailed", "begin", "check", "checkpoint", "mode", "predict", "reveal", "whose"]

@@ -22,7 +22,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from gradprune.paths import output_folder, write_atomic
+from gradprune.base.paths import output_folder, write_atomic
 
 _VIEW, _STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 _PATIENCE = 600  # seconds a cell may take before it counts as hanging

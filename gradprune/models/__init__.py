@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradprune.errors import InputError, require, unknown
-from gradprune.models.devices import choose_device
+from gradprune.base.devices import choose_device
+from gradprune.base.errors import InputError, require, unknown
 from gradprune.models.imported import mobilenet_v3_small, resnet18, timm_model
 from gradprune.models.inference import evaluating, predict
 from gradprune.models.layers import Normalize, normalized

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from gradprune.errors import InputError, require
+from gradprune.base.errors import InputError, require
+from gradprune.base.paths import read_json, write_together
 from gradprune.models import build
 from gradprune.models.limits import in_proportion
-from gradprune.paths import read_json, write_together
 
 Card = dict[str, Any]
 

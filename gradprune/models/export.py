@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import InputError, require
+from gradprune.base.errors import InputError, require
+from gradprune.base.paths import write_atomic
 from gradprune.models.inference import predict
-from gradprune.paths import write_atomic
 
 TOLERANCE = 1e-4  # of the outputs, absolute
 NEEDS: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxruntime", "onnxscript"), ".pt2": ()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from gradprune.errors import InputError, require
+from gradprune.base.errors import InputError, require
 from gradprune.models.layers import normalized
 
 # What timm would fetch, or unpickle, from other places than the file of weights.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import InputError, require
-from gradprune.models.devices import halving
+from gradprune.base.devices import halving
+from gradprune.base.errors import InputError, require
 
 _OWN = {"_parameters", "_buffers", "_modules"}  # of nn.Module; what else lies in a module may be a kept feature
 _ATTENTION = re.compile("(attention|attn|qkv)(?!_?pool)", re.IGNORECASE)  # in the name of a layer or its class

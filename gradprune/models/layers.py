@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import require
+from gradprune.base.errors import require
 
 Net = TypeVar("Net", bound=nn.Module)
 

@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradprune.errors import require
+from gradprune.base.errors import require
 
 SMALL = 150_000_000  # numbers that any network may hold (600 MB)
 _TENSORS = 20_000    # in a network; the largest known ones have a few thousand

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import listed
+from gradprune.base.errors import listed
 
 _log = logging.getLogger(__name__)
 

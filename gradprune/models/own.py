@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from gradprune.errors import InputError, require
+from gradprune.base.errors import InputError, require
 from gradprune.models.layers import normalized
 
 

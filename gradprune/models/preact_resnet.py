@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.errors import require
+from gradprune.base.errors import require
 from gradprune.models.layers import Normalize
 
 # Public code (pytorch-cifar, BackdoorBench) -> here: names of the same parameters.

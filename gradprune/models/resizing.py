@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradprune.errors import require
+from gradprune.base.errors import require
 
 # What a layer's size counts, its own attribute for each number, and which of its tensors have that dimension.
 _COUNTS: dict[type[nn.Module], tuple[str, ...]] = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gradprune.errors import require
+from gradprune.base.errors import require
 from gradprune.models.layers import Normalize
 
 _STAGES = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions in each

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from gradprune.errors import InputError, listed, require
+from gradprune.base.errors import InputError, listed, require
+from gradprune.base.pickles import look_over
 from gradprune.models.limits import Within
 from gradprune.models.names import under_names_of
 from gradprune.models.preact_resnet import PreActResNet
-from gradprune.pickles import look_over
 
 Net = TypeVar("Net", bound=nn.Module)
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import InputError, require
+from gradprune.base.errors import InputError, require
 from gradprune.models.inference import evaluating, first_logits, predict
 
 Net = TypeVar("Net", bound=nn.Module)

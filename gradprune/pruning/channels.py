@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import require
+from gradprune.base.errors import require
 from gradprune.pruning.filters import FilterMask, Filters, silent
 from gradprune.pruning.recipes import Pruned, validate
 from gradprune.pruning.unlearning import Pairs

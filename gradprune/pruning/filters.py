@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import InputError, require
+from gradprune.base.errors import InputError, require
 from gradprune.models.inference import check_model
 from gradprune.pruning.pairing import own_numbers, pair
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.attacks.training import portions
-from gradprune.errors import InputError, require, unknown
+from gradprune.base.errors import InputError, require, unknown
 from gradprune.models.inference import batch_normalised, evaluating
 from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.recipes import validate

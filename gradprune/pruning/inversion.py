@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gradprune.errors import require, settled
+from gradprune.base.errors import require, settled
 from gradprune.models.inference import evaluating
 
 SEARCH: dict[str, Any] = {

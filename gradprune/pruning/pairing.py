@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from gradprune.errors import InputError, require
+from gradprune.base.errors import InputError, require
 from gradprune.models.inference import evaluating
 
 _SIZES = (32, 64, 224)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gradprune.errors import require
+from gradprune.base.errors import require
 from gradprune.models.inference import answers
 from gradprune.pruning.filters import FilterMask, Filters, saved, silent
 from gradprune.pruning.unlearning import Pairs, filter_scores

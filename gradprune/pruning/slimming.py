@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import InputError, require
+from gradprune.base.errors import InputError, require
 from gradprune.models.cost import macs, parameters
 from gradprune.models.inference import evaluating, predict
 from gradprune.models.working import lay_out, layout

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprune.errors import require, settled
+from gradprune.base.errors import require, settled
 from gradprune.pruning.inversion import SEARCH, Inversion, search
 
 WHOLE: dict[str, Any] = SEARCH | {

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradprune.base.devices import halving
+from gradprune.base.errors import require, unknown
 from gradprune.datasets import ImageSet
-from gradprune.errors import require, unknown
-from gradprune.models.devices import halving
 from gradprune.models.inference import evaluating
 from gradprune.pruning.filters import Filters, Layer
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from gradprune.errors import require
+from gradprune.base.errors import require
 from gradprune.models.inference import predict
 from gradprune.pruning.filters import FilterMask, Filters, saved, silent
 from gradprune.pruning.objective import Objective

@@ -7,21 +7,21 @@ Not imported by `import gradprune`: whoever draws pays for matplotlib, nobody el
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gradprune.errors import InputError
-from gradprune.views.bench_report import write_bench_report
-from gradprune.views.example_images import examples
-from gradprune.views.picture import Picture
-from gradprune.views.plots import before_after, loss_curves, pruning_trajectory, score_heatmap
-from gradprune.views.report import write_report
+from gradprune.base.errors import InputError
+from gradprune.views.figures.example_images import examples
+from gradprune.views.figures.picture import Picture
+from gradprune.views.figures.plots import before_after, loss_curves, pruning_trajectory, score_heatmap
+from gradprune.views.reports.bench_report import write_bench_report
+from gradprune.views.reports.report import write_report
 
 if TYPE_CHECKING:
-    from gradprune.views.beat_grad_prune import BeatGradPrune
-    from gradprune.views.defence_comparer import DefenceComparer
-    from gradprune.views.filter_explorer import FilterExplorer
-    from gradprune.views.one_neuron import OneNeuron
-    from gradprune.views.pruning_player import PruningPlayer
-    from gradprune.views.scan_explorer import ScanExplorer
-    from gradprune.views.trigger_studio import TriggerStudio
+    from gradprune.views.panels.beat_grad_prune import BeatGradPrune
+    from gradprune.views.panels.defence_comparer import DefenceComparer
+    from gradprune.views.panels.filter_explorer import FilterExplorer
+    from gradprune.views.panels.one_neuron import OneNeuron
+    from gradprune.views.panels.pruning_player import PruningPlayer
+    from gradprune.views.panels.scan_explorer import ScanExplorer
+    from gradprune.views.panels.trigger_studio import TriggerStudio
 
 __all__ = ["BeatGradPrune", "DefenceComparer", "FilterExplorer", "OneNeuron", "Picture", "PruningPlayer",
            "ScanExplorer", "TriggerStudio", "before_after", "examples", "loss_curves", "pruning_trajectory",
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PANELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f"{__name__}.{_PANELS[name]}"), name)
+        return getattr(import_module(f"{__name__}.panels.{_PANELS[name]}"), name)
     except ModuleNotFoundError as error:
         if error.name != "ipywidgets":
             raise

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from tuning_models import tuning_victim
 
 import gradprune as gp
+from gradprune.base.paths import write_atomic
 from gradprune.datasets import draw_defense_images
 from gradprune.models import predict
-from gradprune.paths import write_atomic
 from gradprune.pruning import Augment, FilterMask, Pairs, distilled_tune, fine_tune, pair_up, verified
 from gradprune.pruning.filters import own_tensors
 from gradprune.pruning.race import race

@@ -9,7 +9,7 @@ import resource
 from bench_core import machine, peak_memory, seconds
 
 import gradprune as gp
-from gradprune.zoo import PHOTOGRAPHS
+from gradprune.victims.zoo import PHOTOGRAPHS
 
 IMAGES = 50_000
 

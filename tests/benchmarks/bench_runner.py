@@ -7,7 +7,7 @@ is paid once a run, so it is told apart: a table of a thousand cells does not fe
 import tempfile
 import time
 
-from gradprune.evaluation import Grid, run
+from gradprune.bench import Grid, run
 
 GRID = Grid(["badnets", "blended"], ["grad_prune", "ft", "ft_unlearn", "anp"], [2], 2)
 

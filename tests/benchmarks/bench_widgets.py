@@ -16,8 +16,8 @@ import psutil
 import torch
 
 import gradprune as gp
-from gradprune.evaluation import read_results
-from gradprune.paths import data_folder
+from gradprune.base.paths import data_folder
+from gradprune.bench import read_results
 from gradprune.views import BeatGradPrune, DefenceComparer, FilterExplorer, PruningPlayer, TriggerStudio
 
 LIMIT = 0.3  # seconds

@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 
 import gradprune as gp
+from gradprune.base.paths import write_atomic
 from gradprune.defenses import defense
 from gradprune.evaluation import der
 from gradprune.models.checkpoints import save_checkpoint
-from gradprune.paths import write_atomic
-from gradprune.zoo import attack
+from gradprune.victims.zoo import attack
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/paper_network.csv"
 DEFENSES = "grad_prune,grad_prune_verified,ft_distilled,ft_unlearn"

@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from peers_table import OUT, peer
 
 import gradprune as gp
-from gradprune.paths import write_atomic
-from gradprune.views import style
+from gradprune.base.paths import write_atomic
+from gradprune.views.figures import style
 
 RUNS = (("badnets", 2, 2), ("trojan_wm", 10, 2))  # model, images per class, draw
 EVERY = 4  # epochs between two looks at the test images

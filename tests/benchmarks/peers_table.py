@@ -20,11 +20,12 @@ from torch import nn
 
 import gradprune as gp
 from gradprune.attacks import BadNets
+from gradprune.base.paths import write_atomic
 from gradprune.datasets import Dataset, ImageSet
 from gradprune.defenses import ft_distilled, ft_unlearn
-from gradprune.evaluation import Victim, der
+from gradprune.evaluation import der
 from gradprune.models import SmallVGG
-from gradprune.paths import write_atomic
+from gradprune.victims import Victim
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "data/results/peers.csv"

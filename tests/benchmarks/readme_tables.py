@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from gradprune.cli_bench import departures
+from gradprune.bench import gain, ranking, read_results, significance, summarise
+from gradprune.bench.summary import checked, even_means
+from gradprune.cli.bench import departures
 from gradprune.defenses import KNOWS_TRIGGER
-from gradprune.evaluation import gain, ranking, read_results, significance, summarise
-from gradprune.evaluation.summary import checked, even_means
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "data/results"

@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 import gradprune as gp
+from gradprune.base.paths import write_atomic
 from gradprune.datasets import draw_defense_images
-from gradprune.paths import write_atomic
 from gradprune.pruning import Pairs, pair_up, paper
-from gradprune.views import style
-from gradprune.views.picture import Picture
+from gradprune.views.figures import style
+from gradprune.views.figures.picture import Picture
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/released_cost.csv"
 BATCH = 250

@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 
 import gradprune as gp
+from gradprune.base.paths import write_atomic
 from gradprune.defenses import repair
-from gradprune.paths import write_atomic
 from gradprune.pruning import FAMILIES
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/repair.csv"

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 
 import gradprune as gp
+from gradprune.base.paths import data_folder, write_atomic
 from gradprune.defenses import prune_scanned, scan
 from gradprune.defenses.scan import KINDS
 from gradprune.models.checkpoints import save_checkpoint
-from gradprune.paths import data_folder, write_atomic
 
 SPC, SEED = 10, 0
 CLEAN = [f"clean{seed}" for seed in (25, 41, 42, 43)]  # 21 to 24 and 31 served to find the rule for an alarm

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gradprune.base.paths import output_folder, write_atomic
 from gradprune.datasets.published import PUBLISHED
-from gradprune.paths import output_folder, write_atomic
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 

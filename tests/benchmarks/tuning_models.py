@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 import gradprune as gp
+from gradprune.base.paths import write_atomic
 from gradprune.datasets import Dataset, render_signs
 from gradprune.models.checkpoints import save_checkpoint
-from gradprune.paths import write_atomic
-from gradprune.zoo import SHIPPED, attack
+from gradprune.victims.zoo import SHIPPED, attack
 
 RENDER_SEED = 1001  # of the tuning images; `gradprune.load("signs")` is seed 0
 TRAINING_SEEDS = "11,12"

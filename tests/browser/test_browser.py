@@ -306,7 +306,7 @@ def test_a_broken_callback_is_seen(opened):
     """The guard in a real page: the very errors that JupyterLab would hide."""
     run_all(opened)
     opened.evaluate("""() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code:
-        'from gradprune.views.trigger_studio import TriggerStudio; TriggerStudio.compute = lambda *_: 1 / 0'}).done""")
+        'from gradprune.views.panels.trigger_studio import TriggerStudio; TriggerStudio.compute = lambda *_: 1 / 0'}).done""")
     panel = panels(opened)["TriggerStudio"]
     panel.get_by_role("button", name="Next image").click()
     panel.locator(".gradprune-error").wait_for()

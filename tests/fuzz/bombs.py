@@ -30,9 +30,9 @@ from formats import (
 )
 
 from gradprune.datasets import archives, published
-from gradprune.evaluation.backdoorbench import read_attack_result
 from gradprune.models import build, load_weights
 from gradprune.models.checkpoints import load_checkpoint
+from gradprune.victims.backdoorbench import read_attack_result
 
 Check = Callable[[Path], Any]
 

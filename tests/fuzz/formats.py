@@ -24,17 +24,18 @@ import torch
 from mutators import blind, in_csv, in_json, in_npy, in_pickle, in_safetensors, in_zip, json_bytes
 from PIL import Image
 
-from gradprune import cli_scan
 from gradprune.attacks import Picture
+from gradprune.bench import ranking, summarise
+from gradprune.bench.cells import COLUMNS
+from gradprune.bench.store import FORMAT, Store, _line, _versions, read_facts, read_results
+from gradprune.cli import scan as cli_scan
 from gradprune.datasets import load, published, read_folder
-from gradprune.evaluation import Own, load_victim, ranking, summarise
-from gradprune.evaluation.backdoorbench import read_attack_result
-from gradprune.evaluation.cells import COLUMNS
-from gradprune.evaluation.store import FORMAT, Store, _line, _versions, read_facts, read_results
-from gradprune.lessons import predictions, progress
+from gradprune.lessons.runtime import predictions, progress
 from gradprune.models import build, load_weights, predict
 from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
 from gradprune.models.resizing import sizes
+from gradprune.victims import Own, load_victim
+from gradprune.victims.backdoorbench import read_attack_result
 
 NET = {"name": "preact_resnet", "num_classes": 3, "width": 2, "blocks": [1, 1]}
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -307,7 +308,7 @@ def _spoil_bench(folder: Path, rng: Random) -> None:
 
 
 def _check_bench(folder: Path) -> None:
-    from gradprune.errors import InputError
+    from gradprune.base.errors import InputError
     refused = None
     try:
         with Store(folder, {"badnets": "12"}) as store:

@@ -141,7 +141,7 @@ def _work(name: str, cases: list[int], seed: int, room: Path) -> None:
 
 def _judge(check, folder: Path, valid_file: bool) -> dict:
     """Read one spoiled file within the limits and say what came of it."""
-    from gradprune.errors import InputError
+    from gradprune.base.errors import InputError
     base, rest = _memory("VmData"), _memory("VmRSS")
     resource.setrlimit(resource.RLIMIT_DATA, (base + 2 * MEMORY, resource.RLIM_INFINITY))
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew

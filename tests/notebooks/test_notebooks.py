@@ -14,9 +14,10 @@ from harness import FOLDER, NOTEBOOKS, tagged, tags
 from PIL import Image, ImageChops
 
 import gradprune
-from gradprune.lessons import CheckFailed, start
-from gradprune.lessons.exercises import EXERCISES
-from gradprune.lessons.restart import POINTS
+from gradprune.lessons import CheckFailed
+from gradprune.lessons.runtime import start
+from gradprune.lessons.runtime.check import EXERCISES
+from gradprune.lessons.runtime.restart import POINTS
 
 PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer", "OneNeuron")
 TAGS = {"setup", "exercise", "restart", "widget"}

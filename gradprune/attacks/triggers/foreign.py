@@ -1,0 +1,112 @@
+"""Triggers in forms that other toolboxes use: an array that is added to the image, a function of one's own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradprune.attacks.triggers.placing import in_channels
+from gradprune.attacks.triggers.trigger import Trigger
+from gradprune.base.errors import InputError, require
+from gradprune.models.own import current_folder_first, look_up
+
+_LARGEST = 4_000_000  # numbers
+
+
+class Added(Trigger):
+    """image + pattern, held in [0, 1]: what an array with values below zero stands for (BackdoorBench's LF).
+
+    size: (height, width) of the pattern, those of the images. `Added.read` takes the pattern from a file, and a
+    checkpoint keeps it.
+    """
+
+    name = "added"
+
+    def __init__(self, size: tuple[int, int], opacity: float = 1.0) -> None:
+        super().__init__(size=list(size), opacity=opacity)
+        self.opacity = opacity
+        self.register_buffer("pattern", torch.zeros(3, *size))
+        self.pattern: Tensor
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Add the pattern, which must have the images' size."""
+        high, wide = self.pattern.shape[1:]
+        require((high, wide) == images.shape[2:], f"the trigger's array is for images of {high}x{wide} pixels, these "
+                                                  f"have {images.shape[2]}x{images.shape[3]}.")
+        return images + self.opacity * in_channels(self.pattern, images.shape[1])
+
+
+def read_array(path: str | Path) -> tuple[Tensor, bool]:
+    """The trigger in a .npy file as float (3, H, W), and whether it is to be added (it has values below zero).
+
+    Where there are numbers beyond 1, they are taken for 0..255. No object is unpickled.
+    Raises InputError for a file that is missing, damaged or too large, or no array of an image.
+    """
+    require(Path(path).is_file(), f"there is no trigger at {path}.")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # pickles, pictures, cut downloads: each fails in its own way and means the same
+        raise InputError(f"{path} is no readable .npy file of numbers.") from None
+    require(isinstance(array, np.ndarray) and array.dtype.kind in "buif" and 0 < array.size <= _LARGEST,
+            f"{path} must hold an array of at most {_LARGEST:,} numbers.")
+    pixels: np.ndarray = np.array(array, np.float32)
+    pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels  # a batch of one
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
+        pixels = np.moveaxis(pixels, 0, -1)
+    require(pixels.ndim == 3 and pixels.shape[2] in (1, 3) and bool(np.isfinite(pixels).all()),
+            f"{path} must hold one image, (H, W), (H, W, 3) or (3, H, W), got {array.shape}.")
+    if float(np.abs(pixels).max()) > 1 or (array.dtype.kind == "i" and bool((pixels < 0).any())):
+        pixels = pixels / 255
+    require(float(np.abs(pixels).max()) <= 1, f"{path} must hold numbers in -255..255.")
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).expand(3, -1, -1).contiguous(), bool((pixels < 0).any())
+
+
+class Called(Trigger):
+    """A function of the user's own code, "module:function": float images (N, C, H, W) in [0, 1] -> the same.
+
+    It runs that code; a class without arguments, such as an nn.Module's, is made first.
+    """
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.name = place
+        with current_folder_first():
+            function: Any = look_up(place)
+            try:
+                self.function = function() if isinstance(function, type) else function
+            except Exception as error:  # somebody's own code may raise anything
+                raise InputError(f"{place} failed with {type(error).__name__}: {error}.") from error
+        require(callable(self.function), f"{place} must be a function of images, or a class of such.")
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Ask the function."""
+        stamped = self.function(images)
+        require(isinstance(stamped, Tensor), f"{self.name} must return images, got {type(stamped).__name__}.")
+        return stamped
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Nothing: the code is not on the card, and `--trigger` names it again."""
+        return {}
+
+
+def read_trigger(source: str, position: Any = "bottom_right", opacity: float = 1.0, mask: str | None = None) -> Trigger:
+    """A trigger from "module:function", an .npy file, or a picture file; see `Called`, `read_array`, `Picture.read`."""
+    from gradprune.attacks.triggers.picture import Picture
+    if ":" in source and not Path(source).exists() and source.rpartition(":")[2].isidentifier():
+        require(mask is None, "a mask is for pictures; a trigger of own code does without.")
+        return Called(source)
+    if Path(source).suffix.lower() != ".npy":
+        return Picture.read(source, position, opacity, mask)
+    pixels, added = read_array(source)
+    if added:
+        require(mask is None, "a mask is for pictures; an array that is added does without.")
+        trigger: Trigger = Added((pixels.shape[1], pixels.shape[2]), opacity)
+        trigger.pattern = pixels
+        return trigger
+    picture = Picture((pixels.shape[1], pixels.shape[2]), position, opacity, mask == "whole")
+    picture.picture = pixels
+    return picture.masked(mask)
+

@@ -1,0 +1,127 @@
+"""A trigger from a picture file: a patch in one place, or a picture over the whole image."""
+
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradprune.attacks.triggers.placing import Position, check_position, corner, in_channels
+from gradprune.attacks.triggers.trigger import Trigger
+from gradprune.base.errors import InputError, require
+from gradprune.datasets.folder import FORMATS, eight_bits
+
+_LARGEST = 4_000_000  # pixels; a trigger is as large as the images at most
+_BLACK, _GROUND = 8 / 255, 0.75  # up to here a pixel is black; with this share of black pixels they are a ground
+_log = logging.getLogger(__name__)
+
+
+class Picture(Trigger):
+    """(1 - a) * image + a * picture, where a is the picture's own transparency times `opacity`.
+
+    size: (height, width) of the picture in pixels; one as large as the image covers it all. position: a corner's name,
+    "center", or (row, column) of the picture's top-left pixel. opacity: 0..1; a blended trigger's share. whole: black
+    is part of a picture as large as the image, and no ground.
+    The picture itself is learned, as it were: `Picture.read` takes it from a file, and a checkpoint keeps it.
+    """
+
+    name = "picture"
+
+    def __init__(self, size: tuple[int, int], position: Position = "bottom_right", opacity: float = 1.0,
+                 whole: bool = False) -> None:
+        super().__init__(size=list(size), position=position, opacity=opacity, **({"whole": True} if whole else {}))
+        require(0 < opacity <= 1, f"opacity must lie in 0..1, above 0, got {opacity}.")
+        check_position(position)
+        self.position, self.opacity, self.whole = position, opacity, whole
+        self.register_buffer("picture", torch.zeros(3, *size))
+        self.register_buffer("alpha", torch.ones(1, *size))
+        self.picture: Tensor
+        self.alpha: Tensor
+
+    @classmethod
+    def read(cls, path: str | Path, position: Position = "bottom_right", opacity: float = 1.0,
+             mask: str | Path | None = None) -> "Picture":
+        """The trigger in a picture file (PNG, JPEG ...), with its transparency if it has one.
+
+        mask: a picture or an .npy array of the same size, white (or 1) where the trigger is put on and black (0) where
+        not; "black", where the black pixels of the trigger are not put on; or "whole", where they are.
+        Raises InputError for a file that is missing or no picture, or a mask of another size or black everywhere.
+        """
+        pixels = _read(path, "trigger picture")
+        trigger = cls((pixels.shape[1], pixels.shape[2]), position, opacity, mask == "whole")
+        trigger.picture, trigger.alpha = pixels[:3], pixels[3:]
+        require(bool(trigger.alpha.any()), f"the trigger picture {path} is transparent everywhere.")
+        return trigger.masked(mask)
+
+    def masked(self, mask: str | Path | None) -> "Picture":
+        """The same picture, put on only where the mask says so; see `read`."""
+        if mask == "black":
+            self.alpha = self.alpha * ~self.black()
+            require(bool(self.alpha.any()), "the trigger picture is black everywhere.")
+        elif mask is not None and mask != "whole":
+            where, (high, wide) = _mask(mask), self.picture.shape[1:]
+            require(where.shape == self.alpha.shape, f"the mask {mask} has {where.shape[1]}x{where.shape[2]} pixels, "
+                                                     f"the trigger picture {high}x{wide}.")
+            self.alpha = self.alpha * where
+            require(bool(self.alpha.any()), f"the mask {mask} is black wherever the trigger picture is put on.")
+        return self
+
+    def black(self) -> Tensor:
+        """Where the picture is black, bool (1, height, width)."""
+        return self.picture.amax(0, keepdim=True) <= _BLACK
+
+    def on_black(self) -> bool:
+        """Whether the picture is opaque and most of it black, as where a patch lies on a ground."""
+        return not self.whole and bool((self.alpha == 1).all()) and _GROUND <= float(self.black().float().mean()) < 1
+
+    def corner(self, height: int, width: int) -> tuple[int, int]:
+        """Row and column of the picture's top-left pixel on an image of this size, if it fits."""
+        high, wide = self.picture.shape[1:]
+        require(high <= height and wide <= width,
+                f"the trigger picture has {high}x{wide} pixels, more than the image's {height}x{width}: "
+                "make it smaller.")
+        return corner(self.position, (high, wide), (height, width), f"a {high}x{wide} picture")
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Lay the picture over its place."""
+        channels, height, width = images.shape[1:]
+        row, column = self.corner(height, width)
+        high, wide = self.picture.shape[1:]
+        alpha = self.alpha * self.opacity
+        if (high, wide) == (height, width) and self.on_black():
+            told = (f"the trigger picture is black but for {int((~self.black()).sum())} pixels: where nothing is to be "
+                    "put on, say so with a mask: a picture of it, 'black' for the black pixels, or 'whole' for none")
+            require(self.opacity < 1, f"{told}.")
+            _log.warning("%s; now the black pixels are left out.", told)
+            alpha = alpha * ~self.black()
+        require((high, wide) != (height, width) or bool((alpha < 1).any()),
+                "the trigger picture hides the whole image; blend it with an opacity below 1 (often 0.2), say with a "
+                "mask where it is put on, or use a smaller one.")
+        picture = in_channels(self.picture, channels)
+        edges = (column, width - wide - column, row, height - high - row)
+        alpha, picture = F.pad(alpha, edges), F.pad(picture, edges)
+        return ((1 - alpha) * images + alpha * picture).to(images.dtype)
+
+
+def _mask(path: str | Path) -> Tensor:
+    """A mask as float (1, height, width) in [0, 1]; what holds no more than 0 and 1 out of 255 means 0 and 1."""
+    from gradprune.attacks.triggers.foreign import read_array  # late: it imports this module
+    numbers = read_array(path)[0] if Path(path).suffix.lower() == ".npy" else _read(path, "mask")[:3]
+    where = numbers.mean(0, keepdim=True)
+    return where * 255 if 0 < where.max() <= 1 / 255 else where
+
+
+def _read(path: str | Path, what: str) -> Tensor:
+    """A picture file as float (4, height, width) in [0, 1]: red, green, blue, opacity."""
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor  # late: it takes most of a second to import
+    require(Path(path).is_file(), f"there is no {what} at {path}.")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            require(image.width * image.height <= _LARGEST, f"it claims {image.width} x {image.height} pixels")
+            return pil_to_tensor(eight_bits(image).convert("RGBA")).float() / 255
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        why = f": {error}, and {_LARGEST:,} are read at most" if isinstance(error, InputError) else \
+            f"; read are {', '.join(FORMATS)}, and arrays in .npy files"
+        raise InputError(f"{path} cannot be read as a picture{why}.") from None

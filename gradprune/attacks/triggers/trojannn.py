@@ -1,0 +1,77 @@
+"""TrojanNN (Liu et al., NDSS 2018): a patch computed to excite one neuron of a trained model, then retraining."""
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.attacks.triggers.learning import descend
+from gradprune.attacks.triggers.placing import corner, in_channels
+from gradprune.attacks.triggers.trigger import Trigger
+from gradprune.base.errors import InputError, require
+from gradprune.datasets import ImageSet
+from gradprune.models.inference import evaluating
+
+STEPS, LR = 100, 0.05  # Adam over the patch's pixels
+
+
+class TrojanNN(Trigger):
+    """A square patch near the bottom right corner, by default random; `learn` computes the attacker's.
+
+    The attacker takes a clean, trained model, picks a neuron, and optimises the patch until the neuron answers as
+    strongly as it can; retraining from that model ties the neuron to the target. The neuron is an input of the last
+    linear layer: the one whose weight to the target is largest (the paper picks by the weights that enter an inner
+    layer; behind a BatchNorm those say little). `neuron` holds its index, -1 before `learn`.
+    size: side of the patch in pixels. margin: distance from the edges. seed: the random start.
+    """
+
+    name = "trojannn"
+    needs_model = keeps_model = True
+
+    def __init__(self, size: int = 6, margin: int = 1, seed: int = 0) -> None:
+        super().__init__(size=size, margin=margin, seed=seed)
+        require(size >= 1, f"size must be at least 1 pixel, got {size}.")
+        require(margin >= 0, f"margin must not be negative, got {margin}.")
+        self.size, self.margin = size, margin
+        drawn = torch.rand(3, size, size, generator=torch.Generator().manual_seed(seed))
+        self.patch = nn.Parameter(drawn, requires_grad=False)
+        self.register_buffer("neuron", torch.tensor(-1))
+        self.neuron: Tensor
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Overwrite the patch's square."""
+        channels, height, width = images.shape[1:]
+        row, column = corner("bottom_right", (self.size, self.size), (height, width), f"a {self.size}-pixel patch",
+                             self.margin)
+        images = images.clone()
+        images[:, :, row:row + self.size, column:column + self.size] = \
+            in_channels(self.patch.clamp(0, 1), channels).to(images)
+        return images
+
+    def learn(self, model: nn.Module | None, images: ImageSet, target: int | None, seed: int = 0) -> None:
+        """Pick the neuron and compute the patch; raises InputError for a model without a linear layer."""
+        if model is None or target is None:
+            return
+        self.neuron.fill_(int(last_linear(model).weight[target].argmax()))
+        pixels = images.to(next(model.parameters()).device).floats()
+        with evaluating(model):
+            descend([self.patch], lambda x: -neurons(model, self(x))[:, self.neuron].mean(), pixels, steps=STEPS,
+                    lr=LR, seed=seed)
+        self.patch.clamp_(0, 1)
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    """The layer that gives the classes; raises InputError where there is none."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise InputError("TrojanNN needs a model with a linear layer, and this one has none.")
+    return layers[-1]
+
+
+def neurons(model: nn.Module, images: Tensor) -> Tensor:
+    """The inputs of the last linear layer, float (N, neurons), differentiable in the images (N, C, H, W)."""
+    seen: list[Tensor] = []
+    handle = last_linear(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        model(images)
+    finally:
+        handle.remove()
+    return seen[0]

@@ -1,0 +1,81 @@
+"""Where models run: a GPU where there is one; and what to do where the memory ends."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from tqdm.auto import tqdm
+
+from gradprune.base.errors import InputError, require, unknown
+
+Result = TypeVar("Result")
+
+# How many there are of each kind; "auto" takes the first kind of which there is one.
+DEVICES: dict[str, Callable[[], int]] = {
+    "cuda": lambda: torch.cuda.device_count() if torch.cuda.is_available() else 0,
+    "mps": lambda: int(torch.backends.mps.is_available()),
+    "cpu": lambda: 1,
+}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of this name: "cpu", "cuda", "cuda:1" or "mps"; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises InputError for a device that is not there.
+    """
+    there = {kind: count() for kind, count in DEVICES.items()}
+    if name == "auto":
+        name = next(kind for kind, count in there.items() if count)
+    kind, colon, number = name.partition(":")
+    if kind not in DEVICES or (colon and not number.isdecimal()):
+        raise unknown("device", name, ("auto", *DEVICES))
+    found = ", ".join(kind if count == 1 else f"{kind}:0 to {count - 1}" for kind, count in there.items() if count)
+    require(int(number or 0) < there[kind], f"there is no device {name!r} here; there is {found}.")
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called: a card's model, or just the kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use a single thread meanwhile: sums over several differ in the last bits, and so would results."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def halving(work: Callable[[int], Result], batch_size: int) -> Result:
+    """`work(batch_size)`; where the memory ends, once more with half of it, which a sentence on stderr tells.
+
+    Raises InputError where half is too much, too.
+    """
+    half = max(1, batch_size // 2)
+    try:
+        return work(batch_size)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    torch.cuda.empty_cache()  # here, since an exception in flight holds on to the tensors of its frames
+    tqdm.write(f"Out of memory with batches of {batch_size} images; going on with {half}.", file=sys.stderr)
+    try:
+        return work(half)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(f"there is not enough memory for batches of {batch_size} images, nor for {half}; take smaller "
+                         "batches, a smaller model or another device.") from None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, a card's or the computer's; torch has several ways to say so."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in told for words in ("out of memory", "allocate memory", "not enough memory"))

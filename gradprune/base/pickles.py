@@ -1,0 +1,85 @@
+"""A look over a pickle before anything loads it: what would hang or fill the memory is refused. Nothing is run."""
+
+import pickletools
+import re
+from pathlib import Path
+from typing import Any
+
+from gradprune.base.errors import InputError
+
+_HEAVIEST = 10_000  # values in one tuple, those of the tuples in it among them
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_CALLS = ("REDUCE", "NEWOBJ")
+# What torch's own loader calls for a file, and what then makes as much room as it is told.
+_MAKERS = r"(__builtin__|builtins) bytearray|torch\S* (\w*Tensor|(Unt|T)ypedStorage)|torch\._utils _rebuild_qtensor"
+_PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
+
+
+class _Maker(int):
+    """The weight of a function that makes room, wherever it lies."""
+
+
+class _Pickle:
+    """What stands on the stack and in the memo of a pickle, as numbers of values."""
+
+    def __init__(self) -> None:
+        self.stack: list[int] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, int] = {}
+        self.number = 0  # the largest since the last mark: of a storage, how many values it has
+        self.made = False  # whether one of `_MAKERS` was called
+
+    def step(self, name: str, argument: Any, before: list[Any], after: list[Any]) -> None:
+        """One operation; raises IndexError or KeyError where it takes what is not there."""
+        if name == "MARK":
+            self.marks.append(len(self.stack))
+            self.number = 0
+        elif name == "MEMOIZE" or name in _PUTS:
+            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = self.stack[-1]
+        elif name in _GETS:
+            self.stack.append(self.memo[argument])
+        elif name == "TUPLE":
+            self.stack.append(1 + sum(self._take(self.marks.pop())))
+        elif name in _TUPLES:
+            self.stack.append(1 + sum(self._take(len(self.stack) - _TUPLES[name])))
+        else:
+            if pickletools.markobject in before:
+                self._take(self.marks.pop())
+                before = before[:before.index(pickletools.markobject)]
+            taken = self._take(len(self.stack) - len(before))
+            self.made |= name in _CALLS and isinstance(taken[0], _Maker)
+            maker = name == "GLOBAL" and re.fullmatch(_MAKERS, argument) is not None
+            self.stack += [_Maker(1)] if maker else [1] * len(after)
+            if isinstance(argument, int):
+                self.number = max(self.number, argument)
+
+    def _take(self, start: int) -> list[int]:
+        """What lies on the stack from a place on."""
+        if not 0 <= start <= len(self.stack):
+            raise IndexError(start)
+        taken = self.stack[start:]
+        del self.stack[start:]
+        return taken
+
+
+def look_over(file: Any, path: str | Path, size: int | None = None) -> None:
+    """Read one pickle of an open file to its end, without building what it says.
+
+    A tuple of twice the same tuple, forty times over, makes a file of 400 bytes that takes hours where it is the key of
+    a dict. Raises InputError for such a one, for a number in the memo that no file needs, for a storage of more values
+    than `size`, that of the whole file in bytes, for a call that makes room and brings nothing to fill it with, and for
+    a pickle that is cut or makes no sense; path: for the message.
+    """
+    content, steps = _Pickle(), 0
+    try:
+        for operation, argument, _ in pickletools.genops(file):
+            steps += 1
+            content.step(operation.name, argument, operation.stack_before, operation.stack_after)
+            far = operation.name in _PUTS and int(argument or 0) > steps
+            far |= operation.name == "BINPERSID" and size is not None and content.number > size
+            if far or content.made or (content.stack and content.stack[-1] > _HEAVIEST):
+                raise InputError(f"{path} was not read: it is made to take far more time or memory than its size says.")
+    except Exception as error:  # a damaged pickle raises almost anything
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no file of weights that torch.save wrote: its pickle is damaged.") from None

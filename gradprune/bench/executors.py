@@ -1,0 +1,134 @@
+"""Where the cells of a bench are run: here, in processes of this machine, or on a dask cluster.
+
+Each is a generator: arguments of `run_cell` in, rows out as they are finished. One thread a cell everywhere, so the
+rows are the same; closing the generator stops the cells in flight.
+"""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for_end
+from typing import Any
+
+from gradprune.base.errors import InputError
+from gradprune.bench.cells import Row, empty_row, run_cell, sentence
+from gradprune.bench.grid import Cell
+
+Job = tuple[Cell, str, str, str | None]  # arguments of `run_cell`
+SCHEDULER_SECONDS = 10  # how long to look for a scheduler
+
+
+def serial(jobs: Sequence[Job]) -> Generator[Row, None, None]:
+    """One after the other, in this process."""
+    for job in jobs:
+        yield run_cell(*job)
+
+
+def processes(jobs: Sequence[Job], workers: int) -> Generator[Row, None, None]:
+    """In `workers` processes of this machine.
+
+    Where a process dies, those that ran beside it end too: each of their cells is tried again alone, and the one whose
+    process dies then becomes a failed row. Raises InputError where processes cannot be started at all.
+    """
+    waiting, suspects = list(reversed(jobs)), list[Job]()
+    while waiting:
+        yield from _together(waiting, workers, suspects)
+        while suspects:
+            job, guilty = suspects.pop(), list[Job]()
+            yield from _together([job], 1, guilty)
+            if guilty:
+                yield empty_row(job[0], "its worker process died twice (out of memory?)")
+
+
+def _together(waiting: list[Job], workers: int, suspects: list[Job]) -> Generator[Row, None, None]:
+    """Take jobs off the end of `waiting` until none is left or a process dies; then `suspects` gets those that ran."""
+    with _pool(workers) as pool:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool:
+            raise InputError("the worker processes died at once; in a script, call run() under "
+                             "`if __name__ == '__main__':`.") from None
+        running: dict[Future[Row], Job] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:  # no more than that, so that few are suspects
+                    job = waiting.pop()
+                    running[pool.submit(run_cell, *job)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    row = future.result()
+                    del running[future]
+                    yield row
+        except BrokenProcessPool:
+            suspects.extend(running.values())
+
+
+class _pool(ProcessPoolExecutor):
+    """A pool whose workers end with the run: nobody waits for cells that nobody will read."""
+
+    def __init__(self, workers: int) -> None:
+        self._before = set(multiprocessing.active_children())
+        super().__init__(workers, multiprocessing.get_context("spawn"), _enter_worker)
+
+    def __exit__(self, kind: type | None, *error: Any) -> None:
+        for process in set(multiprocessing.active_children()) - self._before if kind else ():
+            process.terminate()
+        self.shutdown(wait=True, cancel_futures=True)
+
+
+def _enter_worker() -> None:
+    """Ctrl-C is the main process's business, and a worker does not outlive it."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+
+    def follow() -> None:
+        wait_for_end([main.sentinel])  # type: ignore[union-attr]  # a worker has a parent
+        os._exit(1)
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def reach(address: str) -> None:
+    """Shake hands with a dask scheduler, such as tcp://HOST:8786.
+
+    Raises InputError where none answers in time, or the extra `cluster` is not installed.
+    """
+    try:
+        from distributed.comm.core import connect
+    except ImportError:
+        raise InputError("--scheduler needs dask: pip install 'gradprune[cluster]'.") from None
+
+    async def greet() -> None:  # dask's own `Client` waits forever for a scheduler that stays silent
+        connection = await asyncio.wait_for(connect(address, timeout=SCHEDULER_SECONDS), SCHEDULER_SECONDS)
+        await connection.close()
+    try:
+        with ThreadPoolExecutor(1) as aside:  # a notebook's own thread has an event loop already
+            aside.submit(asyncio.run, greet()).result()
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"no dask scheduler answers at {address}: {sentence(error)}") from None
+
+
+def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:
+    """On the workers of a dask scheduler that can be reached; dask itself tries a cell again whose worker died.
+
+    Raises InputError where the scheduler is lost.
+    """
+    from distributed import Client, as_completed
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its tracebacks say less than our sentence
+    with Client(address, timeout=SCHEDULER_SECONDS, set_as_default=False) as client:
+        cells = {future.key: (future, job) for job, future in
+                 zip(jobs, client.map(run_cell, *zip(*jobs, strict=True), pure=False), strict=True)}
+        try:
+            for future in as_completed([future for future, _ in cells.values()], loop=client.loop):
+                _, (cell, *_) = cells.pop(future.key)
+                if future.status in ("cancelled", "lost"):
+                    raise InputError(f"the dask scheduler at {address} was lost.")
+                yield future.result() if future.status == "finished" else empty_row(cell, sentence(future.exception()))
+        finally:
+            client.cancel([future for future, _ in cells.values()])

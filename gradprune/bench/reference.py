@@ -1,0 +1,26 @@
+"""Figures that others published, to set beside ours with care."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from gradprune.base.errors import require
+from gradprune.base.paths import data_folder
+
+_SETTINGS = {"cifar10": "CIFAR-10, PreActResNet-18, 10 % poisoned, about 250 clean images a class",
+             "gtsrb": "GTSRB, PreActResNet-18, 10 % poisoned, about 45 clean images a class on average"}
+
+
+def published(path: str | Path | None = None) -> pd.DataFrame:
+    """Published rows of attacks and defences that are here too, not comparable one to one: `setting` says with what.
+
+    Columns: dataset, attack, defense (our names), acc_before, asr_before, ra_before, acc, asr, ra, der (counted from
+    their figures), setting. path: another file of the same form; None takes data/reference/backdoorbench.csv, whose
+    README names the source and every difference. Raises InputError where the file is missing.
+    """
+    path = Path(path) if path else data_folder() / "reference" / "backdoorbench.csv"
+    require(path.is_file(), f"there is no table of published figures at {str(path)!r}.")
+    rows = pd.read_csv(path)
+    asr, acc = (rows[f"{key}_before"] - rows[key] for key in ("asr", "acc"))
+    rows["der"] = (asr.clip(lower=0) - acc.clip(lower=0) + 1) / 2
+    return rows.assign(setting=rows["dataset"].map(_SETTINGS).fillna(rows["dataset"]))

@@ -1,0 +1,193 @@
+"""The folder of a bench: cells.csv, to which rows are added one by one, and bench.json, which says what made them.
+
+A row ends with a checksum of itself, so a torn or damaged one is noticed, dropped, and its cell is run again.
+"""
+
+import csv
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock
+
+from gradprune import __version__
+from gradprune.base.errors import InputError, require
+from gradprune.base.paths import locked, output_folder, read_bytes, read_json, write_atomic
+from gradprune.bench.cells import COLUMNS, Row
+from gradprune.bench.grid import Cell
+
+FORMAT = 1
+_MOST = 64_000_000  # bytes of cells.csv; a row has about 250
+SHARES = {"der", *(name for key in ("acc", "asr", "ra") for name in (key, f"{key}_before", f"pruned_{key}"))}
+_HEAD = ",".join([*COLUMNS, "check"])
+
+
+class Store:
+    """A bench folder, held by one run at a time; use it with `with`.
+
+    folder: made if it is not there. digests: SHA-256 of the victims' weights, by attack. device: what models run on.
+    Raises InputError, and touches nothing, where another run holds the folder or another version made it.
+    """
+
+    def __init__(self, folder: str | Path, digests: Mapping[str, str], device: str = "cpu") -> None:
+        self.folder, self.digests, self.device = Path(folder), dict(digests), device
+        self.table, self.facts = self.folder / "cells.csv", self.folder / "bench.json"
+        self.rows: dict[Cell, Row] = {}
+        self.damaged = 0
+        self._lock = FileLock(self.folder / ".lock")
+
+    def __enter__(self) -> "Store":
+        for path in (self.facts, self.table, Path(self._lock.lock_file)):
+            require(not path.is_symlink(), f"{path} is a link to another place, where nothing is written.")
+        if self.facts.exists() or self.table.exists():
+            self._compare(read_facts(self.folder))
+        output_folder(self.folder)
+        require(locked(self._lock), f"another run is working in {self.folder}; wait for it, or choose another folder.")
+        try:
+            self.rows, self.damaged = _read(self.table)
+            known = read_facts(self.folder)["checkpoints"] if self.facts.exists() else {}
+            made = {"format": FORMAT, **_versions(), "device": self.device, "checkpoints": known | self.digests}
+            write_atomic(self.facts, lambda temporary: temporary.write_text(json.dumps(made, indent=2) + "\n", "utf-8"))
+            if not self.rows:  # none yet, or a run that stopped before its first row
+                self.tidy([])
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._lock.release()
+
+    def done(self, cell: Cell) -> bool:
+        """Whether the cell has a good row; one that failed is to be run again."""
+        return cell in self.rows and not self.rows[cell]["error"]
+
+    def add(self, row: Row) -> None:
+        """Write a row to the disk before the next one begins. Raises InputError where that fails (disk full)."""
+        self._append(_line(row))
+        self.rows[_cell(row)] = row
+
+    def tidy(self, order: Iterable[Cell]) -> None:
+        """Rewrite the file in this order, other cells first: damaged and outdated rows go."""
+        ordered = dict.fromkeys(order)
+        lines = [_HEAD, *(_line(self.rows[cell]) for cell in [*(cell for cell in self.rows if cell not in ordered),
+                                                              *(cell for cell in ordered if cell in self.rows)])]
+        write_atomic(self.table, lambda temporary: temporary.write_text("\n".join(lines) + "\n", "utf-8"))
+
+    def _append(self, line: str) -> None:
+        """Add a line, whole or not at all; what a crash left of an unfinished one before it is closed off."""
+        try:
+            with open(self.table, "ab+", buffering=0) as file:  # a buffer would write again after the truncation
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - 1))
+                rest = (b"" if file.read(1) in (b"", b"\n") else b"\n") + line.encode() + b"\n"
+                try:
+                    while rest:
+                        rest = rest[file.write(rest):]
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(end)
+                    raise
+        except OSError as error:
+            raise InputError(f"Cannot write to {self.table}: {error.strerror or error}. The {len(self.rows)} cells in "
+                             "it are safe; the same command goes on from there.") from None
+
+    def _compare(self, facts: dict[str, Any]) -> None:
+        """Refuse a folder whose rows were made by other versions, on another device or from other checkpoints."""
+        facts = {"device": "cpu", **facts}  # a folder that does not say so is older than the choice
+        now = {"format": FORMAT, **_versions(), "device": self.device}
+        differs = [f"{name} {facts.get(name)} there, {value} here" for name, value in now.items()
+                   if facts.get(name) != value]
+        differs += [f"the weights of {name!r}" for name, digest in self.digests.items()
+                    if facts["checkpoints"].get(name, digest) != digest]
+        require(not differs, f"the results in {self.folder} were made by another version ({'; '.join(differs)}); "
+                             "nothing was changed. Choose another folder.")
+
+
+def read_results(folder: str | Path) -> pd.DataFrame:
+    """The rows of a bench folder as a table, columns as in `cells.COLUMNS`; damaged rows are left out.
+
+    Raises InputError where there is no bench, or none of this format.
+    """
+    facts = read_facts(Path(folder))
+    require(facts.get("format") == FORMAT, f"{folder} holds a bench of format {facts.get('format')}; this version of "
+                                           f"gradprune reads format {FORMAT}.")
+    return to_table(_read(Path(folder) / "cells.csv")[0].values())
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What made the rows of a bench folder: format, versions, checkpoints. Raises InputError where it cannot tell."""
+    path = folder / "bench.json"
+    require(path.exists(), f"{folder} holds no bench: there is no bench.json.")
+    facts = read_json(path)
+    require(isinstance(facts, dict) and isinstance(facts.get("checkpoints"), dict),
+            f"{path} does not say what made the results.")
+    return facts
+
+
+def to_table(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows as a table; empty numbers become NaN."""
+    table = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    return table.astype({name: kind for name, kind in COLUMNS.items() if kind is not str})
+
+
+def _versions() -> dict[str, str]:
+    return {"gradprune": __version__, "torch": torch.__version__.split("+")[0]}
+
+
+def _cell(row: Row) -> Cell:
+    return Cell(row["attack"], row["defense"], row["spc"], row["seed"])
+
+
+def _line(row: Row) -> str:
+    """One line of the file: the values and the checksum of all before it."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(
+        "" if (value := row[name]) is None else " ".join(value.split()) if name in ("stopped", "error") else value
+        for name in COLUMNS)
+    return f"{text.getvalue()},{_check(text.getvalue())}"
+
+
+def _check(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _read(path: Path) -> tuple[dict[Cell, Row], int]:
+    """The good rows by cell, the latest of each, and the number of damaged lines."""
+    lines = read_bytes(path, _MOST).split(b"\n") if path.exists() else []
+    rows: dict[Cell, Row] = {}
+    damaged = 0
+    for line in lines[1:]:
+        row = _parse(line.decode("utf-8", "replace"))
+        if row:
+            rows[_cell(row)] = row
+        damaged += bool(line.strip()) and row is None
+    return rows, damaged
+
+
+def _parse(line: str) -> Row | None:
+    """A line's row, or None where the checksum says that it is not whole."""
+    text, _, check = line.rpartition(",")
+    if not text or check != _check(text):
+        return None
+    try:
+        values: Sequence[str] = next(csv.reader([text]))
+        row = {name: value if kind is str else kind(value) if value else None
+               for (name, kind), value in zip(COLUMNS.items(), values, strict=True)}
+    except (ValueError, csv.Error, StopIteration):
+        return None
+    return row if _possible(row) else None
+
+
+def _possible(row: Row) -> bool:
+    """Whether the numbers are such as a run can write: a checksum keeps nobody from making up a line."""
+    whole = all(isinstance(row[name], int) and 0 <= row[name] < 2**31 for name in ("spc", "seed", "threads"))
+    numbers = {name: row[name] for name, kind in COLUMNS.items() if kind is float and row[name] is not None}
+    return whole and all(0 <= value <= (1 if name in SHARES else 1e12) for name, value in numbers.items())

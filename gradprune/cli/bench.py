@@ -1,0 +1,140 @@
+"""The commands `gradprune bench` and `gradprune report`."""
+
+import contextlib
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradprune.base.errors import InputError, require
+from gradprune.cli import options
+from gradprune.cli.screen import Json, more, progress, show
+
+Attacks = Annotated[str | None, typer.Option(help="Shipped models (`gradprune zoo list`) or checkpoint paths, "
+                                             "separated by commas; all, the default: every attacked model of the "
+                                             "signs.")]
+Defenses = Annotated[str | None, typer.Option(help="Defences, separated by commas; all, the default: every one; a "
+                                              "wrong name lists them.")]
+Spcs = Annotated[str | None, typer.Option(help="Clean images per class for the defender, separated by commas; 2,10 "
+                                          "if not given.")]
+Seeds = Annotated[int | None, typer.Option(help="How many draws of the defender's images; 3, the default: seeds 0, "
+                                          "1, 2.")]
+Preset = Annotated[str | None, typer.Option(help="A whole bench by name: paper first trains PreActResNet-18 with four "
+                                            "attacks on CIFAR-10 (for a GPU); cifar10 and gtsrb take shipped models. "
+                                            "It has defaults of its own; options beside it override them.")]
+Out = Annotated[Path | None, typer.Option(help="Folder that keeps the rows; give it again to go on. out/bench, or "
+                                          "out/PRESET, if not given.")]
+Workers = Annotated[int, typer.Option(help="Processes on this machine, one thread each.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a running dask scheduler, such as tcp://HOST:8786.")]
+Folder = Annotated[Path, typer.Argument(help="A folder that `gradprune bench` filled.")]
+ReportOut = Annotated[Path | None, typer.Option(help="Where the report goes; FOLDER itself if not given.")]
+
+
+def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, seeds: Seeds = None,
+          preset: Preset = None, out: Out = None, model: options.Model = None, data: options.Data = None,
+          target: options.Target = None, trigger: options.Seen = "known",
+          position: options.Position = "bottom_right", opacity: options.Opacity = 1.0,
+          mask: options.Mask = None, size: options.Size = None, mean: options.Mean = None,
+          std: options.Std = None, stem: options.Stem = None, device: options.Device = "auto",
+          workers: Workers = 1, scheduler: Scheduler = None, as_json: Json = False) -> None:
+    """Compare defences on attacked models, fairly.
+
+    Every defence meets every attack with the same few clean images, several times; none sees the test images. One
+    row a run goes to OUT/cells.csv at once, so nothing finished is lost: the same command goes on where it
+    stopped, and repeats the runs that failed. Some seconds a run; the first lines of `gradprune report OUT` tell
+    what came out. For models of your own give --model, --data, --trigger and --target, which hold for all --attacks;
+    they are saved with these in OUT/victims first.
+    """
+    from gradprune.bench import Grid, run
+    from gradprune.bench.presets import prepare
+    from gradprune.bench.runner import place
+    where = str(place(device, workers, scheduler))  # before a preset trains
+    out = out or Path("out", preset or "bench")
+    given: dict[str, Any] = {name: read(text) for name, read, text in
+                             (("attacks", _names, attacks), ("defenses", _names, defenses), ("spc", _numbers, spc))
+                             if text is not None} | ({} if seeds is None else {"seeds": seeds})
+    first = attacks.split(",")[0].strip() if attacks else ""
+    own = options.own(first, model, data, size, mean, std, trigger, target, position, opacity, stem, mask)
+    if own:
+        require(preset is None and isinstance(given.get("attacks"), list),
+                "model, data, trigger and the like say what --attacks are: name the files there, and no preset.")
+        given["attacks"] = own.saved(given["attacks"], out / "victims")
+        given["code"] = own.model if own.model and ":" in own.model else None
+    grid = prepare(preset, out, device=where, progress=progress(), **given) if preset else Grid(**given)
+    table = run(grid, out, workers=workers, scheduler=scheduler, device=where, progress=progress())
+    failed = table[table.error != ""]
+    means, errors = _means(table), sorted(set(failed.error))
+    told = {"out": out.as_posix(), "cells": len(table), "failed": len(failed), "errors": errors, "der": means}
+    lines = [f"{name:<16} DER {mean:.3f}" for name, mean in means.items()]
+    show(as_json, told, f"{len(table)} cells in {out.as_posix()}, {len(failed)} of them failed.",
+        "Mean defence effectiveness (0.5 is no effect, 1 is perfect):" if lines else "", *lines,
+        *(f"failed: {error}" for error in errors), f"Next: gradprune report {out.as_posix()}")
+
+
+def report(folder: Folder, out: ReportOut = None, as_json: Json = False) -> None:
+    """Turn a bench into one page with tables and figures.
+
+    Writes report.html (one file, no network), its figures as PNG and summary.csv. Half a minute at most.
+    """
+    from gradprune.bench.store import read_facts, read_results
+    from gradprune.views.reports.bench_report import write_bench_report
+    table, facts = read_results(folder), read_facts(folder)
+    told = {"command": _command(table, folder), "device": facts.get("device", "cpu")} | {
+        f"weights of {name}, sha256": str(digest)[:16] for name, digest in facts["checkpoints"].items()} | {
+        f"mark of {name}": told for name, told in departures(facts["checkpoints"]).items()}
+    page = write_bench_report(out or folder, table.assign(attack=_short(table.attack)), told)
+    show(as_json, {"report": page.as_posix()}, f"Report: {page.as_posix()}")
+
+
+def _command(table: Any, folder: Path) -> str:
+    """The command line that makes these cells."""
+    parts = {name: ",".join(map(str, dict.fromkeys(table[column]))) for name, column in
+             (("attacks", "attack"), ("defenses", "defense"), ("spc", "spc"))}
+    options = parts | {"seeds": str(table.seed.nunique()), "out": folder.as_posix()}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return shlex.join(["gradprune", "bench", *words])
+
+
+def departures(checkpoints: Iterable[str]) -> dict[str, str]:
+    """Where marks are not their paper's, by checkpoint; of a checkpoint that is no longer there nothing is said."""
+    from gradprune.models.checkpoints import read_card
+    from gradprune.victims.victim import checkpoint_path
+    found = {}
+    for name in checkpoints:
+        with contextlib.suppress(InputError):
+            found[name] = str(read_card(checkpoint_path(name)).get("attack", {}).get("departs", ""))
+    return {name: told for name, told in found.items() if told}
+
+
+def _names(text: str) -> list[str] | str:
+    return "all" if text.strip() == "all" else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _short(attacks: Any) -> Any:
+    """The names of attacks without folders, where that keeps them apart."""
+    last = attacks.map(lambda name: Path(name).name)
+    return last if last.nunique() == attacks.nunique() else attacks
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"spc must be whole numbers separated by commas, got {text!r}.") from None
+
+
+def _means(table: Any) -> dict[str, float]:
+    """Mean DER by defence, the best first; failed cells are left out, attacks and spc weigh the same."""
+    from gradprune.bench.summary import even_means
+    means = even_means(table, ["defense", "spc"], ["der"]).der.groupby("defense").mean().dropna()
+    means = means.sort_values(ascending=False)
+    return {str(name): round(float(mean), 4) for name, mean in means.items()}
+
+
+EXAMPLES = {"bench": more("gradprune bench --defenses ft,grad_prune --spc 2 --seeds 2",
+                          "gradprune bench --preset paper --device cuda",
+                          "gradprune bench --attacks weights.pth --model mynet:build --data photos/ \\\n"
+                          "      --trigger patch.png --target 3", "gradprune report out/bench"),
+            "report": more("gradprune report out/bench")}

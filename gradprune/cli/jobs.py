@@ -1,0 +1,208 @@
+"""The demo, and what `attack` and `defend` of the command line do: work, save, return plain values."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from gradprune.base.errors import unknown
+from gradprune.base.paths import output_folder
+from gradprune.defenses import DefenseResult, Scan, grad_prune, prune_scanned, scan
+from gradprune.evaluation import Metrics, der, verdict
+from gradprune.models.checkpoints import save_checkpoint
+from gradprune.victims import Own, Victim, delivery, load_victim
+from gradprune.victims.victim import SYNTHESISED
+from gradprune.victims.zoo import attack
+
+STAGES = ("before", "pruned", "tuned")
+_ONLY_FOUND = ("ASR and RA are those of the synthesised trigger, with which the model was mended: the real one may "
+               "still work.")
+TRIGGERS = ("known", SYNTHESISED)  # what `defend_and_save` can work with
+
+
+def run_demo(train: bool = False, spc: int = 10, seed: int = 0, out: str | Path = "out/demo",
+             progress: bool = True) -> dict[str, Any]:
+    """Defend the badnets victim and write `out`/report.html with its pictures; returns the summary.
+
+    train: train the victim from nothing instead of loading the shipped one. spc: clean images per class for
+    the defence. seed: of the training (with `train`) and of the defence's draw. Returns what `summary` does,
+    with `checkpoint` (None with `train`) and `report`, the path of the report.
+    Raises InputError for a folder that cannot be written (before any work) or an spc larger than a class has;
+    KeyboardInterrupt where the training was cut short.
+    """
+    with results_in(out):
+        from gradprune.views.reports.report import write_report  # late: plots take a second to import
+
+        victim = attack("badnets", seed=seed, progress=progress) if train else load_victim("badnets")
+        if train and victim.card["training"]["interrupted"]:
+            raise KeyboardInterrupt("training was cut short, so nothing was written")
+        result, stages = defend_and_measure(victim, spc=spc, recipe="paper", seed=seed, progress=progress)
+        if len(stages) < len(STAGES):
+            raise KeyboardInterrupt("the measuring was cut short, so nothing was written")
+        report = write_report(Path(out), victim, result, stages)
+    told = summary(victim, result, stages, train_seconds=victim.seconds)
+    return {**told, "checkpoint": None if train else "badnets", "report": report.as_posix()}
+
+
+def attack_and_save(path: Path, trigger: str, **settings: Any) -> dict[str, Any]:
+    """Train a victim (see `zoo.attack`) and save it as the checkpoint `path`, in it if that is a folder.
+
+    Returns its card with `out` (the path of the weights), `interrupted`, `train_images` and `target_name`.
+    Training that is cut short is saved as far as it came; in the first epoch KeyboardInterrupt is raised.
+    """
+    path = path / trigger if path.is_dir() else path
+    with results_in(path.parent):
+        victim = attack(trigger, **settings)
+        training = victim.card["training"]
+        if not training["epochs_done"]:
+            raise KeyboardInterrupt("no epoch was finished, so nothing was written")
+        weights = save_checkpoint(path, victim.model, victim.card, victim.trigger)
+    return {**victim.card, "seconds": round(victim.seconds or 0.0, 2), "interrupted": training["interrupted"],
+            "train_images": len(victim.data.train), "target_name": victim.target_name, "out": weights.as_posix()}
+
+
+def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, export: Path | None = None, *,
+                    trigger: str = "known", own: Own | None = None, device: str = "cpu",
+                    **settings: Any) -> dict[str, Any]:
+    """Defend a checkpoint with these settings of `grad_prune`; save the cleaned model as `path` (or in it).
+
+    slim: cut the silent filters out of the model that is saved and exported. export: also write it as this .onnx or
+    .pt2 file. trigger: "known" is the attack's own; "synthesised" is that of a scan with the same images, and where the
+    scan suspects no class the model stays as it is. own: what the user says of a model without a card, or in place of
+    it; a synthesised trigger then also measures, and without a suspect nothing is measured or written. device: where it
+    all runs, see `models.choose_device`.
+    Returns what `summary` does, with `checkpoint`, `scan` (the verdict, or None), `out` and `export`, the paths written
+    or None, and `slim` (None, or what `delivery.slimmed` tells). The new card is the given one with the new weights'
+    `metrics`, `removed_filters` and `defense`: settings and stages; a slim model's, also with the sizes of its layers.
+    Raises InputError for another word as `trigger`.
+    """
+    if trigger not in TRIGGERS:
+        raise unknown("kind of trigger", trigger, TRIGGERS)
+    if path and path.is_dir():
+        path = path / f"{Path(checkpoint).stem}-cleaned"
+    delivery.check(slim, export)
+    with results_in(path.parent if path else None), results_in(export.parent if export else None):
+        victim, found = _attacked(checkpoint, trigger, own, device, settings)
+        if victim is None:
+            return {"checkpoint": checkpoint, "scan": found.verdict if found else None, "out": None, "export": None,
+                    "slim": None, "sentence": "Nothing was changed or written."}
+        result, stages = defend_and_measure(victim, found, **settings)
+        told = summary(victim, result, stages) | {"scan": found.verdict if found else None}
+        defense = (*result.settings, "stopped", "interrupted", *stages, *(["scan"] if found else []))
+        card = {**victim.card, "metrics": told["tuned"], "removed_filters": told["filters_removed"],
+                "defense": {key: told[key] for key in defense}}
+        if told["tuned"] is None:
+            del card["metrics"]
+        try:
+            written = delivery.deliver(victim, result.model, card, path, slim, export)
+        except KeyboardInterrupt:
+            if path is None:
+                raise
+            told["interrupted"] = True
+            written = delivery.deliver(victim, result.model, card, path, False, None)
+    return {**told, "checkpoint": checkpoint, **written}
+
+
+def _attacked(checkpoint: str, trigger: str, own: Own | None, device: str, settings: dict[str, Any]
+              ) -> tuple[Victim | None, Scan | None]:
+    """The victim, and the scan if one was asked for; no victim where only a scan could tell the trigger and did not."""
+    if trigger != SYNTHESISED:
+        return own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device), None
+    searched = {key: settings[key] for key in ("spc", "seed", "progress") if key in settings}
+    if own is None:
+        victim = load_victim(checkpoint, device=device)
+        return victim, scan(victim.model, victim.data.defense, **searched)
+    model, card, data, notes = own.open(checkpoint, device)
+    found = scan(model, data.defense, **searched)
+    if found.suspect is None or found.trigger is None:
+        return None, found
+    card = {**card, "attack": {"trigger": SYNTHESISED, "target": found.suspect}}
+    mark: Any = found.trigger  # no `Trigger`, since it has no settings; it stamps like one
+    return Victim(model, mark, found.suspect, data, card, notes=[*notes, _ONLY_FOUND]), found
+
+
+def defend_and_measure(victim: Victim, found: Scan | None = None, **settings: Any
+                       ) -> tuple[DefenseResult, dict[str, Metrics]]:
+    """Run `grad_prune` with these settings; returns its result and the test figures before, pruned and tuned.
+
+    found: a scan, whose trigger then takes the place of the attack's own (see `prune_scanned`).
+    The figures are taken when the defence is over: they explain it and choose nothing. Where fine-tuning did
+    not take place, "tuned" repeats "pruned". Ctrl-C in the measuring leaves out the figures that are not there yet; the
+    result is kept, as interrupted. Raises what `grad_prune` raises.
+    """
+    if found:
+        result = prune_scanned(victim.model, victim.data.defense, found, **settings)
+    else:
+        result = grad_prune(victim.model, victim.data.defense, victim.trigger, **settings)
+    models = (victim.model, result.pruned, result.model)
+    stages: dict[str, Metrics] = {}
+    try:
+        for stage, model in zip(STAGES, models, strict=True):
+            stages[stage] = victim.evaluate(model)
+    except KeyboardInterrupt:
+        result.interrupted = True
+    return result, stages
+
+
+def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
+            train_seconds: float | None = None) -> dict[str, Any]:
+    """A defence in plain JSON values.
+
+    Per stage `acc`, `asr`, `ra` (0..1), None where the measuring was cut short; `filters_removed` as [layer, index],
+    first removed first, and their total, `filters`; `seconds` of train, prune, tune, None for what was not done; the
+    settings; a `sentence`.
+    """
+    seconds = {"train": train_seconds, "prune": result.seconds.get("prune"), "tune": result.seconds.get("tune")}
+    all_to_all = victim.card["attack"].get("label_map") == "all_to_all"
+    return {
+        **dict.fromkeys(STAGES),
+        **{stage: {name: round(value, 4) for name, value in figures._asdict().items()}
+           for stage, figures in stages.items()},
+        "der": round(der(stages["before"], stages["tuned"]), 4) if "tuned" in stages else None,
+        "filters_removed": [[removed.layer, removed.index] for removed in result.mask.removed],
+        "filters": len(result.mask.filters),
+        "seconds": {stage: None if value is None else round(value, 3) for stage, value in seconds.items()},
+        **result.settings,
+        "stopped": result.stopped,
+        "interrupted": result.interrupted,
+        "trigger": victim.card["attack"]["trigger"],
+        "target": victim.target,
+        "target_name": victim.target_name,
+        "notes": victim.notes,
+        "sentence": sentence(stages, result, None if all_to_all else victim.target_name),
+    }
+
+
+def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str | None) -> str:
+    """What happened, in one sentence read off the test figures, good or bad; target_name None: all-to-all."""
+    if "tuned" not in stages:
+        return f"The measuring was cut short; {len(result.mask.positions)} filters were removed."
+    before, after = stages["before"], stages["tuned"]
+    removed = len(result.mask.positions)
+    done = f"{removed} filter{'' if removed == 1 else 's'} removed"
+    done += " and the rest fine-tuned" if result.rows("tune") else ""
+    moved = "the images to the next class" if target_name is None else f"the other classes' images to {target_name!r}"
+    return (f"{verdict(before, after)}: the trigger sent {before.asr:.1%} of {moved}; with {done} it sends "
+            f"{after.asr:.1%}, {after.ra:.1%} of the triggered images get their true class, and clean accuracy went "
+            f"from {before.acc:.1%} to {after.acc:.1%}.")
+
+
+@contextmanager
+def results_in(folder: str | Path | None) -> Iterator[None]:
+    """Prove that a folder can be written before any work; if that fails, take back the empty folders made.
+
+    Raises InputError for a folder that cannot be written; None asks for nothing.
+    """
+    if folder is None:
+        yield
+        return
+    made = [parent for parent in (Path(folder), *Path(folder).parents) if not os.path.exists(parent)]
+    try:
+        output_folder(folder)
+        yield
+    except BaseException:
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise

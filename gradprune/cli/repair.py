@@ -1,0 +1,44 @@
+"""The command `gradprune repair`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradprune.cli import options
+from gradprune.cli.scan import Seed
+from gradprune.cli.screen import Json, folding, more, progress, show, table
+
+Spc = Annotated[int, typer.Option(help="Clean images per class to learn from.")]
+Out = Annotated[Path | None, typer.Option(help="Save the repaired model as this checkpoint.")]
+Export = Annotated[Path | None, typer.Option(help="Also write the repaired model as this .onnx or .pt2 file.")]
+Report = Annotated[Path | None, typer.Option(help="Folder for repair.html; no page is written if not given.")]
+EXAMPLE = more("gradprune repair badnets --out out/repaired --report out/page",
+               "gradprune repair weights.pth --model resnet18 --data photos/ \\\n    --out out/repaired")
+
+
+def repair(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: options.Model = None,
+           data: options.Data = None, size: options.Size = None, mean: options.Mean = None,
+           std: options.Std = None, stem: options.Stem = None, device: options.Device = "auto",
+           out: Out = None, export: Export = None, report: Report = None, as_json: Json = False) -> None:
+    """Clean a model whose trigger nobody knows.
+
+    Where small changes of an image hardly move the model it learns to ignore them all; otherwise a scan looks
+    for a suspected class, and triggers that lead there are unlearned. It uses clean images alone. The trigger on
+    a checkpoint's card, if there is one, is only measured with, afterwards. One to five minutes on a laptop.
+    """
+    from gradprune.cli.repair_job import repair_and_save
+    own = options.own(checkpoint, model, data, size, mean, std, stem=stem)
+    told = repair_and_save(checkpoint, out, export, report, own=own, device=device, spc=spc, seed=seed,
+                           progress=progress())
+    rows = {"given model": told["before"], "repaired": told["after"]}
+    led = folding("images that a new change leads to one class", *rows)
+    for family, shares in told["led"].items():
+        led.add_row(family, *(f"{share:.0%}" for share in shares))
+    show(as_json, told, table(f"spc {spc}", rows) if told["trigger"] else "", told["sentence"], told["road"],
+         led, "Healthy models are led astray as well: small shares "
+         "are a good sign, large ones no proof of a backdoor.",
+         *told["notes"], f"Saved: {told['out']}" if told["out"] else "",
+         f"Exported: {told['export']}" if told["export"] else "",
+         f"Report: {told['report']}" if told["report"] else "",
+         kept="the state reached is " + ("saved" if out else "shown above"))

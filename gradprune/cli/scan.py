@@ -1,0 +1,95 @@
+"""The command `gradprune scan`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from gradprune.cli import options
+from gradprune.cli.screen import Json, more, plain, progress, show
+
+if TYPE_CHECKING:
+    from gradprune.defenses import Scan
+    from gradprune.victims import Own
+
+Spc = Annotated[int, typer.Option(help="Clean images per class that the scan may use.")]
+Seed = Annotated[int, typer.Option(help="Of the draw of the images and of the searches.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for scan.html; nothing is written if not given.")]
+
+
+def scan(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: options.Model = None,
+         data: options.Data = None, size: options.Size = None, mean: options.Mean = None,
+         std: options.Std = None, stem: options.Stem = None, device: options.Device = "auto",
+         out: Out = None, as_json: Json = False) -> None:
+    """Look for a backdoor without knowing its trigger.
+
+    Synthesises, for every class, the smallest mark and the smallest pattern over the whole image that lead
+    to it, and suspects the class that needs far less than the others. It uses clean images alone; what the
+    checkpoint's card says of an attack is only told beside the verdict. About a minute on a laptop.
+    """
+    from gradprune.cli.jobs import results_in
+    own = options.own(checkpoint, model, data, size, mean, std, stem=stem)
+    with results_in(out):
+        found, card, notes = _scan(checkpoint, own, spc, seed, device)
+        told: dict[str, Any] = {"checkpoint": checkpoint, "spc": spc, "seed": seed, "threshold": found.threshold,
+                "suspect": found.suspect,
+                "suspect_name": None if found.suspect is None else found.classes[found.suspect],
+                "kind": found.kind, "verdict": found.verdict, "card_says": _card_says(card, found),
+                "rows": [row._asdict() | {"class": found.classes[row.label]} for row in found.rows], "report": None,
+                "notes": notes}
+        if out:
+            from gradprune.views.reports.scan_report import write_scan_report
+            facts = {"checkpoint": checkpoint, "images per class": spc, "seed": seed,
+                     "weights, sha256": str(card.get("sha256", ""))[:16]}
+            told["report"] = write_scan_report(out, found, facts, told["card_says"]).as_posix()
+    show(as_json, told, _table(found), found.verdict, told["card_says"], *notes,
+         f"Report: {told['report']}" if out else "")
+
+
+def _scan(checkpoint: str, own: "Own | None", spc: int, seed: int, device: str
+          ) -> tuple["Scan", dict[str, Any], list[str]]:
+    """The scan of a model, its card and what to know of its images; of the card only the data's name is used."""
+    from gradprune.defenses import scan
+    from gradprune.victims import Own
+    model, card, data, notes = (own or Own()).open(checkpoint, device)
+    found = scan(model, data.defense, spc=spc, seed=seed, progress=progress())
+    return found, card, notes
+
+
+def _card_says(card: dict[str, Any], found: "Scan") -> str:
+    """Whether the card's own word agrees with the verdict; empty where it does not say."""
+    attack = card.get("attack")
+    target, rate = (attack.get("target"), attack.get("rate")) if isinstance(attack, dict) else (None, None)
+    if not isinstance(target, int) or not isinstance(rate, int | float) or not 0 <= target < len(found.classes):
+        return ""
+    if rate == 0:
+        return "The card says that no image was poisoned: " + ("no alarm is right." if found.suspect is None else
+                                                               "this is a false alarm.")
+    outcome = ("the scan missed it" if found.suspect is None else "the suspicion is right" if found.suspect == target
+               else "the suspicion is wrong")
+    cleaned = " It also says that the model was cleaned." if "defense" in card else ""
+    return f"The card says that the model was attacked, with target {found.classes[target]!r}: {outcome}.{cleaned}"
+
+
+def _table(found: "Scan") -> Table:
+    """One row a class: norm, share of images moved and anomaly index, by mask and by whole image."""
+    kinds = dict.fromkeys(row.kind for row in found.rows)
+    sheet = Table()
+    sheet.add_column("class", overflow="fold")
+    for kind in kinds:
+        for figure in ("norm", "moves", "index"):
+            sheet.add_column(f"{kind}: {figure}", justify="right")
+    for label, name in enumerate(found.classes):
+        cells = [text for row in found.rows if row.label == label for text in _figures(row)]
+        sheet.add_row(plain(name), *cells)
+    return sheet
+
+
+def _figures(row: Any) -> tuple[str, str, str]:
+    """Norm, success and index of a row as texts."""
+    index = "-" if row.anomaly is None else f"{row.anomaly:.1f}"
+    return (f"{row.norm:.1f}" if row.converged else "not found"), f"{row.success:.0%}", index
+
+
+EXAMPLE = more("gradprune scan badnets --out out/scan", "gradprune repair badnets --out out/repaired")

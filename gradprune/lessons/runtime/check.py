@@ -1,0 +1,86 @@
+"""`check.<exercise>(attempt)`: says what is right or wrong and hands back a function that works, so Run All goes on."""
+
+import html
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from gradprune.base.errors import unknown
+from gradprune.lessons.exercises.attack import ATTACK_EXERCISES
+from gradprune.lessons.exercises.comparing import COMPARING_EXERCISES
+from gradprune.lessons.exercises.hunt import FIND_TRIGGER
+from gradprune.lessons.exercises.loop import PRUNE
+from gradprune.lessons.exercises.own_model import OWN_MODEL_EXERCISES
+from gradprune.lessons.exercises.pruning import PRUNING_EXERCISES
+from gradprune.lessons.exercises.scanning import SCANNING_EXERCISES
+from gradprune.lessons.exercises.scoring import SCORING_EXERCISES
+from gradprune.lessons.runtime import progress
+from gradprune.lessons.runtime.judging import Exercise, Verdict
+from gradprune.lessons.runtime.session import show
+
+EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in
+                                  (*ATTACK_EXERCISES, *SCORING_EXERCISES, *PRUNING_EXERCISES, *SCANNING_EXERCISES,
+                                   *COMPARING_EXERCISES, *OWN_MODEL_EXERCISES, PRUNE, FIND_TRIGGER)}
+_LOOKS = {"correct": ("#007F5C", "✔", "Correct"), "wrong": ("#C45500", "✘", "Not yet right"),
+          "untouched": ("#667078", "○", "Not attempted yet")}
+
+
+class CheckFailed(AssertionError):
+    """An exercise was not solved, under `GRADPRUNE_STRICT=1`."""
+
+
+class Checks:
+    """All checks, one attribute an exercise.
+
+        score = check.score(score)
+
+    Each returns the attempt if it is correct and the reference otherwise, shows which, and never raises; only with
+    GRADPRUNE_STRICT=1 does it raise CheckFailed unless the attempt is correct.
+    """
+
+    def __getattr__(self, name: str) -> Callable[[Any], Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in EXERCISES:
+            raise AttributeError(str(unknown("exercise", name, EXERCISES)))
+        return partial(_check, EXERCISES[name])
+
+    def __dir__(self) -> list[str]:
+        return sorted(EXERCISES)
+
+    def __repr__(self) -> str:
+        return "check: " + ", ".join(f"{name} (notebook {exercise.notebook})" for name, exercise in EXERCISES.items())
+
+
+check = Checks()
+
+
+def whose(function: Any) -> str:
+    """"Your", or "The reference" where the check handed the reference back: whose work a later figure shows."""
+    return "The reference" if any(function is exercise.reference for exercise in EXERCISES.values()) else "Your"
+
+
+def _check(exercise: Exercise, attempt: Any = None) -> Any:
+    """Judge, tell, remember; the attempt if it is correct, else the reference."""
+    verdict = exercise.judge(attempt)
+    _tell(verdict)
+    key = f"{exercise.notebook}.{exercise.name}"
+    if verdict.state == "correct" or progress.recall("exercises", key) != "correct":
+        progress.remember("exercises", key, verdict.state)  # once solved, it stays solved
+    if verdict.state == "correct":
+        return attempt
+    if os.environ.get("GRADPRUNE_STRICT") == "1":
+        raise CheckFailed(f"{exercise.name}: {verdict.state}: {verdict.message}")
+    return exercise.reference
+
+
+def _tell(verdict: Verdict) -> None:
+    """Colour, symbol and words: none of the three carries the meaning alone."""
+    color, symbol, title = _LOOKS[verdict.state]
+    on = "" if verdict.state == "correct" else " The notebook goes on with a working version."
+    message = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(verdict.message))
+    show(f'<div role="status" style="border-left:5px solid {color};padding:0.4em 0.9em;margin:0.4em 0">'
+         f'<b><span style="color:{color}">{symbol}</span> {title}:</b> {message}{on}</div>',
+         f"{symbol} {title}: {verdict.message}{on}")

@@ -1,0 +1,195 @@
+"""How an attempt is judged: it runs on hidden inputs, and what it does is compared with what the reference does.
+
+If it behaves like one of the wrong implementations instead, the learner is told the misconception behind that one.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradprune.lessons.runtime.telling import Seen, an_example, close, difference, kind, told
+
+Function = Callable[..., Any]
+_LONGEST_STUB = 12  # bytes of code of a function that does nothing but return None
+
+
+class Misconception(NamedTuple):
+    """What to tell a learner whose function does the same as this wrong one, or as one of the others."""
+
+    message: str
+    wrong: Function
+    others: tuple[Function, ...] = ()
+
+
+class Verdict(NamedTuple):
+    """The state, "untouched", "correct" or "wrong", and what to tell."""
+
+    state: str
+    message: str
+
+
+class Complaint(Exception):
+    """A fault that can be told without comparing: wrong type, changed input, nothing returned."""
+
+
+class Untouched(Complaint):
+    """The stub as it was handed out."""
+
+
+def result(function: Function, case: Sequence[Any]) -> Seen:
+    """What a function returns, as one tensor: the usual thing to look at."""
+    return [as_tensor(function(*case))]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise, told by examples: a right function and some instructive wrong ones.
+
+    signature: how the function is called. cases: makes the hidden inputs anew for each run. observe: what to look
+    at when the function runs on one of them. same: whether two functions did the same over all cases. stub: what
+    counts as not attempted beside returning None or `...`. pure: the function must leave its inputs as they were.
+    examples: small inputs, shown with both results where nobody foresaw the fault. caution: what to say of a correct
+    attempt that will disappoint, or "".
+    """
+
+    notebook: str
+    name: str
+    signature: str
+    praise: str
+    reference: Function
+    cases: Callable[[], list[tuple[Any, ...]]]
+    misconceptions: tuple[Misconception, ...]
+    observe: Callable[[Function, Sequence[Any]], Seen] = result
+    same: Callable[[Seen, Seen], bool] = close
+    stub: Function | None = None
+    pure: bool = True
+    examples: Callable[[], list[tuple[Any, ...]]] = list
+    caution: Callable[[Any], str] = lambda attempt: ""
+
+    def judge(self, attempt: Any) -> Verdict:
+        """Say what an attempt is; raises nothing, whatever the attempt does (Ctrl-C excepted)."""
+        try:
+            seen = self.run(attempt)
+        except Untouched:
+            if _does_something(attempt):
+                return Verdict("wrong", "your function gives nothing back (None) on a hidden example. Whatever way it "
+                                        "takes, it must end in a `return` with a value.")
+            return Verdict("untouched", f"write the body of {self.signature}, then run this cell again.")
+        except Complaint as complaint:
+            return Verdict("wrong", str(complaint))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit among them: exit() in an attempt must not end the notebook
+            return Verdict("wrong", told(error))
+        expected = _known(self, self.reference)
+        if self.same(seen, expected):
+            with _quiet():
+                return Verdict("correct", f"{self.praise} {self.caution(attempt)}".rstrip())
+        if self.stub is not None and self.same(seen, self.run(self.stub)):
+            return Verdict("untouched", f"complete the body of {self.signature}, then run this cell again.")
+        for one in self.misconceptions:
+            if any(self._behaves_like(wrong, seen) for wrong in (one.wrong, *one.others)):
+                return Verdict("wrong", one.message)
+        return Verdict("wrong", self._shown(attempt) or difference(seen, expected))
+
+    def _shown(self, attempt: Any) -> str:
+        """The first small example on which attempt and reference part, with both results; empty where there is none."""
+        for mine, right in zip(self.examples(), self.examples(), strict=True):
+            with contextlib.suppress(Exception), _quiet():
+                if not self.same(self.observe(attempt, mine), self.observe(self.reference, right)):
+                    names = self.signature.partition("(")[2].rstrip(")").split(", ")
+                    return an_example(dict(zip(names, mine, strict=True)), self.reference(*right), attempt(*mine))
+        return ""
+
+    def run(self, function: Any) -> Seen:
+        """What a function does on all hidden inputs; raises Complaint, or whatever the function raises."""
+        if function is None or function is ...:
+            raise Untouched
+        if isinstance(function, type):
+            raise Complaint(f"{function.__name__} is a class: hand over an object of it, {function.__name__}().")
+        if not callable(function):
+            raise Complaint(f"a function {self.signature} is expected, but this is {kind(function)}.")
+        seen: Seen = []
+        for case, untouched in zip(self.cases(), self.cases(), strict=True):
+            with _quiet():
+                seen += self.observe(function, case)
+            if self.pure and not all(map(_unchanged, case, untouched)):
+                raise Complaint("your function changes its input in place. Whoever calls it needs that again: work on "
+                                "a copy (`x.clone()` of a tensor, `dict(x)` of a dict), or use operations without a "
+                                "trailing underscore.")
+        return seen
+
+    def _behaves_like(self, wrong: Function, seen: Seen) -> bool:
+        try:
+            return self.same(seen, _known(self, wrong))
+        except Exception:
+            return False
+
+
+@cache
+def _known(exercise: Exercise, function: Function) -> Seen:
+    """What a function of the exercise's own does: always the same, and long loops take their time."""
+    return exercise.run(function)
+
+
+def _does_something(attempt: Any) -> bool:
+    """Whether a function holds more code than a stub."""
+    return len(getattr(getattr(attempt, "__code__", None), "co_code", b"")) > _LONGEST_STUB
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A returned number, array or tensor as float64; raises Complaint (or Untouched) for anything else."""
+    if value is None or value is ...:
+        raise Untouched
+    if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) and part.ndim == 0 for part in value):
+        value = torch.stack(list(value))
+    if isinstance(value, bool | int | float | np.ndarray | np.generic | list) and not isinstance(value, str):
+        with contextlib.suppress(ValueError, TypeError, RuntimeError):
+            value = torch.as_tensor(np.asarray(value))
+    if not isinstance(value, Tensor):
+        raise Complaint(f"your function returns {kind(value)}; a number or a tensor is expected.")
+    return value.detach().cpu().double()
+
+
+def require_no_backward(*tensors: Tensor) -> None:
+    """Raise Complaint where a function has sent the gradient through already: it was to return the loss alone."""
+    if any(tensor.grad is not None for tensor in tensors):
+        raise Complaint("`.backward()` is called inside. It uses up the graph, and nobody can follow the gradient any "
+                        "more: return the loss alone, and whoever called your function takes its gradient.")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Run learners' code without its prints and warnings, and without traces in torch's global state."""
+    grad = torch.is_grad_enabled()
+    with (torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings()):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        torch.set_grad_enabled(True)
+        try:
+            yield
+        finally:
+            torch.set_grad_enabled(grad)
+
+
+def _unchanged(given: Any, fresh: Any) -> bool:
+    """Whether an input still equals a fresh copy of itself."""
+    if isinstance(given, nn.Module):
+        return _unchanged(dict(given.state_dict()), dict(fresh.state_dict()))
+    if isinstance(given, Tensor):
+        return given.shape == fresh.shape and bool(torch.equal(given.detach(), fresh.detach()))
+    if isinstance(given, dict):
+        return given.keys() == fresh.keys() and all(_unchanged(given[key], fresh[key]) for key in given)
+    if isinstance(given, list | tuple):
+        return len(given) == len(fresh) and all(map(_unchanged, given, fresh))
+    if hasattr(given, "images") and hasattr(given, "labels"):
+        return _unchanged((given.images, given.labels), (fresh.images, fresh.labels))
+    return not isinstance(given, int | float | str) or given == fresh

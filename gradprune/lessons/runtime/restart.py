@@ -1,0 +1,186 @@
+"""Restart points: exactly the objects that the cells below one need, however the notebook was entered."""
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from gradprune.base.errors import unknown
+from gradprune.base.paths import data_folder
+from gradprune.bench import read_results
+from gradprune.datasets import Dataset, ImageSet, draw_defense_images, load
+from gradprune.defenses import DefenseResult, grad_prune
+from gradprune.lessons.runtime.scanning import search_settings
+from gradprune.lessons.runtime.session import mode
+from gradprune.lessons.runtime.workshop import MEAN, STD, TARGET, photographs, workshop
+from gradprune.models import build, load_weights, normalized
+from gradprune.pruning import Pairs, invert, pair_up
+from gradprune.victims import Own, Victim, load_victim
+from gradprune.victims.zoo import SHIPPED, attack
+
+POINTS: dict[str, Callable[[], Any]] = {}
+SPC = 10  # clean images per class that the defender of the lessons has
+
+
+def checkpoint(name: str) -> Any:
+    """The objects of a restart point, as a tuple where there are several.
+
+    The victim is loaded (mode "full": trained) once per kernel; each call hands out copies of its own, so whatever
+    the cells did to theirs is undone. Raises InputError for an unknown name, with the nearest.
+
+        victim, pairs = checkpoint("02_scores")
+    """
+    if name not in POINTS:
+        raise unknown("restart point", name, POINTS)
+    value = POINTS[name]()
+    shared = {id(part.data): part.data for part in (value if isinstance(value, tuple) else (value,))
+              if isinstance(part, Victim)}
+    return copy.deepcopy(value, shared)  # the images are shared: nobody writes to them
+
+
+def point(*names: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Register a function as what `checkpoint` returns for these names."""
+
+    def register(make: Callable[[], Any]) -> Callable[[], Any]:
+        POINTS.update(dict.fromkeys(names, make))
+        return make
+
+    return register
+
+
+@cache
+def _victim(name: str, now: str) -> Victim:
+    """A victim by zoo name: shipped, or trained here in mode "full"."""
+    if now != "full":
+        return load_victim(name)
+    victim = attack(**SHIPPED[name])
+    _finished(victim.card["training"]["interrupted"])
+    return victim
+
+
+@cache
+def _pairs(now: str) -> Pairs:
+    """The defender's training images of the badnets victim, clean and triggered."""
+    victim = _victim("badnets", now)
+    return pair_up(draw_defense_images(victim.data.defense, SPC).train, victim.trigger)
+
+
+@cache
+def _synthesised(now: str) -> nn.Module:
+    """The mask and pattern that the search finds for the target of the badnets victim."""
+    victim = _victim("badnets", now)
+    images = draw_defense_images(victim.data.defense, SPC).train.floats()
+    return invert(victim.model, images, victim.target, **search_settings()).trigger
+
+
+@cache
+def _pruned(now: str) -> DefenseResult:
+    """The sig victim pruned by the paper's recipe, not yet fine-tuned."""
+    victim = _victim("sig", now)
+    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, recipe="paper", tune=False,
+                        progress=False)
+    _finished(result.interrupted)
+    return result
+
+
+def _finished(interrupted: bool) -> None:
+    """Raise KeyboardInterrupt where work was cut short: it must not be kept for the rest of the kernel's life."""
+    if interrupted:
+        raise KeyboardInterrupt("the work was cut short, so the restart point has nothing to hand out; run it again")
+
+
+@point("01_start", "01_rates", "01_maps")
+def signs() -> Dataset:
+    """`data`: the rendered signs, parts train, defense and test."""
+    return load("signs")
+
+
+@point("00_start", "01_measure", "01_picture", "02_start", "03_start", "07_start", "08_start")
+def victim() -> Victim:
+    """`victim`: the badnets victim: model, trigger, target, data, card."""
+    return _victim("badnets", mode())
+
+
+@point("02_scores", "02_look")
+def victim_and_pairs() -> tuple[Victim, Pairs]:
+    """`victim, pairs`: and the defender's training images (spc 10), clean and triggered, with true labels."""
+    return _victim("badnets", mode()), _pairs(mode())
+
+
+@point("03_peek")
+def faint() -> Victim:
+    """`faint`: the sig victim, whose trigger is a faint wave over the whole image."""
+    return _victim("sig", mode())
+
+
+@point("03_tune", "03_masks")
+def victim_and_result() -> tuple[Victim, DefenseResult]:
+    """`victim, result`: the sig victim, and what the paper's recipe (spc 10) made of it, before fine-tuning."""
+    return _victim("sig", mode()), _pruned(mode())
+
+
+@point("03_trials")
+def spread() -> Victim:
+    """`spread`: the blended victim, whose trigger is a faint pattern over the whole image."""
+    return _victim("blended", mode())
+
+
+@point("04_start", "04_search", "08_search")
+def victim_and_images() -> tuple[Victim, ImageSet]:
+    """`victim, images`: the badnets victim, and the 108 clean images that its defender works with."""
+    victim = _victim("badnets", mode())
+    return victim, draw_defense_images(victim.data.defense, SPC).train
+
+
+@point("04_prune")
+def victim_and_synthesised() -> tuple[Victim, nn.Module]:
+    """`victim, synthesised`: and the trigger found for its target; searches for other classes are left out."""
+    return _victim("badnets", mode()), _synthesised(mode())
+
+
+@point("04_table")
+def measured_scans() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`scans, defended`: measured scans, a row a model, and models cleaned with known, synthesised and no trigger."""
+    results = data_folder() / "results"
+    defended, cells = pd.read_csv(results / "scan_defense.csv"), read_results(results / "signs")
+    chosen = cells[(cells["defense"] == "repair") & (cells["spc"] == SPC) & (cells["seed"] == 0)]
+    rows = chosen.rename(columns={"attack": "model"}).assign(state="repaired, trigger never seen")
+    return pd.read_csv(results / "scan.csv"), pd.concat([defended, rows[["model", "state", "acc", "asr", "ra"]]])
+
+
+@point("05_table", "05_rank", "05_more")
+def bench() -> pd.DataFrame:
+    """`table`: the measured bench of this repository, one row a cell; the same in every mode."""
+    return read_results(data_folder() / "results" / "signs")
+
+
+@point("06_start")
+def own_folder() -> Path:
+    """`here`: the folder with pictures, weights and sticker; the kernel works there from now on."""
+    return workshop(code=False)
+
+
+@point("06_model")
+def own_network() -> tuple[Dataset, nn.Module]:
+    """`data, model`: the pictures of that folder, and its network with its weights, normalised as it was trained."""
+    workshop()
+    data = load("photos")
+    model = build("mynet:SignNet", num_classes=len(data.test.classes), code=True)
+    return data, normalized(load_weights(model, "bought.pth"), MEAN, STD)
+
+
+@point("06_scan", "06_save")
+def own_victim() -> Victim:
+    """`victim`: all of that and the sticker, as one object."""
+    workshop()
+    return Own("mynet:SignNet", "photos", trigger="patch.png", target=TARGET, mean=MEAN, std=STD).victim("bought.pth")
+
+
+@point("06_photographs")
+def real_photographs() -> Victim | None:
+    """`victim`: the shipped model of CIFAR-10, or None, and a sentence, where the images are not here."""
+    return photographs("cifar10/badnets")

@@ -1,0 +1,57 @@
+"""What `defend` hands over: the cleaned model as a checkpoint, slimmed if asked, and as a file for other programs."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradprune.base.errors import require
+from gradprune.models.checkpoints import Card, save_checkpoint
+from gradprune.models.cost import timed
+from gradprune.models.export import check_export, export
+from gradprune.models.resizing import sizes
+from gradprune.pruning.slimming import NEEDS_TORCH_PRUNING, slim
+from gradprune.victims import Victim
+
+_IMAGES = 16  # of the defender's images, to trace and to check with
+
+
+def check(slimmer: bool, exported: Path | None) -> None:
+    """Raise InputError for a package that is missing or an ending nobody knows, before any work is done."""
+    require(not slimmer or importlib.util.find_spec("torch_pruning") is not None, NEEDS_TORCH_PRUNING)
+    if exported:
+        check_export(exported)
+
+
+def deliver(victim: Victim, model: nn.Module, card: Card, path: Path | None, slimmer: bool,
+            exported: Path | None) -> dict[str, Any]:
+    """Write the cleaned model where asked; returns `out`, `export` (paths, or None) and `slim` (see `slimmed`)."""
+    model.cpu()  # what is written was measured where the model ran, and is to be read anywhere
+    images = victim.data.defense.floats()[:_IMAGES]
+    told = None
+    if slimmer:
+        model, card, told = slimmed(model, card, images)
+    if exported:  # first: what cannot be exported leaves nothing behind
+        export(model, exported, images)
+    weights = save_checkpoint(path, model, card, victim.trigger).as_posix() if path else None
+    return {"out": weights, "export": exported and exported.as_posix(), "slim": told}
+
+
+def slimmed(model: nn.Module, card: Card, images: Tensor) -> tuple[nn.Module, Card, dict[str, Any]]:
+    """The model without its silent filters, its card, and what that changed, in plain JSON values.
+
+    The card's model gets `sizes`, from which `models.build` makes the smaller network. Told are the filters `cut` and
+    `left` as [layer, index] of the given model; before and after, `parameters`, `macs` and the `seconds` that `images`
+    take; and all that in a `sentence`.
+    """
+    result = slim(model, images)
+    old, new = sizes(model), sizes(result.model)
+    changed = {name: size for name, size in new.items() if size != old[name]}
+    made = {**card["model"], "sizes": {**card["model"].get("sizes", {}), **changed}}
+    told = {"cut": [list(filter_) for filter_ in result.cut], "left": [list(filter_) for filter_ in result.left],
+            "parameters": list(result.parameters), "macs": list(result.macs)}
+    before, after = timed(model, result.model, images)
+    sentence = f"{result}, {1000 * before:.1f} to {1000 * after:.1f} ms for {len(images)} images."
+    return (result.model, {**card, "model": made, "slim": told},
+            {**told, "seconds": [round(before, 6), round(after, 6)], "sentence": sentence})

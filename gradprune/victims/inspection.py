@@ -1,0 +1,124 @@
+"""What a file of weights holds, told before anything is pruned: layers, classes, the network that it fits, how that
+network wants its images, and what to run next. Nothing in the file is run."""  # noqa: D209
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gradprune.base.errors import InputError
+from gradprune.models.checkpoints import paths, read_card
+from gradprune.models.inference import check_convolutional
+from gradprune.models.weights import read_file, state_dict
+from gradprune.victims.backdoorbench import is_attack_result
+from gradprune.victims.guessing import USUAL, Guess, guesses, is_folder, likely
+from gradprune.victims.victim import checkpoint_path
+
+_DOUBTFUL = 0.5  # share of right answers under which a guess is none
+
+
+@dataclass
+class Inspection:
+    """What is known of a file.
+
+    holds: what kind of file it is. tensors, numbers: how many; layers: of which kinds. channels: of the images,
+    classes: of the answers; None where no layer tells. model: the network that the tensors fit, "" where none does.
+    guesses: ways to read images, the best first. notes: sentences. command: what to run next,
+    "" for a network that no defence takes.
+    """
+
+    file: str
+    holds: str
+    tensors: int
+    numbers: int
+    layers: dict[str, int]
+    channels: int | None
+    classes: int | None
+    model: str = ""
+    guesses: list[Guess] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    command: str = ""
+
+    def told(self) -> dict[str, Any]:
+        """The same in plain JSON values."""
+        named = [guess._asdict() | dict(zip(("mean", "std"), USUAL[guess.normalisation], strict=True))
+                 for guess in self.guesses]
+        return asdict(self) | {"guesses": named}
+
+
+def inspect(weights: str | Path, data: str | None = None, *, size: int | None = None, model: str | None = None
+            ) -> Inspection:
+    """Look into a file of weights, or a checkpoint.
+
+    weights, data, size, model: as `Own` takes them; without a model the networks that are known here are tried, and
+    without data nothing is said of normalisation and size. No code from the file is run.
+    Raises InputError for a file or images that cannot be read.
+    """
+    path = next(path for path in (Path(weights), paths(checkpoint_path(weights))[0]) if path.is_file() or path.suffix)
+    content = read_file(path)
+    tensors = {name: tensor for name, tensor in state_dict(content, path).items() if not name.startswith("trigger.")}
+    found = Inspection(path.as_posix(), "a state dict", len(tensors), sum(map(Tensor.numel, tensors.values())),
+                       _layers(tensors), *_ends(tensors))
+    options: list[str] | None = []
+    known = False  # whether the trigger is
+    if path.suffix == ".safetensors" and paths(path)[1].is_file():
+        card = read_card(path)
+        found.holds, found.model = "a checkpoint of gradprune with its card", str(card["model"]["name"])
+        known = "attack" in card
+    elif is_attack_result(content):
+        found.holds = f"BackdoorBench's attack_result.pt of a {content['model_name']}"
+        options = ["--data", data] if data else []
+    else:
+        options = _found(found, tensors, path, data, size, model)
+    if options is not None:
+        found.command = shlex.join(["gradprune", "defend" if known else "repair", str(weights), *options, "--out",
+                                    "out/clean"])
+    return found
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    weights = [tensor.ndim for name, tensor in tensors.items() if name.endswith("weight")]
+    return {"convolutions": weights.count(4), "linear layers": weights.count(2),
+            "BatchNorms": sum(name.endswith("running_mean") for name in tensors)}
+
+
+def _ends(tensors: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
+    """Channels of the images and number of classes, from the first convolution and the last layer."""
+    first = [tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 4]
+    last = [len(tensor) for tensor in tensors.values() if tensor.ndim == 2 or tuple(tensor.shape[2:]) == (1, 1)]
+    return first[0] if first else None, last[-1] if last else None
+
+
+def _found(found: Inspection, tensors: Mapping[str, Tensor], path: Path, data: str | None, size: int | None,
+           model: str | None) -> list[str] | None:
+    """Look for the network and for its way to read images; returns the options of the next command, if there is one."""
+    found.model, nets, why = likely(tensors, found.classes or 0, path, model)
+    if not nets:
+        found.notes.append(f"{why} Name the network, or your own code of it, with --model.")
+        return ["--model", "MODULE:FUNCTION", "--data", data or "FOLDER"]
+    try:
+        check_convolutional(next(iter(nets.values())))
+    except InputError as error:
+        found.notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}")
+        return None
+    options = ["--model", found.model]
+    found.guesses = guesses(nets, data, size) if data else []
+    best = found.guesses[0] if found.guesses else None
+    stem = best.stem if best else next(iter(nets)) if len(nets) == 1 else ""
+    options += (["--stem", stem] if stem else []) + ["--data", data or "FOLDER"]
+    if best and data:
+        mean, std = (",".join(str(round(number, 6)) for number in numbers) for numbers in USUAL[best.normalisation])
+        options += ["--mean", mean, "--std", std]
+        options += ["--size", str(best.size)] if is_folder(data) else []
+        if best.right < _DOUBTFUL * best.images:
+            found.notes.append(f"No usual normalisation and size gets more than {best.right} of {best.images} images "
+                               "right: look at the order of the classes, and ask the model's maker.")
+    elif data:
+        found.notes.append(f"The model does not take the images of {data}: it has {found.classes} classes, and its "
+                           f"images {found.channels} channels.")
+    else:
+        found.notes.append("With --data, a folder of clean pictures, the normalisation and the size are guessed, too.")
+    return options

@@ -1,0 +1,250 @@
+"""A model from elsewhere, with what its user says of it, made into a victim like any other."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.attacks import Trigger, read_trigger
+from gradprune.attacks.triggers.placing import Position
+from gradprune.base.devices import choose_device
+from gradprune.base.errors import InputError, require, unknown
+from gradprune.base.paths import output_folder
+from gradprune.datasets import Dataset, ImageSet
+from gradprune.models import MODELS, build, predict
+from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card, save_checkpoint
+from gradprune.models.weights import fit_weights, read_file, state_dict
+from gradprune.victims.backdoorbench import NOT_READ, from_content, is_attack_result
+from gradprune.victims.victim import (
+    Victim,
+    checkpoint_path,
+    data_card,
+    images_of,
+    images_on_card,
+    in_color,
+    trigger_of,
+    try_on,
+)
+
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote: they have no card beside them
+STEMS = {"small": True, "stock": False}  # word -> `small` of `models.imported`
+_TRIED = 100  # clean images, to see whether a model and its images go together
+
+
+class Opened(NamedTuple):
+    """A model in eval mode, its card (what is known of it), its images, and what should be said about them."""
+
+    model: nn.Module
+    card: Card
+    data: Dataset
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a user says of a model of their own; None where a card or a file says it.
+
+    model: a name that `models.build` knows, or "module:function" of their own code, which is then run. data: what
+    `datasets.load` takes; size: of the images, for a folder. trigger: a picture file, an .npy file or "module:function"
+    (see `attacks.read_trigger`); target: the class that it leads to; position, opacity, mask: see `attacks.Picture`.
+    mean, std: of the model's input, if it does not normalise by itself.
+    stem: of a named network of torchvision or timm, "small" or "stock", see `models.imported`; where None, and weights
+    without a card fit both, the one that gets more clean images of the defender right.
+    """
+
+    model: str | None = None
+    data: str | None = None
+    size: int | None = None
+    trigger: str | None = None
+    target: int | None = None
+    position: Position = "bottom_right"
+    opacity: float = 1.0
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    stem: str | None = None
+    mask: str | None = None
+
+    def open(self, weights: str | Path, device: str = "cpu") -> Opened:
+        """Load the model and its images.
+
+        weights: a checkpoint with a card, a .safetensors file, a file that torch.save wrote, or BackdoorBench's
+        attack_result.pt. device: where the model goes, see `models.choose_device`.
+        Raises InputError for what is missing, damaged or does not fit together.
+        """
+        where = choose_device(device)
+        path = Path(weights) if Path(weights).suffix in WEIGHTS else checkpoint_path(weights)
+        opened = self._by_hand(path) if self._card_missing(path) else self._by_card(path)
+        opened.model.to(where)
+        images, count = opened.data.defense, opened.card["model"]["num_classes"]
+        some = some_of(images)
+        answers = predict(opened.model, some.floats()).cpu()
+        outputs = answers.shape[1]
+        require(outputs == len(images.classes) == count,
+                f"the model knows {outputs} classes, the data has {len(images.classes)}: it must have all the "
+                "model's, in the same order.")
+        opened.notes.extend(_doubts(answers, some.labels))
+        return opened
+
+    def victim(self, weights: str | Path, device: str = "cpu") -> Victim:
+        """The model with its images and its trigger, which is put on one image as a trial."""
+        model, card, data, notes = self.open(weights, device)
+        attack = card.get("attack", {})
+        target = attack.get("target") if self.target is None else self.target
+        if self.trigger is None:
+            require(isinstance(attack.get("trigger"), str),
+                    f"nothing says which trigger {weights} reacts to: give --trigger a picture, or 'synthesised'.")
+            trigger: Trigger = trigger_of(checkpoint_path(weights), card)
+        else:
+            trigger = read_trigger(self.trigger, self.position, self.opacity, self.mask)
+        require(isinstance(target, int),
+                "nothing says which class the trigger leads to: give --target, counted from 0.")
+        data.test.check_target(target)
+        try_on(trigger, data, weights)
+        made = {"trigger": trigger.name, "settings": trigger.settings, "target": target}
+        return Victim(model, trigger, target, data, {**card, "attack": {**attack, **made}}, notes=notes)
+
+    def names_trigger(self, weights: str | Path) -> bool:
+        """Whether anything says which trigger it is, or where it leads: the user, or the card beside the weights."""
+        if (self.trigger, self.target) != (None, None):
+            return True
+        path = Path(weights) if Path(weights).suffix in WEIGHTS else checkpoint_path(weights)
+        attack = None if self._card_missing(path) else read_card(path).get("attack")
+        return isinstance(attack, dict) and isinstance(attack.get("trigger"), str)
+
+    def saved(self, weights: Sequence[str], folder: Path) -> list[str]:
+        """Save such models with their triggers as checkpoints in `folder`, which say all that is said here.
+
+        Returns their paths, for a `Grid`; where the model is code of the user's own, it takes the name as its `code`.
+        Raises InputError as `victim` does, or where two files have one name.
+        """
+        names = [Path(path).stem for path in weights]
+        require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
+        return [save_checkpoint(output_folder(folder) / name, victim.model, victim.card, victim.trigger)
+                .with_suffix("").as_posix() for name, victim in zip(names, map(self.victim, weights), strict=True)]
+
+    def _by_card(self, path: Path) -> Opened:
+        require((self.mean, self.std, self.stem) == (None, None, None),
+                f"mean, std and stem are on the card of {path}; leave them out.")
+        named = read_card(path)["model"]["name"]
+        require(self.model in (None, named), f"the card of {path} names the model {named!r}, not {self.model!r}.")
+        model, card = load_checkpoint(path, self.model)
+        told = card.get("data")
+        told = told if isinstance(told, dict) and isinstance(told.get("name"), str) else {}
+        require(bool(self.data or told), f"the card of {path} does not say which data made the model.")
+        told = {"name": self.data, "size": self.size} if self.data else told
+        data, notes = in_color((images_of if self.data else images_on_card)(told, path), model)
+        return Opened(model, {**card, "data": data_card(data, told)}, data, notes)
+
+    def _by_hand(self, path: Path) -> Opened:
+        content = read_file(path)
+        if self.model is None:
+            return self._by_backdoorbench(content, path)
+        require(self.data is not None,
+                f"{path} does not say which images it is for: give --data a folder, a .npz file or a name.")
+        told = {"name": str(self.data), "size": self.size}
+        data = images_of(told, path)
+        settings: dict[str, Any] = {"name": self.model, "num_classes": len(data.test.classes)}
+        settings |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
+        if MODELS.get(self.model) is MODELS["small_vgg"]:
+            settings["size"] = data.test.images.shape[-1]
+        tensors = state_dict(content, path)
+        settings |= {} if ":" in self.model else told_by(self.model, tensors)
+        model, settings, told_of_stem = self._with_stem(settings, tensors, path, data)
+        data, notes = in_color(data, model)
+        notes.extend(told_of_stem)
+        if ":" not in self.model and not {"mean", "std", "size"} & settings.keys():  # small_vgg: as they are
+            notes.append(f"{self.model} takes 0.5 from the pixels, then divides them by 0.25; give --mean and --std if "
+                         "these weights were trained otherwise.")
+        return Opened(model, {"model": settings, "data": data_card(data, told)}, data, notes)
+
+    def _with_stem(self, settings: dict[str, Any], weights: Mapping[str, Tensor], path: Path, data: Dataset
+                   ) -> tuple[nn.Module, dict[str, Any], list[str]]:
+        """The network with these weights, its settings, and what is to be said of its stem."""
+        if self.stem is not None:
+            if self.stem not in STEMS:
+                raise unknown("stem", self.stem, STEMS)
+            require(":" not in settings["name"], "stem is for networks of torchvision and timm by name.")
+            settings = {**settings, "small": STEMS[self.stem]}
+        model = build(**settings, code=True)
+        other = {**settings, "small": False} if self.stem is None and hasattr(model, "stem_note") else None
+        try:
+            fit_weights(model, weights, path)
+        except InputError as error:
+            if other:
+                with suppress(InputError):
+                    return (fit_weights(build(**other), weights, path), other,
+                            [f"The weights have the stem of {settings['name']} itself, which was kept."])
+            counts = f" The data has {settings['num_classes']} classes." if "other shapes" in str(error) else ""
+            raise InputError(f"{error}{counts}") from None
+        if not other:
+            return model, settings, []
+        try:
+            stock = fit_weights(build(**other), weights, path)
+        except InputError:
+            return model, settings, []
+        few = some_of(in_color(data, model)[0].defense)
+        ours, theirs = (int((predict(net, few.floats()).argmax(1) == few.labels).sum()) for net in (model, stock))
+        counts = f"of {len(few)} clean images it gets {{}} right with it, and {{}} with"
+        if theirs > ours:
+            return stock, other, [f"{settings['name']} keeps its own stem: {counts.format(theirs, ours)} the one for "
+                                  "small images (--stem)."]
+        return model, settings, [f"{settings['name']} has its stem for small images: {counts.format(ours, theirs)} the "
+                                 "network's own (--stem)."]
+
+    def _by_backdoorbench(self, content: Any, path: Path) -> Opened:
+        require(is_attack_result(content), f"{path} does not say which network it is for: give --model a name, or "
+                                           "module:function of your own code.")
+        require(self.stem is None, f"{path} says which network it is for; leave the stem out.")
+        found = from_content(content, path, mean=self.mean, std=self.std)
+        told = {"name": self.data or found.data, "size": self.size}
+        try:
+            data = images_of(told, path)
+        except InputError as error:
+            if self.data:
+                raise
+            raise InputError(f"{path} was made with {found.data!r}; give its images with --data. {error}") from None
+        shape = tuple(data.test.images.shape[2:])
+        require(found.size in (None, shape), f"{path} takes images of {found.size} pixels, the data has {shape}; "
+                                             "a folder's pictures get another size with --size.")
+        attack = {} if found.target is None else {"target": found.target}
+        attack |= {"poisoned_images": len(found.poisoned_train)} if len(found.poisoned_train) else {}
+        data, notes = in_color(data, found.model)
+        card = {"model": found.settings, "data": data_card(data, told), "attack": attack}
+        return Opened(found.model, card, data, [NOT_READ, *notes])
+
+    def _card_missing(self, path: Path) -> bool:
+        """Whether this is weights alone."""
+        if path.suffix in WEIGHTS:
+            return True
+        return not paths(path)[1].is_file() and (self.model is not None or path.is_file())
+
+
+def some_of(images: ImageSet) -> ImageSet:
+    """A hundred images at most, of every class."""
+    return images.subset(torch.linspace(0, len(images) - 1, min(_TRIED, len(images))).long())
+
+
+def told_by(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Settings of a named network that its weights tell: whether it takes grey images, and if a PreActResNet has a
+    BatchNorm after the last block."""  # noqa: D209
+    first = next((tensor for tensor in tensors.values() if tensor.ndim == 4), None)
+    told: dict[str, Any] = {"channels": 1} if first is not None and first.shape[1] == 1 else {}
+    bare = model.startswith("preact_resnet") and not any(name.endswith("bn.weight") for name in tensors)
+    return {**told, "last_norm": False} if bare else told
+
+
+def _doubts(answers: Tensor, labels: Tensor) -> list[str]:
+    """What speaks against the model and the images going together, in sentences; from answers to clean images."""
+    right = int((answers.argmax(1) == labels).sum())
+    told = []
+    if right < len(labels) / 2:
+        told.append(f"Of {len(labels)} clean images the given model gets {right} right. If it should know better: the "
+                    "data's classes must stand in the model's order, its pictures have the size, and its pixels be "
+                    "shifted and scaled (--mean, --std) as in the training.")
+    if bool((answers >= 0).all()) and torch.allclose(answers.sum(1), torch.ones(len(answers)), atol=1e-3):
+        told.append("The model seems to return probabilities; leave its softmax out: the losses here take logits.")
+    return told

@@ -1,0 +1,178 @@
+"""A victim: an attacked model with its trigger, its data and its card; loaded by zoo name or by path."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradprune.attacks import Trigger, make_trigger
+from gradprune.attacks.poisoning import LABEL_MAPS
+from gradprune.base.devices import choose_device
+from gradprune.base.errors import InputError, require, unknown
+from gradprune.base.paths import data_folder
+from gradprune.datasets import Dataset, ImageSet, load
+from gradprune.datasets.sources import SOURCES
+from gradprune.evaluation.metrics import Exam, Metrics, exam, measure
+from gradprune.models.checkpoints import Card, load_checkpoint, load_learned, paths
+from gradprune.models.limits import AtMost, in_proportion
+
+_LARGEST = 4096  # a number in a trigger's settings: pixels, points, cosines, filters
+SYNTHESISED = "synthesised"  # the name of a trigger that a scan found
+
+
+@dataclass
+class Victim:
+    """A model that somebody attacked, and all that an experiment needs beside it.
+
+    model: in eval mode. trigger, target: the attack. data: its train, defense and test images. card: how it was made.
+    seconds: wall time of the training, where it was just trained. notes: what its user should know of it.
+    """
+
+    model: nn.Module
+    trigger: Trigger
+    target: int
+    data: Dataset
+    card: Card
+    seconds: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def target_name(self) -> str:
+        """The name of the target class."""
+        return self.data.test.classes[self.target]
+
+    @property
+    def label_map(self) -> str:
+        """The attacker's labels, one of `attacks.poisoning.LABEL_MAPS`."""
+        return str(self.card.get("attack", {}).get("label_map", LABEL_MAPS[0]))
+
+    def evaluate(self, model: nn.Module | None = None) -> Metrics:
+        """ACC, ASR and RA on the test set, of this model or of another one under the same attack."""
+        return measure(model or self.model, self.exam())
+
+    def exam(self) -> Exam:
+        """The test set with this attack's trigger, to measure many models with `evaluation.measure`."""
+        return exam(self.data.test, self.trigger, self.target, self.label_map)
+
+
+def load_victim(checkpoint: str | Path, code: str | None = None, device: str = "cpu") -> Victim:
+    """Load a victim by zoo name ("badnets") or by path; its data set is loaded too.
+
+    code: the "module:function" that builds the model, where the card names one, see `models.build`.
+    device: where the model goes, see `models.choose_device`; defences run where the model is.
+    Raises InputError for an unknown name (with the nearest), or a missing, damaged or incomplete checkpoint.
+    """
+    where = choose_device(device)
+    path = checkpoint_path(checkpoint)
+    model, card = load_checkpoint(path, code)
+    made = card.get("attack"), card.get("data")
+    require(all(isinstance(part, dict) for part in made) and isinstance(card["attack"].get("trigger"), str)
+            and isinstance(card["attack"].get("target"), int) and isinstance(card["data"].get("name"), str)
+            and isinstance(card["attack"].get("settings", {}), dict),
+            f"the card of {path} does not say which attack and data made the model.")
+    require(card["attack"].get("label_map", LABEL_MAPS[0]) in LABEL_MAPS and
+            isinstance(card["attack"].get("rate", 0.0), int | float),
+            f"the attack on the card of {path} has a label map or a rate that makes no sense.")
+    trigger = trigger_of(path, card)
+    data, notes = in_color(images_on_card(card["data"], path), model)
+    data.test.check_target(card["attack"]["target"])
+    try_on(trigger, data, path)
+    require(len(data.test.classes) == card["model"]["num_classes"],
+            f"the model of {path} has {card['model']['num_classes']} classes, its data {len(data.test.classes)}.")
+    return Victim(model.to(where), trigger, card["attack"]["target"], data, card, notes=notes)
+
+
+def trigger_of(path: str | Path, card: Card) -> Trigger:
+    """The trigger that a checkpoint's card names, with what it learned; raises InputError for one that is not known."""
+    name = card["attack"]["trigger"]
+    require(name != SYNTHESISED,
+            f"the trigger of {path} was synthesised by a scan; give --trigger a picture of the real one.")
+    settings = card["attack"].get("settings", {})
+    require(isinstance(settings, dict) and all(_modest(value) for key, value in settings.items() if key != "seed"),
+            f"the trigger's settings on the card of {path} must be numbers up to {_LARGEST}, lists of such, or names.")
+    try:
+        with AtMost(in_proportion(paths(path)[0])):
+            trigger = make_trigger(name, **settings)
+        load_learned(path, trigger)
+    except Exception as error:  # settings of the wrong kind raise almost anything
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the trigger {name!r} on the card of {path} cannot be made: {error}.") from None
+    return trigger
+
+
+def try_on(trigger: nn.Module, data: Dataset, path: str | Path) -> None:
+    """Put a trigger on one image as a trial; raises InputError where that fails."""
+    try:
+        data.test.subset(torch.arange(1)).triggered(trigger)
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the trigger of {path} cannot be put on an image: {error}.") from None
+
+
+def _modest(value: Any) -> bool:
+    """Whether a setting is a name, or a number that is no bomb, or a few of them."""
+    if isinstance(value, list):
+        return len(value) <= 4 and all(isinstance(part, int | float) and _modest(part) for part in value)
+    return isinstance(value, str | None) or (isinstance(value, int | float) and abs(value) <= _LARGEST)
+
+
+def data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of the images: what `images_of` reads."""
+    size = {"size": told["size"]} if told.get("size") else {}
+    return {"name": told["name"], "classes": list(data.test.classes)} | size
+
+
+def images_of(told: dict[str, Any], path: str | Path) -> Dataset:
+    """The images that the card of `path` names, with `size` for a folder's; raises InputError if the classes differ."""
+    data = load(told["name"], size=told["size"]) if told.get("size") else load(told["name"])
+    require(told.get("classes", list(data.test.classes)) == list(data.test.classes),
+            f"the classes of {told['name']} have other names or another order than when {path} was trained.")
+    return data
+
+
+def images_on_card(told: dict[str, Any], path: str | Path) -> Dataset:
+    """The same where nobody but the card named them; the sentence of an error says so."""
+    try:
+        return images_of(told, path)
+    except InputError as error:
+        if told["name"] in SOURCES:
+            raise
+        raise InputError(f"{error} The card of {path} names these images, {told['name']!r}; --data gives it others."
+                         ) from None
+
+
+def in_color(data: Dataset, model: nn.Module) -> tuple[Dataset, list[str]]:
+    """Give grey images as many equal channels as the model takes, 3 or 1; returns them, and a sentence that says so."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    given, wanted = data.test.images.shape[1], 0 if first is None else first.in_channels
+    if (given, wanted) == (1, 3):
+        parts = (ImageSet(part.images.repeat(1, 3, 1, 1), part.labels, part.classes) for part in data)
+        return Dataset(*parts), ["The images are grey and the model takes colour: each was given three equal channels."]
+    if (given, wanted) == (3, 1) and all(bool((part.images == part.images[:, :1]).all()) for part in data):
+        parts = (ImageSet(part.images[:, :1].contiguous(), part.labels, part.classes) for part in data)
+        return Dataset(*parts), ["The images are grey, as the model takes them: of three equal channels one was kept."]
+    return data, []
+
+
+def checkpoint_path(checkpoint: str | Path) -> Path:
+    """The path of a checkpoint given by zoo name or by path; raises InputError for a name that nobody knows."""
+    shipped = data_folder() / "checkpoints" / str(checkpoint)
+    if shipped.with_name(shipped.name + ".json").is_file():
+        return shipped
+    path = Path(checkpoint)
+    if not path.suffix and not path.with_name(path.name + ".json").is_file():
+        if path.parent == Path():
+            raise unknown("checkpoint", checkpoint, names())
+        if len(path.parts) == 2 and path.parts[0].isidentifier() and (shipped_of_set := names(path.parts[0])):
+            raise unknown("checkpoint", checkpoint, shipped_of_set)
+    return path
+
+
+def names(data: str = "") -> list[str]:
+    """The names of the shipped checkpoints: of the rendered signs, or of a published data set, as "cifar10/badnets"."""
+    folder = data_folder() / "checkpoints"
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in (folder / data).glob("[!.]*.json"))

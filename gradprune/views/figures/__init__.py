@@ -1,0 +1,1 @@
+"""Figures: plain data in, a `Picture` with a one-sentence summary out."""

@@ -1,0 +1,198 @@
+"""All defences by one figure of a bench, seed by seed: what the comparer shows, and the same at rest.
+
+A defence that lacks cells which others have is drawn hollow and stays out of the contest: its mean is over other cells.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from gradprune.base.errors import require, unknown
+from gradprune.bench.summary import checked, even_means
+from gradprune.views.figures import style
+from gradprune.views.figures.bench_plots import looks
+from gradprune.views.figures.panel_parts import blank, place
+from gradprune.views.figures.picture import Picture, count, per_class
+from gradprune.views.figures.style import plain
+
+HIGH_IS_GOOD = {"der": True, "acc": True, "asr": False, "ra": True, "seconds": False}
+SORTS = ("best first", "steadiest first", "by name")
+_TOO_FEW = {1: "one seed has no spread and decides nothing", 2: "two seeds hardly have a spread and decide nothing"}
+_ROW, _TOP, _BOTTOM = 0.29, 0.66, 0.55  # inches
+
+
+class Comparison(NamedTuple):
+    """What the figure shows: one line a defence, in the order to show.
+
+    lines: index defense; columns mean, spread (half the distance from lowest to highest seed, NaN for one seed), values
+    (one a seed), ra (mean), lost (cells that failed or were not run, of those that any defence has), failed.
+    cells: of a line that lost none. given: the figure before any defence, or None. looks: colour and marker by defence.
+    """
+
+    attack: str | None
+    spc: int
+    metric: str
+    lines: pd.DataFrame
+    attacks: int
+    seeds: int
+    cells: int
+    given: float | None
+    looks: dict[str, dict[str, Any]]
+
+
+def compare(table: pd.DataFrame, attack: str | None = None, spc: int = 2, metric: str = "der",
+            sort: str = "best first") -> Comparison:
+    """Mean and spread over seeds of one figure for each defence of a bench, in one attack or (None) over all.
+
+    table: one row a cell, see `evaluation.summarise`. A seed's value over all attacks is the mean of its cells;
+    in the mean over all every attack weighs the same, whatever failed.
+    Raises InputError for a bad table, and for an attack, spc, metric or order that is not there.
+    """
+    table = checked(table)
+    for kind, wanted, known in (("attack", attack or "", ["", *table["attack"]]), ("metric", metric, HIGH_IS_GOOD),
+                                ("order", sort, SORTS)):
+        if wanted not in known:
+            raise unknown(kind, wanted, set(known) - {""})
+    chosen = table[(table["spc"] == spc) & (table["attack"].eq(attack) if attack else True)]
+    require(len(chosen) > 0, f"there is no cell of {attack or 'any attack'} at spc {spc}.")
+    names = list(dict.fromkeys(table["defense"]))
+    good = chosen[~chosen["failed"]]
+    seeds = good.groupby(["defense", "seed"])[metric].mean().groupby("defense")
+    cells = len(chosen[["attack", "seed"]].drop_duplicates())
+    means = even_means(good.assign(own=good[metric]), ["defense"], ["own", "ra"])
+    lines = pd.DataFrame({"mean": means["own"], "spread": ((seeds.max() - seeds.min()) / 2).where(seeds.size() > 1),
+                          "values": seeds.agg(list), "ra": means["ra"],
+                          "lost": cells - good.groupby("defense").size(),
+                          "failed": chosen.groupby("defense")["failed"].sum()}, index=names).fillna({"lost": cells})
+    if sort == "by name":
+        lines = lines.sort_index()
+    else:
+        key = "mean" if sort == "best first" else "spread"
+        lines = lines.sort_values(key, ascending=key == "spread" or not HIGH_IS_GOOD[metric], kind="stable")
+    before = f"{metric}_before"
+    given = 0.5 if metric == "der" else good.groupby("attack")[before].mean().mean() if before in good else None
+    return Comparison(attack, spc, metric, lines, chosen["attack"].nunique(), chosen["seed"].nunique(), cells,
+                      given, looks(table))
+
+
+def defences_compared(table: pd.DataFrame, attack: str | None = None, spc: int = 2, metric: str = "der",
+                      sort: str = "best first") -> Picture:
+    """The figure of `compare`: every seed a point, the mean a bar, the given model a line; errors as there."""
+    return draw_comparison(compare(table, attack, spc, metric, sort))
+
+
+def draw_comparison(found: Comparison) -> Picture:
+    """A row for each defence; its sentence names the best and says whether its lead is more than the spread."""
+    lines, form = found.lines, _form(found.metric)
+    height = _TOP + _ROW * len(lines) + _BOTTOM
+    with style.in_style():
+        figure = blank(height)
+        ax = place(figure, 1.6, _TOP, 4.75, _ROW * len(lines))
+        for row, (name, line) in enumerate(lines.iterrows()):
+            if line["mean"] == line["mean"]:
+                _draw_line(ax, row, line, found.looks[name])
+            style.write(ax, _told(line, found), (1, 1 - (row + 0.5) / len(lines)), (12, 0), va="center")
+        _axis(ax, found)
+        ax.set_yticks(range(len(lines)), [plain(name, 20) for name in lines.index])
+        ax.set_ylim(len(lines) - 0.5, -0.5)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        if found.given is not None:
+            ax.axvline(found.given, color=style.INK, linewidth=1.2, linestyle="--", zorder=1)
+            what = "no effect" if found.metric == "der" else "given model"
+            side = "right" if found.given > sum(ax.get_xlim()) / 2 else "left"
+            ax.annotate(f"{what} {form(found.given)}", (found.given, 1), (0, 3), xycoords=("data", "axes fraction"),
+                        textcoords="offset points", ha=side, fontsize=style.SMALL, annotation_clip=False)
+        figure.text(0.15 / 8.4, 1 - 0.27 / height, f"{_metric(found.metric)}, {_where(found)}", fontsize=style.LARGE,
+                    fontweight="bold")
+        style.write(ax, "mean ± spread" if found.seeds > 1 else "one seed", (1, 1), (12, 3))
+    return Picture(figure, _words(found, form))
+
+
+def _draw_line(ax: Axes, row: int, line: pd.Series, look: dict[str, Any]) -> None:
+    """Every seed a point (hollow where cells are lost), a line through them, and a bar at the mean."""
+    values = line["values"]
+    ax.plot([min(values), max(values)], [row, row], color=look["color"], linewidth=1.6, zorder=2)
+    faces = style.PAPER if line["lost"] else look["color"]
+    ax.scatter(values, [row] * len(values), s=36, marker=look["marker"], facecolors=faces, edgecolors=look["color"],
+               linewidths=1.2, alpha=0.85, zorder=3, clip_on=False)
+    ax.plot([line["mean"]] * 2, [row - 0.36, row + 0.36], color=style.INK, linewidth=2.2, zorder=4, clip_on=False)
+
+
+def _axis(ax: Axes, found: Comparison) -> None:
+    """Limits around all points and the given model: the axis need not begin at 0, as position tells, not length."""
+    numbers = [*found.lines["values"].dropna().explode(), *([] if found.given is None else [found.given])]
+    low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
+    ax.grid(axis="x")
+    if found.metric == "seconds":
+        ax.set(xscale="log", xlim=(max(low, 1e-3) / 1.3, max(high, 1e-3) * 1.3), xlabel="seconds (log scale)")
+        ax.xaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        return
+    pad = max(0.04 * (high - low), 0.01)
+    ax.set(xlim=(max(low - pad, -0.01), min(high + pad, 1.01)),
+           xlabel=f"{found.metric.upper()}: {'higher' if HIGH_IS_GOOD[found.metric] else 'lower'} is better")
+    ax.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, 0 if high - low > 0.05 else 1))
+
+
+# ---- the words
+
+
+def _words(found: Comparison, form: Callable[[float], str]) -> str:
+    whole = found.lines[(found.lines["lost"] == 0) & found.lines["mean"].notna()]
+    whole = whole.sort_values("mean", ascending=not HIGH_IS_GOOD[found.metric], kind="stable")
+    if whole.empty:
+        return f"{_metric(found.metric)}, {_where(found)}: no defence has all {count(found.cells, 'cell')}."
+    first = whole.iloc[0]
+    text = (f"{'Highest' if HIGH_IS_GOOD[found.metric] else 'Lowest'} mean {_metric(found.metric)}, {_where(found)}, "
+            f"{count(found.seeds, 'seed')}: {whole.index[0]} {_with_spread(first, form)}")
+    text += f" (its RA {first['ra']:.1%})" if found.metric == "asr" else ""
+    if len(whole) > 1:
+        second = whole.iloc[1]
+        lead, spread = abs(first["mean"] - second["mean"]), first["spread"] + second["spread"]
+        text += f", then {whole.index[1]} {_with_spread(second, form)}; "
+        text += _TOO_FEW.get(found.seeds) or _lead(lead, spread, found.metric)
+    out = len(found.lines) - len(whole)
+    return text + f"; {count(out, 'defence')} with lost cells left out" * (out > 0) + "."
+
+
+def _lead(lead: float, spread: float, metric: str) -> str:
+    """Whether the best is better than chance: its lead against the spreads of both."""
+    digits = 2 if f"{100 * lead:.1f}" == f"{100 * spread:.1f}" else 1  # "0.4 is larger than 0.4" would puzzle
+    size, limit = (f"{value:.2g} s" if metric == "seconds" else f"{100 * value:.{digits}f} points"
+                   for value in (lead, spread))
+    if lead > spread:
+        return f"the lead of {size} is larger than both spreads together ({limit})"
+    return f"the lead of {size} is not larger than both spreads together ({limit}): these seeds do not decide"
+
+
+def _told(line: pd.Series, found: Comparison) -> str:
+    """The text at the end of a row."""
+    if line["mean"] != line["mean"]:
+        return "failed" if line["failed"] > 0 else "not run"
+    lost = f" ({int(line['lost'])} of {found.cells} lost)" if line["lost"] else ""
+    return _with_spread(line, _form(found.metric)) + lost
+
+
+def _with_spread(line: pd.Series, form: Callable[[float], str]) -> str:
+    value, spread = form(line["mean"]), line["spread"]
+    return value if np.isnan(spread) else f"{value} ± {form(spread).rstrip('% s')}"
+
+
+def _form(metric: str) -> Callable[[float], str]:
+    return "{:.2g} s".format if metric == "seconds" else "{:.1%}".format
+
+
+def _metric(metric: str) -> str:
+    return metric if metric == "seconds" else metric.upper()
+
+
+def _where(found: Comparison) -> str:
+    attack = plain(found.attack, 30) if found.attack else f"mean of {count(found.attacks, 'attack')}"
+    return f"{attack}, {per_class(found.spc)}"

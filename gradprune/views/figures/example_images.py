@@ -1,0 +1,74 @@
+"""Images clean and triggered, with what one or several models answer."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from gradprune.attacks.poisoning import LABEL_MAPS, attack_labels
+from gradprune.base.errors import require
+from gradprune.datasets import ImageSet
+from gradprune.models.inference import predict
+from gradprune.views.figures import style
+from gradprune.views.figures.differences import amplified
+from gradprune.views.figures.panel_parts import judge, show_image, written
+from gradprune.views.figures.picture import Picture, about_images
+from gradprune.views.figures.style import plain
+
+
+def examples(models: nn.Module | Mapping[str, nn.Module], images: ImageSet, trigger: nn.Module, target: int,
+             columns: int = 6, label_map: str = LABEL_MAPS[0]) -> Picture:
+    """Images clean, triggered and their difference, with each model's answer and confidence.
+
+    models: one model, or several by name ({"before": ..., "after": ...}) to compare. images: all are shown if
+    there are at most `columns`, otherwise the first one of each class, the target's last. target: the
+    attacker's class; label_map: as in `attacks.poisoning`; all-to-all, it is each image's next class instead.
+    Raises InputError for an empty set, a target out of range or a trigger that changes the images' shape or range.
+    """
+    require(len(images) > 0, "there is no image to show.")
+    images.check_target(target)
+    images = images.to("cpu")
+    if len(images) > columns:
+        present = sorted(images.labels.unique().tolist(), key=lambda label: (label == target, label))
+        first = [int((images.labels == label).nonzero()[0]) for label in present]
+        images = images.subset(torch.tensor(first[:columns]))
+    named = dict(models) if isinstance(models, Mapping) else {"the model": models}
+    wanted = attack_labels(images, target, label_map)
+    clean, triggered = images.floats(), images.triggered(trigger)
+    chances = {name: [predict(model, pixels).softmax(1).cpu() for pixels in (clean, triggered)]
+               for name, model in named.items()}
+    shown, gain = amplified(clean, triggered)
+    rows = {"clean": clean, "triggered": triggered, f"difference × {gain}\n(grey: none)": shown}
+    with style.in_style():
+        figure = style.new_figure(max(3.2, 1.5 + 1.15 * len(images)), 3.9 + 0.82 * (len(named) - 1))
+        grid = figure.subplots(3, len(images), squeeze=False)
+        for row, (axes, title, pixels) in enumerate(zip(grid, rows, rows.values(), strict=True)):
+            style.write(axes[0], title, (0, 0.5), (-18, 0), ha="right", va="center", fontweight="bold")
+            for ax, picture in zip(axes, pixels, strict=True):
+                show_image(ax, picture)
+            for line, name in enumerate(named if row < 2 else ()):
+                below = -14 - 29 * line
+                _write_answers(axes, below, chances[name][row], images, wanted if row else None)
+                if len(named) > 1:
+                    style.write(axes[0], plain(name, 14), (0, 0), (-18, below), ha="right", color=style.FAINT)
+    answers = {name: [chance.argmax(1) for chance in pair] for name, pair in chances.items()}
+    return Picture(figure, about_images(answers, images, wanted))
+
+
+def first_of_each(images: ImageSet, each: int) -> ImageSet:
+    """The first `each` images of every class that has some, class by class."""
+    found = [(images.labels == label).nonzero()[:each, 0] for label in range(len(images.classes))]
+    return images.subset(torch.cat(found))
+
+
+def _write_answers(axes: Sequence[Axes], below: float, chances: Tensor, images: ImageSet,
+                   wanted: Tensor | None) -> None:
+    """Write answers and confidences under a row of images; wanted: the attacker's labels, if it is on."""
+    aims = [None] * len(images) if wanted is None else wanted.tolist()
+    for ax, chance, truth, aim in zip(axes, chances, images.labels.tolist(), aims, strict=True):
+        answer = int(chance.argmax())
+        verdict = judge(answer, truth, aim)
+        lines = f"{verdict.symbol} {written(answer, images.classes, 14)}", f"{chance[answer]:.0%}"
+        for line, text in enumerate(lines):
+            style.write(ax, text, (0.5, 0), (0, below - 11 * line), ha="center", color=verdict.color)

@@ -1,0 +1,157 @@
+"""Figures of the notebooks: one argument each, drawn from plain numbers; like all views they return a `Picture`."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from gradprune.base.errors import require
+from gradprune.pruning import Filters
+from gradprune.views.figures import style
+from gradprune.views.figures.picture import Picture, count
+from gradprune.views.figures.style import CLEAN, TRIGGERED, plain
+from gradprune.views.panels.filter_choice import heat_map
+
+_GUESS = {"color": style.INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 4}
+
+
+def losses_compared(losses: Mapping[str, float], classes: int, guess: float | None = None) -> Picture:
+    """Losses as bars, with the loss of pure guessing among `classes` as a line, and the learner's guess if any.
+
+    losses: mean cross-entropies by name, in the order to show. Raises InputError without losses.
+    """
+    require(len(losses) > 0, "there are no losses to show.")
+    chance = math.log(classes)
+    with style.in_style():
+        figure = style.new_figure(8.4, 0.5 * len(losses) + 1.15)
+        ax = figure.subplots()
+        for row, (name, value) in enumerate(losses.items()):
+            mark = CLEAN if name.startswith("clean") else TRIGGERED
+            ax.barh(row, value, height=0.16, color=mark.color)
+            ax.scatter([value], [row], s=60, color=mark.color, marker=mark.marker, zorder=3, clip_on=False)
+            ax.annotate(f"{value:.2f}", (value, row), (9, 0), textcoords="offset points", va="center",
+                        color=mark.color, fontweight="bold")
+        top = max(*losses.values(), chance, guess or 0.0)
+        _vertical(ax, chance, f"pure guessing: {chance:.1f}", 0, color=style.FAINT, linewidth=1.2, linestyle="--")
+        if guess is not None:
+            _vertical(ax, guess, f"your guess: {guess:.1f}", 14, **_GUESS)
+        ax.set(xlim=(-0.012 * top, 1.1 * top), ylim=(len(losses) - 0.4, -0.6), xlabel="mean cross-entropy")
+        ax.set_yticks(range(len(losses)), list(losses), fontsize=style.NORMAL)
+        ax.tick_params(axis="y", length=0)
+    told = "; ".join(f"{name}: {value:.2f}" for name, value in losses.items())
+    return Picture(figure, f"Mean cross-entropy: {told}. Pure guessing among {classes} classes gives {chance:.2f}.")
+
+
+def _vertical(ax: Axes, place: float, text: str, lift: float, **look: object) -> None:
+    """A vertical line with its label above the axes."""
+    ax.axvline(place, **look)  # type: ignore[arg-type]
+    ax.annotate(text, (place, 1), (0, 4 + lift), xycoords=("data", "axes fraction"), textcoords="offset points",
+                ha="center", fontsize=style.SMALL, color=look["color"], annotation_clip=False)
+
+
+def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, name: str,
+                guess: float | None = None) -> Picture:
+    """The loss while one filter is turned down from 0 to 1 (silent), and the straight line that its gradient predicts.
+
+    shares: how much of the filter is gone, 0 first. losses: the loss at each. slope: the predicted change at share 1
+    (minus the filter's taylor score). name: the filter. guess: the learner's guess of the last loss.
+    Raises InputError unless there are two shares or more and as many losses.
+    """
+    require(len(shares) == len(losses) >= 2,
+            f"shares and losses must be equally many, at least 2, got {len(shares)} and {len(losses)}.")
+    line = [losses[0] + slope * share for share in shares]
+    with style.in_style():
+        figure = style.new_figure(8.4, 3.5)
+        ax = figure.subplots()
+        ax.axhspan(min(0.0, *line), 0, color=style.EMPTY, linewidth=0, zorder=0)
+        ax.plot(shares, line, color=CLEAN.color, linestyle="--", label="predicted")
+        ax.plot(shares, losses, color=TRIGGERED.color, marker=TRIGGERED.marker, zorder=3, clip_on=False, label="real")
+        for values, mark, word in ((line, CLEAN, "predicted"), (losses, TRIGGERED, "real")):
+            ax.annotate(f"{word}: {values[-1]:.1f}", (shares[-1], values[-1]), (8, 0), textcoords="offset points",
+                        va="center", color=mark.color, fontweight="bold", fontsize=style.SMALL, annotation_clip=False)
+        if guess is not None:
+            ax.axhline(guess, **_GUESS)  # type: ignore[arg-type]
+            ax.annotate(f"your guess: {guess:.1f}", (0, guess), (4, 3), textcoords="offset points",
+                        fontsize=style.SMALL)
+        if min(line) < 0:
+            ax.annotate("no cross-entropy is below 0", (0, 0), (4, -12), textcoords="offset points",
+                        fontsize=style.SMALL, color=style.FAINT)
+        ax.set(xlabel="share of the filter that is gone", ylabel="unlearning loss", xlim=(0, 1))
+        ax.set_title(f"Turning {plain(name, 40)} down")
+        ax.margins(y=0.06)
+    near = next((share for share, value, flat in zip(shares, losses, line, strict=True)
+                 if abs(value - flat) > 0.1 * abs(losses[0])), None)
+    until = "all the way" if near is None else f"until about {near:.0%} of it is gone"
+    return Picture(figure, f"With {name} silent the unlearning loss goes from {losses[0]:.2f} to {losses[-1]:.2f}; "
+                           f"the straight line says {line[-1]:.2f} and holds {until}.")
+
+
+def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, names: Sequence[str],
+                           label: int = 3) -> Picture:
+    """Each filter's score against the fall of the loss when it is removed for real, a panel a score.
+
+    predictions: scores by name, each float (filters,). real: float (filters,), positive where the loss fell.
+    names: the filters' names. label: how many of the highest real falls are named.
+    Raises InputError unless all have the same length.
+    """
+    require(len({len(names), len(real), *(len(values) for values in predictions.values())}) == 1,
+            "scores, real changes and names must be equally many.")
+    fall, best = real.double().numpy(), real.argsort(descending=True)[:label].tolist()
+    told = []
+    with style.in_style():
+        figure = style.new_figure(8.4, 3.6)
+        panels = figure.subplots(1, len(predictions), sharey=True, squeeze=False)[0]
+        for ax, (name, scores) in zip(panels, predictions.items(), strict=True):
+            values = scores.double().numpy()
+            likeness = _rank_correlation(values, fall)
+            told.append(f"{name} {likeness:.2f}")
+            ax.axhline(0, color=style.FAINT, linewidth=0.8)
+            if signed := bool(values.min() < 0):  # a prediction in the loss's own unit
+                ax.axvline(0, color=style.FAINT, linewidth=0.8)
+                ax.axline((0, 0), slope=1, color=style.FAINT, linewidth=1, linestyle="--", zorder=1)
+            others = [place for place in range(len(fall)) if place not in best]
+            ax.scatter(values[others], fall[others], s=18, color=CLEAN.color, alpha=0.55, linewidths=0)
+            ax.scatter(values[best], fall[best], s=34, color=TRIGGERED.color, marker=TRIGGERED.marker, linewidths=0)
+            for row, place in enumerate(best):
+                ax.annotate(str(row + 1), (values[place], fall[place]), (-6, 1), textcoords="offset points",
+                            ha="right", fontsize=style.SMALL, fontweight="bold", color=TRIGGERED.color)
+            ax.set_title(f"{name}: order agrees {likeness:.2f}", fontsize=style.NORMAL)
+            ax.set_xlabel("predicted fall (dashed: as predicted)" if signed else f"{name} score (not a fall)")
+            pads = [0.09 * (data.max() - data.min() or 1) for data in (values, fall)]
+            ax.set(xlim=(values.min() - pads[0], values.max() + pads[0]),
+                   ylim=(fall.min() - pads[1], fall.max() + pads[1]))
+        panels[0].set_ylabel("real fall of the loss")
+    listed = ", ".join(f"{row + 1} {names[place]} ({fall[place]:+.2f})" for row, place in enumerate(best))
+    return Picture(figure, f"Rank correlation of score and real fall over {count(len(fall), 'filter')}: "
+                           f"{', '.join(told)}. Highest real falls: {listed}.")
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's: how well two orders agree, from -1 to 1; equal values share their mean rank, all equal: 0."""
+    ranks = pd.DataFrame({"a": a, "b": b}).rank()
+    return float(np.corrcoef(ranks.T)[0, 1]) if ranks.nunique().min() > 1 else 0.0
+
+
+def score_maps(found: Filters, scores: Mapping[str, Tensor], top: int = 5) -> Picture:
+    """Several scores of the same filters, a heat-map each in one layout; the highest is framed, the `top` ringed.
+
+    scores: float (number of filters,) by name. Raises InputError for another length.
+    """
+    require(all(len(values) == len(found) for values in scores.values()), f"each score needs {len(found)} values.")
+    best = {name: values.argsort(descending=True, stable=True)[:top].tolist() for name, values in scores.items()}
+    with style.in_style():
+        figure = style.new_figure(8.4, 2.3 * len(scores) + 0.2)
+        panels = figure.subplots(len(scores), 1, squeeze=False)[:, 0]
+        for ax, (name, values) in zip(panels, scores.items(), strict=True):
+            note = heat_map(ax, found, values, best[name][0], top=best[name])
+            ax.set_title(f"{name}{note}")
+            if ax is not panels[-1]:
+                ax.set(xlabel="", xticks=[])
+    told = "; by ".join(f"{name}: {', '.join(str(found[place]) for place in places[:3])}"
+                        for name, places in best.items())
+    shared = set.intersection(*map(set, best.values()))
+    return Picture(figure, f"Highest three by {told}. {count(len(shared), 'filter')} of each score's highest {top} "
+                           f"(ringed) {'is' if len(shared) == 1 else 'are'} the same.")

@@ -1,0 +1,155 @@
+"""The network, drawn: layers as columns of filters, who reads whom, and how far the trigger's signal comes."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seaborn
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import Normalize
+from matplotlib.patches import FancyArrowPatch
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor, fx, nn
+
+from gradprune.base.errors import require
+from gradprune.models import evaluating
+from gradprune.pruning import Filters, Pairs
+from gradprune.views.figures import style
+from gradprune.views.figures.picture import Picture
+from gradprune.views.figures.style import TRIGGERED, plain
+
+_GAP = 1.6  # cells between two layers
+
+
+def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
+                  removed: Mapping[str, Sequence[int]]) -> Picture:
+    """Each model as a row: a cell a filter, dark where the trigger moves what it says; removed filters are crossed.
+
+    models: the given model first, then others of the same shape. pairs: the images, clean and triggered. removed:
+    flat positions by model. The signal of a filter is the mean change of its output (behind its own norm) that the
+    trigger makes, as a share of the layer's largest in the given model. Arcs lead past the layers between.
+    Raises InputError without models.
+    """
+    require(len(models) > 0, "there is no model to draw.")
+    signals = {name: signal(model, found, pairs) for name, model in models.items()}
+    answers = [(triggered - clean).abs().mean().item() for _, clean, triggered in signals.values()]
+    arrived = {name: f"{answer / max(answers[0], 1e-9):.0%}" for name, answer in zip(signals, answers, strict=True)}
+    given = next(iter(signals.values()))[0]
+    reads, colors = readers(next(iter(models.values())), found), signal_colors()
+    with style.in_style():
+        figure = style.new_figure(8.4, 1.75 * len(models) + 0.5)
+        panels = figure.subplots(len(models), 1, squeeze=False)[:, 0]
+        for ax, (name, (values, *_)) in zip(panels, signals.items(), strict=True):
+            draw_network(ax, found, shares(found, values, given), colors, reads, removed.get(name, ()))
+            ax.set_title(f"{name}: {arrived[name]} of the trigger's signal reaches the answer")
+            if ax is not panels[-1]:
+                ax.set_xticks([])
+        bar = figure.colorbar(colors, ax=list(panels), location="right", aspect=30, pad=0.01, shrink=0.8,
+                              label="signal of the trigger")
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    told = "; ".join(f"{name}, {share}" for name, share in arrived.items())
+    return Picture(figure, f"How much of the trigger's signal reaches the answer: {told}.")
+
+
+def signal_colors() -> ScalarMappable:
+    """Colours for shares of a signal, 0..1. New ones for each figure: a colour bar would keep it alive by them."""
+    return ScalarMappable(Normalize(0, 1), seaborn.light_palette(TRIGGERED.color, as_cmap=True))
+
+
+def shares(found: Filters, values: Tensor, given: Tensor) -> np.ndarray:
+    """Each filter's signal as a share, 0..1, of the largest one of its layer in the given model."""
+    parts = given.split([layer.count for layer in found.layers])
+    peaks = torch.cat([part.max().clamp(min=1e-9).expand(len(part)) for part in parts])
+    return (values / peaks).clamp(max=1).numpy()
+
+
+def signal(model: nn.Module, found: Filters, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """By how much the trigger changes each filter's output, on average over images and places: float (filters,).
+
+    And the model's outputs for the clean and for the triggered images, float (N, classes). All on the CPU.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def keep(name: str) -> torch.utils.hooks.RemovableHandle:
+        return model.get_submodule(name).register_forward_hook(lambda _, __, output: kept.update({name: output}))
+
+    ends = [layer.ends[0] for layer in found.layers]
+    handles = [keep(name) for name in ends]
+    try:
+        with evaluating(model), torch.inference_mode():
+            clean, triggered = model(torch.cat([pairs.clean, pairs.triggered])).cpu().split(len(pairs.clean))
+    finally:
+        for handle in handles:
+            handle.remove()
+    halves = [kept[name].split(len(pairs.clean)) for name in ends]
+    moved = torch.cat([(after - before).abs().mean(dim=(0, 2, 3)) for before, after in halves]).cpu()
+    return moved, clean, triggered
+
+
+def readers(model: nn.Module, found: Filters) -> list[tuple[int, int]]:
+    """Pairs of layers (from, to): the second one reads what the first wrote, with no layer between; by torch.fx.
+
+    Empty for a model that cannot be traced.
+    """
+    numbers = {layer.name: number for number, layer in enumerate(found.layers)}
+    try:
+        nodes = fx.symbolic_trace(model).graph.nodes
+    except Exception:  # a stranger's forward() may do what no trace can follow
+        return []
+    written: dict[fx.Node, set[int]] = {}
+    pairs = []
+    for node in nodes:
+        reads = set().union(*(written[source] for source in node.all_input_nodes))
+        own = numbers.get(str(node.target)) if node.op == "call_module" else None
+        pairs += [] if own is None else [(source, own) for source in sorted(reads)]
+        written[node] = reads if own is None else {own}
+    return pairs
+
+
+def corners(found: Filters) -> np.ndarray:
+    """Where each filter's cell begins, float (filters, 2): its left and its upper edge, in cells."""
+    places, left, high = [], 0.0, _high(found)
+    for layer in found.layers:
+        index = np.arange(layer.count)
+        places.append(np.stack([left + index // high, index % high], 1))
+        left += -(-layer.count // high) + _GAP
+    return np.concatenate(places)
+
+
+def draw_network(ax: Axes, found: Filters, values: np.ndarray, colors: ScalarMappable,
+                 reads: Sequence[tuple[int, int]], removed: Sequence[int] = ()) -> None:
+    """A column of cells for each layer with its name below, crosses on removed filters, arrows to who reads whom."""
+    square, places, high = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]), corners(found), _high(found)
+    cells = PolyCollection(list(places[:, None] + square), edgecolors=style.EMPTY, linewidths=0.5)
+    cells.set(array=values, cmap=colors.cmap, norm=colors.norm)
+    ax.add_collection(cells)
+    crosses = places[list(removed)] + 0.5
+    ax.scatter(crosses[:, 0], crosses[:, 1], s=30, **style.REMOVED)
+    lefts = [places[layer.start, 0] for layer in found.layers]
+    rights = [places[layer.start + layer.count - 1, 0] + 1 for layer in found.layers]
+    ax.set(xlim=(-0.5, rights[-1] + 0.5), ylim=(high + 0.3, -0.24 * high), yticks=[])
+    names = [f"{plain(layer.name.removeprefix('stages.'), 14)}{chr(10)}+ norm" if layer.norm
+             else plain(layer.name.removeprefix("stages."), 14) for layer in found.layers]
+    ax.set_xticks((np.array(lefts) + rights) / 2, names, fontsize=style.SMALL - 1, rotation=20)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    _arrows(ax, reads, lefts, rights, high)
+
+
+def _high(found: Filters) -> int:
+    """Cells in a column: more in a network of thousands of filters."""
+    return max(16, round(0.7 * len(found) ** 0.5))
+
+
+def _arrows(ax: Axes, reads: Sequence[tuple[int, int]], lefts: Sequence[float], rights: Sequence[float],
+            high: int) -> None:
+    """Straight arrows to the next layer, arcs over those that are passed by."""
+    for source, reader in reads:
+        start, end = (((lefts[layer] + rights[layer]) / 2, -0.2) for layer in (source, reader))
+        bend = f"arc3,rad={-0.1375 * high / (end[0] - start[0]):.2f}"  # all arcs are about as high
+        if reader == source + 1:
+            start, end, bend = (rights[source] + 0.1, high / 2), (lefts[reader] - 0.1, high / 2), "arc3"
+        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=7, linewidth=0.9, color=style.FAINT,
+                                     connectionstyle=bend, shrinkA=0, shrinkB=0))

@@ -1,0 +1,116 @@
+"""What a panel's page is made of: a figure with fixed places, its image, the red message, a table."""
+
+import base64
+import html
+import io
+import traceback
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from gradprune.base.errors import InputError
+from gradprune.views.figures import style
+from gradprune.views.figures.picture import Picture
+
+ERROR_CLASS = "gradprune-error"  # what a test looks for in a page: the class of the red message
+WIDTH = 8.4  # inches of 100 pixels: every panel's figure is as wide as the other figures
+
+
+def blank(height: float) -> Figure:
+    """A blank figure of a panel's width, without automatic layout: `place` says where things are."""
+    figure = style.new_figure(WIDTH, height)
+    figure.set_layout_engine("none")
+    return figure
+
+
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches from the upper left corner."""
+    total = figure.get_figheight()
+    return figure.add_axes((left / WIDTH, 1 - (top + height) / total, width / WIDTH, height / total))
+
+
+def show_image(ax: Axes, image: Tensor, alpha: float = 1) -> None:
+    """An image, float (C, H, W) in [0, 1], without ticks."""
+    ax.imshow(image.permute(1, 2, 0).squeeze(2).cpu().numpy(), cmap="gray", vmin=0, vmax=1, alpha=alpha)
+    ax.set_axis_off()
+
+
+def named(answer: int, classes: Sequence[str]) -> str:
+    """The name of a class; a model may know more of them than the images do."""
+    return classes[answer] if answer < len(classes) else f"class {answer}"
+
+
+def written(answer: int, classes: Sequence[str], limit: int = 24) -> str:
+    """The name of a class for a figure, on one line; its number where our font lacks letters of it."""
+    name = named(answer, classes)
+    return style.plain(name, limit) if style.drawable(name) else f"class {answer}"
+
+
+def judge(answer: int, truth: int, target: int | None) -> style.Verdict:
+    """How to mark an answer: right, the attacker's class (None: there is none), or wrong."""
+    return style.RIGHT if answer == truth else style.ATTACKED if answer == target else style.WRONG
+
+
+def answer_bars(ax: Axes, chances: np.ndarray, names: Sequence[str], truth: int, target: int) -> None:
+    """Probabilities (2, classes) as a pair of bars for each class; the true one and the attacker's are marked."""
+    chances = chances[:, :len(names)]
+    weight = chances.max(0) + 2.0 * np.isin(np.arange(len(names)), (truth, target))
+    shown = sorted(np.argsort(-weight, kind="stable")[:12].tolist())  # more do not fit
+    for offset, values, mark in zip((-0.2, 0.2), chances[:, shown], (style.CLEAN, style.TRIGGERED), strict=True):
+        drawn = ax.barh(np.arange(len(shown)) + offset, values, height=0.32, color=mark.color)
+        texts = [f"{value:.0%}" if value >= 0.05 else "" for value in values]
+        ax.bar_label(drawn, texts, padding=4, fontsize=7.5, color=mark.color)
+    signs = {target: f"{style.ATTACKED.symbol} ", truth: f"{style.RIGHT.symbol} "}
+    labels = [signs.get(c, "") + written(c, names, 18) for c in shown]
+    ax.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5), xticks=[])
+    ax.set_yticks(range(len(shown)), labels)
+    for label, c in zip(ax.get_yticklabels(), shown, strict=True):
+        label.set_color(style.RIGHT.color if c == truth else style.ATTACKED.color if c == target else style.INK)
+    ax.tick_params(length=0)
+    ax.spines["bottom"].set_visible(False)
+    ax.set_title("The model's answer", x=-0.75)
+
+
+def image_html(picture: Picture) -> str:
+    """The figure as an image that never moves the page: its size is known before it is decoded."""
+    canvas, buffer = FigureCanvasAgg(picture.figure), io.BytesIO()
+    with style.in_style():
+        canvas.draw()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1)
+    FigureCanvasBase(picture.figure)  # lets go of the pixels now, not when the garbage is collected
+    width, height = (round(100 * size) for size in picture.figure.get_size_inches())
+    return (f'<img alt="{html.escape(picture.summary)}" decoding="sync" width="{width}" height="{height}" '
+            f'style="max-width:100%;height:auto;border-radius:4px;display:block" '
+            f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
+
+
+def error_html(error: Exception) -> str:
+    """The red message: bad input in one sentence; anything else with its kind, and the traceback below."""
+    if isinstance(error, InputError):
+        return _message(html.escape(str(error)))
+    trace = html.escape("".join(traceback.format_exception(error)))
+    return _message(f"{html.escape(f'{type(error).__name__}: {error}')}<details><summary>Traceback</summary>"
+                    '<pre style="color:#fff;background:none;max-height:240px;overflow:auto;margin:6px 0 0;'
+                    f'font-size:12px;line-height:1.35">{trace}</pre></details>')
+
+
+def _message(told: str) -> str:
+    return (f'<div class="{ERROR_CLASS}" role="alert" style="background:#b3261e;color:#fff;border-radius:4px;'
+            f'padding:8px 12px;line-height:1.45"><b>This did not work.</b> {told}</div>')
+
+
+def table_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A small table in the colours of the page, light or dark; the first column is text, the others figures."""
+    def cells(tag: str, texts: Sequence[str]) -> str:
+        return "".join(f'<{tag} style="padding:2px 14px 2px 0;text-align:{"right" if i else "left"};'
+                       f'border-bottom:1px solid rgba(128,128,128,.4)">{html.escape(text)}</{tag}>'
+                       for i, text in enumerate(texts))
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return (f'<table role="status" style="border-collapse:collapse;line-height:1.45;font-variant-numeric:tabular-nums">'
+            f"<thead><tr>{cells('th', head)}</tr></thead><tbody>{body}</tbody></table>")

@@ -1,0 +1,199 @@
+"""The figures: plain data in, a `Picture` out; nothing here trains, prunes or keeps state."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from gradprune.base.errors import require
+from gradprune.evaluation import Metrics
+from gradprune.pruning.filters import Filters
+from gradprune.views.figures import style
+from gradprune.views.figures.picture import Picture, about_rounds, about_scores, change, changes, count
+from gradprune.views.figures.style import METRICS, plain
+
+Row = Mapping[str, Any]
+_COLUMNS = 64  # heat-map cells in a line; wider layers go on in the next line, so that no cell gets too small
+
+
+def score_heatmap(found: Filters, scores: Tensor, removed: Iterable[int] = (), selected: int | None = None,
+                  sort: bool = False, score: str = "gradient", top: int = 8) -> Picture:
+    """All filter scores, a band a layer; beside it the `top` highest of the one ranking over all layers.
+
+    scores: float (number of filters,), higher = remove first. removed: flat positions, marked by crosses.
+    selected: a flat position, framed. sort: order each layer by score instead of by index. score: its name.
+    Raises InputError unless all scores are there and finite.
+    """
+    values = torch.as_tensor(scores).detach().cpu().double().numpy()
+    require(values.shape == (len(found),), f"scores must have shape ({len(found)},), got {values.shape}.")
+    require(bool(np.isfinite(values).all()), "scores must be finite.")
+    removed, ranking = list(removed), np.argsort(-values, kind="stable").tolist()
+    columns = min(_COLUMNS, max(layer.count for layer in found.layers))
+    corners, bands = _cells(found, values, columns, sort)
+    colors, note = style.score_colors(values)
+    height = min(9.5, max(2.7, 0.17 * bands[-1][1]))  # inches
+    with style.in_style():
+        figure = style.new_figure(8.4, height + 1.3)
+        ax, side = figure.subplots(1, 2, width_ratios=[2.9, 1])
+        for band in bands:
+            ax.axhspan(*band, color=style.EMPTY, linewidth=0)
+        square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+        cells = PolyCollection(corners[:, None] + square, edgecolors=style.PAPER, linewidths=0.4)
+        cells.set(array=values, cmap=colors.cmap, norm=colors.norm)
+        ax.add_collection(cells)
+        ax.scatter(*(corners[removed] + 0.5).T, s=34, label="removed", **style.REMOVED)
+        if selected is not None:
+            corner = tuple(corners[selected] - 0.1)
+            ax.add_patch(Rectangle(corner, 1.2, 1.2, label="selected", **style.SELECTED))
+        wrapped = any(layer.count > columns for layer in found.layers)
+        ax.set(xlim=(-0.3, columns + 0.3), ylim=(bands[-1][1] + 0.3, -0.3), title="Scores by layer")
+        ax.set_xlabel(("rank in the layer" if sort else "filter index in the layer")
+                      + f" (a new line every {columns})" * wrapped)
+        ax.set_xticks(np.arange(0, columns, 8) + 0.5, [str(index) for index in range(0, columns, 8)])
+        ax.set_yticks([sum(band) / 2 for band in bands], [plain(layer.name) for layer in found.layers])
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        figure.colorbar(colors, ax=ax, location="bottom", aspect=45, pad=0.02,
+                        label=f"{score} score, higher = removed first{note}")
+        _list_highest(side, found, values, ranking[:top], colors.to_rgba(values), removed, height / 0.33)
+    return Picture(figure, about_scores(found, values, ranking, removed, selected, score))
+
+
+def _cells(found: Filters, values: np.ndarray, columns: int,
+           sort: bool) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """The upper left corner (x, y) of each filter's cell; upper and lower edge of each layer's band."""
+    corners, bands, upper = np.empty((len(found), 2)), [], 0.0
+    for layer in found.layers:
+        part = slice(layer.start, layer.start + layer.count)
+        by_score = np.argsort(np.argsort(-values[part], kind="stable"))
+        place = by_score if sort else np.arange(layer.count)
+        corners[part] = np.stack([place % columns, upper + place // columns], 1)
+        bands.append((upper, upper - (-layer.count // columns)))
+        upper = bands[-1][1] + 0.4
+    return corners, bands
+
+
+def _list_highest(ax: Axes, found: Filters, values: np.ndarray, best: Sequence[int], colors: np.ndarray,
+                  removed: Sequence[int], room: float) -> None:
+    """The highest scores of all layers as a list of bars; `room` is how many would fit."""
+    for row, position in enumerate(best):
+        value, across = values[position], ax.get_yaxis_transform()
+        ax.barh(row, value, height=0.3, color=colors[position])
+        ax.annotate(f"{value:.2g}", (max(0, value), row), (4, 0), textcoords="offset points", va="center",
+                    fontsize=style.SMALL, color=style.FAINT)
+        ax.text(0.01, row - 0.25, f"{row + 1}. {plain(found[position], 28)}", transform=across, va="bottom",
+                fontsize=style.SMALL)
+        if position in removed:
+            ax.scatter([-0.05], [row - 0.47], transform=across, clip_on=False, s=34, **style.REMOVED)
+    low, high = min(0, values[best].min()), max(0, values[best].max())
+    ax.set(xlim=(low, high + 0.25 * (high - low or 1)), ylim=(max(room, len(best)) - 0.5, -0.9))
+    ax.set_title(f"Highest {len(best)} of {len(values)}")
+    ax.set_axis_off()
+
+
+def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None = None,
+                       kept: int | None = None) -> Picture:
+    """Validation losses and accuracy after each pruning round, and the test figures if a replay is given.
+
+    history: `DefenseResult.history` (rows of other stages are passed over). replay_rows: what
+    `evaluation.replay` returns for it. kept: the round whose state was returned.
+    Raises InputError without pruning rows.
+    """
+    rows = [row for row in history if row.get("stage", "prune") == "prune"]
+    require(len(rows) > 0, "the history has no pruning rows.")
+    rounds, last = [row["round"] for row in rows], rows[-1]["round"]
+    names = ["given"] + [f"{row['round']}: {plain(row['layer'])}[{row['index']}]" for row in rows[1:]]
+    longest, every = max(map(len, names)), -(-len(rounds) // 48)
+    upright = len(names) * longest > 105
+    heights = [1.5, 1.0, 1.5] if replay_rows else [1.5, 1.0]
+    losses = {"unlearning": ([row["val_unlearning_loss"] for row in rows], style.TRIGGERED),
+              "clean": ([row["val_clean_loss"] for row in rows], style.CLEAN)}
+    with style.in_style():
+        figure = style.new_figure(8.4, 1.35 * sum(heights) + 1.2 + upright * 0.075 * longest)
+        panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+        style.draw_lines(panels[0], rounds, losses)
+        panels[0].set_title("Validation losses: what the defender decides by", pad=20)
+        style.draw_lines(panels[1], rounds, {"": ([row["val_acc"] for row in rows], METRICS["acc"])}, True)
+        panels[1].set_title("Validation accuracy on clean images")
+        if replay_rows:
+            tested = {mark.name: ([row[key] for row in replay_rows], mark) for key, mark in METRICS.items()}
+            style.draw_lines(panels[2], [row["round"] for row in replay_rows], tested, True)
+            panels[2].set_title("Test images: measured afterwards, they decide nothing")
+        panels[-1].set_xticks(rounds[::every], names[::every], rotation=270 if upright else 0)
+        panels[-1].set_xlabel("round, and the filter that fell in it")
+        if kept is not None:
+            state = f"{count(kept, 'filter')} removed" if kept else "the given model"
+            style.mark_kept(panels, kept, f"kept: {state}" + "; later rounds were taken back" * (kept < last))
+            for ax in panels:
+                ax.axvspan(kept, last, color=style.EMPTY, linewidth=0, zorder=0)
+            for position, label in zip(rounds[::every], panels[-1].get_xticklabels(), strict=True):
+                label.set_color(style.FAINT if position > kept else style.INK)
+    return Picture(figure, about_rounds(rows, replay_rows, kept))
+
+
+def loss_curves(history: Iterable[Row]) -> Picture:
+    """Loss and accuracy per epoch: of fine-tuning, with the kept epoch marked, or of training.
+
+    history: `DefenseResult.history`, whose "tune" rows are drawn, or `TrainingResult.history`.
+    Raises InputError without such rows.
+    """
+    rows = [row for row in history if row.get("stage", "tune") == "tune"]
+    require(len(rows) > 0, "the history has no epochs.")
+    if tuned := "val_loss" in rows[0]:
+        lines = {"unlearning": ("val_unlearning_loss", style.TRIGGERED),
+                 "clean": ("val_clean_loss", style.CLEAN)}
+        loss, accuracy, where, mark = "val_loss", "val_acc", "Validation", METRICS["acc"]
+    else:
+        lines = {"": ("loss", style.TRAINING)}
+        loss, accuracy, where, mark = "loss", "acc", "Training", style.TRAINING
+    epochs, end = [row["epoch"] for row in rows], next(row for row in rows if row.get("kept") or row is rows[-1])
+    with style.in_style():
+        figure = style.new_figure(8.4, 2.9)
+        panels = figure.subplots(1, 2)
+        drawn = {name: ([row[key] for row in rows], line) for name, (key, line) in lines.items()}
+        style.draw_lines(panels[0], epochs, drawn)
+        style.draw_lines(panels[1], epochs, {"": ([row[accuracy] for row in rows], mark)}, True)
+        for ax, name in zip(panels, ("loss", "accuracy"), strict=True):
+            ax.set_title(f"{where} {name}", pad=20)
+            ax.set_xlabel("epoch")
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if tuned:
+            style.mark_kept(panels, end["epoch"], f"kept: epoch {end['epoch']}")
+    what = "the validation loss (clean + unlearning)" if tuned else "the training loss"
+    return Picture(figure, f"At epoch {end['epoch']} of {epochs[-1]}" + ", the one kept" * tuned + ": "
+                   + change(what, rows[0][loss], end[loss], ".3f") + ", "
+                   + change("accuracy", rows[0][accuracy], end[accuracy]) + ".")
+
+
+def before_after(stages: Mapping[str, Metrics]) -> Picture:
+    """ACC, ASR and RA of each stage side by side, every value written out.
+
+    stages: results by name, in order ({"before": ..., "pruned": ..., "fine-tuned": ...}); shares in 0..1.
+    Raises InputError without stages.
+    """
+    require(len(stages) > 0, "there are no stages to show.")
+    with style.in_style():
+        figure = style.new_figure(8.4, 0.44 * len(stages) + 0.9)
+        panels, lines = figure.subplots(1, 3, sharey=True), range(len(stages))
+        for ax, (key, mark) in zip(panels, METRICS.items(), strict=True):
+            values = [getattr(metrics, key) for metrics in stages.values()]
+            ax.barh(lines, values, height=0.12, color=mark.color)
+            ax.scatter(values, lines, s=70, color=mark.color, marker=mark.marker, clip_on=False, zorder=3)
+            for line, value in enumerate(values):
+                ax.annotate(f"{value:.1%}", (value, line), (8, 0), textcoords="offset points", va="center",
+                            fontweight="bold", color=mark.color, annotation_clip=False)
+            ax.set(xlim=(0, 1), ylim=(len(values) - 0.5, -0.5), xticks=[])
+            ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better", fontsize=style.NORMAL)
+            ax.set_xlabel(textwrap.fill(mark.meaning, 23), loc="left")
+            ax.set_yticks(lines, [style.plain_lines(name) for name in stages], fontsize=style.NORMAL)
+            ax.tick_params(length=0)
+            ax.spines["bottom"].set_visible(False)
+    names, figures = list(stages), [metrics._asdict() for metrics in stages.values()]
+    return Picture(figure, f"From “{names[0]}” to “{names[-1]}”: {changes(figures[0], figures[-1])}.")

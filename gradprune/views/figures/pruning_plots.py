@@ -1,0 +1,159 @@
+"""Figures of the pruning lesson: who chooses, what trials and fine-tuning add, what grows back; as `Picture`s."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from gradprune.base.errors import require
+from gradprune.evaluation import Metrics
+from gradprune.views.figures import style
+from gradprune.views.figures.picture import Picture, Row, changes, count
+from gradprune.views.figures.style import CLEAN, METRICS, TRIGGERED, plain
+
+_GUESS: dict[str, Any] = {"color": style.INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 2}
+
+
+def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None, metric: str = "asr") -> Picture:
+    """One figure under several ways to choose, a row each with its mean, so that the ways can be compared.
+
+    groups: shares in 0..1 by name, top row first. guess: the learner's, drawn as a line. metric: "acc", "asr" or "ra".
+    Raises InputError without groups, or for an empty one.
+    """
+    require(len(groups) > 0 and all(len(values) > 0 for values in groups.values()), "each group needs some values.")
+    mark = METRICS[metric]
+    with style.in_style():
+        figure = style.new_figure(8.4, 0.72 * len(groups) + 1.0)
+        ax = figure.subplots()
+        for row, values in enumerate(groups.values()):
+            heights = [row + 0.11 * (i - (len(values) - 1) / 2) / max(1, len(values) - 1) for i in range(len(values))]
+            ax.scatter(values, heights, s=42, color=mark.color, marker=mark.marker, alpha=0.75, linewidths=0,
+                       zorder=3, clip_on=False)
+            mean = fmean(values)
+            ax.plot([mean, mean], [row - 0.26, row + 0.26], color=style.INK, linewidth=2.4, zorder=4, clip_on=False)
+            side = "left" if mean < 0.06 else "right" if mean > 0.94 else "center"
+            ax.annotate(f"mean {mean:.0%}", (mean, row - 0.26), (0, 3), textcoords="offset points", ha=side,
+                        fontsize=style.SMALL, fontweight="bold", annotation_clip=False)
+        if guess is not None:
+            ax.axvline(guess, **_GUESS)
+            ax.annotate("your guess", (guess, 1), (4, -2), xycoords=("data", "axes fraction"), va="top",
+                        textcoords="offset points", fontsize=style.SMALL)
+        ax.set(xlim=(0, 1), ylim=(len(groups) - 0.5, -0.6), xticks=[0, 0.25, 0.5, 0.75, 1])
+        ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        ax.set_yticks(range(len(groups)), list(groups), fontsize=style.NORMAL)
+        ax.tick_params(axis="y", length=0, pad=9)  # marks at 0 reach over the axis
+        ax.grid(axis="x")
+        ax.set_xlabel(f"{mark.name} ({'lower' if metric == 'asr' else 'higher'} is better for the defender)")
+    told = "; ".join(f"{' '.join(name.split())}, {fmean(values):.0%} ({min(values):.0%} to {max(values):.0%})"
+                     for name, values in groups.items())
+    return Picture(figure, f"Mean {mark.name}, with lowest and highest: {told}.")
+
+
+def with_and_without(runs: Mapping[str, Mapping[str, Metrics]]) -> Picture:
+    """ACC, ASR and RA of several ways to defend, a block of rows for each attack, every value written out.
+
+    runs: attack -> way -> metrics (shares in 0..1); the first way of each attack is the given model.
+    Raises InputError without runs, or for an attack without ways.
+    """
+    require(len(runs) > 0 and all(len(ways) > 0 for ways in runs.values()), "each attack needs some results.")
+    lines, heads, told, y = [], [], [], 0.0
+    for attack, ways in runs.items():
+        heads.append((y, plain(attack)))
+        for way, metrics in ways.items():
+            y += 1
+            lines.append((y, plain(way), metrics))
+        told.append(f"{attack}: " + ", ".join(f"{way} {m.acc:.1%} / {m.asr:.1%}" for way, m in ways.items()))
+        y += 1.45
+    with style.in_style():
+        figure = style.new_figure(8.4, 0.235 * y + 0.85)
+        panels = figure.subplots(1, 3, sharey=True)
+        for ax, (key, mark) in zip(panels, METRICS.items(), strict=True):
+            for height, _, metrics in lines:
+                value = getattr(metrics, key)
+                ax.plot([0, value], [height, height], color=mark.color, linewidth=2.5, solid_capstyle="butt")
+                ax.scatter([value], [height], s=48, color=mark.color, marker=mark.marker, clip_on=False, zorder=3)
+                ax.annotate(f"{value:.1%}", (value, height), (8, 0), textcoords="offset points", va="center",
+                            fontsize=style.SMALL, fontweight="bold", color=mark.color, annotation_clip=False)
+            ax.set(xlim=(0, 1), ylim=(y - 0.8, -0.7), xticks=[])
+            ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better")
+            ax.tick_params(length=0)
+            ax.spines["bottom"].set_visible(False)
+        panels[0].set_yticks([height for height, *_ in (*heads, *lines)], [text for _, text, *_ in (*heads, *lines)],
+                             fontsize=style.NORMAL)
+        for label in panels[0].get_yticklabels()[:len(heads)]:
+            label.set_fontweight("bold")
+    return Picture(figure, f"ACC / ASR on test images. {'; '.join(told)}.")
+
+
+def regrowth(held: Sequence[float], forgotten: Sequence[float], removed: int) -> Picture:
+    """How large the removed filters are after each training step, with the mask held and without.
+
+    held, forgotten: their size as a share of what it was in the given model, one value a step, step 0 first.
+    removed: how many filters. Raises InputError unless both have the same length.
+    """
+    require(len(held) == len(forgotten) > 1,
+            f"held and forgotten must be equally long, two steps at least, got {len(held)} and {len(forgotten)}.")
+    steps = range(len(held))
+    with style.in_style():
+        figure = style.new_figure(8.4, 2.7)
+        ax = figure.subplots()
+        style.draw_lines(ax, steps, {"mask forgotten": (forgotten, TRIGGERED), "mask held": (held, CLEAN)})
+        ax.yaxis.set_major_formatter(PercentFormatter(1, 1))
+        ax.set_title(f"Size of {count(removed, 'removed filter')}, as a share of what it was")
+        ax.set_xlabel("training step")
+    told = f"{count(len(held) - 1, 'training step')} without a mask, {count(removed, 'removed filter')}"
+    return Picture(figure, f"After {told} measure {forgotten[-1]:.1%} of what they were; "
+                           f"with the mask held, {held[-1]:.1%}.")
+
+
+def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], guess: float | None = None) -> Picture:
+    """ACC, ASR and RA over the filters removed, a panel each, of several ways to prune the same model.
+
+    runs: by name, the baseline first (drawn hollow), what `evaluation.replay` returns. kept: by name, the round whose
+    state was returned; it is ringed, and later rounds are paler. guess: the learner's guess of the last run's ASR.
+    The test figures explain, they choose nothing. Raises InputError without runs, or for a round that is not there.
+    """
+    require(len(runs) > 0 and all(0 <= kept.get(name, -1) < len(rows) for name, rows in runs.items()),
+            "each run needs its rows and the round that was kept.")
+    with style.in_style():
+        figure = style.new_figure(8.4, 3.2)
+        panels = figure.subplots(1, 3, sharey=True, sharex=True)
+        for ax, (key, mark) in zip(panels, METRICS.items(), strict=True):
+            for number, (name, rows) in enumerate(runs.items()):
+                _trajectory(ax, [row[key] for row in rows], kept[name], mark, number)
+            ax.set(ylim=(0, 1), yticks=[0, 0.5, 1], xlabel="filters removed")
+            ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better")
+            ax.grid(axis="y")
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1, 0))
+        if guess is not None:
+            panels[1].axhline(guess, **_GUESS)
+            panels[1].annotate("your guess", (1, guess), (0, 3 if guess < 0.9 else -12), ha="right",
+                               xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=style.SMALL)
+        looks = [Line2D([], [], label=plain(name), **_look(style.INK, "o", number)) for number, name in enumerate(runs)]
+        ring = Line2D([], [], linestyle="", marker="o", markersize=11, markerfacecolor="none", markeredgewidth=1.3,
+                      markeredgecolor=style.INK, label="kept; what follows was taken back")
+        figure.legend(handles=[*looks, ring], loc="outside upper left", ncols=len(looks) + 1, frameon=False,
+                      fontsize=style.SMALL, handlelength=3.2)
+    told = "; ".join(f"{name}, {count(kept[name], 'filter')}: {changes(rows[0], rows[kept[name]])}"
+                     for name, rows in runs.items())
+    return Picture(figure, f"On test images, before any fine-tuning. {told}.")
+
+
+def _trajectory(ax: Axes, values: Sequence[float], kept: int, mark: style.Mark, number: int) -> None:
+    """One run: up to the kept round, paler beyond, and a ring at the kept one."""
+    look = _look(mark.color, mark.marker, number)
+    ax.plot(range(kept, len(values)), values[kept:], alpha=0.3, zorder=3, **look)
+    ax.plot(range(kept + 1), values[:kept + 1], zorder=4, **look)
+    ax.scatter([kept], [values[kept]], s=130, facecolors="none", edgecolors=style.INK, linewidths=1.3, zorder=5,
+               clip_on=False)
+
+
+def _look(color: str, marker: str, number: int) -> dict[str, Any]:
+    """How the run of this number is drawn: the first dashed and hollow, the second solid and full, and so on."""
+    return {"color": color, "marker": marker, "linestyle": ("--", "-", ":")[number % 3], "clip_on": False,
+            "markerfacecolor": color if number % 3 == 1 else style.PAPER, "markeredgecolor": color,
+            "markeredgewidth": 1.3}

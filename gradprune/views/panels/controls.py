@@ -1,0 +1,92 @@
+"""The controls of the panels: each has a description, speaks when it is let go, and works by keyboard.
+
+JupyterLab takes the arrow keys of a closed list or a radio button for its own and goes to another cell, where "d d"
+deletes. So there are none here: buttons need no arrows, and sliders and numbers keep theirs.
+
+Two things that ipywidgets 8.1.9 gives no way to mend from Python: an arrow key pressed on a button leads JupyterLab to
+another cell all the same, and a slider's handle has no accessible name (its label stands beside it).
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+from gradprune.views.figures.trigger_kinds import Choice, Range
+
+WIDE, HALF = 410, 203  # pixels: two wide controls, or four halves, are as wide as the figure
+
+
+def nothing() -> None:
+    """What a closed button does."""
+
+
+class Button(widgets.Button):
+    """A button that lets errors out: ipywidgets would swallow those of an `on_click` callback."""
+
+    press: Callable[[], None] = staticmethod(nothing)
+
+    def click(self) -> None:
+        """Do what the button does; the browser's click ends here too."""
+        self.press()
+
+
+_LEAST = 270  # pixels: two controls stand side by side on a page of 600 pixels
+
+
+def _look(text: str, width: int = WIDE) -> dict[str, Any]:
+    layout = widgets.Layout(flex=f"1 1 {min(width, _LEAST)}px", max_width=f"{width}px")
+    return {"description": text, "layout": layout, "style": {"description_width": "74px"}}
+
+
+def slider(text: str, low: float, high: float, value: float, step: float = 1, form: str = "d") -> widgets.Widget:
+    """A slider that speaks when it is let go; whole numbers unless the step is not."""
+    kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
+    return kind(value, min=low, max=high, step=step, readout_format=form, continuous_update=False, **_look(text))
+
+
+def number(text: str, low: int, high: int, value: int, width: int = HALF) -> widgets.BoundedIntText:
+    """A whole number to type."""
+    return widgets.BoundedIntText(value, min=low, max=high, **_look(text, width))
+
+
+def buttons(text: str, options: Sequence[Any], value: Any) -> widgets.ToggleButtons:
+    """One of a few, or of many that take time to show: a button each, chosen with Space or Enter."""
+    look = _look(text)
+    look["style"]["button_width"] = "auto"
+    return widgets.ToggleButtons(options=options, value=value, **look)
+
+
+def choice(text: str, options: Sequence[Any], value: Any) -> widgets.SelectionSlider:
+    """One of many, on a slider with its name beside it."""
+    return widgets.SelectionSlider(options=options, value=value, continuous_update=False, **_look(text))
+
+
+def switch(text: str) -> widgets.Checkbox:
+    """On or off, at first off."""
+    return widgets.Checkbox(False, description=text, indent=False, layout=widgets.Layout(width=f"{WIDE}px"))
+
+
+def fit_slider(control: widgets.FloatSlider, knob: Range | None, settings: Mapping[str, Any]) -> None:
+    """Make a slider that of a knob, at its value in `settings`, maybe out of its usual range; None hides it."""
+    knob = knob if knob and knob.setting in settings else None
+    control.layout.display = None if knob else "none"
+    if knob:
+        value = settings[knob.setting]
+        form = re.search(r"{:?(.*?)}", knob.words)
+        with control.hold_sync(), control.hold_trait_notifications():  # one message: what comes apart is clamped
+            control.min, control.max = min(knob.low, value), max(knob.high, value)
+            control.step, control.value = knob.step, value
+        control.description, control.readout_format = knob.text, form[1] if form and form[1] else "d"
+
+
+def fit_choice(control: widgets.SelectionSlider, knob: Choice | None, settings: Mapping[str, Any]) -> None:
+    """Make a choice that of a knob, at its value in `settings`, maybe not a usual one; None hides it."""
+    knob = knob if knob and knob.setting in settings else None
+    control.layout.display = None if knob else "none"
+    if knob:
+        value, usual = settings[knob.setting], list(knob.options)
+        with control.hold_sync():
+            control.options = [(knob.options[v], v) for v in usual] + [(str(value), value)] * (value not in usual)
+            control.value, control.description = value, knob.text

@@ -1,0 +1,178 @@
+"""FilterExplorer: walk through the filters by score, and see what each does and what its removal changes."""
+
+import copy
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from gradprune.datasets import draw_defense_images
+from gradprune.models import evaluating
+from gradprune.pruning import SCORES, filter_scores, pair_up, silence, unlearning_loss
+from gradprune.pruning.filters import filters, saved
+from gradprune.victims import Victim
+from gradprune.views.figures import style
+from gradprune.views.figures.filter_picture import montage, responses
+from gradprune.views.figures.panel_parts import blank, place
+from gradprune.views.figures.picture import Picture
+from gradprune.views.figures.shortlist import Tried, about_tried, pairs_of_bars, try_shortlist
+from gradprune.views.figures.style import CLEAN, TRIGGERED
+from gradprune.views.panels.controls import buttons, number
+from gradprune.views.panels.filter_choice import FilterChoice, heat_map
+from gradprune.views.panels.panel import Panel
+
+
+class Setting(NamedTuple):
+    """What the controls say: score, a flat filter position, a defence image, trials shown or not."""
+
+    score: str
+    position: int
+    image: int
+    trials: bool
+
+
+class Detail(NamedTuple):
+    """One filter: kernel (inputs, h, w), its response clean and triggered (2, H, W), the unlearning loss without it.
+
+    tried: the shortlist of recipe `verified`, where it is to be shown.
+    """
+
+    setting: Setting
+    image: Tensor
+    kernel: Tensor
+    maps: Tensor
+    loss: float
+    tried: Tried | None
+
+
+class FilterExplorer(Panel):
+    """All scores as a heat-map; of the chosen filter the kernel, its responses, and its removal, predicted and real.
+
+    Or, in the filter's place, the shortlist of recipe `verified`: what the gradient predicts and what a trial finds.
+    victim: a copy of its model is worked on. spc: defence images per class that give the scores, as in `grad_prune`.
+    top: how many filters are ringed in the map. Raises InputError as `draw_defense_images` and `filters` do.
+    """
+
+    def __init__(self, victim: Victim, spc: int = 10, top: int = 10) -> None:
+        super().__init__(victim)
+        self.model = copy.deepcopy(victim.model)
+        train, _ = draw_defense_images(victim.data.defense, spc)
+        self.pairs = pair_up(train, victim.trigger, next(self.model.parameters()).device)
+        self.found = filters(self.model, self.pairs.clean[:1])
+        measured = {score: filter_scores(self.model, self.found, self.pairs.triggered, self.pairs.labels, score)
+                    for score in SCORES}
+        self.scores = {score: values for score, (values, _) in measured.items()}
+        self.loss = measured["gradient"][1]
+        self._losses: dict[int, float] = {}
+        self._tried: Tried | None = None
+        self.top = top
+        self.score = buttons("Score", list(SCORES), "gradient")
+        self.image = number("Image", 0, len(train) - 1, 0)
+        self.below = buttons("Below", [("the filter", False), ("the shortlist, tried", True)], False)
+        self.chosen = FilterChoice(self.found, self.scores["gradient"])
+        self.on_change([self.score], lambda: self.chosen.rescore(self.scores[self.score.value]))
+        self.on_change([self.image, self.below])
+        self.chosen.wire(self)
+        self.show([self.score, self.below], [self.chosen.layer, self.chosen.rank, self.image])
+
+    def state(self) -> Setting:
+        """The controls as plain values."""
+        return Setting(self.score.value, self.chosen.position, self.image.value, self.below.value)
+
+    def compute(self, state: Setting) -> Detail:
+        """Run one image through the layer and all training pairs past it; try the shortlist, if that is shown."""
+        layer, index = self.found[state.position]
+        convolution = cast(nn.Conv2d, self.model.get_submodule(layer))
+        images = torch.stack([self.pairs.clean[state.image], self.pairs.triggered[state.image]])
+        maps = responses(self.model, layer, index, images)
+        if state.position not in self._losses:
+            self._losses[state.position] = self._loss_without(state.position)
+        if state.trials and self._tried is None:
+            self._tried = try_shortlist(self.model, self.found, self.pairs, self.scores["gate"])
+        kernel = convolution.weight[index].detach()
+        return Detail(state, images.cpu(), kernel.cpu(), maps, self._losses[state.position],
+                      self._tried if state.trials else None)
+
+    def _loss_without(self, position: int) -> float:
+        """The unlearning loss with one filter silent; the copy is put back afterwards."""
+        restore = saved(self.model, self.found, position)
+        try:
+            silence(self.model, self.found, [position])
+            with evaluating(self.model), torch.no_grad():
+                return unlearning_loss(self.model, self.pairs.triggered, self.pairs.labels).item()
+        finally:
+            restore()
+
+    def draw(self, computed: Detail) -> Picture:
+        """The heat-map above; below it the chosen filter, or the shortlist."""
+        state, scores, tried = computed.setting, self.scores[computed.setting.score], computed.tried
+        best = scores.argsort(descending=True, stable=True)[:self.top].tolist()
+        with style.in_style():
+            figure = blank(4.9)
+            ax = place(figure, 1.55, 0.42, 6.15, 2.25)
+            ringed = tried.positions if tried else best
+            note = heat_map(ax, self.found, scores, state.position, top=ringed)
+            rings = "the shortlist, by gate score" if tried else f"the {self.top} highest"
+            ax.set_title(f"{state.score.capitalize()} scores, \N{WHITE CIRCLE} {rings}{note}")
+            if tried:
+                pairs_of_bars(place(figure, 0.65, 3.45, 7.55, 1.0), tried, state.position)
+            else:
+                self._draw_filter(figure, computed)
+        return Picture(figure, self._about_trials(tried, state.position) if tried else self._about_filter(computed))
+
+    def _draw_filter(self, figure: Figure, computed: Detail) -> None:
+        """The kernel, the responses, and the change of loss."""
+        clean, triggered = computed.maps.numpy()
+        kernel, peak = computed.kernel.numpy(), max(abs(clean).max(), abs(triggered).max())
+        tiles = {f"kernel {'×'.join(map(str, kernel.shape))}": montage(kernel), "response: clean": clean,
+                 "triggered": triggered, "difference": triggered - clean}
+        for column, (title, values) in enumerate(tiles.items()):
+            tile = place(figure, 0.15 + 1.43 * column, 3.45, 1.3, 1.3)
+            limit = peak if 0 < column < 3 else np.nanmax(abs(values))
+            tile.imshow(values, cmap="vlag", vmin=-max(limit, 1e-9), vmax=max(limit, 1e-9))
+            tile.set_axis_off()
+            tile.set_title(title, fontsize=style.SMALL)
+        bars(place(figure, 6.1, 3.45, 2.15, 1.3), self._changes(computed))
+
+    def _changes(self, computed: Detail) -> dict[str, float]:
+        """By how much the loss changes without the filter: as each score predicts it, and in fact."""
+        position = computed.setting.position
+        guesses = ("taylor", "gate") if self.found.layer_of(position).norm else ("taylor",)
+        changes = {score: -float(self.scores[score][position]) for score in guesses}
+        return changes | {"real": computed.loss - self.loss}
+
+    def _about_filter(self, computed: Detail) -> str:
+        state, scores, (clean, triggered) = computed.setting, self.scores[computed.setting.score], computed.maps.numpy()
+        *predicted, (_, real) = self._changes(computed).items()
+        told = ", ".join(f"{value:+.3g} by {score}" for score, value in predicted)
+        return (f"{self.found[state.position]} has rank {1 + int((scores > scores[state.position]).sum())} of "
+                f"{len(self.found)} by {state.score} score ({scores[state.position]:.3g}); "
+                f"without it the unlearning loss goes from {self.loss:.3f} to {computed.loss:.3f} "
+                f"({real:+.3g}; predicted {told}); the trigger moves its response by up to "
+                f"{abs(triggered - clean).max():.3g} (clean: up to {abs(clean).max():.3g}).")
+
+    def _about_trials(self, tried: Tried, position: int) -> str:
+        name, text = self.found[position], about_tried(tried, self.found)
+        if position not in tried.positions:
+            return f"{text} {name}, framed, is not on the shortlist."
+        here = tried.positions.index(position)
+        return (f"{text} {name}, framed, has place {here + 1}: predicted {tried.predicted[here]:+.3g}, "
+                f"found {tried.real[here]:+.3g}.")
+
+
+def bars(ax: Axes, changes: dict[str, float]) -> None:
+    """Predicted and real change of the loss as bars around zero, each with its name and value above."""
+    for row, (name, value) in enumerate(changes.items()):
+        real = name == "real"
+        ax.barh(row + 0.68, value, height=0.34, color=TRIGGERED.color if real else CLEAN.color)
+        text = f"{'real' if real else 'predicted: ' + name}  {value:+.3g}"
+        style.write(ax, text, (0, 1 - row / 3), (0, -2), va="top", fontweight="bold" if real else "normal")
+    limit = max(map(abs, changes.values())) or 1
+    ax.set(xlim=(min(0, *changes.values()) - 0.01 * limit, max(0, *changes.values()) + 0.01 * limit), ylim=(3, 0))
+    ax.axvline(0, color=style.INK, linewidth=1)
+    ax.annotate("0", (0, 3), (0, -2), textcoords="offset points", ha="center", va="top", fontsize=style.SMALL)
+    ax.set_axis_off()
+    ax.set_title("change of loss if removed", fontsize=style.SMALL)

@@ -1,0 +1,193 @@
+"""What the panels share: one guard, one picture with its sentence, and controls made for the keyboard.
+
+A panel is `state()` (what its controls say), a pure `compute(state)`, a pure `draw(computed)`, and thin wiring.
+"""
+
+import contextlib
+import gc
+import html
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+from gradprune.base.errors import require
+from gradprune.victims import Victim
+from gradprune.views.figures.panel_parts import error_html, image_html, named, written
+from gradprune.views.figures.picture import Picture
+from gradprune.views.panels.controls import HALF, WIDE, Button, nothing
+
+_LOOK = """<style>  /* names on sliders are shown whole, labels stand beside the buttons */
+.gradprune-panel .widget-readout { max-width: none; flex: none; padding-right: 8px; }
+.gradprune-panel .widget-toggle-buttons { display: flex; flex-flow: row nowrap; align-items: baseline; }
+</style>"""
+_ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, and what is said here of a single target "
+               "class does not count.")
+
+
+class BasePanel(widgets.VBox):
+    """Controls, one picture and its sentence; displays itself when a cell ends with it.
+
+    Subclasses write `state`, `compute` and `draw`, make their controls and end with `self.show(...)`. `sentence` is the
+    text shown now, `picture` the figure with it. An error in a callback is shown in red, and raised as well where the
+    environment says GRADPRUNE_STRICT=1. `close()` leaves nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self.sentence, self._quiet = "", False
+        self.error, self.figure, self.summary = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        super().__init__(layout=widgets.Layout(max_width=f"{2 * WIDE + 40}px"))
+        self.add_class("gradprune-panel").add_class(f"gradprune-{type(self).__name__}")
+
+    @property
+    def caution(self) -> str:
+        """Said under every picture, after its sentence."""
+        return ""
+
+    @property
+    def stand(self) -> widgets.Widget:
+        """What stands in the picture's place: the picture itself, unless a panel puts it into something."""
+        return self.figure
+
+    # ---- each panel writes these
+
+    def state(self) -> Any:
+        """What the controls say, as plain values."""
+        raise NotImplementedError  # pragma: no cover
+
+    def compute(self, state: Any) -> Any:
+        """All that the picture needs; depends on the state alone."""
+        raise NotImplementedError  # pragma: no cover
+
+    def draw(self, computed: Any) -> Picture:
+        """The figure and its sentence; depends on what was computed alone."""
+        raise NotImplementedError  # pragma: no cover
+
+    # ---- wiring
+
+    def show(self, *rows: Sequence[widgets.Widget], below: Sequence[widgets.Widget] = ()) -> None:
+        """Put the rows of controls in reading order above the picture, then draw it."""
+        boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")) for row in rows]
+        self.children = (*boxes, self.error, self.stand, self.summary, *below, widgets.HTML(_LOOK))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Compute and draw what the controls say."""
+        with fleeting():
+            picture = self.picture
+            image, self.sentence = image_html(picture), picture.summary
+            del picture
+        self.figure.value = image
+        self.summary.value = ('<div role="status" aria-live="polite" style="line-height:1.45;min-height:2.9em">'
+                              f"{html.escape(self.sentence + self.caution)}</div>")
+
+    @property
+    def picture(self) -> Picture:
+        """The picture that is shown now, drawn anew: to save it, or to put it beside the panel."""
+        return self.draw(self.compute(self.state()))
+
+    def on_change(self, controls: Sequence[widgets.Widget], work: Callable[[], object] | None = None) -> None:
+        """Refresh the panel, after `work` if given, when one of the controls changes its value."""
+        def changed() -> None:
+            if not self._quiet:
+                with self.quietly():
+                    if work:
+                        work()
+                self.refresh()
+        for control in controls:
+            control.observe(self.guard(changed), "value")
+
+    def button(self, text: str, work: Callable[[], object], busy: str = "", width: int = HALF) -> Button:
+        """A button that does `work`, then refreshes; with a `busy` text it is disabled meanwhile and shows that."""
+        button = Button(description=text, layout=widgets.Layout(width=f"{width}px"))
+
+        def pressed() -> None:
+            if busy:
+                button.disabled, button.description = True, busy
+            try:
+                with self.quietly():
+                    work()
+                self.refresh()
+            finally:
+                if busy:
+                    button.disabled, button.description = False, text
+        button.press = self.guard(pressed)
+        return button
+
+    def guard(self, work: Callable[[], object]) -> Callable[..., None]:
+        """The one way into every callback: an error turns red in the panel, and is raised under GRADPRUNE_STRICT=1."""
+        def guarded(*_: Any) -> None:
+            try:
+                work()
+                self.error.value = ""
+            except Exception as error:
+                self.error.value = error_html(error)
+                if os.environ.get("GRADPRUNE_STRICT") == "1":
+                    raise
+        return guarded
+
+    @contextlib.contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Controls may be set by the panel itself in here: nothing is redrawn."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+    def close(self) -> None:
+        """Close every control with its layout and style, forget all callbacks, the picture too."""
+        for widget in dict.fromkeys(_family([*self.children, *vars(self).values(), self.layout])):
+            widget.close()
+            widget.unobserve_all()
+            if isinstance(widget, Button):
+                widget.press = nothing
+        super().close()
+        self.unobserve_all()
+        self.children = ()
+
+
+class Panel(BasePanel):
+    """A panel on a victim, whose model it looks at and never changes. Raises InputError for anything but a `Victim`."""
+
+    def __init__(self, victim: Victim) -> None:
+        require(isinstance(victim, Victim), f"a panel takes a Victim (see load_victim), got {type(victim).__name__}.")
+        super().__init__()
+        self.victim = victim
+        self.label_map = victim.label_map
+
+    @property
+    def caution(self) -> str:
+        """What to know where the victim has no single target class, which the panels speak of."""
+        return _ALL_TO_ALL * (self.label_map == "all_to_all")
+
+    def named(self, answer: int) -> str:
+        """The name of a class."""
+        return named(answer, self.victim.data.test.classes)
+
+    def written(self, answer: int, limit: int = 24) -> str:
+        """The name of a class for a figure."""
+        return written(answer, self.victim.data.test.classes, limit)
+
+
+@contextlib.contextmanager
+def fleeting() -> Iterator[None]:
+    """What is made in here is gone afterwards: figures are full of circles, which are cheap to collect while young."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(0)
+        if enabled:
+            gc.enable()
+
+
+def _family(things: Iterable[Any]) -> Iterator[widgets.Widget]:
+    """The widgets among some things, with their children, layouts and styles."""
+    for widget in things:
+        if isinstance(widget, widgets.Widget):
+            yield from _family([*getattr(widget, "children", ()), widget.layout, getattr(widget, "style", None)]
+                               if isinstance(widget, widgets.DOMWidget) else [])
+            yield widget

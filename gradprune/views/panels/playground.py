@@ -1,0 +1,110 @@
+"""A page of panels that all look at one victim, chosen from a list: what notebook 07 is made of."""
+
+import html
+import os
+from collections.abc import Callable, Sequence
+
+import ipywidgets as widgets
+
+from gradprune.victims import Victim, load_victim
+from gradprune.victims.victim import names
+from gradprune.views.figures.example_images import examples
+from gradprune.views.figures.panel_parts import error_html, image_html
+from gradprune.views.panels.controls import buttons
+from gradprune.views.panels.panel import Panel
+
+
+class Playground(widgets.VBox):
+    """The choice of a victim with some of its images; `add(SomePanel)` makes a place for a panel that follows it.
+
+    name: the victim chosen first. A panel that cannot be made, or a victim that cannot be loaded, says so in red in
+    its place (and raises where GRADPRUNE_STRICT=1); everything else goes on.
+
+        playground = Playground()
+        playground.add(FilterExplorer)
+    """
+
+    def __init__(self, name: str = "badnets") -> None:
+        self.choose = buttons("Victim", names(), name)
+        self.victim: Victim | None = None
+        self.told, self.places = widgets.HTML(), list[_Place]()
+        super().__init__([self.choose, self.told])
+        self.choose.observe(lambda _: self._follow(), "value")
+        self._follow()
+
+    def add(self, make: Callable[[Victim], Panel]) -> widgets.VBox:
+        """A place with the panel that `make` builds of the victim, built anew when another victim is chosen."""
+        place = _Place(make)
+        self.places.append(place)
+        if self.victim is not None:
+            place.show(self.victim)
+        return place
+
+    def close(self) -> None:
+        """Close all panels, too."""
+        for widget in (*self.places, self.choose, self.told):
+            widget.close()
+        self.choose.unobserve_all()
+        super().close()
+
+    def _follow(self) -> None:
+        """Load the chosen victim and show it everywhere."""
+        self.choose.disabled = True
+        self.told.value = f"<p>Loading “{html.escape(self.choose.value)}” ...</p>"
+        try:
+            self.victim = load_victim(self.choose.value)
+            self.told.value = _about(self.victim)
+            for place in self.places:
+                place.show(self.victim)
+        except Exception as error:
+            self.told.value = error_html(error)
+            _raise_if_strict()
+        finally:
+            self.choose.disabled = False
+
+
+class _Place(widgets.VBox):
+    """Where one panel stands: it is closed and built anew for each victim."""
+
+    children: Sequence[widgets.Widget]
+
+    def __init__(self, make: Callable[[Victim], Panel]) -> None:
+        self.make = make
+        super().__init__()
+
+    def close(self) -> None:
+        for old in self.children:
+            old.close()
+        self.children = ()
+        super().close()
+
+    def show(self, victim: Victim) -> None:
+        for old in self.children:
+            old.close()
+        self.children = ()
+        try:
+            self.children = (self.make(victim),)
+        except Exception as error:
+            self.children = (widgets.HTML(error_html(error)),)
+            _raise_if_strict()
+
+
+def _raise_if_strict() -> None:
+    """Within `except`: let the error out as well where a test asks for it."""
+    if os.environ.get("GRADPRUNE_STRICT") == "1":
+        raise
+
+
+def _about(victim: Victim) -> str:
+    """What was done to the victim, how it behaves, and some of its images."""
+    attack, metrics = victim.card["attack"], victim.card["metrics"]
+    images = victim.data.test
+    picture = examples(victim.model, images, victim.trigger, victim.target, label_map=victim.label_map)
+    if attack.get("rate") == 0:
+        done = f"Nobody attacked this one; the trigger “{html.escape(victim.trigger.name)}” should leave it cold."
+    else:
+        done = (f"Of its training images, {attack['poisoned_images']} of {len(victim.data.train)} carried the trigger "
+                f"“{html.escape(victim.trigger.name)}” and the label “{html.escape(victim.target_name)}”.")
+    figures = ", ".join(f"{key.upper()} {value:.1%}" for key, value in metrics.items())
+    return (f"<p>{done} On test images: {figures}.</p><details><summary>Some of its images</summary>"
+            f"{image_html(picture)}<p>{html.escape(picture.summary)}</p></details>")

@@ -1,0 +1,181 @@
+"""PruningPlayer: scrub through a pruning run, round by round."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from gradprune.attacks.poisoning import attack_labels
+from gradprune.base.errors import require
+from gradprune.defenses import DefenseResult, grad_prune
+from gradprune.evaluation import replay
+from gradprune.models import predict
+from gradprune.pruning import RECIPES, silence
+from gradprune.pruning.filters import filters
+from gradprune.victims import Victim
+from gradprune.views.figures import style
+from gradprune.views.figures.example_images import first_of_each
+from gradprune.views.figures.panel_parts import blank, judge, place, show_image
+from gradprune.views.figures.picture import Picture, count
+from gradprune.views.figures.style import METRICS, plain
+from gradprune.views.panels.controls import buttons, slider
+from gradprune.views.panels.panel import Panel
+
+_SHOWN = 6  # example images: the first test image of as many classes, the target left out
+_SAME = "spc", "seed", "alpha", "patience"  # settings that a second run takes from the first
+_GIVEN = {"stage": "prune", "round": 0, "layer": None, "index": None}  # a run before its first round
+
+
+class Run(NamedTuple):
+    """A replayed run: its rows, the round that was kept, why each filter fell, chances (rounds, images, classes)."""
+
+    rows: Sequence[dict[str, Any]]
+    kept: int
+    reasons: Sequence[str]
+    chances: Tensor
+
+
+class Moment(NamedTuple):
+    """What the controls say: the recipe and the round."""
+
+    recipe: str
+    round: int
+
+
+class Frame(NamedTuple):
+    """One round: the whole run, the round shown, its answers (images,) and how sure."""
+
+    run: Run
+    round: int
+    answers: Tensor
+    sure: Tensor
+
+
+class PruningPlayer(Panel):
+    """ACC, ASR and RA over the rounds of a pruning run; which filter fell; what became of some triggered images.
+
+    victim: the model the run began with. result: what `grad_prune` returned for it, or nothing yet. A recipe that has
+    not been run is run by a button, without fine-tuning, on the same images as `result`; once run, each is there to
+    choose. each: test images per class that are replayed, once a run. The figures explain the runs, they never steer
+    them. Raises InputError for a history without pruning rows or of another model.
+    """
+
+    def __init__(self, victim: Victim, result: DefenseResult | None = None, each: int = 20) -> None:
+        super().__init__(victim)
+        self.sample = first_of_each(victim.data.test.to("cpu"), each)
+        others = self.sample.subset(attack_labels(self.sample, victim.target, self.label_map) != self.sample.labels)
+        self.shown = first_of_each(others, 1)
+        self.shown = self.shown.subset(torch.arange(min(_SHOWN, len(self.shown))))
+        self.wanted = attack_labels(self.shown, victim.target, self.label_map)
+        self.pixels = self.shown.triggered(victim.trigger)
+        settings: dict[str, Any] = result.settings if result else {"recipe": "paper"}
+        own = settings.get("recipe", "")  # other defences that prune know no recipe
+        known = list(RECIPES) if own in RECIPES else [own]
+        self.recipe = buttons("Recipe", known, own)
+        self.settings = {key: settings[key] for key in _SAME if key in settings}
+        first = self.replay_run(result)
+        self.unpruned = Run(first.rows[:1], 0, first.reasons[:1], first.chances[:1])
+        self.runs = {own: first} if result else {}
+        self.round = slider("Round", 0, 1, 0)
+        self.next = self.button("Next round", self._next, width=146)
+        self.run = self.button("Run Grad-Prune", self._run, "Pruning ...", 146)
+        self._go()
+        self.on_change([self.recipe], self._go)
+        self.on_change([self.round])
+        self.show([self.round, self.next], *[[self.recipe, self.run]] * (own in RECIPES))
+
+    def replay_run(self, result: DefenseResult | None) -> Run:
+        """Replay a run on the sample, to be put into `runs`; None is the model before any."""
+        history: list[dict[str, Any]] = result.rows("prune") if result else [_GIVEN]
+        require(len(history) > 0, "the result's history has no pruning rounds.")
+        require(not any("channels" in row for row in history),
+                f"{result.name if result else ''} closes other things than filters: there are no rounds to play.")
+        rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target,
+                      self.label_map)
+        model = copy.deepcopy(self.victim.model)
+        found, chances = filters(model, self.pixels[:1]), []
+        for row in rows:
+            if row["layer"] is not None:
+                silence(model, found, [found.position(row["layer"], row["index"])])
+            chances.append(predict(model, self.pixels).softmax(1).cpu())
+        reasons = [f"place {row['rank'] + 1} on the gradient's shortlist" if "rank" in row else
+                   f"score {row['score']:.3g}" if "score" in row else "" for row in history]
+        kept = next((place for place, row in enumerate(history) if row.get("kept")), 0)
+        return Run(rows, kept, reasons, torch.stack(chances))
+
+    @property
+    def current(self) -> Run:
+        """The chosen recipe's run, or the model before any."""
+        return self.runs.get(self.recipe.value, self.unpruned)
+
+    def _go(self) -> None:
+        """Fit the controls to the chosen recipe's run; the slider goes to the round that was kept."""
+        run = self.current
+        self.round.max = max(1, len(run.rows) - 1)
+        self.round.disabled = self.next.disabled = len(run.rows) == 1
+        self.round.value = run.kept
+
+    def _next(self) -> None:
+        """One round on; after the last comes the given model again."""
+        self.round.value = (self.round.value + 1) % len(self.current.rows)
+
+    def state(self) -> Moment:
+        """The recipe and the round to show."""
+        return Moment(self.recipe.value, self.round.value)
+
+    def compute(self, state: Moment) -> Frame:
+        """Look the round up; everything was measured once."""
+        run = self.runs.get(state.recipe, self.unpruned)
+        sure, answers = run.chances[state.round].max(1)
+        return Frame(run, state.round, answers, sure)
+
+    def draw(self, computed: Frame) -> Picture:
+        """Curves with the round marked; the triggered images with the answers of that round."""
+        run, wanted = computed.run, self.wanted.tolist()
+        row, why = run.rows[computed.round], run.reasons[computed.round]
+        rounds, truths = [r["round"] for r in run.rows], self.shown.labels.tolist()
+        with style.in_style():
+            figure = blank(3.95)
+            ax = place(figure, 0.65, 0.72, 3.55, 2.65)
+            curves = {mark.name: ([r[key] for r in run.rows], mark) for key, mark in METRICS.items()}
+            style.draw_lines(ax, rounds, curves, shares=True)
+            if run.kept < rounds[-1]:
+                ax.axvspan(run.kept, rounds[-1], color=style.EMPTY, linewidth=0, zorder=0)
+                style.write(ax, "tried, then taken back", (1, 0.5), (-6, 6), ha="right", color=style.FAINT)
+            ax.axvline(computed.round, color=style.INK, linewidth=1.5)
+            ax.set_xlabel("round")
+            ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+            if rounds[-1] == 0:
+                ax.set(xlim=(-0.2, 9), xticks=[0])
+                style.write(ax, "here the rounds appear", (0.55, 0.5), (0, 0), ha="center", color=style.FAINT)
+            fell = f"{plain(row['layer'])}[{row['index']}] fell" if row["layer"] else "the given model"
+            when = f"Round {computed.round} of {rounds[-1]}" if rounds[-1] else "Nothing pruned yet"
+            style.write(ax, f"{when}: {fell}", (0, 1), (-30, 24), fontsize=style.LARGE, fontweight="bold")
+            style.write(ax, why, (0, 1), (-30, 12), color=style.FAINT)
+            for i, (answer, truth) in enumerate(zip(computed.answers.tolist(), truths, strict=True)):
+                tile = place(figure, 4.95 + 1.15 * (i % 3), 0.52 + 1.7 * (i // 3), 1.1, 1.1)
+                show_image(tile, self.pixels[i])
+                verdict = judge(answer, truth, wanted[i])
+                style.write(tile, f"{verdict.symbol} {self.written(answer, 14)}", (0.5, 0), (0, -13), ha="center",
+                            color=verdict.color)
+                style.write(tile, f"{computed.sure[i]:.0%}", (0.5, 0), (0, -24), ha="center", color=verdict.color)
+            style.write(ax, "Triggered test images", (0, 1), (4.3 * 72, 24), fontsize=style.LARGE, fontweight="bold")
+        hits = int((computed.answers == self.wanted).sum())
+        goal = "the next class" if self.label_map == "all_to_all" else f"“{self.victim.target_name}”"
+        right = int((computed.answers == self.shown.labels).sum())
+        figures = ", ".join(f"{mark.name} {row[key]:.1%}" for key, mark in METRICS.items())
+        return Picture(figure, f"{when}, {fell}{f' ({why})' * bool(why)}: {figures} on "
+                               f"{count(len(self.sample), 'test image')}; of {count(len(truths), 'triggered example')} "
+                               f"{right} right, {hits} taken for {goal}.")
+
+    def _run(self) -> None:
+        """Run the chosen recipe, unless that has been done."""
+        victim, recipe = self.victim, self.recipe.value
+        if recipe not in self.runs:
+            result = grad_prune(victim.model, victim.data.defense, victim.trigger, recipe=recipe, tune=False,
+                                progress=False, **self.settings)
+            self.runs[recipe] = self.replay_run(result)
+        self._go()

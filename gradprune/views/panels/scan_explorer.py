@@ -1,0 +1,129 @@
+"""ScanExplorer: choose a class, and see the trigger synthesised for it, what it does, and its norm among the others."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradprune.base.errors import require
+from gradprune.datasets import draw_defense_images
+from gradprune.models import predict
+from gradprune.pruning import Inversion, outliers
+from gradprune.victims import Victim
+from gradprune.views.figures import style
+from gradprune.views.figures.differences import amplified
+from gradprune.views.figures.panel_parts import blank, judge, place, show_image
+from gradprune.views.figures.picture import Picture
+from gradprune.views.figures.scan_plots import alarm_line, norm_bars
+from gradprune.views.figures.style import CLEAN, TRIGGERED
+from gradprune.views.panels.controls import choice, slider
+from gradprune.views.panels.panel import Panel
+
+_SIDE = 1.3  # inches: an image
+
+
+class Chosen(NamedTuple):
+    """What the controls say: a class, and one of the defender's images."""
+
+    label: int
+    image: int
+
+
+class Seen(NamedTuple):
+    """The image without and with the trigger, float (2, C, H, W); the chances (2, classes); the share it moves."""
+
+    chosen: Chosen
+    images: Tensor
+    chances: Tensor
+    moved: float
+
+
+class ScanExplorer(Panel):
+    """The synthesised trigger of each class on the defender's images, and its norm beside those of the other classes.
+
+    victim: its own trigger is not looked at. found: one search a class, in their order, as `invert` or `perturb`
+    returns it. spc: the images shown are the defender's training part. Raises InputError unless each class
+    has its search.
+    """
+
+    def __init__(self, victim: Victim, found: Sequence[Inversion], spc: int = 10) -> None:
+        super().__init__(victim)
+        self.classes = victim.data.defense.classes
+        require(len(found) == len(self.classes) >= 3,
+                f"the explorer takes a search for each of {len(self.classes)} classes (at least 3), got {len(found)}.")
+        self.found, self.norms = list(found), [one.norm for one in found]
+        self.images = draw_defense_images(victim.data.defense, spc).train.to("cpu")
+        names = [(f"{label}: {name}", label) for label, name in enumerate(self.classes)]
+        self.label = choice("Class", names, int(np.argmin(self.norms)))
+        self.image = slider("Image", 0, len(self.images) - 1, 0)
+        self.on_change([self.label, self.image])
+        self.show([self.label, self.image])
+
+    def state(self) -> Chosen:
+        """The controls as plain values."""
+        return Chosen(self.label.value, self.image.value)
+
+    def compute(self, state: Chosen) -> Seen:
+        """Lay the trigger over all images of other classes, and over the chosen one."""
+        model, trigger = self.victim.model, self.found[state.label].trigger
+        device = next(model.parameters()).device
+        clean = self.images.floats().to(device)
+        with torch.no_grad():
+            marked = trigger(clean)
+        others = self.images.labels != state.label
+        moved = (predict(model, marked).argmax(1).cpu() == state.label)[others].float().mean()
+        pair = torch.stack([clean[state.image], marked[state.image]])
+        return Seen(state, pair.cpu(), predict(model, pair).softmax(1).cpu(), float(moved))
+
+    def draw(self, computed: Seen) -> Picture:
+        """The image without and with the trigger and the change; beside them the norms, the chosen class framed."""
+        label, images, truth = computed.chosen.label, computed.images, int(self.images.labels[computed.chosen.image])
+        change, gain = amplified(*images)
+        with style.in_style():
+            figure = blank(3.4)
+            columns = ((images[0], "● clean", CLEAN.color), (images[1], "◆ with it", TRIGGERED.color),
+                       (change, f"change × {gain}", style.INK))
+            for column, (picture, title, color) in enumerate(columns):
+                ax = place(figure, 0.15 + (_SIDE + 0.12) * column, 0.42, _SIDE, _SIDE)
+                show_image(ax, picture)
+                ax.set_title(title, color=color)
+                if column == 2:
+                    style.write(ax, "grey: none", (0, 0), (0, -14), color=style.FAINT)
+                    continue
+                answer = int(computed.chances[column].argmax())
+                verdict = judge(answer, truth, label if column else truth)
+                style.write(ax, f"{verdict.symbol} {self.written(answer, 16)}", (0, 0), (0, -15),
+                            color=verdict.color, fontweight="bold")
+                style.write(ax, f"{computed.chances[column, answer]:.1%} sure", (0, 0), (0, -28), color=verdict.color)
+            note = place(figure, 0.15, 2.35, 4.1, 0.9)
+            note.set_axis_off()
+            words = f"{computed.moved:.0%} of the images of other classes\ngo to “{self.written(label)}”"
+            style.write(note, words, (0, 1), (0, 0), va="top", fontsize=style.LARGE, fontweight="bold")
+            ax = place(figure, 5.75, 0.42, 2.5, 2.45)
+            norm_bars(ax, self.norms, self.classes, alarm_line(self.norms), [self._smallest] if self._alarm else [])
+            ax.barh(label, self.norms[label], height=0.7, **style.SELECTED)
+            ax.set_title("norm by class")
+        return Picture(figure, self._tell(computed, truth))
+
+    @property
+    def _smallest(self) -> int:
+        return int(np.argmin(self.norms))
+
+    @property
+    def _alarm(self) -> bool:
+        line = alarm_line(self.norms)
+        return line is not None and min(self.norms) < line
+
+    def _tell(self, computed: Seen, truth: int) -> str:
+        (label, image), middle = computed.chosen, float(np.median(self.norms))
+        norm, rank = self.norms[label], 1 + sum(other < self.norms[label] for other in self.norms)
+        side, name = "below" if norm < middle else "above", self.named(label)
+        answers = [f"“{self.named(int(chance.argmax()))}”" for chance in computed.chances]
+        lost = "" if self.found[label].converged else " The search did not reach its goal, so the norm means little."
+        index = outliers(self.norms)[0][label]
+        return (f"“{name}”: norm {norm:.1f}, {norm / middle:.0%} of the median, place {rank} of {len(self.norms)}, "
+                f"anomaly index {index:.1f} {side} the median; its trigger moves {computed.moved:.0%} of the images of "
+                f"other classes. Image {image}, truly “{self.named(truth)}”: clean {answers[0]}, with it "
+                f"{answers[1]}.{lost}")

@@ -1,0 +1,113 @@
+"""The audit of a scan: one page with the suspected class, the synthesised trigger, and what a scan cannot see."""
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gradprune import __version__
+from gradprune.base.errors import require
+from gradprune.base.paths import output_folder, write_atomic
+from gradprune.defenses import Scan
+from gradprune.defenses.scan import SMALL
+from gradprune.pruning import Inverted, Perturbed
+from gradprune.views.figures import style
+from gradprune.views.figures.differences import amplified
+from gradprune.views.figures.panel_parts import show_image
+from gradprune.views.figures.picture import Picture, count
+from gradprune.views.figures.scan_plots import norms
+from gradprune.views.reports.page import page, table
+
+_METHOD = """<p>For each class two triggers are synthesised on the model itself, from the defender’s few clean images:
+the smallest mask with a pattern (Wang et al., 2019, “Neural Cleanse”), measured by the mask’s sum, and the smallest
+pattern added to the whole image (after Moosavi-Dezfooli et al., 2017, arXiv:1610.08401), measured by its Euclidean
+length. Every class of every model can be reached somehow. A backdoor is a shortcut: its class needs far less. The
+anomaly index says how far a norm lies below the median, in robust standard deviations. Above {threshold:g} it is an
+alarm, if the norm is also below {small:.0%} of the median: where all classes are much alike, the index alone is easily
+high.</p>"""
+_BLIND = """<ul>
+<li>A class that is suspected need not have been attacked: some classes are easy to reach by nature.</li>
+<li>No alarm is no proof. A trigger that is no small mask and no faint pattern (a warp, one that differs from image to
+image), or one that needs more than the search allows, can go unseen.</li>
+<li>A model with several target classes, or one where every class leads to the next, has no single outlier.</li>
+<li>The synthesised trigger opens the same door, but seldom looks like the attacker’s own.</li>
+<li>Few images and few classes make the index rough; another seed moves it.</li></ul>"""
+
+
+def write_scan_report(folder: str | Path, found: Scan, facts: Mapping[str, object], card_says: str = "") -> Path:
+    """Write scan.html, one file that needs no network; returns its path.
+
+    found: what `scan` returned. facts: shown among the settings. card_says: what the model's card says of an attack,
+    told beside the verdict. Raises InputError for a folder that cannot be written.
+    """
+    folder = output_folder(folder)
+    text = _page(found, facts, card_says)
+    return write_atomic(folder / "scan.html", lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def synthesised(found: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
+    """The synthesised trigger by itself, then images of other classes without and with it.
+
+    Raises InputError where the scan suspects no class.
+    """
+    require(found.suspect_row is not None, "the scan suspects no class, so there is no trigger to show.")
+    others = torch.stack([found.images.floats()[found.images.labels == label][0]
+                          for label in range(len(found.classes))
+                          if label != found.suspect and bool((found.images.labels == label).any())][:columns])
+    marked, parts = trigger.cpu()(others), _parts(trigger)
+    with style.in_style():
+        figure = style.new_figure(1.5 + 1.3 * len(others), 4.4)
+        grid = figure.subplots(3, len(others), squeeze=False)
+        for ax in grid.flat:
+            ax.set_axis_off()
+        for ax, (name, pixels) in zip(grid[0], parts.items(), strict=False):
+            show_image(ax, pixels)
+            ax.set_title(name, fontsize=style.SMALL)
+        for axes, name, pictures in ((grid[1], "clean", others), (grid[2], "with it", marked)):
+            style.write(axes[0], name, (0, 0.5), (-12, 0), ha="right", va="center", fontweight="bold")
+            for ax, pixels in zip(axes, pictures, strict=True):
+                show_image(ax, pixels)
+    row = found.suspect_row
+    assert row is not None  # required above
+    return Picture(figure, f"The trigger synthesised for “{found.classes[row.label]}”; with it {row.success:.1%} of "
+                           "the defender's images of other classes go there.")
+
+
+def _parts(trigger: nn.Module) -> dict[str, Tensor]:
+    """What a synthesised trigger consists of, as images."""
+    if isinstance(trigger, Inverted):
+        mask, pattern = trigger.mask.cpu(), trigger.pattern.cpu()
+        return {"mask": mask, "pattern": pattern, "mask × pattern": mask * pattern}
+    assert isinstance(trigger, Perturbed)  # the only other kind
+    shown, gain = amplified(torch.zeros_like(trigger.pattern.cpu()), trigger.pattern.cpu())
+    return {f"pattern × {gain}\n(grey: none)": shown}
+
+
+def _page(found: Scan, facts: Mapping[str, object], card_says: str) -> str:
+    """The whole page (HTML)."""
+    trigger = ""
+    if found.trigger is not None:
+        trigger = f'<div class="wide">{synthesised(found, found.trigger).html()}</div>'
+    rows = [[found.classes[row.label], row.kind, f"{row.norm:.2f}" if row.converged else "did not converge",
+             f"{row.success:.1%}", "–" if row.share is None else f"{row.share:.0%}",
+             "–" if row.anomaly is None else f"{row.anomaly:.2f}"] for row in found.rows]
+    settings = {**facts, "alarm": f"index above {found.threshold:g} and norm below {SMALL:.0%} of the median",
+                "images": count(len(found.images), "image"), "gradprune": __version__,
+                "torch": torch.__version__.split("+")[0]}
+    sections = {
+        "Verdict": f"<p>{escape(found.verdict)}</p>" + (f"<p>{escape(card_says)}</p>" if card_says else ""),
+        "The synthesised trigger": trigger,
+        "Norms of the classes": f'<div class="wide">{norms(found.rows, found.classes, found.threshold).html()}</div>',
+        "All figures": table(rows, ["class", "search", "norm", "other images moved", "share of median", "index"],
+                             "An index is given for norms below the median; others have 0."),
+        "How it was found": _METHOD.format(threshold=found.threshold, small=SMALL),
+        "What it cannot see": _BLIND,
+        "Settings": table([[key, str(value)] for key, value in settings.items() if str(value)]),
+    }
+    heading = "No class is suspected" if found.suspect is None else f"Suspected: {found.classes[found.suspect]}"
+    if all(not row.converged for row in found.rows):
+        heading = "No verdict"
+    lead = f"{len(found.rows)} searches for a trigger, two for each class, on {len(found.images)} clean images."
+    return page(f"Scan: {facts.get('checkpoint', 'a model')}", lead, sections, heading=heading)

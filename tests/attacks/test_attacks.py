@@ -1,0 +1,185 @@
+"""Triggers, poisoning and training."""
+
+import math
+
+import pytest
+import torch
+from conftest import squares
+from torchvision.transforms import v2
+
+from gradprune.attacks import TRIGGERS, BadNets, Blended, fit, make_trigger, poison
+from gradprune.attacks import training as training_module
+from gradprune.attacks.poisoning import attack_labels
+from gradprune.attacks.training import one_cycle, shift_and_flip
+from gradprune.base.errors import InputError
+from gradprune.evaluation import evaluate
+from gradprune.models import build
+
+
+@pytest.mark.parametrize("name", sorted(TRIGGERS))
+def test_trigger_is_deterministic_and_rebuilt_from_its_settings(name):
+    images = torch.rand(2, 3, 16, 16)
+    trigger = make_trigger(name)
+    assert torch.equal(trigger(images), trigger(images)) and not torch.equal(trigger(images), images)
+    assert torch.equal(trigger(images), make_trigger(name, **trigger.settings)(images))
+
+
+def test_triggers_compose_with_torchvision_transforms():
+    pipeline = v2.Compose([v2.Resize(16), make_trigger("badnets")])
+    assert pipeline(torch.rand(2, 3, 32, 32)).shape == (2, 3, 16, 16)
+
+
+def test_badnets_changes_exactly_its_square():
+    images = torch.full((1, 3, 10, 12), 0.5)
+    changed = (BadNets(size=3, position="bottom_right", margin=1, color="white")(images) != 0.5).any(dim=1)[0]
+    expected = torch.zeros(10, 12, dtype=torch.bool)
+    expected[6:9, 8:11] = True
+    assert torch.equal(changed, expected)
+
+
+def test_badnets_checker_alternates_and_colours_are_as_named():
+    checker = BadNets(size=2, position=(0, 0), color="checker")(torch.full((3, 4, 4), 0.5))[0, :2, :2]
+    assert checker.tolist() == [[1, 0], [0, 1]]
+    assert BadNets(size=1, position=(2, 3), color=(0.2, 0.4, 0.6))(torch.zeros(3, 5, 5))[:, 2, 3].tolist() == \
+        pytest.approx([0.2, 0.4, 0.6])
+
+
+def test_blended_mixes_by_alpha():
+    trigger = Blended(alpha=0.25, seed=3)
+    images = torch.full((1, 3, 16, 16), 0.4)
+    torch.testing.assert_close(trigger(images)[0], 0.75 * 0.4 + 0.25 * trigger.pattern(16, 16))
+    assert not torch.equal(Blended(seed=1).pattern(8, 8), Blended(seed=2).pattern(8, 8))
+
+
+def test_sig_is_the_sinusoid_of_the_paper():
+    images = torch.full((1, 3, 8, 40), 0.5)
+    out = make_trigger("sig", delta=0.1, frequency=5)(images)
+    for column in (0, 2, 7, 39):
+        assert out[0, 1, 3, column].item() == pytest.approx(0.5 + 0.1 * math.sin(2 * math.pi * 5 * column / 40), abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "settings", "words"), [
+    ("badnet", {}, "did you mean badnets"),
+    ("badnets", {"size": 0}, "size must be at least 1"),
+    ("badnets", {"position": "left"}, "position must be one of"),
+    ("badnets", {"color": "mauve"}, "color must be"),
+    ("badnets", {"color": (2.0, 0.0, 0.0)}, "0..1"),
+    ("blended", {"alpha": 1.5}, "alpha must lie in 0..1, got 1.5"),
+    ("sig", {"delta": -1.0}, "delta must lie in 0..1"),
+    ("sig", {"wave": 3}, "cannot be built"),
+])
+def test_bad_trigger_settings_are_refused_in_one_sentence(name, settings, words):
+    with pytest.raises(InputError, match=words):
+        make_trigger(name, **settings)
+
+
+def test_a_sticker_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="does not fit"):
+        BadNets(size=9)(torch.rand(1, 3, 8, 8))
+    with pytest.raises(InputError, match="float images"):
+        BadNets()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_poisoning_is_seeded_and_leaves_the_clean_set_alone(data):
+    before = data.train.images.clone()
+    first, second, other = (poison(data.train, BadNets(), 0, 0.1, seed).touched for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    assert torch.equal(data.train.images, before)
+
+
+def test_poison_rate_bounds(data):
+    assert len(poison(data.train, BadNets(), 0, 0.0).touched) == 0
+    assert len(poison(data.train, BadNets(), 0, 1.0).touched) == 300  # all but the target class
+    for rate in (-0.1, 1.1):
+        with pytest.raises(InputError, match=r"poison rate must lie in 0\.\.1"):
+            poison(data.train, BadNets(), 0, rate)
+    with pytest.raises(InputError, match=r"target must be a class in 0\.\.3, got 4"):
+        poison(data.train, BadNets(), 4)
+
+
+def test_the_attackers_labels():
+    images = squares(6, 0)  # labels 0 1 2 3 0 1
+    assert attack_labels(images, 2).tolist() == [2, 2, 2, 2, 2, 2]
+    assert attack_labels(images, None, "all_to_all").tolist() == [1, 2, 3, 0, 1, 2]
+    with pytest.raises(InputError, match=r"Unknown label map 'all_to_al'; did you mean all_to_all"):
+        attack_labels(images, 2, "all_to_al")
+    with pytest.raises(InputError, match="needs a target class, got None"):
+        attack_labels(images, None)
+
+
+def test_training_plants_the_backdoor(victim):
+    metrics = evaluate(victim.model, victim.data.test, victim.trigger, victim.target)
+    assert metrics.acc >= 0.97
+    assert metrics.asr >= 0.95
+    assert not victim.model.training
+
+
+def test_same_seed_same_weights(data):
+    def weights(seed):
+        model = build("small_vgg", 4, width=4, size=16, seed=seed)
+        fit(model, data.train, epochs=1, seed=seed, shift=1, progress=False)
+        return torch.cat([p.flatten() for p in model.parameters()])
+
+    state = torch.random.get_rng_state()
+    assert torch.equal(weights(3), weights(3))
+    assert not torch.equal(weights(3), weights(4))
+    assert torch.equal(torch.random.get_rng_state(), state), "training touched the global random state"
+
+
+def test_interruption_keeps_the_weights_reached(data, monkeypatch):
+    model = build("preact_resnet", 4, width=4, blocks=(1,), seed=0)
+    start = [p.clone() for p in model.parameters()]
+    original, calls = training_module.shift_and_flip, []
+
+    def stop_at_the_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(training_module, "shift_and_flip", stop_at_the_third)
+    outcome = fit(model, data.train, epochs=5, progress=False)
+    assert outcome.interrupted and outcome.history == [] and not model.training
+    assert any(not torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
+
+
+def test_training_in_bfloat16_is_training_all_the_same(data):
+    losses = []
+    for bfloat16 in (True, False):
+        model = build("preact_resnet", 4, width=4, blocks=(1, 1), seed=0)
+        outcome = fit(model, data.train, epochs=5, progress=False, bfloat16=bfloat16)
+        losses.append([row["loss"] for row in outcome.history])
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert losses[0] == pytest.approx(losses[1], abs=0.05) and losses[0] != losses[1]
+    assert losses[0][-1] < losses[0][0] - 0.2
+
+
+def test_a_diverging_run_says_so(data):
+    with pytest.raises(InputError, match="training diverged"):
+        fit(build("preact_resnet", 4, width=4, blocks=(1,)), data.train, epochs=3, max_lr=1e30, progress=False)
+
+
+def test_unknown_training_settings_are_refused(data):
+    with pytest.raises(InputError, match="Unknown training setting learning_rate"):
+        fit(build("preact_resnet", 4, width=4), data.train, learning_rate=1)
+
+
+def test_shift_moves_whole_images_and_flip_mirrors_them():
+    images = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(50, 1, 1, 1)
+    shifted = shift_and_flip(images, 2, False, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images[:1], [2] * 4, mode="reflect")[0, 0]
+    places = [(r, c) for r in range(5) for c in range(5)]
+    seen = {next((r, c) for r, c in places if torch.equal(image[0], padded[r:r + 8, c:c + 8])) for image in shifted}
+    assert len(seen) > 10
+    flipped = shift_and_flip(images, 0, True, torch.Generator().manual_seed(0))
+    mirrored = sum(torch.equal(image, images[0].flip(2)) for image in flipped)
+    kept = sum(torch.equal(image, images[0]) for image in flipped)
+    assert mirrored + kept == 50 and 10 < mirrored < 40
+
+
+def test_one_cycle_climbs_to_the_peak_and_falls_to_zero():
+    shares = [one_cycle(step, 100, 0.25) for step in range(101)]
+    assert shares[24] == pytest.approx(1.0) and shares[100] == 0
+    assert all(a < b for a, b in zip(shares[:24], shares[1:25], strict=True))
+    assert all(a >= b for a, b in zip(shares[25:100], shares[26:101], strict=True))
+    assert one_cycle(0, 1, 0.25) == 1.0

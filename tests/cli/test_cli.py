@@ -1,0 +1,620 @@
+"""The command line: what each command prints, its JSON, its help, and every kind of bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import run, write_npz
+from torch import nn
+
+import gradprune as gp
+from gradprune import evaluation
+from gradprune.attacks import training as training_module
+from gradprune.base import paths
+from gradprune.cli import jobs as demo_module
+from gradprune.cli import screen
+from gradprune.cli.jobs import attack_and_save, results_in, sentence
+from gradprune.evaluation import Metrics
+from gradprune.models import export as export_module
+from gradprune.models import predict
+from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
+from gradprune.pruning import fine_tuning, recipes, silence
+from gradprune.victims import zoo
+from gradprune.victims.delivery import slimmed
+
+COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "bench", "report", "scan", "doctor",
+            "data list", "data get", "data check", "inspect", "repair"]
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory, data):
+    """A folder with a tiny data set, data.npz, and a victim trained on it, victim.safetensors and .json."""
+    folder = tmp_path_factory.mktemp("store")
+    write_npz(folder / "data.npz", data)
+    attack_and_save(folder / "victim", "badnets", data=str(folder / "data.npz"), target=1, rate=0.15, epochs=8,
+                    model={"name": "preact_resnet", "width": 12, "blocks": [1, 1]}, batch_size=32, shift=1, seed=1,
+                    trigger_settings={"margin": 0, "color": "checker"}, progress=False)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Every test runs in an empty folder, with a cache of its own beside it."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("GRADPRUNE_CACHE", str(tmp_path / "cache"))
+    return work
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch, store):
+    """A package whose shipped data is one model, badnets: the tiny victim."""
+    folder = tmp_path / "data" / "checkpoints"
+    folder.mkdir(parents=True)
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(store / f"victim{suffix}", folder / f"badnets{suffix}")
+    monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "gradprune")
+    return folder
+
+
+def last_json(result):
+    """The object in the last line of stdout, which with --json is the only line; NaN and Infinity are refused."""
+    def refuse(constant):
+        raise AssertionError(f"{constant} in JSON")
+    lines = result.stdout.splitlines()
+    assert len(lines) == 1, result.stdout
+    return json.loads(lines[0], parse_constant=refuse)
+
+
+def listing(folder):
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
+
+
+# ---- what the commands do
+
+
+def test_version_and_bare_call():
+    assert run("--version").stdout == f"gradprune {gp.__version__}\n"
+    assert "demo" in run().output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(command):
+    text = run(*command.split(), "--help").stdout
+    assert "Example:\n" in text
+    assert f"\n    gradprune {command}" in text
+    assert "--json" in text
+    assert any(word in text for word in ("minute", "second", "Second")), "how long it takes"
+    if command not in ("doctor", "inspect") and not command.startswith("data"):
+        assert all(word in text for word in ("ACC", "ASR", "RA", "high is good", "low is good"))
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_defend_prints_a_table_and_a_sentence(store):
+    result = run("defend", store / "victim", "--spc", 5)
+    assert result.exit_code == 0
+    for word in ("given model", "pruned (", "fine-tuned", "ACC ↑", "ASR ↓", "RA ↑"):
+        assert word in result.stdout
+    assert "clean accuracy went from" in result.stdout.splitlines()[-1]
+    assert "\x1b" not in result.output, "colours where nobody is looking"
+
+
+def test_defend_json_and_the_cleaned_checkpoint(store, here):
+    before = listing(store)
+    told = last_json(run("defend", store / "victim", "--spc", 5, "--recipe", "paper", "--seed", 3, "--out", "new/cleaned", "--json"))
+    assert listing(store) == before, "the given checkpoint changed"
+    for stage in ("before", "pruned", "tuned"):
+        assert set(told[stage]) == {"acc", "asr", "ra"}
+    assert told["before"]["asr"] > 0.9 > told["tuned"]["asr"]
+    assert set(told["seconds"]) == {"train", "prune", "tune"}
+    assert told["seconds"]["train"] is None
+    assert told["seconds"]["prune"] > 0
+    assert told["seconds"]["tune"] > 0
+    assert (told["seed"], told["spc"], told["recipe"], told["score"]) == (3, 5, "paper", "gradient")
+    assert told["out"] == "new/cleaned.safetensors"
+    assert not told["interrupted"]
+    assert told["stopped"]
+    assert told["checkpoint"] == str(store / "victim")
+
+    model, card = load_checkpoint(here / "new" / "cleaned")
+    assert told["filters_removed"]
+    for layer, index in told["filters_removed"]:
+        assert not model.get_submodule(layer).weight[index].any(), "a removed filter is alive in the file"
+    given = read_card(store / "victim")
+    assert card["attack"] == given["attack"]
+    assert card["training"] == given["training"]
+    assert card["removed_filters"] == told["filters_removed"]
+    assert card["defense"]["spc"] == 5
+    assert card["defense"]["before"] == told["before"]
+    assert card["defense"]["pruned"] == told["pruned"]
+    assert card["defense"]["tuned"] == told["tuned"]
+    assert card["metrics"] == told["tuned"]
+
+    measured = last_json(run("evaluate", "new/cleaned", "--json"))
+    assert {key: measured[key] for key in ("acc", "asr", "ra")} == told["tuned"] == measured["card"]
+
+
+@pytest.mark.parametrize("kind", [".pt2", ".onnx"])
+def test_defend_slims_and_exports(store, here, kind):
+    pytest.importorskip("torch_pruning", reason="--slim needs torch-pruning")
+    for package in export_module.NEEDS[kind]:
+        pytest.importorskip(package, reason=f"--export needs {package}")
+    told = last_json(run("defend", store / "victim", "--spc", 5, "--seed", 3, "--slim", "--out", "new/slim",
+                         "--export", f"other/model{kind}", "--json"))
+    slim = told["slim"]
+    assert sorted(slim["cut"] + slim["left"]) == sorted(told["filters_removed"])
+    assert slim["parameters"][0] >= slim["parameters"][1] and slim["macs"][0] >= slim["macs"][1]
+    assert len(slim["seconds"]) == 2 and f"{len(slim['cut'])} of " in slim["sentence"]
+    assert told["export"] == f"other/model{kind}"
+    assert [file.name for file in (here / "other").iterdir()] == [f"model{kind}"]
+    model, card = load_checkpoint(here / "new" / "slim")
+    assert sum(parameter.numel() for parameter in model.parameters()) == slim["parameters"][1]
+    assert card["slim"]["left"] == slim["left"]
+    measured = last_json(run("evaluate", "new/slim", "--json"))
+    assert {key: measured[key] for key in ("acc", "asr", "ra")} == told["tuned"]
+    ask = {".onnx": export_module._ask_onnx, ".pt2": export_module._ask_pt2}[kind]
+    images = torch.rand(3, 3, 16, 16)
+    assert torch.allclose(ask(here / "other" / f"model{kind}", images), predict(model, images), rtol=0, atol=1e-4)
+
+
+def test_a_slim_model_can_be_defended_and_slimmed_again(store, here):
+    """The sizes on its card are kept, and changed where the second run cuts."""
+    pytest.importorskip("torch_pruning", reason="--slim needs torch-pruning")
+    model, card = load_checkpoint(store / "victim")
+    silence(model, gp.filters(model), [gp.filters(model).position("stages.0.0.conv1", index) for index in (0, 5)])
+    small, card, _ = slimmed(model, card, torch.rand(2, 3, 16, 16))
+    assert card["model"]["sizes"]["stages.0.0.conv1"] == [10, 12]
+    save_checkpoint("first", small, card)
+    told = last_json(run("defend", here / "first", "--spc", 3, "--slim", "--out", "second", "--json"))
+    again, card = load_checkpoint(here / "second")
+    assert card["model"]["sizes"]["stages.0.0.conv1"][0] <= 10 and card["slim"]["cut"] == told["slim"]["cut"]
+    assert sum(parameter.numel() for parameter in again.parameters()) == told["slim"]["parameters"][1]
+
+
+def test_evaluate_shows_measured_and_recorded_figures(store):
+    result = run("evaluate", store / "victim.safetensors")
+    assert result.exit_code == 0
+    assert "measured now" in result.stdout
+    assert "on its card" in result.stdout
+    assert "north east" in result.stdout
+
+
+def test_attack_saves_a_checkpoint_that_evaluate_reads(store):
+    arguments = ("attack", "blended", "--data", store / "data.npz", "--width", 4, "--target", 3, "--rate", 0.2,
+                 "--epochs", 1, "--seed", 5)
+    told = last_json(run(*arguments, "--json"))
+    assert told["out"] == "out/blended.safetensors"
+    assert told["attack"] | {"settings": None} == {"trigger": "blended", "settings": None, "target": 3, "rate": 0.2,
+                                                   "poisoned_images": 80}
+    assert told["model"]["width"] == 4
+    assert told["training"]["seed"] == 5
+    assert told["target_name"] == "south east"
+    assert last_json(run("evaluate", "out/blended", "--json"))["card"] == told["metrics"]
+    text = run(*arguments, "--out", "out").stdout  # an existing folder stands for a file in it
+    assert "80 of 400 training images" in text
+    assert "Saved: out/blended.safetensors" in text
+
+
+def test_attack_fits_a_vgg_to_the_images(store):
+    told = last_json(run("attack", "sig", "--data", store / "data.npz", "--model", "small_vgg", "--width", 4,
+                         "--epochs", 1, "--json"))
+    assert told["model"]["name"] == "small_vgg"
+    assert load_checkpoint("out/sig")
+
+
+def fake_report(folder, victim, result, stages):
+    assert set(stages) == {"before", "pruned", "tuned"}
+    assert len(victim.data.test)
+    (folder / "report.html").write_text("report")
+    return folder / "report.html"
+
+
+def test_demo_defends_the_shipped_model(shipped, monkeypatch):
+    monkeypatch.setattr("gradprune.views.reports.report.write_report", fake_report)
+    result = run("demo", "--spc", 5)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "Report: out/demo/report.html"
+    told = last_json(run("demo", "--spc", 5, "--out", "elsewhere", "--json"))
+    assert told["report"] == "elsewhere/report.html"
+    assert Path(told["report"]).is_file()
+    assert told["checkpoint"] == "badnets"
+    assert told["seconds"]["train"] is None
+    assert told["spc"] == 5
+    assert told["sentence"] in " ".join(result.stdout.split())
+
+
+def test_demo_writes_the_real_report(shipped):
+    told = last_json(run("demo", "--spc", 3, "--json"))
+    assert Path(told["report"]).read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")
+    assert list(Path("out/demo").glob("*.png"))
+
+
+def test_demo_can_train_first(store, monkeypatch):
+    monkeypatch.setattr("gradprune.views.reports.report.write_report", fake_report)
+    seeds = []
+
+    def attack(trigger, seed, progress):
+        seeds.append(seed)
+        return zoo.attack(trigger, data=str(store / "data.npz"), seed=seed, progress=progress, epochs=1, target=1)
+
+    monkeypatch.setattr(demo_module, "attack", attack)
+    told = last_json(run("demo", "--train", "--spc", 2, "--seed", 7, "--json"))
+    assert seeds == [7]
+    assert told["checkpoint"] is None
+    assert told["seconds"]["train"] > 0
+
+
+def test_zoo_list(shipped):
+    told = last_json(run("zoo", "list", "--json"))
+    assert set(told["checkpoints"]) == {"badnets"}
+    assert told["checkpoints"]["badnets"]["attack"]["target"] == 1
+    assert "badnets (15% poisoned)" in run("zoo", "list").stdout
+    for path in shipped.iterdir():
+        path.unlink()
+    assert "gradprune zoo build" in run("zoo", "list").stdout
+
+
+def tiny_attack(store):
+    return lambda *, progress, **settings: evaluation.load_victim(store / "victim")
+
+
+def test_zoo_build(store, monkeypatch):
+    monkeypatch.setattr(zoo, "attack", tiny_attack(store))
+    told = last_json(run("zoo", "build", "clean", "sig", "--out", "built", "--json"))
+    assert set(told["built"]) == {"clean", "sig"}
+    assert told["out"] == "built"
+    assert sorted(path.name for path in Path("built").iterdir()) == [
+        "clean.json", "clean.safetensors", "sig.json", "sig.safetensors"]
+
+
+def test_doctor_is_a_command():
+    result = run("doctor", "--json")
+    told = last_json(result)
+    assert result.exit_code == (0 if told["ok"] else 1)
+    assert {"name", "ok", "found", "advice"} == set(told["checks"][0])
+
+
+def test_json_has_no_nan(store, capsys):
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(store / f"victim{suffix}", f"odd{suffix}")
+    card = json.loads(Path("odd.json").read_text())
+    Path("odd.json").write_text(json.dumps({**card, "metrics": {"acc": float("nan"), "asr": 1, "ra": 0}}))
+    done = run("evaluate", "odd", "--json")
+    assert done.exit_code == 2 and "Traceback" not in done.output, "a share that is no number is no card's"
+    screen.show(True, {"acc": float("nan"), "deeper": [float("inf"), 1]}, "")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"acc": None, "deeper": [None, 1]}
+
+
+# ---- interruption: 130, and what is finished is kept
+
+
+def interrupt_call(monkeypatch, module, name, call):
+    """Let the call with this number of a function end in Ctrl-C."""
+    real, calls = getattr(module, name), []
+
+    def counted(*arguments, **more):
+        calls.append(name)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(module, name, counted)
+
+
+def test_interrupted_training_keeps_whole_epochs(store, monkeypatch):
+    interrupt_call(monkeypatch, training_module, "_epoch", 2)
+    result = run("attack", "badnets", "--data", store / "data.npz", "--target", 1)
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted: the model reached in epoch 2 is saved.\n"
+    assert read_card("out/badnets")["training"]["interrupted"] is True
+
+
+def test_training_interrupted_at_once_leaves_nothing(store, here, monkeypatch):
+    interrupt_call(monkeypatch, training_module, "_epoch", 1)
+    result = run("attack", "badnets", "--data", store / "data.npz", "--target", 1)
+    assert result.exit_code == 130
+    assert "no epoch was finished" in result.stderr
+    assert listing(here) == {}
+
+
+@pytest.mark.parametrize(("module", "name", "call", "tuned"), [(recipes, "filter_scores", 2, False),
+                                                              (fine_tuning, "_epoch", 3, True)])
+def test_interrupted_defence_keeps_its_stage(store, monkeypatch, module, name, call, tuned):
+    interrupt_call(monkeypatch, module, name, call)
+    result = run("defend", store / "victim", "--spc", 3, "--recipe", "paper", "--out", "cleaned", "--json")
+    assert result.exit_code == 130
+    assert "Interrupted: the state reached is saved." in result.stderr
+    told = last_json(result)
+    assert told["interrupted"] is True
+    assert (told["seconds"]["tune"] is not None) is tuned
+    assert read_card("cleaned")["defense"]["interrupted"] is True
+
+
+def test_interrupted_zoo_build_names_what_is_finished(store, monkeypatch):
+    monkeypatch.setattr(zoo, "attack", tiny_attack(store))
+    interrupt_call(monkeypatch, zoo, "attack", 2)
+    result = run("zoo", "build", "clean", "sig", "--out", "built")
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted: finished and saved: clean.\n"
+    assert sorted(path.name for path in Path("built").iterdir()) == ["clean.json", "clean.safetensors"]
+
+
+def test_unexpected_errors_stay_tracebacks(store, monkeypatch):
+    def broken(*arguments, **more):
+        raise ZeroDivisionError
+    monkeypatch.setattr(recipes, "validate", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("defend", store / "victim", "--spc", 3, "--recipe", "paper")
+
+
+# ---- bad input: one sentence, exit code 2, nothing written
+
+
+def refused(here, *arguments):
+    """Run a command that must be refused; returns its sentence."""
+    before = listing(here)
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert listing(here) == before, "something was written"
+    return result.stderr
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["badnet"], "Unknown trigger 'badnet'; did you mean badnets?"),
+    (["zzz"], "Unknown trigger 'zzz'; known: "),
+    (["badnets", "--model", "small_vg"], "Unknown model 'small_vg'; did you mean small_vgg?"),
+    (["badnets", "--data", "sign"], "Unknown data set 'sign'; did you mean signs?"),
+    (["badnets", "--data", "gone.npz"], "No file at gone.npz"),
+    (["badnets", "--target", "4"], "target must be a class in 0..3, got 4"),
+    (["badnets", "--target", "-1"], "target must be a class in 0..3, got -1"),
+    (["badnets", "--rate", "1.5"], "poison rate must lie in 0..1, got 1.5"),
+    (["badnets", "--rate", "-0.1"], "poison rate must lie in 0..1, got -0.1"),
+    (["badnets", "--rate", "nan"], "poison rate must lie in 0..1, got nan"),
+    (["badnets", "--width", "0"], "width must be at least 1"),
+    (["badnets", "--epochs", "0"], "epochs"),
+    (["badnets", "--size", "24"], "size is for folders of pictures"),
+])
+def test_attack_refuses(store, here, arguments, words):
+    data = [] if "--data" in arguments else ["--data", store / "data.npz"]
+    assert words in refused(here, "attack", *arguments, *data, "--out", "deep/er/model", "--json")
+
+
+def images(count=8, channels=3, height=12, width=12, kind=np.uint8, scale=255):
+    return (np.random.default_rng(0).random((count, channels, height, width)) * scale).astype(kind)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"x_train": images(kind=np.float32)}, "x_train in {} must be uint8 0..255, got float32"),
+    ({"x_train": images(kind=np.float32, scale=1)}, "x_train in {} must be uint8 0..255, got float32"),
+    ({"x_train": images(kind=np.int16)}, "x_train in {} must be uint8"),
+    ({"x_train": images(channels=4)}, "with 1 or 3 channels, got (8, 4, 12, 12)"),
+    ({"x_test": images(height=10)}, "one shape"),
+    ({"x_test": images(channels=1)}, "one shape"),
+    ({"y_train": np.array([0, 1, 2, 3, 4, 5, 6, 9])}, "y_train in {} must lie in 0..3, got 0..9"),
+    ({"y_test": np.zeros(3, dtype=int)}, "y_test in {} must be"),
+])
+def test_arrays_are_checked(here, changes, words):
+    labels = np.arange(8) % 4
+    np.savez("odd.npz", **{"x_train": images(), "y_train": labels, "x_test": images(), "y_test": labels,
+                           "classes": np.array(list("abcd"))} | changes)
+    assert words.format("odd.npz") in refused(here, "attack", "badnets", "--data", "odd.npz", "--target", 1)
+
+
+def test_sizes_that_a_model_or_trigger_cannot_take(here):
+    labels = np.arange(8) % 4
+    for size, model, words in (((12, 20), "small_vgg", "the model cannot take images of shape (3, 12, 20)"),
+                               ((3, 3), "preact_resnet", "sticker")):
+        pictures = images(height=size[0], width=size[1])
+        np.savez("odd.npz", x_train=pictures, y_train=labels, x_test=pictures, y_test=labels)
+        told = refused(here, "attack", "badnets", "--data", "odd.npz", "--target", 1, "--model", model)
+        assert words in told
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--recipe", "papr"], "Unknown recipe 'papr'; did you mean paper?"),
+    (["--score", "gradent"], "Unknown score 'gradent'; did you mean gradient"),
+    (["--spc", "31"], "class 'north west' has 30"),
+    (["--spc", "0"], "spc (images per class) must be at least 1, got 0"),
+    (["--export", "model.pth"], "a model is exported as .onnx or .pt2, and 'model.pth' is neither"),
+    (["--export", "other/model.pth"], "is neither"),
+])
+def test_defend_refuses(store, here, arguments, words):
+    assert words in refused(here, "defend", store / "victim", *arguments, "--out", "deep/er/model", "--json")
+
+
+def test_a_cleaned_model_goes_into_a_folder_that_is_there(store, here):
+    (here / "models").mkdir()
+    told = last_json(run("defend", store / "victim", "--spc", 2, "--out", "models", "--json"))
+    assert told["out"] == "models/victim-cleaned.safetensors" and Path(told["out"]).is_file()
+
+
+def test_a_demo_whose_training_was_cut_short_writes_nothing(here, store, monkeypatch):
+    victim = evaluation.load_victim(store / "victim")
+    victim.card.setdefault("training", {})["interrupted"] = True
+    monkeypatch.setattr(demo_module, "attack", lambda *_, **__: victim)
+    before, result = listing(here), run("demo", "--train")
+    assert (result.exit_code, result.stderr) == (130, "Interrupted: training was cut short, so nothing was written.\n")
+    assert listing(here) == before
+
+
+def test_a_bench_takes_whole_numbers(here):
+    told = refused(here, "bench", "--attacks", "badnets", "--defenses", "ft", "--spc", "2,ten", "--out", "out/b")
+    assert "spc must be whole numbers separated by commas, got '2,ten'" in told
+
+
+def test_missing_extras_are_told_before_any_work(store, here, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "gradprune[slim]" in refused(here, "defend", store / "victim", "--slim", "--out", "deep/er/model")
+    assert "gradprune[export]" in refused(here, "defend", store / "victim", "--export", "deep/er/model.onnx")
+
+
+def test_what_cannot_be_exported_leaves_nothing_behind(store, here, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("No ONNX function found for <OpOverload(op='aten.odd', overload='default')>.")
+    monkeypatch.setattr(export_module, "_write_pt2", fails)
+    told = refused(here, "defend", store / "victim", "--spc", 2, "--out", "deep/model", "--export", "deep/er/model.pt2")
+    assert "cannot be exported as .pt2: there is no such form of the operator aten.odd" in told
+
+
+def damage(store, change):
+    """Put a copy of the victim with a changed card, `bad`, in the current folder."""
+    shutil.copy(store / "victim.safetensors", "bad.safetensors")
+    card = json.loads((store / "victim.json").read_text())
+    change(card)
+    Path("bad.json").write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda card: card.update(sha256="0" * 64), "truncated, tampered with"),
+    (lambda card: card["model"].update(name="resnet"), "Unknown model 'resnet'; did you mean resnet18?"),
+    (lambda card: card["model"].update(num_classes="four"), "cannot be built"),
+    (lambda card: card["attack"].update(target=99), "target must be a class in 0..3, got 99"),
+    (lambda card: card["attack"].update(target="three"), "does not say which attack"),
+    (lambda card: card["data"].update(name="gone.npz"), "No file at gone.npz"),
+])
+@pytest.mark.parametrize("command", ["evaluate", "defend"])
+def test_damaged_checkpoints(store, here, command, change, words):
+    damage(store, change)
+    out = ["--out", "deep/cleaned"] if command == "defend" else []
+    assert words in refused(here, command, "./bad.safetensors", *out)
+
+
+def test_unknown_checkpoint_names_are_plain_text(shipped, here):
+    assert "did you mean badnets?" in refused(here, "evaluate", "badnet")
+    assert "Unknown checkpoint '[red]x'" in refused(here, "evaluate", "[red]x"), "names are no markup"
+    assert "Unknown checkpoint 'sigg'; did you mean sig?" in refused(here, "zoo", "build", "sigg", "--out", "a/b")
+
+
+def test_weights_that_are_nan(store, here):
+    model, card = load_checkpoint(store / "victim")
+    with torch.no_grad():
+        model.linear.weight[0, 0] = float("nan")
+    save_checkpoint(here / "broken", model, card)
+    for command in ("defend", "evaluate"):
+        assert "not finite" in refused(here, command, "./broken")
+
+
+@pytest.mark.parametrize("command", ["demo", "attack", "defend", "zoo build"])
+def test_unwritable_folder_is_found_before_the_work(shipped, here, monkeypatch, command):
+    def work(*arguments, **settings):
+        raise AssertionError("work began before the folder was checked")
+    for name in ("attack", "load_victim"):
+        monkeypatch.setattr(demo_module, name, work)
+    monkeypatch.setattr(zoo, "attack", work)
+    (here / "file").write_text("a regular file, so nothing can lie below it, even for root")
+    inputs = {"attack": ["badnets"], "defend": ["badnets"]}.get(command, [])
+    assert "Cannot write to folder 'file" in refused(here, *command.split(), *inputs, "--out", "file/sub/model")
+
+
+def test_results_in_takes_back_what_is_empty(here):
+    (here / "old").mkdir()
+    with pytest.raises(RuntimeError), results_in("old/new/newer"):
+        raise RuntimeError
+    assert [path.name for path in here.rglob("*")] == ["old"]
+
+    def work():
+        with results_in("kept/new"):
+            Path("kept/file").write_text("finished")
+            raise RuntimeError
+    with pytest.raises(RuntimeError):
+        work()
+    assert sorted(path.name for path in here.rglob("*")) == ["file", "kept", "old"]
+
+
+# ---- bad input to the functions
+
+
+class Crop(nn.Module):
+    def forward(self, images):
+        return images[:, :, 1:]
+
+
+class Glare(nn.Module):
+    def forward(self, images):
+        return images * 300
+
+
+@pytest.mark.parametrize(("trigger", "words"), [(Crop(), "changed the images' shape"), (Glare(), "left the pixel range")])
+def test_triggers_that_break_the_contract(victim, trigger, words):
+    calls = [lambda: gp.grad_prune(victim.model, victim.data.defense, trigger, spc=3, progress=False),
+             lambda: gp.poison(victim.data.train, trigger, target=0),
+             lambda: gp.evaluate(victim.model, victim.data.test, trigger, target=0)]
+    for call in calls:
+        with pytest.raises(gp.InputError, match=words):
+            call()
+
+
+def test_images_that_are_no_images():
+    labels = torch.zeros(2, dtype=torch.int64)
+    for tensor, words in ((torch.rand(2, 3, 8, 8), "uint8"), (torch.zeros(2, 8, 8, dtype=torch.uint8), "uint8"),
+                          (torch.zeros(2, 5, 8, 8, dtype=torch.uint8), "1 or 3 channels")):
+        with pytest.raises(gp.InputError, match=words):
+            gp.ImageSet(tensor, labels, ("a", "b"))
+
+
+def test_losses_that_are_nan(victim):
+    model = gp.build("preact_resnet", 4, width=4)
+    with torch.no_grad():
+        model.linear.bias.fill_(float("nan"))
+    with pytest.raises(gp.InputError, match="not finite"):
+        gp.grad_prune(model, victim.data.defense, victim.trigger, spc=3, progress=False)
+    with pytest.raises(gp.InputError, match="the loss became nan"):
+        gp.fit(model, victim.data.train, epochs=1, progress=False)
+    found = gp.filters(model)
+    with pytest.raises(gp.InputError, match="the unlearning loss is nan"):
+        gp.filter_scores(model, found, victim.data.test.floats(), victim.data.test.labels)
+
+
+# ---- the sentence
+
+
+@pytest.mark.parametrize(("before", "after", "verdict"), [
+    (Metrics(1, 1, 0), Metrics(0.99, 0.01, 0.98), "The backdoor no longer works: "),
+    (Metrics(1, 1, 0), Metrics(0.99, 0.3, 0.6), "The backdoor is weaker but still there: "),
+    (Metrics(1, 1, 0), Metrics(0.99, 0.9, 0.1), "The defence failed: "),
+    (Metrics(1, 0.01, 0.9), Metrics(0.99, 0.0, 0.9), "There was no backdoor to remove: "),
+])
+def test_the_sentence_is_honest(before, after, verdict):
+    result = SimpleNamespace(mask=SimpleNamespace(positions=[4]), rows=lambda stage: [])
+    told = sentence({"before": before, "pruned": after, "tuned": after}, result, "stop")
+    assert told.startswith(verdict)
+    assert told.endswith(".")
+    assert f"{after.asr:.1%}" in told
+    assert f"from {before.acc:.1%} to {after.acc:.1%}" in told
+    assert "1 filter removed it" in told
+    assert "other classes' images to 'stop'; with" in told
+    assert "images to the next class; with" in sentence({"before": before, "tuned": after}, result, None)
+
+
+# ---- as a real program
+
+
+def program(*arguments, **environment):
+    return subprocess.run([sys.executable, "-m", "gradprune", *arguments], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **environment})
+
+
+def test_the_program_refuses_without_a_traceback():
+    done = program("evaluate", "gone/nothing")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: there is no checkpoint card at gone/nothing.json.\n"
+
+
+def test_the_program_prints_where_only_ascii_goes(store):
+    done = program("evaluate", str(store / "victim"), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0
+    assert "ASR (-)" in done.stdout
+    assert "measured now" in done.stdout
+    narrow = program("evaluate", str(store / "victim"), PYTHONIOENCODING="ascii", PYTHONUTF8="0", COLUMNS="60")
+    assert narrow.returncode == 0, narrow.stderr

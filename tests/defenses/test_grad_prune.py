@@ -1,0 +1,115 @@
+"""Fine-tuning and the whole defence."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from gradprune.base.errors import InputError
+from gradprune.datasets import ImageSet, draw_defense_images
+from gradprune.defenses import grad_prune
+from gradprune.pruning import FilterMask, fine_tune, fine_tuning, pair_up
+from gradprune.pruning.filters import filters
+
+
+@pytest.fixture(scope="module")
+def result(victim):
+    return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=10, recipe="paper", score="gate", progress=False)
+
+
+def test_the_main_job(victim, result):
+    before, after = victim.evaluate(), victim.evaluate(result.model)
+    assert before.asr >= 0.95 and after.asr <= 0.1
+    assert after.acc >= before.acc - 0.1
+
+
+def test_removed_filters_stay_dead_through_fine_tuning(result):
+    """Fault 2 of the released code: they regrew."""
+    assert len(result.mask.positions) > 0
+    for model in (result.pruned, result.model):
+        for layer, index in result.mask.removed:
+            assert (model.get_submodule(layer).weight[index] == 0).all()
+    moved = [name for name, tensor in result.pruned.named_parameters()
+             if not torch.equal(tensor, result.model.get_parameter(name))]
+    assert moved, "fine-tuning moved nothing, so this test would prove nothing"
+
+
+def test_print_teaches(result):
+    text = str(result)
+    assert f"{len(result.mask.positions)} of {len(result.mask.filters)} filters removed" in text
+    for words in ("pruning stopped:", "given model", "pruned", "fine-tuned", "unlearning loss", "time:"):
+        assert words in text
+
+
+def test_the_defence_never_sees_a_test_set():
+    names = set(inspect.signature(grad_prune).parameters) | set(inspect.signature(fine_tune).parameters)
+    assert not {name for name in names if "test" in name or "target" in name or "asr" in name}
+
+
+def test_a_model_that_was_pruned_before_is_not_pruned_again(victim, result):
+    """Filters that are silent already are neither picked nor allowed to grow."""
+    again = grad_prune(result.model, victim.data.defense, victim.trigger, spc=10, recipe="paper", score="gate", progress=False)
+    assert again.mask.before == tuple(sorted(result.mask.positions))
+    assert not set(again.mask.positions) & set(result.mask.positions)
+    fallen = {(row["layer"], row["index"]) for row in again.rows("prune")[1:]}
+    assert fallen and not fallen & set(result.mask.removed)
+    for layer, index in result.mask.removed:
+        assert (again.model.get_submodule(layer).weight[index] == 0).all()
+
+
+# --- fine-tuning ---
+
+
+def parts(victim, spc=5):
+    return tuple(pair_up(part, victim.trigger) for part in draw_defense_images(victim.data.defense, spc))
+
+
+def test_fine_tuning_lowers_both_losses_and_keeps_the_mode(victim):
+    model = copy.deepcopy(victim.model).train()
+    history = fine_tune(model, FilterMask(filters(model)), *parts(victim), max_epochs=20, progress=False)
+    best = min(history, key=lambda row: row["val_loss"])
+    assert best["val_unlearning_loss"] < history[0]["val_unlearning_loss"] / 2
+    assert model.training
+
+
+def test_interruption_keeps_the_best_epoch(victim, monkeypatch):
+    original, calls = fine_tuning._epoch, []
+
+    def stop_at_the_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(fine_tuning, "_epoch", stop_at_the_third)
+    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, recipe="paper", progress=False)
+    assert result.interrupted
+    assert len(result.rows("tune")) >= 3
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"recipe": "papr"}, "Unknown recipe 'papr'; did you mean paper"),
+    ({"score": "grad"}, "Unknown score 'grad'"),
+    ({"spc": 0}, "spc .* must be at least 1"),
+    ({"spc": 40}, "class 'north west' has 30"),
+    ({"alpha": 2.0}, "alpha must lie in"),
+])
+def test_bad_settings(victim, settings, words):
+    with pytest.raises(InputError, match=words):
+        grad_prune(victim.model, victim.data.defense, victim.trigger, progress=False, **settings)
+
+
+def test_models_that_do_not_fit(victim, data):
+    with pytest.raises(InputError, match="no Conv2d layer"):
+        grad_prune(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), data.defense, victim.trigger, progress=False)
+    with pytest.raises(InputError, match="the model knows 2 classes, but the defence images have 4"):
+        model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        grad_prune(model, data.defense, victim.trigger, progress=False)
+    with pytest.raises(InputError, match=r"cannot take images of shape \(1, 16, 16\)"):
+        grey = ImageSet(data.defense.images[:, :1], data.defense.labels, data.defense.classes)
+        grad_prune(victim.model, grey, victim.trigger, progress=False)

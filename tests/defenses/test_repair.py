@@ -1,0 +1,328 @@
+"""Repair without the trigger: the changes, the loss that asks for the same answers, and which road a model takes."""
+
+import importlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import QUICK, defend
+from torch import nn
+
+import gradprune as gp
+from gradprune.base.errors import InputError
+from gradprune.defenses import Scan, exposure, unsteadiness
+from gradprune.defenses.scan import Row
+from gradprune.models import evaluating, predict
+from gradprune.pruning import (
+    CONSISTENCY,
+    FAMILIES,
+    SEARCHABLE,
+    Alternating,
+    Change,
+    Consistent,
+    Inversion,
+    Inverted,
+    Pairs,
+    Part,
+    draw,
+    inflow,
+    search_changes,
+    unpaired,
+)
+from gradprune.pruning.changes import every_wave
+from gradprune.pruning.consistency import settle
+
+repairing = importlib.import_module("gradprune.defenses.repair")
+
+
+@pytest.fixture(scope="module")
+def images(victim):
+    return unpaired(victim.data.defense.subset(range(24))).clean
+
+
+# --- the changes ---
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [(3, 32, 32), (1, 28, 28), (3, 64, 48)])
+def test_a_change_is_drawn_within_bounds(family, size):
+    pictures = torch.rand(4, *size, generator=torch.Generator().manual_seed(1))
+    for seed in range(10):
+        change = draw(size, torch.Generator().manual_seed(seed), [family])
+        changed = change(pictures)
+        assert change.family == family and change.numbers.abs().max() <= 1
+        assert changed.shape == pictures.shape and changed.min() >= 0 and changed.max() <= 1
+        assert not torch.equal(changed, pictures)
+        assert torch.equal(changed, draw(size, torch.Generator().manual_seed(seed), [family])(pictures))
+    assert not torch.equal(changed, draw(size, torch.Generator().manual_seed(99), [family])(pictures))
+
+
+@pytest.mark.parametrize("family", ["bounded", "smooth", "waves", "warp", "tinted"])
+def test_no_content_is_no_change(family, images):
+    change = draw(images.shape[1:], torch.Generator().manual_seed(3), [family])
+    assert torch.allclose(change._replace(numbers=torch.zeros_like(change.numbers))(images), images, atol=1e-5)
+
+
+def test_patches_cover_what_they_say_and_nothing_else(images):
+    for seed in range(20):
+        change = draw(images.shape[1:], torch.Generator().manual_seed(seed), ["patches"])
+        side = change.numbers.shape[1]
+        touched = (change(images) != images).any(1).any(0)
+        assert 1 <= side <= images.shape[2] // 4 and side ** 2 / 2 < touched.sum() <= 4 * side ** 2
+
+
+def test_bounds_hold_where_nothing_is_cut_off():
+    grey = torch.full((1, 3, 32, 32), 0.5)
+    for family, most in {"bounded": 0.15, "smooth": 0.25, "waves": 0.6, "blend": 0.15}.items():
+        moved = [(draw((3, 32, 32), torch.Generator().manual_seed(seed), [family])(grey) - grey).abs().max()
+                 for seed in range(30)]
+        assert min(moved) > 0.01 and max(moved) <= most + 1e-6
+
+
+@pytest.mark.parametrize("family", SEARCHABLE)
+def test_a_search_leads_where_it_is_sent(victim, images, family):
+    """Two parts at once, one led to the target and the other away from the usual answers."""
+    model = victim.model
+    wanted = predict(model, images).log_softmax(1)
+    drawn = draw(images.shape[1:], torch.Generator().manual_seed(4), [family])
+    parts = [Part(images, wanted, victim.target), Part(images, wanted)]
+    with evaluating(model):
+        toward, away = search_changes(model, parts, [drawn, drawn])
+        alone = search_changes(model, parts[:1], [drawn])[0]
+    led, start = (predict(model, change(images)).log_softmax(1)[:, victim.target].mean() for change in (toward, drawn))
+    assert led > start and toward.numbers.abs().max() <= 1
+    alike = torch.isclose(alone.numbers, toward.numbers).float().mean()
+    assert alike > 0.8, "parts do not touch each other; where a gradient is all but 0, rounding decides its sign"
+    assert how_much(model, images, away) > how_much(model, images, drawn)
+
+
+def test_what_has_no_gradient_is_not_searched(victim, images):
+    drawn = draw(images.shape[1:], torch.Generator().manual_seed(4), ["quantised"])
+    assert search_changes(victim.model, [Part(images, images)], [drawn])[0] is drawn
+
+
+def test_inflow_by_hand(victim, images):
+    """Black images for all: what the classes gain is the answer to black less the usual one, whatever the batches."""
+    model, wanted = victim.model, predict(victim.model, images).log_softmax(1)
+    black, same = (Change("tinted", torch.tensor(0.0), lambda pictures, numbers, share=share: pictures * share)
+                   for share in (0.0, 1.0))
+    with evaluating(model):
+        led = inflow(model, [Part(images, wanted), Part(images[:5], wanted[:5])] * 40, [black, same] * 40)
+    gained = predict(model, images * 0).softmax(1).mean(0) - wanted.exp().mean(0)
+    assert torch.allclose(led[0], gained, atol=1e-5) and torch.allclose(led[1], torch.zeros(len(gained)), atol=1e-5)
+    assert torch.allclose(led, led[:2].repeat(40, 1), atol=1e-5)
+
+
+def test_every_wave_is_there_once():
+    waves = every_wave((3, 32, 32), torch.Generator().manual_seed(0))
+    grey = torch.full((1, 3, 32, 32), 0.5)
+    spectra = [torch.fft.fft2(change(grey)[0, 0] - 0.5).abs() for change in waves]
+    places = [tuple(sorted((int(place) // 32, int(place) % 32) for place in spectrum.flatten().topk(2).indices))
+              for spectrum in spectra]
+    assert len(waves) == len(set(places)) == 8 * 17 + 8, "of up to eight periods, down and across"
+    assert all(0.03 < (change(grey) - 0.5).abs().max() < 0.2 for change in waves)
+
+
+# --- the loss ---
+
+
+def test_the_loss_by_hand(victim, images, monkeypatch):
+    """Six parts, each with a change of its own: so much darker."""
+    given, batch = victim.model, Pairs(images, images[:0], torch.zeros(len(images), dtype=torch.long))
+    loss = Consistent(given, CONSISTENCY | {"parts": 6, "first": 1, "first_on": 2}, torch.Generator().manual_seed(0))
+    shades = [Change("tinted", torch.tensor(0.0), lambda pictures, numbers, share=share: pictures * share)
+              for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    monkeypatch.setattr(loss, "find", lambda model, parts: shades)
+    with evaluating(given):
+        found = loss(given, batch)
+        dark = images * torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0]).repeat_interleave(4)[:, None, None, None]
+        wanted, now = (given(pictures).log_softmax(1) for pictures in (images, dark))
+    by_hand = (wanted.exp() * (wanted - now)).sum(1).mean()  # the clean term is 0: the model is its own teacher
+    assert found.item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def how_much(model, images, change):
+    wanted = predict(model, images).log_softmax(1)
+    return F.kl_div(predict(model, change(images)).log_softmax(1), wanted, log_target=True, reduction="batchmean").item()
+
+
+@pytest.fixture
+def loss(victim, images):
+    """The loss with full pools of three, which holds patches and waves alone, and one part that is all the images."""
+    loss = Consistent(victim.model, CONSISTENCY | {"first": 8, "pool": 3, "searched": 0.0},
+                      torch.Generator().manual_seed(0), ("patches", "waves"))
+    part = Part(images, predict(victim.model, images).log_softmax(1))
+    with evaluating(victim.model):
+        loss._fill(victim.model, part)
+        yield loss, part
+
+
+def furthest(model, part, change):
+    return inflow(model, [part], [change]).max().item()
+
+
+def test_the_pools_hold_what_leads_furthest(loss, victim):
+    loss, part = loss
+    generator = torch.Generator().manual_seed(0)
+    patches = [draw(part.images.shape[1:], generator, ["patches"]) for _ in range(8)]
+    waves = [draw(part.images.shape[1:], generator, ["waves"]) for _ in range(8)]
+    waves += every_wave(part.images.shape[1:], generator)
+    for family, drawn in {"patches": patches, "waves": waves}.items():
+        by_hand = sorted((furthest(victim.model, part, change) for change in drawn), reverse=True)[:3]
+        assert [value for value, _ in loss.pools[family]] == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_what_led_far_is_used_again_and_forgotten_when_it_leads_no_more(loss, victim):
+    loss, part = loss
+    before = {family: [change for _, change in pool] for family, pool in loss.pools.items()}
+    weakest = {family: pool[-1][0] for family, pool in loss.pools.items()}
+    changes = loss.find(victim.model, [part] * 2)
+    for change in changes:
+        assert furthest(victim.model, part, change) >= weakest[change.family] - 1e-4, "drawn or of the pool: the further"
+    numb = nn.Sequential(nn.Flatten(), nn.Linear(part.images[0].numel(), 4)).eval()
+    nn.init.zeros_(numb[1].weight)
+    nn.init.zeros_(numb[1].bias)
+    for _ in range(40):
+        loss.find(numb, [part] * 2)
+    for family, pool in loss.pools.items():
+        assert len(pool) == 3 and max(value for value, _ in pool) < 0.3
+        assert not {id(change) for _, change in pool} & {id(change) for change in before[family]}
+
+
+def test_a_search_goes_on_from_the_better_one_and_takes_its_place(loss, victim):
+    loss, part = loss
+    loss.settings = loss.settings | {"searched": 1.0, "toward": 1.0}
+    held = {id(change) for pool in loss.pools.values() for _, change in pool}
+    changes = loss.find(victim.model, [part] * 4)
+    assert all(id(change) not in held for change in changes), "each was searched on"
+    assert {id(change) for change in changes} & {id(change) for pool in loss.pools.values() for _, change in pool}
+
+
+def test_batch_norm_takes_its_statistics_from_clean_images(images):
+    model, train = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3)).eval(), Pairs(images, images[:0], torch.zeros(len(images), dtype=torch.long))
+    seen = []
+
+    class Views:
+        """Views that are the images, and darker ones."""
+
+        def mixed(self, pairs, generator):
+            seen.append(len(seen))
+            return pairs._replace(clean=pairs.clean * (1.0 if len(seen) % 2 else 0.5))
+
+    settle(model, train, Views(), 4, 0)
+    assert len(seen) == 4 and model[0].momentum == 0.3 and not model[0].training
+    assert torch.allclose(model[0].running_mean, 0.75 * images.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(model[0].running_var, images.var((0, 2, 3)) * (1 + 0.25) / 2, rtol=1e-3)
+
+
+# --- the roads ---
+
+
+def test_a_sturdy_model_is_repaired_with_no_class_suspected(monkeypatch):
+    monkeypatch.setattr(repairing, "scan", None)  # would raise if it were called
+    shipped = gp.load_victim("badnets")
+    result = gp.defenses.repair(shipped.model, shipped.data.defense, spc=2, steps=60, first=10, progress=False)
+    given, after = shipped.evaluate(), shipped.evaluate(result.model)
+    assert given.asr > 0.95 and after.asr < 0.1 and after.ra > 0.7 and after.acc > 0.7, "a fifth of its steps"
+    assert result.stopped.endswith("of the answers: consistency") and not result.mask.positions
+
+
+def test_a_family_that_is_left_out_is_not_used(victim, monkeypatch):
+    used, find = set(), Consistent.find
+
+    def watched(self, *arguments):
+        changes = find(self, *arguments)
+        used.update(change.family for change in changes)
+        return changes
+
+    monkeypatch.setattr(Consistent, "find", watched)
+    result = defend("repair", victim, families=("waves", "warp"), steps=6, first=2)
+    assert used == {"waves", "warp"} and result.settings["families"] == ("waves", "warp")
+
+
+def test_a_model_that_anything_moves_is_scanned_and_left_alone_where_no_class_is_suspected(victim, monkeypatch):
+    monkeypatch.setattr(repairing, "scan", lambda *_, **settings: Scan(
+        [], ("a",), 2.0, None, None, None, f"No class is suspected with {settings['steps']} steps.", victim.data.defense))
+    monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
+    result = defend("repair", victim, sturdy=0.2, scan_steps=7)
+    assert result.stopped == "small drawn changes alter 30% of the answers: scan. No class is suspected with 7 steps."
+    assert victim.evaluate(result.model) == victim.evaluate()
+
+
+@pytest.mark.parametrize(("norms", "told"), [
+    ([4.0, 6.0, 9.0, 8.0], "After 1 rounds of unlearning it needs what the others need."),
+    ([4.0] * 6, "After 3 rounds of unlearning it was not looked at again.")])
+def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, monkeypatch, norms, told):
+    """The others need 10, so less than 5 is small. The search is told what to find: what the attacker put on."""
+    rows = [Row("mask", label, 10.0 if label != victim.target else 2.0, 1.0, 0.0, 1.0, True, label == victim.target)
+            for label in range(4)]
+    found = Scan(rows, tuple("abcd"), 2.0, victim.target, "mask", victim.trigger, "Suspected.", victim.data.defense)
+    seeds = []
+
+    def searched(model, images, label, *, seed, **settings):
+        assert label == victim.target and len(images) == 3 * 10 and settings["steps"] == 7
+        seeds.append(seed)
+        return Inversion(victim.trigger, norms[len(seeds) - 1], 1.0, [], True)
+
+    monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
+    monkeypatch.setattr(repairing, "scan", lambda *_, **__: found)
+    monkeypatch.setitem(repairing.KINDS, "mask", searched)
+    result = defend("repair", victim, spc=10, sturdy=0.2, searches=2, round_steps=7, suspect_steps=40)
+    after = victim.evaluate(result.model)
+    assert result.stopped.endswith(told) and seeds == list(range(len(norms)))
+    assert after.asr < 0.3 and after.acc > 0.9
+    assert sum(row["epoch"] == 0 for row in result.history) == (1 if "After 1" in told else 3)
+
+
+def test_triggers_take_turns(images):
+    wrapped = Alternating([nn.Identity(), Inverted(torch.ones(1, *images.shape[2:]), torch.ones(images.shape[1:]))])
+    worn = wrapped(images)
+    assert torch.equal(worn[::2], images[::2]) and (worn[1::2] == 1).all() and not (images == 1).all()
+
+
+def test_unsteadiness_counts_answers_that_change(images):
+    class Corner(nn.Module):
+        """Its answer turns with the mean of the image, by a hair or not at all."""
+
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, x):
+            return torch.stack([self.scale * (x - images[:1]).mean((1, 2, 3)), torch.full((len(x),), 1e-4)], 1)
+
+    assert unsteadiness(Corner(0.0), images) == 0
+    assert 0.2 < unsteadiness(Corner(1.0), images[:1].repeat(4, 1, 1, 1)) <= 1
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"lr": 0}, "lr must be above 0"), ({"turns": 1}, "Unknown repair setting turns")])
+def test_bad_settings(victim, settings, words):
+    with pytest.raises(InputError, match=words):
+        defend("repair", victim, **settings)
+
+
+def test_quick_settings_take_the_first_road():
+    assert QUICK["repair"]["sturdy"] == 1.0
+
+
+# --- how far changes lead ---
+
+
+def test_exposure_by_hand(victim, images):
+    """What a row says is so: the change leads that share of the second half of the images, those elsewhere, there."""
+    rows = exposure(victim.model, images, families=("patches", "waves"), drawn=8)
+    assert {row.family for row in rows} == {"patches", "waves"} and rows[0].share >= rows[1].share
+    others = images[1::2]
+    usual = predict(victim.model, others).argmax(1)
+    for row in rows:
+        away = others[usual != row.label]
+        said = predict(victim.model, row.change(away)).argmax(1)
+        assert row.share == pytest.approx((said == row.label).float().mean().item())
+    assert rows[0].label == victim.target, "a backdoor is what leads furthest"
+
+
+def test_exposure_repeats_and_takes_two_images_at_least(victim, images):
+    once, twice = (exposure(victim.model, images, families=("warp",), drawn=4, seed=3)[0] for _ in range(2))
+    assert (once.label, once.share) == (twice.label, twice.share)
+    with pytest.raises(InputError, match="two images or more"):
+        exposure(victim.model, images[:1])

@@ -1,0 +1,160 @@
+"""ACC, ASR, RA and DER against toy sets counted by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from gradprune.base.errors import InputError
+from gradprune.datasets import ImageSet
+from gradprune.evaluation import Metrics, der, evaluate, replay
+from gradprune.evaluation import replay as replay_function
+from gradprune.evaluation.metrics import BATCH, exam, measure, verdict
+from gradprune.models import predict
+
+
+class ReadsTheCorner(nn.Module):
+    """Answers with the class that the first pixel's value names (value * 255 = class)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        return nn.functional.one_hot((images[:, 0, 0, 0] * 255).round().long(), 3).float() + self.anchor
+
+
+class AddOne(nn.Module):
+    """A trigger that raises every pixel by one class."""
+
+    def forward(self, images):
+        return images + 1 / 255
+
+
+class Stamp(nn.Module):
+    """A trigger that makes the model above give these answers."""
+
+    def __init__(self, answers) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, images):
+        images = images.clone()
+        images[:, 0, 0, 0] = torch.tensor(self.answers) / 255
+        return images
+
+
+def toy(answers, labels):
+    images = torch.zeros(len(answers), 3, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor(answers, dtype=torch.uint8)
+    return ImageSet(images, torch.tensor(labels), ("a", "b", "c"))
+
+
+def test_counts_by_hand():
+    # clean answers:  0 1 0 1 1 ; labels 0 1 1 1 2  -> 3 of 5 right
+    # triggered:      1 2 1 2 2 ; target 2, so image 5 (label 2) does not count
+    # of the first four: answers 1 2 1 2 -> 2 go to the target; labels 0 1 1 1 -> 1 right
+    test = toy([0, 1, 0, 1, 1], [0, 1, 1, 1, 2])
+    assert evaluate(ReadsTheCorner(), test, AddOne(), target=2) == Metrics(acc=3 / 5, asr=2 / 4, ra=1 / 4)
+
+
+def test_the_target_class_never_counts_in_asr():
+    alone = toy([1, 1], [2, 2])
+    with pytest.raises(InputError, match="every test image is of the target class"):
+        evaluate(ReadsTheCorner(), alone, AddOne(), target=2)
+    mixed = toy([1, 1, 0], [2, 2, 0])
+    assert evaluate(ReadsTheCorner(), mixed, AddOne(), target=2).asr == 0
+
+
+def test_all_to_all_counts_every_image_against_its_next_class():
+    # clean answers: 0 1 2 0 1 ; labels 0 1 2 1 1     -> 4 of 5 right
+    # triggered:     1 2 0 1 0 ; wanted 1 2 0 2 2     -> 3 of 5 are what the attacker wants, 1 is right
+    test = toy([0, 1, 2, 0, 1], [0, 1, 2, 1, 1])
+    counted = evaluate(ReadsTheCorner(), test, Stamp([1, 2, 0, 1, 0]), target=None, label_map="all_to_all")
+    assert counted == Metrics(acc=4 / 5, asr=3 / 5, ra=1 / 5)
+    with pytest.raises(InputError, match="Unknown label map"):
+        evaluate(ReadsTheCorner(), test, AddOne(), target=1, label_map="one_to_one")
+
+
+def test_batch_size_does_not_matter(victim):
+    whole = evaluate(victim.model, victim.data.test, victim.trigger, victim.target)
+    assert evaluate(victim.model, victim.data.test, victim.trigger, victim.target, batch_size=7) == whole
+
+
+def test_no_more_images_at_once_than_the_batch_size_says():
+    """An evaluation on a small graphics card rests on it; without a word the size is `BATCH`."""
+    model, seen = ReadsTheCorner(), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    test = toy([0, 1, 0, 1, 1], [0, 1, 1, 1, 2])
+    evaluate(model, test, AddOne(), 2, batch_size=3)
+    assert seen == [3, 2, 3, 1], "clean, then triggered without the target class"
+    seen.clear()
+    test = toy([0] * 65, [0] * 65)
+    questions = exam(test, AddOne(), 2)
+    measure(model, questions, 33)
+    measure(model, questions)
+    evaluate(model, test, AddOne(), 2)
+    assert BATCH == 64 and seen == [33, 32] * 2 + [64, 1] * 4
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [
+    (0.0999, 0.0, "There was no backdoor to remove"),
+    (0.1, 0.05, "The backdoor no longer works"),
+    (1.0, 0.05, "The backdoor no longer works"),
+    (1.0, 0.0501, "The backdoor is weaker but still there"),
+    (0.8, 0.4, "The backdoor is weaker but still there"),
+    (0.8, 0.401, "The defence failed"),
+    (0.8, 1.0, "The defence failed"),
+])
+def test_the_verdict_at_its_borders(before, after, expected):
+    assert verdict(Metrics(0.9, before, 0.1), Metrics(0.9, after, 0.9)) == expected
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [
+    (Metrics(0.9, 1.0, 0.0), Metrics(0.9, 0.0, 0.9), 1.0),
+    (Metrics(0.9, 1.0, 0.0), Metrics(0.8, 0.0, 0.8), 0.95),   # an ACC drop lowers it (one toolbox adds it)
+    (Metrics(0.9, 0.5, 0.0), Metrics(0.95, 0.5, 0.0), 0.5),   # a gain in ACC is not counted
+    (Metrics(0.9, 0.5, 0.0), Metrics(0.4, 0.9, 0.0), 0.25),   # a rise of ASR is not counted
+])
+def test_der_is_the_formula(before, after, expected):
+    assert der(before, after) == pytest.approx(expected)
+
+
+def test_prediction_restores_each_modules_mode():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(8, 2))
+    model.train()
+    model[1].eval()  # as after freezing BatchNorm by hand
+    statistics = model[1].running_mean.clone()
+    predict(model, torch.rand(4, 3, 2, 2))
+    assert [module.training for module in model] == [True, False, True, True, True]
+    assert torch.equal(model[1].running_mean, statistics)
+
+
+def test_bad_input():
+    test = toy([0], [0])
+    with pytest.raises(InputError, match="target must be a class"):
+        evaluate(ReadsTheCorner(), test, AddOne(), target=3)
+    with pytest.raises(InputError, match=r"^the test set is empty\.$"):
+        evaluate(ReadsTheCorner(), test.subset(torch.tensor([], dtype=torch.long)), AddOne(), target=0)
+    with pytest.raises(InputError, match=r"cannot take images of shape \(1, 2, 2\)"):
+        predict(nn.Conv2d(3, 1, 1), torch.rand(1, 1, 2, 2))
+
+
+def test_replay_ends_where_the_pruned_model_is(victim):
+    from gradprune.defenses import grad_prune
+
+    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, recipe="paper", tune=False, progress=False)
+    rows = replay_function(victim.model, result.history, victim.data.test, victim.trigger, victim.target)
+    kept = rows[len(result.mask.positions)]
+    measured = victim.evaluate(result.pruned)
+    assert (kept["acc"], kept["asr"], kept["ra"]) == tuple(measured)
+    assert [row["round"] for row in rows] == list(range(len(result.rows("prune"))))
+    assert Metrics(*(rows[0][key] for key in ("acc", "asr", "ra"))) == victim.evaluate()
+    assert replay is replay_function
+
+
+def test_replay_of_an_all_to_all_attack_counts_the_next_class(victim):
+    test, given = victim.data.test, {"stage": "prune", "round": 0, "layer": None, "index": None}
+    row, = replay(victim.model, [given], test, victim.trigger, None, "all_to_all")
+    wanted = evaluate(victim.model, test, victim.trigger, None, label_map="all_to_all")
+    assert {key: row[key] for key in ("acc", "asr", "ra")} == wanted._asdict()
+    assert wanted.asr != evaluate(victim.model, test, victim.trigger, victim.target).asr

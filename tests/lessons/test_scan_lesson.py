@@ -1,0 +1,287 @@
+"""Notebook 04: the search with an own loss, measured scans, the figures, and the explorer of a scan."""
+
+import dataclasses
+import gc
+import weakref
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import same
+from ipywidgets.widgets.widget import _instances
+from matplotlib.colors import to_hex
+from torch import nn
+
+from gradprune.base.errors import InputError
+from gradprune.base.paths import data_folder
+from gradprune.datasets import draw_defense_images
+from gradprune.defenses import exposure
+from gradprune.defenses.scan import FASTER, SMALL
+from gradprune.lessons import check, checkpoint
+from gradprune.lessons.runtime import restart, scanning
+from gradprune.lessons.runtime.check import EXERCISES
+from gradprune.models import predict
+from gradprune.pruning import CONSISTENCY, Inversion, invert, outliers
+from gradprune.views import ScanExplorer
+from gradprune.views.figures import scan_plots
+from gradprune.views.figures.panel_parts import ERROR_CLASS
+from gradprune.views.figures.style import METRICS
+
+SCAN = pd.read_csv(data_folder() / "results" / "scan.csv")
+SHORT = {"steps": 25, "batch_size": 12, "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def _strict(monkeypatch):
+    monkeypatch.setenv("GRADPRUNE_STRICT", "1")
+    monkeypatch.delenv("GRADPRUNE_MODE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def found(victim) -> list[Inversion]:
+    images = draw_defense_images(victim.data.defense, 10).train.floats()
+    return [invert(victim.model, images, label, **SHORT) for label in range(4)]
+
+
+@pytest.fixture
+def panel(victim, found):
+    made = ScanExplorer(victim, found)
+    yield made
+    made.close()
+
+
+# ---- exercises
+
+
+def test_other_right_ways():
+    def soft(model, images, mask, pattern, target, cost):
+        chances = model(torch.lerp(images, pattern.expand_as(images), mask)).log_softmax(1)
+        return cost * mask.norm(p=1) - chances[:, target].mean()
+
+    def with_numpy(norms):
+        values = norms.numpy()
+        distance = np.median(values) - values
+        return [max(0.0, float(one / (1.4826 * np.median(np.abs(distance))))) for one in distance]
+
+    def counted(scans):
+        named = [row.suspect == row.target for row in scans.itertuples() if row.attacked]
+        accused = [row.suspect >= 0 for row in scans.itertuples() if not row.attacked]
+        return [sum(named) / len(named), sum(accused) / len(accused)]
+
+    assert check.search_loss(soft) is soft
+    assert check.anomaly(with_numpy) is with_numpy
+    assert check.alarm_rates(counted) is counted
+    norms = torch.tensor([80.0, 95.0, 12.0, 70.0])
+    below = norms < norms.quantile(0.5)
+    assert torch.allclose(EXERCISES["anomaly"].reference(norms)[below], torch.tensor(outliers(norms.tolist())[0])[below])
+
+
+def test_a_changed_table_and_a_single_number_are_told(monkeypatch, capsys):
+    monkeypatch.delenv("GRADPRUNE_STRICT")
+
+    def careless(scans):
+        scans["suspect"] = scans["suspect"].fillna(-1)
+        return 0.5, 0.5
+
+    check.alarm_rates(careless)
+    assert "changes the table" in capsys.readouterr().out
+    check.anomaly(lambda norms: norms.min())
+    assert "Each class needs its own" in capsys.readouterr().out
+
+
+# ---- searches and measured scans
+
+
+def test_the_cost_decides_between_size_and_success(victim):
+    images = draw_defense_images(victim.data.defense, 10).train.floats()
+    before = {key: tensor.clone() for key, tensor in victim.model.state_dict().items()}
+    loss = EXERCISES["search_loss"].reference
+    free, fair, dear = (scanning.own_search(loss, victim.model, images, 1, cost) for cost in (0, 0.1, 10))
+    assert free.mask.sum() > fair.mask.sum() > dear.mask.sum()
+    hits = [(predict(victim.model, trigger(images)).argmax(1) == 1).float().mean() for trigger in (free, dear)]
+    assert hits[0] > 0.95 > hits[1]
+    assert not free.mask.requires_grad and free.pattern.min() >= 0 and free.pattern.max() <= 1
+    assert same(before, victim.model)
+
+
+def test_the_mode_says_how_long_a_repair_is(monkeypatch):
+    steps = {}
+    for mode in ("quick", "ci", "full"):
+        monkeypatch.setenv("GRADPRUNE_MODE", mode)
+        steps[mode] = {**CONSISTENCY, **scanning.repair_settings()}["steps"]
+    assert steps["ci"] < steps["quick"] < steps["full"] == CONSISTENCY["steps"]
+
+
+def test_the_mode_says_how_long_a_search_is(monkeypatch, victim):
+    assert scanning.search_settings() == {"progress": False, **FASTER}
+    monkeypatch.setenv("GRADPRUNE_MODE", "ci")
+    assert scanning.search_settings()["steps"] < FASTER["steps"]
+    monkeypatch.setenv("GRADPRUNE_MODE", "full")
+    assert scanning.search_settings() == {"progress": False, "factor": FASTER["factor"]}
+
+
+def test_what_the_index_alone_would_have_named():
+    columns = ["mask_class", "mask_share", "mask_index_alone_alarms", "whole_class", "whole_share", "whole_index_alone_alarms"]
+    rows = ((1, 0.3, True, 2, 0.6, True), (1, 0.7, True, 0, 0.6, True), (1, 0.3, False, 2, 0.6, True),
+            (1, 0.3, True, 2, 0.2, False), (1, 0.3, False, 2, 0.6, False))
+    named = scanning.index_alone(pd.DataFrame(rows, columns=columns))["suspect"]
+    assert named.fillna(-1).tolist() == [1, 0, 2, 1, -1]
+    assert SCAN["suspect"].notna().sum() <= scanning.index_alone(SCAN)["suspect"].notna().sum()
+
+
+def test_restart_points(victim, found, monkeypatch):
+    restart._victim.cache_clear(), restart._synthesised.cache_clear()
+    monkeypatch.setattr(restart, "load_victim", lambda _: victim)
+    monkeypatch.setattr(restart, "search_settings", lambda: SHORT)
+    _, images = checkpoint("04_start")
+    assert len(images) == 9 * 4
+    _, again = checkpoint("04_prune")
+    assert torch.equal(again.mask, found[victim.target].trigger.mask), "the one that the notebook finds itself"
+    again.mask.zero_()
+    assert checkpoint("04_prune")[1].mask.any()
+    scans, defended = checkpoint("04_table")
+    assert {"attacked", "target", "suspect"} <= set(scans)
+    states = defended[defended["model"] == "badnets"]["state"].tolist()
+    assert "known, fine-tuned" in states and states[-1] == "repaired, trigger never seen"
+    restart._victim.cache_clear(), restart._synthesised.cache_clear()
+
+
+# ---- figures
+
+
+def test_the_smallest_norm_is_named_with_its_alarm():
+    norms, names = [100.0, 20.0, 90.0, 110.0, 105.0, 60.0], [*"abcdef"]
+    index, _ = outliers(norms)
+    told = scan_plots.class_norms(norms, index, names, guess=0.5).summary
+    assert told.startswith("“b” needs least: 20, 21% of the median (95), anomaly index")
+    assert told.endswith("next comes “f” at 63%; an alarm for “b”.")
+    calm = scan_plots.class_norms([100, 99, 98, 60], outliers([100, 99, 98, 60])[0], [*"abcd"])
+    assert calm.summary.endswith("no alarm."), "the index is high, but 60 is more than half of the median"
+
+
+def test_the_line_of_the_alarm_needs_both_conditions():
+    norms = [100.0, 99.0, 98.0, 60.0, 101.0]
+    assert outliers(norms)[1] == [3]
+    assert scan_plots.alarm_line(norms) == pytest.approx(SMALL * 99)
+    scattered = [100.0, 80.0, 130.0, 60.0, 105.0]
+    assert scan_plots.alarm_line(scattered) == pytest.approx(100 - 2 * 1.4826 * 20)
+    assert scan_plots.alarm_line([1.0, 2.0]) is scan_plots.alarm_line([1.0, 5.0, 9.0, 14.0]) is None
+
+
+def test_triggers_side_by_side_are_counted(victim, found):
+    images = draw_defense_images(victim.data.defense, 10).train
+    others = images.subset(images.labels != 1)
+    moved = (predict(victim.model, others.triggered(victim.trigger)).argmax(1) == 1).float().mean()
+    picture = scan_plots.triggers_compared(victim.model, images, {"true": victim.trigger, "none": nn.Identity()}, 1)
+    assert f"true: {moved:.0%} of 27 images of other classes go to “north east”" in picture.summary
+    assert "none: 0% of 27 images" in picture.summary and "changed by 0 of 255" in picture.summary
+    assert picture.png().startswith(b"\x89PNG")
+
+
+def test_the_map_of_alarms_counts_models_not_marks():
+    def scan(model, attacked, *marks):
+        return {"model": model, "attacked": attacked, "mask_share": marks[0], "mask_index": marks[1], "whole_share": marks[2],
+                "whole_index": marks[3]}
+
+    table = pd.DataFrame([scan("a", True, 0.2, 5, 0.3, 4), scan("b", True, 0.6, 2.3, 0.9, 1), scan("c", True, 0.9, 1, 0.9, 1),
+                          scan("d", False, 0.8, 2.5, 0.7, 3), scan("e", False, 0.9, 1, 0.9, 1)])
+    picture = scan_plots.alarm_map(table)
+    assert picture.summary == ("By an index above 2 alone, 1 of 2 clean and 2 of 3 attacked models are accused; with a norm below 50% of "
+                               "the median as well, 0 of 2 clean and 1 of 3 attacked models are accused.")
+    assert "clean" in str(scan_plots.alarm_map(SCAN))
+
+
+def test_figures_refuse_what_cannot_be_drawn(victim):
+    images = victim.data.defense
+    for draw in (lambda: scan_plots.norms([], [*"abc"]), lambda: scan_plots.class_norms([1, 2], [1, 2], [*"ab"]),
+                 lambda: scan_plots.class_norms([1, 2, 3], [1, 2], [*"abc"]), lambda: scan_plots.alarm_map(SCAN[:0]),
+                 lambda: scan_plots.triggers_compared(victim.model, images, {}, 1),
+                 lambda: scan_plots.triggers_compared(victim.model, images, {"t": victim.trigger}, 9),
+                 lambda: scan_plots.triggers_compared(victim.model, images.subset(images.labels == 1), {"t": victim.trigger}, 1),
+                 lambda: ScanExplorer(victim, []), lambda: ScanExplorer(None, [])):
+        with pytest.raises(InputError):
+            draw()
+
+
+# ---- the panel
+
+
+def test_the_panel_begins_with_the_nearest_class(panel, found):
+    least = min(range(4), key=lambda label: found[label].norm)
+    assert panel.state() == (least, 0)
+    assert "place 1 of 4" in panel.sentence
+    assert f"norm {found[least].norm:.1f}" in panel.sentence
+
+
+def test_the_panel_says_what_the_model_says(panel, victim, found):
+    images = draw_defense_images(victim.data.defense, 10).train
+    for label, image in ((0, 3), (2, 20), (3, 35)):
+        panel.label.set_state({"index": label})
+        panel.image.set_state({"value": image})
+        marked = found[label].trigger(images.floats())
+        answers = predict(victim.model, marked).argmax(1)
+        moved = (answers == label)[images.labels != label].float().mean()
+        seen = panel.compute(panel.state())
+        assert torch.equal(seen.images, torch.stack([images.floats()[image], marked[image]]))
+        assert f"its trigger moves {moved:.0%} of the images" in panel.sentence
+        assert f"with it “{images.classes[answers[image]]}”." in panel.sentence
+        index = outliers([one.norm for one in found])[0][label]
+        assert f"anomaly index {index:.1f} " in panel.sentence
+
+
+def test_the_panel_tells_a_search_that_failed(victim, found):
+    lost = [one._replace(converged=False) for one in found]
+    panel = ScanExplorer(victim, lost)
+    assert panel.sentence.endswith("The search did not reach its goal, so the norm means little.")
+    panel.close()
+
+
+def test_the_panel_marks_the_class_of_an_alarm(victim, found):
+    panel = ScanExplorer(victim, [one._replace(norm=norm) for one, norm in zip(found, (40.0, 5.0, 41.0, 42.0), strict=True)])
+    bars = panel.draw(panel.compute(panel.state())).figure.axes[-1].patches[:4]
+    assert [to_hex(bar.get_facecolor()).upper() == METRICS["asr"].color.upper() for bar in bars] == [False, True, False, False]
+    panel.close()
+
+
+def test_the_panel_never_asks_for_the_attackers_trigger(victim, found):
+    panel = ScanExplorer(dataclasses.replace(victim, trigger=None, target=None), found)
+    assert "its trigger moves" in panel.sentence
+    panel.close()
+
+
+def test_errors_are_shown_and_raised(panel, monkeypatch):
+    monkeypatch.setattr(ScanExplorer, "compute", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        panel.image.set_state({"value": 5})
+    assert ERROR_CLASS in panel.error.value
+
+
+def test_every_control_can_be_reached_and_named(panel):
+    for control in (panel.label, panel.image):
+        assert control.description and control.tabbable is not False
+    assert panel.image.continuous_update is False
+    assert 'alt="' in panel.figure.value and 'role="status"' in panel.summary.value
+
+
+def test_nothing_is_left_behind(victim, found):
+    before = len(_instances)
+    panel = ScanExplorer(victim, found)
+    gone = weakref.ref(panel)
+    panel.close()
+    del panel
+    gc.collect()
+    assert gone() is None and len(_instances) == before
+
+
+def test_how_far_changes_lead_before_and_after_a_repair(victim):
+    images = victim.data.defense.subset(torch.arange(40))
+    given = exposure(victim.model, images.floats(), families=("patches", "waves"), drawn=6)
+    told = scan_plots.reach(images, given, [row._replace(share=0.25) for row in given]).summary
+    most = given[0]
+    assert most.share == max(row.share for row in given)
+    assert told == (f"The family {most.family} leads furthest: {most.share:.0%} of the images to "
+                    f"“{images.classes[most.label]}”; after the repair {most.family} does, and leads 25%.")
+    assert ";" not in scan_plots.reach(images, given).summary
+    with pytest.raises(InputError, match="no change to show"):
+        scan_plots.reach(images, [])

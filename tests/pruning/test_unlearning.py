@@ -1,0 +1,187 @@
+"""The unlearning loss, the scores against a naive loop, and the recipe `paper`."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import same
+from torch import nn
+
+from gradprune.base.errors import InputError
+from gradprune.datasets import ImageSet, draw_defense_images
+from gradprune.models import build
+from gradprune.pruning import FilterMask, Filters, Layer, Pairs, filter_scores, pair_up, paper, recipes, validate
+from gradprune.pruning.filters import filters
+
+
+def naive_scores(model, found, x, y, score):
+    """One filter at a time, straight from the definitions."""
+    model = copy.deepcopy(model).eval()
+    F.cross_entropy(model(x), y).backward()
+    values = []
+    for layer in found.layers:
+        conv = model.get_submodule(layer.name)
+        for j in range(layer.count):
+            w, g = conv.weight[j], conv.weight.grad[j]
+            if score == "gradient":
+                values.append(sum(abs(v) for v in g.flatten().tolist()) / g.numel())
+            elif score == "taylor":
+                values.append((w.double() * g.double()).sum().item())
+            elif layer.norm:
+                bn = model.get_submodule(layer.norm)
+                values.append((bn.weight[j] * bn.weight.grad[j] + bn.bias[j] * bn.bias.grad[j]).item())
+            else:
+                bias = conv.bias[j] * conv.bias.grad[j] if conv.bias is not None else 0
+                values.append(((w.double() * g.double()).sum() + bias).item())
+    return torch.tensor(values, dtype=torch.double)
+
+
+@pytest.mark.parametrize("score", ["gradient", "taylor", "gate"])
+@pytest.mark.parametrize("name", ["preact_resnet", "small_vgg"])
+def test_scores_equal_a_naive_loop(name, score):
+    torch.manual_seed(0)
+    model = build(name, 4, width=4).double()
+    model.normalize.double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    x, y = torch.rand(12, 3, 32, 32, dtype=torch.double), torch.arange(12) % 4
+    found = filters(model, x[:1])
+    scores, loss = filter_scores(model, found, x, y, score)
+    torch.testing.assert_close(scores.double(), naive_scores(model, found, x, y, score), rtol=1e-6, atol=1e-12)
+    assert loss == pytest.approx(F.cross_entropy(model.eval()(x), y).item())
+
+
+def test_taylor_predicts_what_a_small_step_does(victim):
+    """The first-order claim itself: shrinking a filter a little changes the loss by -score * shrinkage."""
+    model = copy.deepcopy(victim.model).double()
+    model.normalize.double()
+    found = filters(model, torch.rand(1, 3, 16, 16).double())
+    pairs = pair_up(victim.data.defense, victim.trigger)
+    x = pairs.triggered.double()
+    scores, loss = filter_scores(model, found, x, pairs.labels, "taylor")
+    for position in (0, 9, len(found) - 1):
+        changed = copy.deepcopy(model)
+        conv = changed.get_submodule(found[position].layer)
+        with torch.no_grad():
+            conv.weight[found[position].index] *= 1 - 1e-5
+        fall = loss - F.cross_entropy(changed(x), pairs.labels).item()
+        assert fall / 1e-5 == pytest.approx(scores[position].item(), rel=1e-2, abs=1e-6)
+
+
+def test_scoring_leaves_the_model_bit_identical(victim):
+    """Fault 3 of the released code: train() inside a round moved BatchNorm towards triggered data."""
+    model = copy.deepcopy(victim.model).train().requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pairs = pair_up(victim.data.defense, victim.trigger)
+    filter_scores(model, filters(model), pairs.triggered, pairs.labels)
+    validate(model, pairs)
+    assert same(before, model)
+    assert model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Steep(nn.Module):
+    """Answers with numbers, and has no gradient there."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        answers = self.conv(images).mean((2, 3))
+        return answers + (0 * answers).sqrt()
+
+
+def test_gradients_that_are_nan_rank_no():
+    """... filters: of NaN, the largest is the first, and `paper` would remove one layer's filters in order."""
+    model = Steep()
+    with pytest.raises(InputError, match=r"^the gradient of the unlearning loss is not finite, so it ranks no filter\.$"):
+        filter_scores(model, filters(model), torch.rand(8, 3, 6, 6), torch.arange(8) % 4)
+
+
+@pytest.mark.parametrize(("trigger", "words"), [
+    (lambda x: x[:, :, 1:], "the trigger changed the images' shape"),
+    (lambda x: x + 0.5, "the trigger left the pixel range"),
+    (lambda x: x * torch.nan, "the trigger left the pixel range"),
+])
+def test_bad_triggers(data, trigger, words):
+    with pytest.raises(InputError, match=words):
+        pair_up(data.test, trigger)
+
+
+# --- recipe `paper` on a scripted model: every number of the rounds is chosen by hand ---
+
+FOUND = Filters([Layer("conv", None, 20, 0, (1, 1, 1))])
+PAIRS = Pairs(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long))
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Run `paper` with scripted validation figures; scores always favour the same filters in the same order."""
+
+    def run(figures, **settings):
+        model = nn.Sequential()
+        model.conv = nn.Conv2d(1, 20, 1)
+        run.before = model.conv.weight.clone()
+        remaining = iter(figures)
+        monkeypatch.setattr(recipes, "validate", lambda *_: recipes.Validation(*next(remaining)))
+        monkeypatch.setattr(recipes, "filter_scores", lambda *_: (torch.arange(20.0), 1.0))
+        return model, paper(model, FOUND, PAIRS, PAIRS, progress=False, **settings)
+
+    return run
+
+
+def test_removed_filters_are_never_picked_again(script):
+    """Fault 2 of the released code: without a mask it re-picked dead filters (34 of 40 rounds)."""
+    model, result = script([(1.0, 0, 30 - i) for i in range(20)])
+    assert result.mask.positions == list(range(19, 0, -1)), "the scores always favour filter 19"
+    assert result.stopped == "one filter was left"
+    assert (model.conv.weight[1:] == 0).all() and (model.conv.weight[0] != 0).all()
+
+
+def test_stops_after_patience_and_returns_to_the_best_round(script):
+    losses = [9, 8, 5, 6, 6, 6]
+    model, result = script([(1.0, 0, loss) for loss in losses], patience=3)
+    assert result.stopped == "3 rounds without a lower validation loss"
+    assert result.mask.positions == [19, 18], "two rounds led to the lowest loss"
+    assert len(result.history) == 6, "the rounds that were taken back stay in the history"
+    assert torch.equal(model.conv.weight[:18], script.before[:18]), "a filter taken back has its weights again"
+    assert (model.conv.weight[18:] == 0).all()
+
+
+def test_rounds_cost_no_test_images_and_no_copies(victim, monkeypatch):
+    """Fault 7 of the released code: the whole test set, twice, and a deep copy of the model every round."""
+    images = draw_defense_images(victim.data.defense, 5)
+    train, validation = (pair_up(part, victim.trigger) for part in images)
+    model, seen = copy.deepcopy(victim.model), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    found = filters(model, train.clean[:1])
+    monkeypatch.setattr(copy, "deepcopy", lambda *_: pytest.fail("a round copied the model"))
+    seen.clear()
+    result = paper(model, found, train, validation, progress=False)
+    rounds = len(result.history) - 1
+    assert sum(seen) == rounds * len(train.labels) + (rounds + 1) * 2 * len(validation.labels)
+
+
+def test_too_few_images_are_never_dropped_in_silence(data):
+    """Fault 5 of the released code: classes with at most spc images vanished."""
+    few = ImageSet(data.defense.images[:44], data.defense.labels[:44], data.defense.classes)
+    assert len(draw_defense_images(few, 10).train) == 36  # 11 of each class are enough
+    with pytest.raises(InputError, match="class 'north west' has 11"):
+        draw_defense_images(few, 12)
+
+
+def test_the_victims_backdoor_goes(victim):
+    images = draw_defense_images(victim.data.defense, 10)
+    train, validation = (pair_up(part, victim.trigger) for part in images)
+    model = copy.deepcopy(victim.model)
+    before = victim.evaluate(model)
+    outcome = paper(model, filters(model, train.clean[:1]), train, validation, score="gate", progress=False)
+    assert isinstance(outcome.mask, FilterMask)
+    after = victim.evaluate(model)
+    assert after.asr < before.asr / 2
+    assert outcome.history[len(outcome.mask.positions)]["val_acc"] > outcome.history[0]["val_acc"] - 0.1

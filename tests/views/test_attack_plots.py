@@ -1,0 +1,179 @@
+"""What notebooks 00 and 01 lean on: their figures, the short training, the measured tables, the own picture."""
+
+import re
+
+import pandas as pd
+import pytest
+import torch
+from conftest import shown
+from PIL import Image
+
+from gradprune.attacks import make_trigger, poison
+from gradprune.attacks.training import TrainingResult
+from gradprune.base.errors import InputError
+from gradprune.cli.doctor import Check
+from gradprune.datasets import ImageSet
+from gradprune.evaluation import Metrics, evaluate
+from gradprune.lessons.runtime import attacking, start
+from gradprune.models import build
+from gradprune.views.figures import attack_plots
+
+RATES = pd.DataFrame([(0.0, 0, 0, 0.99, 0.01), (0.0, 1, 0, 0.97, 0.03), (0.1, 0, 40, 0.98, 0.95), (0.1, 1, 40, 0.96, 0.97)],
+                     columns=["rate", "seed", "poisoned_images", "acc", "asr"])
+
+
+def test_poisoned_images_tell_how_many_and_the_new_label(data):
+    poisoned = poison(data.train, make_trigger("badnets"), 1, 0.1)
+    picture = attack_plots.poisoned_images(data.train, poisoned)
+    assert picture.summary.startswith("40 of 400 training images (10.0%) now carry the trigger and the label “north east”")
+    texts = shown(picture)
+    assert sum("north east" in text for text in texts) == 6, "each shown image has the new label below"
+    assert {"north west", "south west", "south east"} <= set(texts), "each class once before another comes twice"
+    shifted = poison(data.train, make_trigger("badnets"), None, 0.1, label_map="all_to_all")
+    assert "label of the next class" in attack_plots.poisoned_images(data.train, shifted).summary
+    with pytest.raises(InputError, match="no image was poisoned"):
+        attack_plots.poisoned_images(data.train, poison(data.train, make_trigger("badnets"), 1, 0.0))
+
+
+class Reads(torch.nn.Module):
+    """Answers the class that the first pixel names, or class 1 where the last pixel is white."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        said = (images[:, 0, 0, 0] * 255).round().long()
+        said = torch.where((images[:, 0, -1, -1] > 0.9) & (said != 2), torch.ones_like(said), said)
+        return torch.nn.functional.one_hot(said, 4).float() + self.anchor
+
+
+def test_counting_counts_by_hand():
+    # labels 0 1 2 3, clean answers 0 1 2 0: ACC 3 of 4. Triggered: 0 -> 1, 1 is the target, 2 resists, 3 -> 1: ASR 2 of 3, RA 1 of 3
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor([0, 1, 2, 0], dtype=torch.uint8)
+    four = ImageSet(images, torch.arange(4), ("a", "b", "c", "d"))
+    trigger = make_trigger("badnets", size=1, margin=0, color="white")
+    picture = attack_plots.counting(Reads(), four, trigger, 1)
+    assert "ACC: 3 of 4" in picture.summary and "ASR: 2 of 3" in picture.summary and "RA: 1 of 3" in picture.summary
+    assert "the “b” (–) counts in neither" in picture.summary
+    texts = shown(picture)
+    assert {"ACC 75%", "ASR 67%", "RA 33%"} <= set(texts)
+    metrics = evaluate(Reads(), four, trigger, 1)
+    assert metrics == Metrics(3 / 4, 2 / 3, 1 / 3), "the figure counts as evaluate does"
+    with pytest.raises(InputError, match="another class than the target"):
+        attack_plots.counting(Reads(), four.subset(torch.tensor([1])), trigger, 1)
+
+
+def test_poison_rates_tell_the_mean_and_the_own_point():
+    picture = attack_plots.poison_rates(RATES, {0.05: Metrics(0.9, 0.5, 0.4)})
+    assert "ASR rose from 2.0% to 96.0%" in picture.summary and "first passed 90% at 10.0%" in picture.summary
+    assert "ACC stayed within 97.0% and 98.0%" in picture.summary and "yours at 5.0%: ACC 90.0%" in picture.summary
+    assert any("★ yours" in text for text in shown(picture))
+    never = attack_plots.poison_rates(RATES[RATES["rate"] == 0])
+    assert "never passed 90%" in never.summary
+    with pytest.raises(InputError, match="empty"):
+        attack_plots.poison_rates(RATES[:0])
+
+
+def test_answer_maps_name_the_strongest_moves():
+    one, every = torch.zeros(3, 3), torch.eye(3).roll(1, 1)
+    one[:, 2] = 1
+    picture = attack_plots.answer_maps({"all-to-one": one, "all-to-all": every}, ("x", "y", "z"))
+    assert "all-to-one: 100% of “x” become “z”, 100% of “y” become “z”" in picture.summary
+    assert "all-to-all: 100% of “x” become “y”, 100% of “y” become “z”" in picture.summary
+    shown(picture)
+    with pytest.raises(InputError, match="must be 3 x 3"):
+        attack_plots.answer_maps({"wrong": torch.eye(2)}, ("x", "y", "z"))
+
+
+# ---- the lesson
+
+
+def test_an_own_trigger_is_held_in_range():
+    trigger = attacking.OwnTrigger(lambda images: images + 0.7)
+    assert trigger(torch.rand(2, 3, 8, 8)).max() == 1
+
+
+def test_answers_are_counted_by_class(data):
+    model = build("preact_resnet", 4, width=4, blocks=(1,))
+    counts = attacking.answer_counts(model, data.test, make_trigger("badnets"))
+    assert counts.shape == (4, 4) and counts.sum(1).tolist() == torch.bincount(data.test.labels).tolist()
+    assert torch.allclose(attacking.answer_shares(counts).sum(1), torch.ones(4))
+    rows = pd.DataFrame([(t, a, int(counts[t, a])) for t in range(4) for a in range(4)], columns=["true", "answer", "images"])
+    assert torch.allclose(attacking.answer_shares(rows).float(), attacking.answer_shares(counts).float())
+
+
+def test_the_tables_are_there_and_agree_with_themselves():
+    rates = attacking.table("poison_rate")
+    assert sorted(rates["rate"].unique()) == list(attacking.RATES) and set(rates["seed"]) == set(attacking.SEEDS)
+    assert len(rates) == len(attacking.RATES) * len(attacking.SEEDS)
+    assert (rates.groupby("rate")["asr"].mean() > 0.9).any(), "the question of notebook 01 has an answer"
+    assert rates[["acc", "asr", "ra"]].to_numpy().min() >= 0 and (rates["asr"] + rates["ra"] <= 1 + 1e-6).all()
+    maps = attacking.table("label_maps")
+    for _, rows in maps.groupby("label_map"):
+        assert len(rows) == 144 and rows["images"].sum() == 2400
+    with pytest.raises(InputError, match="no measured table"):
+        attacking.table("weather")
+
+
+def test_the_short_training_goes_on_from_the_honest_model(monkeypatch, capsys):
+    monkeypatch.setenv("GRADPRUNE_MODE", "ci")
+    images = attacking.load("signs").train.subset(torch.arange(300))
+    model = attacking.train_on(images, progress=False)
+    assert not model.training
+    assert re.match(r"Trained on from the honest model: 1 epochs, 200 images, \d+ s\.", capsys.readouterr().out)
+
+
+def test_a_full_training_starts_from_nothing_and_sees_all(monkeypatch, data, capsys):
+    seen = []
+    monkeypatch.setattr(attacking, "fit", lambda model, images, **settings: seen.append((model, images, settings)) or
+                        TrainingResult(model, [{}] * 3, 1.0, interrupted=True))
+    model = attacking.train_on(data.train, seed=5, full=True, progress=False)
+    fresh = build(num_classes=4, **attacking.DEFAULT_MODEL, seed=5)
+    assert all(torch.equal(mine, new) for mine, new in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True))
+    assert seen == [(model, data.train, {"seed": 5, "progress": False})]
+    assert capsys.readouterr().out == "Trained from nothing, cut short: 3 epochs, 400 images, 1 s.\n"
+
+
+def test_the_script_measures_what_the_shipped_tables_hold(victim, tmp_path, monkeypatch):
+    """On small data, with a model that obeys in place of the trainings."""
+    trained = []
+    monkeypatch.setattr(attacking, "load", lambda name: victim.data)
+    monkeypatch.setattr(attacking, "TARGET", victim.target)
+    monkeypatch.setattr(attacking, "train_on", lambda images, full, seed=0: trained.append((images, full)) or victim.model)
+    attacking.main(["--out", str(tmp_path)])
+    rates, maps = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("poison_rate", "label_maps"))
+    assert list(rates) == list(attacking.table("poison_rate")) and list(maps) == list(attacking.table("label_maps"))
+    assert list(zip(rates["seed"], rates["rate"], strict=True)) == [(s, r) for s in attacking.SEEDS for r in attacking.RATES]
+    assert rates["poisoned_images"].tolist() == [round(rate * 400) for rate in rates["rate"]]
+    assert [full for _, full in trained] == [True] * 2 + [False] * 18, "maps by full trainings, rates by short ones"
+    assert [int((images.labels != victim.data.train.labels).sum()) for images, _ in trained[:2]] == [200, 200]
+    assert maps.groupby(["label_map", "true"])["images"].sum().tolist() == [50] * 8
+
+
+def test_own_pictures(tmp_path, data):
+    judge, like = build("preact_resnet", 4, width=4, blocks=(1,)), data.test
+    drawn = attacking.own_picture(None, judge, like)
+    assert len(drawn) == 1 and drawn.images.shape == (1, 3, 16, 16) and drawn.classes == like.classes
+    Image.new("RGB", (200, 100), "red").save(tmp_path / "wide.png")
+    assert attacking.own_picture(tmp_path / "wide.png", judge, like).images[0, :, 8, 8].tolist() == [255, 0, 0]
+    Image.new("RGBA", (30, 30), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert attacking.own_picture(str(tmp_path / "clear.png"), judge, like).images.min() == 255, "transparent turns white"
+    Image.new("L", (40, 40), 100).save(tmp_path / "grey.jpg")
+    assert attacking.own_picture(tmp_path / "grey.jpg", judge, like).images.shape == (1, 3, 16, 16)
+    (tmp_path / "text.png").write_text("no picture")
+    for name, words in (("missing.png", "there is no file"), ("text.png", "cannot be read as a picture"), (".", "cannot be read")):
+        with pytest.raises(InputError, match=words):
+            attacking.own_picture(tmp_path / name, judge, like)
+
+
+def test_the_checklist_says_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(start.doctor, "checks", lambda: [
+        Check("Python", True, "3.12"), Check("packages", True, ", ".join(f"package-{n} 1.0" for n in range(20))),
+        Check("memory", "warn", "1.0 GB free", "Close other programs."), Check("cache", False, "cannot write", "Set a folder.")])
+    start.checklist()
+    told = capsys.readouterr().out
+    assert "✔ Python: 3.12" in told and "! memory: 1.0 GB free What to do: Close other programs." in told
+    assert "✘ cache: cannot write What to do: Set a folder." in told and "To be mended: cache." in told
+    assert "package-0 1.0" in told and "package-19" not in told

@@ -1,0 +1,266 @@
+"""The comparer of defences: its numbers are counted by hand, it is honest about seeds and lost cells, and it cleans up."""
+
+import gc
+import weakref
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import row_of, says
+from ipywidgets.widgets.widget import _instances
+from matplotlib.figure import Figure
+
+from gradprune.base.errors import InputError
+from gradprune.views import DefenceComparer
+from gradprune.views.figures import comparison
+from gradprune.views.figures.bench_plots import looks
+from gradprune.views.figures.comparison import SORTS, compare, defences_compared, draw_comparison
+from gradprune.views.figures.panel_parts import ERROR_CLASS
+
+ATTACKS = "badnets", "blended", "sig", "sig_clean_label", "low_frequency", "bpp", "wanet", "input_aware", "label_consistent", "trojannn"
+DEFENSES = "grad_prune", "ft", "ft_unlearn", "fine_pruning", "clp", "anp", "nad", "i_bau", "rnp", "ft_sam", "neural_cleanse"
+
+
+def bench(attacks=ATTACKS, defenses=DEFENSES, sizes=(2, 10, 50), seeds=3) -> pd.DataFrame:
+    """A whole bench with plausible figures; clp fails on wanet, rnp on one seed of sig."""
+    draw, rows = np.random.default_rng(0), []
+    for attack in attacks:
+        for place, name in enumerate(defenses):
+            for spc in sizes:
+                for seed in range(seeds):
+                    broken = (name, attack) == ("clp", "wanet") or (name, attack, seed) == ("rnp", "sig", 1)
+                    acc, asr, ra = 0.95 - draw.uniform(0, 0.2) / spc, draw.uniform(0, 0.09 * place + 0.05), draw.uniform(0.2, 0.9)
+                    rows.append(row_of(attack, name, spc, seed, acc, asr, ra, "ValueError: no BatchNorm" if broken else "",
+                                       seconds=1 + place * draw.uniform(0.5, 2)))
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return bench()
+
+
+@pytest.fixture
+def panel(table, monkeypatch):
+    monkeypatch.setenv("GRADPRUNE_STRICT", "1")
+    made = DefenceComparer(table)
+    yield made
+    made.close()
+
+
+def choose(control: widgets.Widget, value) -> None:
+    """Choose the way the browser does."""
+    control.set_state({"index": [option[1] for option in control.options].index(value)})
+
+
+def family(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from family(child)
+
+
+# ---- the numbers
+
+
+def test_mean_and_spread_by_hand():
+    rows = [row_of(seed=0, acc=0.9), row_of(seed=1, acc=0.8), row_of(seed=2, acc=0.88), row_of("sig", seed=0, acc=0.5),
+            row_of("sig", seed=1, acc=0.6), row_of("sig", seed=2, acc=0.7), row_of(spc=10, acc=0.1)]
+    one = compare(pd.DataFrame(rows), "badnets", 2, "acc")
+    assert (one.lines.loc["ft", "mean"], one.lines.loc["ft", "spread"]) == pytest.approx((0.86, 0.05))
+    assert (one.attacks, one.seeds, one.cells, one.given) == (1, 3, 3, pytest.approx(0.95))
+    every = compare(pd.DataFrame(rows), None, 2, "acc").lines.loc["ft"]
+    assert every["values"] == pytest.approx([0.7, 0.7, 0.79])  # a seed's value is the mean over attacks
+    assert (every["mean"], every["spread"]) == pytest.approx((0.73, 0.045))
+
+
+@pytest.mark.parametrize(("metric", "first", "given"), [("acc", "b", 0.95), ("asr", "a", 0.99), ("ra", "b", 0.01),
+                                                        ("der", "b", 0.5), ("seconds", "a", None)])
+def test_the_best_is_on_top(metric, first, given):
+    rows = [row_of(defense="a", acc=0.5, asr=0.0, ra=0.1, seconds=1), row_of(defense="b", acc=0.9, asr=0.1, ra=0.8, seconds=2)]
+    found = compare(pd.DataFrame(rows), metric=metric)
+    assert list(found.lines.index) == [first, {"a": "b", "b": "a"}[first]]
+    assert found.given == given
+    assert f" 1 seed: {first} " in draw_comparison(found).summary
+
+
+def test_orders():
+    rows = [row_of(defense=name, seed=seed, acc=acc) for name, accs in {"b": (0.5, 0.9), "a": (0.4, 0.41), "c": (0.2, 0.4)}.items()
+            for seed, acc in enumerate(accs)]
+    orders = {sort: "".join(compare(pd.DataFrame(rows), metric="acc", sort=sort).lines.index) for sort in SORTS}
+    assert orders == {"best first": "bac", "steadiest first": "acb", "by name": "abc"}
+
+
+# ---- the sentence
+
+
+def contest(first: tuple, second: tuple, metric="acc") -> str:
+    rows = [row_of(defense=name, seed=seed, **{metric: value}) for name, values in (("one", first), ("two", second))
+            for seed, value in enumerate(values)]
+    return defences_compared(pd.DataFrame(rows), metric=metric).summary
+
+
+def test_a_lead_within_the_spreads_is_none():
+    close, clear = contest((0.90, 0.94, 0.92), (0.89, 0.93, 0.91)), contest((0.90, 0.92, 0.91), (0.80, 0.82, 0.81))
+    assert "one 92.0% ± 2.0, then two 91.0% ± 2.0; the lead of 1.0 points is not larger than both spreads together (4.0" in close
+    assert close.endswith("these seeds do not decide.")
+    assert "one 91.0% ± 1.0, then two 81.0% ± 1.0; the lead of 10.0 points is larger than both spreads together (2.0" in clear
+    assert "decide" not in clear
+    assert "Lowest mean seconds" in contest((1.0, 2.0, 1.5), (5.0, 6.0, 5.5), "seconds")
+    assert "the lead of 4 s is larger than both spreads together (1 s)" in contest((1.0, 2.0, 1.5), (5.0, 6.0, 5.5), "seconds")
+
+
+def test_fewer_than_three_seeds_decide_nothing():
+    assert contest((0.9,), (0.1,)).endswith("one seed has no spread and decides nothing.")
+    assert contest((0.9, 0.91), (0.1, 0.11)).endswith("two seeds hardly have a spread and decide nothing.")
+
+
+def test_a_low_asr_is_told_with_its_ra():
+    told = defences_compared(pd.DataFrame([row_of(asr=0.0, ra=0.2), row_of(defense="nad", asr=0.1)]), metric="asr").summary
+    assert "ft 0.0% (its RA 20.0%), then nad 10.0%;" in told
+
+
+def test_lost_cells_keep_a_defence_out_of_the_contest():
+    rows = [row_of(attack, name, seed=seed, acc=acc) for attack in ("badnets", "sig") for seed in (0, 1)
+            for name, acc in (("ft", 0.8), ("nad", 0.7), ("clp", 0.95), ("anp", 0.9))]
+    table = pd.DataFrame(rows)
+    table.loc[(table["defense"] == "clp") & (table["attack"] == "sig"), "error"] = "broke"  # fails on the hard one
+    table = table[(table["defense"] != "anp") | (table["seed"] == 0)]  # a seed was never run
+    found = compare(table, metric="acc")
+    assert found.lines["lost"].to_dict() == {"clp": 2, "anp": 2, "ft": 0, "nad": 0}
+    picture = draw_comparison(found)
+    assert "2 seeds: ft 80.0% ± 0.0, then nad" in picture.summary
+    assert picture.summary.endswith("2 defences with lost cells left out.")
+    texts = [text.get_text() for text in picture.figure.axes[0].texts]
+    assert "95.0% ± 0.0 (2 of 4 lost)" in texts
+    assert "90.0% (2 of 4 lost)" in texts
+
+
+def test_defences_without_any_figure_keep_their_row():
+    table = pd.DataFrame([row_of(), row_of(defense="clp", error="broke"), row_of("sig", "anp"), row_of("sig", "clp")])
+    picture = defences_compared(table, "badnets")
+    assert [label.get_text() for label in picture.figure.axes[0].get_yticklabels()] == ["ft", "clp", "anp"]
+    assert {"failed", "not run"} <= {text.get_text() for text in picture.figure.axes[0].texts}
+    assert says(picture.summary, "Highest", "DER", "badnets", "2 images", "1 seed", "ft 92.0%", "2 defences with lost cells")
+    none = pd.DataFrame([row_of(error="broke"), row_of("sig")])
+    assert says(defences_compared(none, "badnets").summary, "DER", "badnets", "2 images", "no defence has all 1 cell")
+
+
+def test_each_seed_is_a_point_in_the_colour_of_its_defence(table):
+    found = compare(table, "sig", 10, "ra")
+    ax = draw_comparison(found).figure.axes[0]
+    points = [collection for collection in ax.collections if len(collection.get_offsets())]
+    assert [len(part.get_offsets()) for part in points] == [len(values) for values in found.lines["values"]]
+    for row, (part, (name, line)) in enumerate(zip(points, found.lines.iterrows(), strict=True)):
+        assert part.get_offsets().tolist() == [[pytest.approx(value), row] for value in line["values"]]
+        assert found.looks[name] == looks(table)[name]
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"attack": "badnet"}, "Unknown attack 'badnet'; did you mean badnets"), ({"metric": "acb"}, "Unknown metric 'acb'"),
+    ({"sort": "worst first"}, "Unknown order"), ({"spc": 3}, "no cell of any attack at spc 3")])
+def test_bad_questions_are_told(table, settings, message):
+    with pytest.raises(InputError, match=message):
+        defences_compared(table, **settings)
+
+
+# ---- the panel
+
+
+def test_the_panel_shows_what_the_figure_shows(panel, table):
+    assert panel.sentence == defences_compared(table).summary
+    for control, value in ((panel.attack, "wanet"), (panel.spc, 50), (panel.metric, "seconds"), (panel.sort, "by name"),
+                           (panel.metric, "asr"), (panel.attack, "")):
+        image = panel.figure.value
+        choose(control, value)
+        state = panel.state()
+        expected = defences_compared(table, state.attack or None, state.spc, state.metric, state.sort)
+        assert panel.sentence == expected.summary == panel.picture.summary
+        assert panel.sentence.split("; the lead")[0] in panel.summary.value.replace("&#x27;", "'")
+        assert panel.figure.value != image
+    heights = {compare(table, attack).lines.shape[0] for attack in (None, *ATTACKS)}
+    assert heights == {len(DEFENSES)}  # the page below never moves
+
+
+def test_one_change_is_drawn_once(panel, monkeypatch):
+    drawn, real = [], panel.draw
+    monkeypatch.setattr(panel, "draw", lambda computed: drawn.append(1) or real(computed))
+    for control, value in ((panel.attack, "sig"), (panel.metric, "acc"), (panel.sort, "by name"), (panel.spc, 10)):
+        drawn.clear()
+        choose(control, value)
+        assert drawn == [1]
+
+
+def test_controls_are_described_and_come_before_the_picture(panel):
+    order = list(family(panel))
+    controls = [widget for widget in order if isinstance(widget, widgets.ToggleButtons | widgets.SelectionSlider)]
+    assert [control.description for control in controls] == ["Attack", "Images", "Figure", "Order"]
+    assert order.index(controls[-1]) < order.index(panel.figure) < order.index(panel.summary)
+    assert "gradprune-panel" in panel._dom_classes
+
+
+def test_the_table_stays_as_it_is(table):
+    before = table.copy()
+    panel = DefenceComparer(table)
+    choose(panel.metric, "ra")
+    panel.close()
+    pd.testing.assert_frame_equal(table, before)
+
+
+def test_an_error_turns_red_and_is_raised_under_strict_alone(panel, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(panel, "compute", lambda state: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            choose(panel.metric, "acc")
+        patch.setenv("GRADPRUNE_STRICT", "0")
+        choose(panel.metric, "asr")
+        assert f'class="{ERROR_CLASS}"' in panel.error.value
+    choose(panel.metric, "ra")
+    assert panel.error.value == ""
+
+
+@pytest.mark.parametrize("rows", [bench(("badnets",), ("ft", "nad"), (2,), 1), bench(("badnets", "wanet"), ("clp", "ft"), (2,), 2),
+                                  pd.DataFrame([row_of(seed=7)])], ids=["one seed", "a failure", "one cell"])
+def test_small_tables(rows, monkeypatch):
+    monkeypatch.setenv("GRADPRUNE_STRICT", "1")
+    panel = DefenceComparer(rows)
+    for control in (panel.attack, panel.spc, panel.metric, panel.sort):
+        for _, value in control.options:
+            choose(control, value)
+            assert panel.sentence
+    panel.close()
+
+
+@pytest.mark.parametrize(("given", "message"), [("badnets", "takes a table of cells .*got str"), (pd.DataFrame(), "lacks the columns"),
+                                                (pd.DataFrame([row_of(error="broke")]), "all 1 cells have failed")])
+def test_what_is_no_table_is_told(given, message):
+    alive = set(_instances)
+    with pytest.raises(InputError, match=message):
+        DefenceComparer(given)
+    assert set(_instances) == alive
+
+
+def test_closing_leaves_nothing(table):
+    gc.collect()
+    before = set(_instances)
+    panel = DefenceComparer(table)
+    choose(panel.attack, "sig")
+    control = panel.attack
+    panel.close()
+    assert set(_instances) == before
+    assert not control._trait_notifiers.get("value")
+    panel.close()  # twice does no harm
+    gone = weakref.ref(panel)
+    del panel, control
+    gc.collect()
+    assert gone() is None
+    assert not [thing for thing in gc.get_objects() if type(thing) is Figure and thing.axes]
+
+
+def test_the_static_figure_needs_no_ipywidgets(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    monkeypatch.delitem(sys.modules, comparison.__name__)
+    from gradprune.views.figures.comparison import defences_compared as again
+    assert again(bench(("badnets",), ("ft",), (2,), 1)).summary
