@@ -30,7 +30,7 @@ from gradprune.pruning import (
     unpaired,
 )
 from gradprune.pruning.changes import every_wave
-from gradprune.pruning.consistency import settle
+from gradprune.pruning.consistency import settle, step_back
 
 repairing = importlib.import_module("gradprune.defenses.repair")
 
@@ -139,6 +139,15 @@ def test_the_loss_by_hand(victim, images, monkeypatch):
         wanted, now = (given(pictures).log_softmax(1) for pictures in (images, dark))
     by_hand = (wanted.exp() * (wanted - now)).sum(1).mean()  # the clean term is 0: the model is its own teacher
     assert found.item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_a_step_back_is_a_share_of_the_way():
+    given, mended = nn.Linear(3, 2), nn.Linear(3, 2)
+    by_hand = [0.75 * new + 0.25 * old for new, old in zip(mended.parameters(), given.parameters(), strict=True)]
+    step_back(mended, given, 0.25)
+    assert all(torch.allclose(one, two) for one, two in zip(mended.parameters(), by_hand, strict=True))
+    step_back(mended, given, 1.0)
+    assert all(torch.equal(one, two) for one, two in zip(mended.parameters(), given.parameters(), strict=True))
 
 
 def how_much(model, images, change):
