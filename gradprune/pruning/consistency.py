@@ -35,7 +35,7 @@ CONSISTENCY: dict[str, Any] = {
     "searched": 0.5,     # share of the parts for which the content is searched on
     "search_steps": 6,   # signed gradient steps of a search
     "toward": 0.7,       # share of the searches that lead to a class, drawn at random; the others lead away
-    "back": 0.1,         # share of the way back to the given weights at the end: accuracy returns before a backdoor does
+    "back": 0.1,         # share of the way back to the given weights at the end: accuracy returns first
     "settle": 20,        # passes over clean views and mixes, from which BatchNorm takes its statistics at the end
 }
 
