@@ -198,6 +198,7 @@ def _tensors(output: Any) -> list[Tensor]:
     """All tensors in a model's output, however it is wrapped."""
     if isinstance(output, Tensor):
         return [output]
+    output = vars(output) if hasattr(output, "__dict__") and not isinstance(output, dict) else output
     parts = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
     return [tensor for part in parts for tensor in _tensors(part)]
 
