@@ -81,7 +81,7 @@ def check_model(model: Any, whole: bool = False) -> None:
     require(whole or not isinstance(model, torch.jit.ScriptModule),
             "the model is a TorchScript program, whose layers cannot be changed: give the network it was made from.")
     tensors = [*model.parameters(), *model.buffers()]
-    require(not any(map(is_lazy, tensors)), "the model has lazy layers that have seen no image yet: run it once on one, "
+    require(not any(map(is_lazy, tensors)), "the model has lazy layers that have seen no image yet: run it once on one "
                                             "or load its weights.")
     require(not any(tensor.is_meta for tensor in tensors), "the model lies on the device 'meta', where tensors have no "
                                                            "numbers: make it on a real one and load its weights.")
@@ -143,8 +143,8 @@ def answers(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     device = device_of(model)
     try:
         with evaluating(model), torch.inference_mode():
-            return halving(lambda size: torch.cat([  # copies, since a stranger's forward() may normalise them in place
-                _logits(model(batch.to(device, copy=True)), len(batch)) for batch in images.split(size)]), batch_size)
+            return halving(lambda size: torch.cat([_logits(model(_own(batch, device)), len(batch))
+                                                   for batch in images.split(size)]), batch_size)
     except Exception as error:  # a stranger's forward() may raise anything
         if isinstance(error, InputError | MemoryError) or "memory" in str(error):
             raise
@@ -156,12 +156,17 @@ def answers(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
         raise InputError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {kind}{error}") from error
 
 
+def _own(images: Tensor, device: torch.device) -> Tensor:
+    """A copy of the images, as torch lays tensors out: a stranger's forward() may normalise in place, and use view()."""
+    return images.to(device, copy=True, memory_format=torch.contiguous_format)
+
+
 def _logits(output: Any, rows: int) -> Tensor:
     """What a model returned, if it is one row of logits an image."""
     shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     require(rows > 1 or not isinstance(output, Tensor) or output.ndim != 1,
-            f"the model must return logits (N, classes) of a single image, too, got {shape}: does its squeeze() take the "
-            "batch away? Write flatten(1).")
+            f"the model must return logits (N, classes) of a single image, too, got {shape}: does its squeeze() take "
+            "the batch away? Write flatten(1).")
     require(isinstance(output, Tensor) and output.ndim == 2, f"the model must return logits (N, classes), got {shape}: "
                                                              "wrap it so that it returns these alone.")
     require(output.layout is torch.strided and not output.is_complex() and output.shape[1] > 1,
