@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from gradprune import __version__, cli_bench, cli_data, cli_inspect, cli_models, cli_repair, cli_scan, cli_zoo
 from gradprune.errors import InputError, require
-from gradprune.screen import Json, more, progress, rooms, say, show, table
+from gradprune.screen import Json, more, progress, rooms, say, show, stand_in_for_closed, table
 
 
 class _Commands(TyperGroup):
@@ -75,6 +75,7 @@ def main() -> None:
 
     Names that the terminal's encoding lacks are spelled out, as errors' are.
     """
+    stand_in_for_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="gradprune")
