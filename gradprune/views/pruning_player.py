@@ -29,7 +29,7 @@ _GIVEN = {"stage": "prune", "round": 0, "layer": None, "index": None}  # a run b
 
 
 class Run(NamedTuple):
-    """A replayed run: its rows, the round that was kept, why each filter was removed, chances (rounds, images, classes)."""
+    """A replayed run: its rows, the round that was kept, why each filter went, chances (rounds, images, classes)."""
 
     rows: Sequence[dict[str, Any]]
     kept: int
