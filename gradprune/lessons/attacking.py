@@ -59,7 +59,7 @@ class OwnTrigger(Trigger):
 def train_on(images: ImageSet, *, seed: int = 0, full: bool | None = None, progress: bool = True) -> nn.Module:
     """Train a model on a (poisoned) set of signs and say in one line what was done; returns it in eval mode.
 
-    full: from scratch, on all images, as the shipped models were; otherwise further from the shipped honest model, on the
+    full: from scratch, on all images, as the shipped models were; otherwise from the shipped honest model, on the
     first 2,000 images and on one thread, so that all see the same. By default what the mode says; mode "ci" is
     shorter still.
     """
