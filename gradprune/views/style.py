@@ -7,7 +7,7 @@ of Paul Tol's; each comes with a marker and a line style, so that no figure depe
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import matplotlib
 import numpy as np
@@ -152,7 +152,7 @@ def draw_lines(ax: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence
     else:
         ax.set_ylim(bottom=0)
     ends = [values[-1] for values, _ in series.values()]
-    high = _LINE * ax.get_figure().dpi / 72 / ax.bbox.height  # a name, as a share of the axis: much in a low panel
+    high = _LINE * cast(Figure, ax.figure).dpi / 72 / ax.bbox.height  # a name, as a share: much in a low panel
     gap = min(max(0.12, high), 1 / len(ends))
     for height, (name, (_, mark)) in zip(spread(ends, *ax.get_ylim(), gap), series.items(), strict=True):
         ax.annotate(name, (x[-1], height), (10, 0), textcoords="offset points", va="center", color=mark.color,
