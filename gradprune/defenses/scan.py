@@ -81,7 +81,7 @@ def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, thr
     Raises InputError for bad arguments, too few images, or fewer than three classes.
     """
     positive(threshold=threshold)
-    work = Work(model, clean, None, spc, seed)
+    work = Work(model, clean, None, spc, seed, searches=True)
     require(work.classes >= 3, f"an outlier needs at least 3 classes, the model has {work.classes}.")
     names = tuple(clean.classes) + tuple(f"class {label}" for label in range(len(clean.classes), work.classes))
     images = torch.cat([work.train.clean, work.validation.clean])
