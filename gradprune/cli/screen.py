@@ -1,16 +1,20 @@
 """How the command line speaks: help texts, tables, sentences, JSON."""
 
 import json
+import os
 import re
 import sys
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 import gradprune
+from gradprune.base.errors import InputError
+
+_FOLDED = 8  # letters, the least for a column whose words may be broken
 
 FIGURES = """What the figures mean; all are shares of test images:
 
@@ -39,12 +43,45 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 def show(as_json: bool, told: dict[str, Any], *parts: Table | str, kept: str = "") -> None:
     """Tables and sentences to stdout; with JSON, to stderr. Where a run was interrupted, say what is kept."""
     console = Console(stderr=as_json)
-    for part in parts:
-        say(console, part) if isinstance(part, str) else console.print(part)
-    if as_json:  # a stranger's card may hold NaN, which is no JSON: it becomes null
-        print(json.dumps(json.loads(json.dumps(told), parse_constant=lambda _: None), allow_nan=False))
+    try:
+        for part in parts:
+            say(console, part) if isinstance(part, str) else _lay_out(console, part)
+        if as_json:  # a stranger's card may hold NaN, which is no JSON: it becomes null
+            print(json.dumps(json.loads(json.dumps(told), parse_constant=lambda _: None), allow_nan=False))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        _give_up_stdout()
+    except OSError as error:
+        _give_up_stdout()
+        raise InputError(f"the work is done, but its results cannot be printed: {error.strerror or error}.") from None
     if told.get("interrupted"):
         raise KeyboardInterrupt(kept)
+
+
+def _give_up_stdout() -> None:
+    """Let what still waits to be printed go nowhere: Python tries again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def stand_in_for_closed() -> None:
+    """Give a closed stdout or stderr (`>&-`) a place that takes everything; Python has None there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # to the end
+
+
+def _lay_out(console: Console, sheet: Table) -> None:
+    """Print a table, or a line for each of its rows where the window is so narrow that figures would be cut off."""
+    def least(column: Column) -> int:
+        widest = max(console.measure(cell).minimum for cell in (column.header, *column.cells))
+        return min(widest, _FOLDED) if column.overflow == "fold" else widest
+
+    if sum(least(column) + 3 for column in sheet.columns) < console.width:
+        console.print(sheet)
+        return
+    heads = [str(column.header) for column in sheet.columns]
+    for name, *cells in zip(*(column.cells for column in sheet.columns), strict=True):
+        say(console, f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in zip(heads[1:], cells, strict=True)))
 
 
 def say(console: Console, sentence: str) -> None:

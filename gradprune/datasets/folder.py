@@ -157,7 +157,7 @@ def decode(source: Path | BinaryIO, size: int) -> tuple[np.ndarray, bool, bool]:
             turned = False
             with suppress(Exception):  # damaged notes of a camera hinder nobody
                 turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return np.asarray(rgb).transpose(2, 0, 1), colour, turned
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), colour, turned
 
 
 def eight_bits(picture: Image.Image) -> Image.Image:

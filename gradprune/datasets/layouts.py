@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import InputError, listed, require
 from gradprune.base.paths import read_bytes
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
@@ -185,10 +185,20 @@ def _by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Pictur
     found = []
     for label, name in enumerate(classes):
         pictures = _of_class(root, folder / name)
-        require(bool(pictures) or name not in names, f"class {readable(name)!r} is empty: there is no picture in "
-                                                     f"{folder / name} ({', '.join(ENDINGS)}).")
+        require(bool(pictures) or name not in names,
+                f"class {readable(name)!r} is empty: there is no picture in {folder / name} ({', '.join(ENDINGS)})"
+                f"{_instead(folder / name)}.")
         found += [(path, label) for path in pictures]
     return found
+
+
+def _instead(folder: Path) -> str:
+    """What lies in a class without pictures, for the message."""
+    held = _visible(folder)
+    files = sorted({path.suffix.lower() for path in held if path.suffix.lower() in _OTHERS})
+    folders = [readable(path.name) for path in held if path.is_dir()]
+    told = f", only pictures of kinds that are not read ({', '.join(files)}): save them as .png" if files else ""
+    return told or (f", only folders ({listed(folders)}): is each of them a class?" if folders else "")
 
 
 def passed_over(root: Path, layout: Layout) -> list[str]:

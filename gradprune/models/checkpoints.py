@@ -81,7 +81,8 @@ def load_checkpoint(path: str | Path, code: str | None = None) -> tuple[nn.Modul
         model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_TRIGGER)})
     except (RuntimeError, NotImplementedError) as error:
         raise _unfit(path, "model", error) from None
-    return model.eval().to(memory_format=torch.channels_last), card
+    model.eval()  # what it returns may be nothing, where a stranger's train() is asked
+    return model.to(memory_format=torch.channels_last), card
 
 
 def load_learned(path: str | Path, trigger: nn.Module) -> None:

@@ -39,7 +39,8 @@ def export(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     """
     check_export(path)
     require(len(example) >= 2, f"the trace needs two images at least, got {len(example)}.")
-    copied, images = copy.deepcopy(model).cpu().eval(), example.cpu()
+    copied, images = copy.deepcopy(model).cpu(), example.cpu()
+    copied.eval()
     wanted = predict(copied, images)
     write, answers = (_write_onnx, _ask_onnx) if Path(path).suffix == ".onnx" else (_write_pt2, _ask_pt2)
 

@@ -80,6 +80,11 @@ def check_model(model: Any, whole: bool = False) -> None:
     require(isinstance(model, nn.Module), f"the model must be an nn.Module, got {type(model).__name__}.")
     require(whole or not isinstance(model, torch.jit.ScriptModule),
             "the model is a TorchScript program, whose layers cannot be changed: give the network it was made from.")
+    tensors = [*model.parameters(), *model.buffers()]
+    require(not any(map(is_lazy, tensors)), "the model has lazy layers that have seen no image yet: run it once on one "
+                                            "or load its weights.")
+    require(not any(tensor.is_meta for tensor in tensors), "the model lies on the device 'meta', where tensors have no "
+                                                           "numbers: make it on a real one and load its weights.")
 
 
 def check_convolutional(model: nn.Module) -> None:
@@ -92,6 +97,11 @@ def check_convolutional(model: nn.Module) -> None:
     require(not attends or attends[0] < behind or norms < _NORMS,
             "the network is a transformer, whose blocks of attention stand behind its convolutions and have no "
             "filters: the defences and scans here are for convolutional networks.")
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether a parameter or buffer of a lazy layer has no shape yet."""
+    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -133,18 +143,30 @@ def answers(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     device = device_of(model)
     try:
         with evaluating(model), torch.inference_mode():
-            return halving(lambda size: torch.cat([_logits(model(batch.to(device)), len(batch))
+            return halving(lambda size: torch.cat([_logits(model(_own(batch, device)), len(batch))
                                                    for batch in images.split(size)]), batch_size)
     except Exception as error:  # a stranger's forward() may raise anything
         if isinstance(error, InputError | MemoryError) or "memory" in str(error):
             raise
+        kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        require(kinds <= {images.dtype} or "type" not in str(error),
+                f"the model cannot take images of {images.dtype}, since it has weights of "
+                f"{', '.join(sorted(map(str, kinds - {images.dtype})))}: give model.float().")
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         raise InputError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {kind}{error}") from error
+
+
+def _own(images: Tensor, device: torch.device) -> Tensor:
+    """A copy of the images, as torch lays tensors out: forward() may normalise in place, and use view()."""
+    return images.to(device, copy=True, memory_format=torch.contiguous_format)
 
 
 def _logits(output: Any, rows: int) -> Tensor:
     """What a model returned, if it is one row of logits an image."""
     shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    require(rows > 1 or not isinstance(output, Tensor) or output.ndim != 1,
+            f"the model must return logits (N, classes) of a single image, too, got {shape}: does its squeeze() take "
+            "the batch away? Write flatten(1).")
     require(isinstance(output, Tensor) and output.ndim == 2, f"the model must return logits (N, classes), got {shape}: "
                                                              "wrap it so that it returns these alone.")
     require(output.layout is torch.strided and not output.is_complex() and output.shape[1] > 1,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import InputError, listed, require
 from gradprune.base.pickles import look_over
+from gradprune.models.inference import is_lazy
 from gradprune.models.limits import Within
 from gradprune.models.names import under_names_of
 from gradprune.models.preact_resnet import PreActResNet
@@ -150,8 +151,9 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     given = under_names_of(model, given, path)
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in own]
+    lazy = {name for name, tensor in own.items() if is_lazy(tensor)}  # they take any shape
     shapes = [f"{name} {tuple(given[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-              for name in own if name in given and given[name].shape != own[name].shape]
+              for name in own if name in given and name not in lazy and given[name].shape != own[name].shape]
     kinds = [f"{name} {str(given[name].dtype).removeprefix('torch.')}" for name in own
              if name in given and own[name].is_floating_point() > given[name].is_floating_point()]
     wrong = [f"{what}: {listed(names)}" for what, names in
@@ -163,7 +165,8 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
         model.load_state_dict(given, strict=False)  # old files do not count BatchNorm's batches
     except (RuntimeError, NotImplementedError) as error:  # tensors without memory, as of the device "meta"
         raise InputError(f"the weights in {path} do not fit the model: {error}.") from None
-    return model.eval()
+    model.eval()  # what it returns may be nothing, where a stranger's train() is asked
+    return model
 
 
 def _note(model: nn.Module, missing: list[str], unexpected: list[str]) -> str:

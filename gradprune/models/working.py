@@ -29,6 +29,8 @@ def working_copy(model: Net, images: Tensor) -> Net:
         copied = copy.deepcopy(model)
     except Exception as error:  # a stranger's attributes may be anything
         raise InputError(f"the model cannot be copied ({type(error).__name__}: {error}).") from error
+    if _changes(copied, images):
+        copied.register_forward_pre_hook(_OfItsOwn())
     _stands_alone(copied, model, images)
     if not quickest(copied, images):
         copied.register_forward_hook(_LogitsAlone(classes))
@@ -75,11 +77,13 @@ def lay_out(model: nn.Module, wanted: dict[str, bool]) -> None:
 
 def handed_back(copied: Net, model: nn.Module) -> Net:
     """The working copy as its user gets it, in place: in eval mode, its tensors laid out as the given model's are."""
-    for key, hook in list(copied._forward_hooks.items()):
-        if isinstance(hook, _LogitsAlone):
-            del copied._forward_hooks[key]
+    for hooks in (copied._forward_hooks, copied._forward_pre_hooks):
+        for key, hook in list(hooks.items()):
+            if isinstance(hook, _LogitsAlone | _OfItsOwn):
+                del hooks[key]
     lay_out(copied, layout(model))
-    return copied.eval()
+    copied.eval()  # what it returns may be nothing, where a stranger's train() is asked
+    return copied
 
 
 class _LogitsAlone:
@@ -90,6 +94,21 @@ class _LogitsAlone:
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
         return first_logits(output, len(inputs[0]), self.classes) if module.training else output
+
+
+class _OfItsOwn:
+    """A forward pre-hook: the model gets images of its own, which it may change."""
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].clone(), *inputs[1:])
+
+
+def _changes(model: nn.Module, images: Tensor) -> bool:
+    """Whether the model changes the images that it is given, as where it normalises in place."""
+    given = images.clone()
+    with evaluating(model), torch.no_grad():
+        model(given)
+    return not torch.equal(given, images)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

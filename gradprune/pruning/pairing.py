@@ -13,14 +13,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from gradprune.base.errors import InputError, require
 from gradprune.models.inference import evaluating
 
 _SIZES = (32, 64, 224)
-# Steps of the graph that move data and compute nothing.
-_MOVES = ("Permute", "Transpose", "View", "UnsafeView", "ReshapeAlias", "Clone", "Unsqueeze", "Squeeze")
+# Steps of the graph that move data and compute nothing; and those that leave a channel of zeros one of zeros.
+_MOVES = ("Permute", "Transpose", "View", "UnsafeView", "ReshapeAlias", "Clone", "Unsqueeze", "Squeeze", "Mean")
+_KEEP_ZEROS = ("Relu", "LeakyRelu", "RreluWithNoise", "Prelu", "Hardtanh", "Hardswish", "Silu", "Mish", "Gelu", "Elu",
+               "Tanh", "Abs", "MaxPool", "AvgPool", "MkldnnMaxPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Dropout",
+               "NativeDropout", "FeatureDropout", "Upsample", "ConstantPad", "Pad", "ToCopy", "FakeQuantize", "Mul",
+               "Div", "Cat", "ChannelShuffle", "NativeChannelShuffle")
+_MIXING = (_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention)  # layers that make new channels
+_CAST = "ToCopy"  # of weights, under autocast: not the step that uses them
 
 
 class Pairing(NamedTuple):
@@ -63,7 +70,9 @@ def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
         for hook in hooks:
             hook.remove()
     module_of = {node: called.get(node) or owner[id(variable)]
-                 for node in nodes for variable in _variables(node) if id(variable) in owner}
+                 for node in nodes for variable in _variables(node)
+                 if id(variable) in owner and not node.name().startswith(_CAST)}
+    module_of |= {node: called[node] for node in nodes if node in called}  # whose weights were cast
     require(any(isinstance(module, nn.Conv2d) for _, module in module_of.values()),
             "the model's answers come from none of its own convolutions: its forward() detaches them or runs under "
             "no_grad, or was set on the instance and holds on to another model.")
@@ -76,7 +85,7 @@ def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
             continue
         alone = len(consumers[node]) == 1
         given = [call for call in reversed(calls) if call.source is node  # the innermost first
-                 and (alone or not isinstance(call.module, _BatchNorm)) and not _keeps_zeros(call.module, call.inputs)]
+                 and not _keeps_zeros(call.module, call.inputs)]
         norm_name, norm = module_of.get(consumers[node][0], ("", None)) if alone else ("", None)
         once = alone and uses[name] == 1
         if (isinstance(norm, _BatchNorm) and once and uses[norm_name] == 1
@@ -85,10 +94,8 @@ def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
         elif fit := next((call for call in given if once and sum(other.name == call.name for other in calls) == 1
                           and can_be_silenced(call.module, call.inputs, module.out_channels)), None):
             found.norms[name] = fit.name
-        elif given:
-            found.leaks[name] = given[0].name
-        elif alone and (moved := _norm_behind(node, consumers, calls)):
-            found.leaks[name] = moved
+        elif leak := _norm_behind(node, consumers, calls):
+            found.leaks[name] = leak
     return found
 
 
@@ -122,17 +129,18 @@ def can_be_silenced(norm: nn.Module, inputs: Tensor, channels: int) -> bool:
             and torch.equal(after[:, :-1], before[:, :-1]))
 
 
-def _keeps_zeros(norm: nn.Module, inputs: Tensor) -> bool:
-    """Whether a norm makes nothing but zeros of silence, whatever its numbers are."""
+def _keeps_zeros(norm: nn.Module, inputs: Tensor, moved: bool = False) -> bool:
+    """Whether a norm makes nothing but zeros of silence, whatever its numbers are; moved: channels may come last."""
+    last = (..., -1) if moved else (slice(None), -1)
     scratch, silent = copy.deepcopy(norm).eval(), inputs.clone()
-    silent[:, -1] = 0
+    silent[last] = 0
     generator = torch.Generator().manual_seed(0)
     try:
         with torch.no_grad():
             for tensor in [*scratch.parameters(), *scratch.buffers()]:
                 if tensor.is_floating_point():
                     tensor += torch.rand(tensor.shape, generator=generator).to(tensor)
-            return not bool(scratch(silent)[:, -1].any())
+            return not bool(scratch(silent)[last].any())
     except Exception:  # a stranger's norm may do anything
         return False
 
@@ -151,18 +159,23 @@ def _watch(name: str, module: nn.Module, called: dict[Any, tuple[str, nn.Module]
     if isinstance(module, nn.Conv2d):
         return [module.register_forward_hook(returned)]
     own = next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
-    if (own or "norm" in type(module).__name__.lower()) and not any(isinstance(part, nn.Conv2d | nn.Linear)
+    if (own or "norm" in type(module).__name__.lower()) and not any(isinstance(part, _MIXING)
                                                                     for part in module.modules()):
         return [module.register_forward_pre_hook(given)]
     return []
 
 
 def _norm_behind(node: Any, consumers: dict[Any, list[Any]], calls: list[_Call]) -> str | None:
-    """The norm that a convolution's output reaches by nothing but moves of its data, as tokens or channels last."""
-    while len(consumers[node]) == 1 and consumers[node][0].name().startswith(_MOVES):
-        node = consumers[node][0]
-        if call := next((call for call in calls if call.source is node), None):
-            return call.name
+    """The norm that makes a constant of a silent channel: right behind a convolution, or behind steps between them
+    that keep zeros (an activation, a pooling, a concatenation) or move them, as to tokens or channels last."""  # noqa: D209
+    waiting = [(node, False)]
+    for step, moved in waiting:
+        for call in reversed(calls):  # the innermost first
+            if call.source is step and not _keeps_zeros(call.module, call.inputs, moved):
+                return call.name
+        met = {one for one, _ in waiting}
+        waiting += [(one, moved or one.name().startswith(_MOVES)) for one in dict.fromkeys(consumers[step])
+                    if one.name().startswith((*_MOVES, *_KEEP_ZEROS)) and one not in met]
     return None
 
 
@@ -185,6 +198,7 @@ def _tensors(output: Any) -> list[Tensor]:
     """All tensors in a model's output, however it is wrapped."""
     if isinstance(output, Tensor):
         return [output]
+    output = vars(output) if hasattr(output, "__dict__") and not isinstance(output, dict) else output
     parts = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
     return [tensor for part in parts for tensor in _tensors(part)]
 

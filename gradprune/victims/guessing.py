@@ -120,6 +120,16 @@ def guesses(nets: Nets, data: str, size: int | None = None) -> list[Guess]:
     return sorted(_asked(nets[best.stem], tried[best], best.stem, list(USUAL)), key=_badness)
 
 
+def refusal(nets: Nets, data: str, size: int | None = None) -> str:
+    """Why there are no `guesses`, in words."""
+    images, net = next(iter(_images(data, size))), next(iter(nets.values()))
+    try:
+        known = predict(net, in_color(Dataset(images, images, images), net)[0].test.floats()[:2]).shape[1]
+    except InputError as error:
+        return str(error)
+    return f"it knows {known} classes, and they are of {len(images.classes)}."
+
+
 def _badness(guess: Guess) -> tuple[int, float]:
     return -guess.right, guess.loss
 

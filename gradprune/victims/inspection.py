@@ -14,7 +14,7 @@ from gradprune.models.checkpoints import paths, read_card
 from gradprune.models.inference import check_convolutional
 from gradprune.models.weights import read_file, state_dict
 from gradprune.victims.backdoorbench import is_attack_result
-from gradprune.victims.guessing import USUAL, Guess, guesses, is_folder, likely
+from gradprune.victims.guessing import USUAL, Guess, guesses, is_folder, likely, refusal
 from gradprune.victims.victim import checkpoint_path
 
 _DOUBTFUL = 0.5  # share of right answers under which a guess is none
@@ -117,8 +117,7 @@ def _found(found: Inspection, tensors: Mapping[str, Tensor], path: Path, data: s
             found.notes.append(f"No usual normalisation and size gets more than {best.right} of {best.images} images "
                                "right: look at the order of the classes, and ask the model's maker.")
     elif data:
-        found.notes.append(f"The model does not take the images of {data}: it has {found.classes} classes, and its "
-                           f"images {found.channels} channels.")
+        found.notes.append(f"The model does not take the images of {data}: {refusal(nets, data, size)}")
     else:
         found.notes.append("With --data, a folder of clean pictures, the normalisation and the size are guessed, too.")
     return options

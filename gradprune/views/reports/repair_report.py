@@ -24,6 +24,10 @@ _LED = """<p>New changes of each family, which the repair has not seen, are foun
 and tried on the other half. The figure shows how many images the furthest of them leads to one single class. Healthy
 models are led astray as well: a small share after the repair is a good sign, a large one is no proof of a
 backdoor.</p>"""
+_CONSISTENCY = """Consistency means that the model learns to say of an image with any small change on it, drawn or
+searched, what the given model says of the clean image."""
+_SUSPECT = """Where nearly every change moves a model, that would cost too much accuracy. Triggers that lead to a
+suspected class are searched instead, and unlearned together, until the class is no easier to reach than the others."""
 _BLIND = """<ul>
 <li>No figure on this page proves that a backdoor is gone. A trigger unlike all families of changes can survive.</li>
 <li>A repair cannot tell a backdoor from a natural weakness: it also costs a healthy model some accuracy.</li>
@@ -104,8 +108,9 @@ def _shares(classes: Sequence[str], given: Sequence[Reach], repaired: Sequence[R
 
 def _road(result: DefenseResult) -> str:
     """Which way was taken and why, and which changes were searched (HTML)."""
-    families = ", ".join(result.settings.get("families", ()))
-    return f"<p>{escape(result.stopped.rstrip('.'))}.</p><p>Families of changes: {escape(families)}.</p>"
+    families, told = ", ".join(result.settings.get("families", ())), result.stopped.rstrip(".")
+    way = (f"{_CONSISTENCY} Families of changes: {escape(families)}." if told.endswith("consistency") else _SUSPECT)
+    return f"<p>{escape(told[:1].upper() + told[1:])}.</p><p>{way}</p>"
 
 
 def _facts(result: DefenseResult, facts: Mapping[str, object]) -> dict[str, Any]:
