@@ -19,6 +19,7 @@ from gradprune.defenses import DEFENSES
 from gradprune.errors import InputError
 from gradprune.evaluation.inspection import inspect
 from gradprune.models import load_weights, predict
+from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
 from gradprune.models.working import handed_back, working_copy
 from gradprune.screen import show, table
 
@@ -241,3 +242,11 @@ def test_masks_by_their_transparency_and_below_zero(tmp_path):
     assert torch.equal(shown[0, 0], torch.from_numpy(where / 255).float())
     with pytest.raises(InputError, match="below zero"):
         read_trigger(str(tmp_path / "white.png"), mask=str(tmp_path / "signs.npy"))
+
+
+def test_a_checkpoint_of_a_model_that_flattens_with_view_works_again(tmp_path, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flattening.py").write_text("from test_users_inputs import Views as Net\n")
+    net = Views().eval()
+    save_checkpoint("clean", net, {"model": {"name": "flattening:Net", "num_classes": 4}})
+    assert torch.equal(predict(load_checkpoint("clean", "flattening:Net")[0], images.floats()), predict(net, images.floats()))
