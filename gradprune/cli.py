@@ -155,7 +155,7 @@ def defend(checkpoint: cli_models.Checkpoint, spc: Spc = 10, recipe: Recipe = No
         require((recipe, score, slim, target) == (None, None, False, None),
                 "--recipe, --score, --slim and --target need a trigger; without one, leave them out.")
         return cli_repair.repair(checkpoint, spc, seed, model, data, size, mean, std, stem, device, out, export,
-                                 as_json)
+                                 as_json=as_json)
     from gradprune.demo import defend_and_save
     told = defend_and_save(checkpoint, out, slim, export, spc=spc, recipe=recipe or "verified", score=score, seed=seed,
                            own=own, trigger="known" if own and own.trigger else trigger, device=device,

@@ -12,14 +12,15 @@ from gradprune.screen import Json, folding, more, progress, show, table
 Spc = Annotated[int, typer.Option(help="Clean images per class to learn from.")]
 Out = Annotated[Path | None, typer.Option(help="Save the repaired model as this checkpoint.")]
 Export = Annotated[Path | None, typer.Option(help="Also write the repaired model as this .onnx or .pt2 file.")]
-EXAMPLE = more("gradprune repair badnets --out out/repaired",
+Report = Annotated[Path | None, typer.Option(help="Folder for repair.html; no page is written if not given.")]
+EXAMPLE = more("gradprune repair badnets --out out/repaired --report out/page",
                "gradprune repair weights.pth --model resnet18 --data photos/ \\\n    --out out/repaired")
 
 
 def repair(checkpoint: cli_models.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: cli_models.Model = None,
            data: cli_models.Data = None, size: cli_models.Size = None, mean: cli_models.Mean = None,
            std: cli_models.Std = None, stem: cli_models.Stem = None, device: cli_models.Device = "auto",
-           out: Out = None, export: Export = None, as_json: Json = False) -> None:
+           out: Out = None, export: Export = None, report: Report = None, as_json: Json = False) -> None:
     """Clean a model whose trigger nobody knows.
 
     Where small changes of an image hardly move the model it learns to ignore them all; otherwise a scan looks
@@ -28,7 +29,8 @@ def repair(checkpoint: cli_models.Checkpoint, spc: Spc = 10, seed: Seed = 0, mod
     """
     from gradprune.repairing import repair_and_save
     own = cli_models.own(checkpoint, model, data, size, mean, std, stem=stem)
-    told = repair_and_save(checkpoint, out, export, own=own, device=device, spc=spc, seed=seed, progress=progress())
+    told = repair_and_save(checkpoint, out, export, report, own=own, device=device, spc=spc, seed=seed,
+                           progress=progress())
     rows = {"given model": told["before"], "repaired": told["after"]}
     led = folding("images that a new change leads to one class", *rows)
     for family, shares in told["led"].items():
@@ -38,4 +40,5 @@ def repair(checkpoint: cli_models.Checkpoint, spc: Spc = 10, seed: Seed = 0, mod
          "are a good sign, large ones no proof of a backdoor.",
          *told["notes"], f"Saved: {told['out']}" if told["out"] else "",
          f"Exported: {told['export']}" if told["export"] else "",
+         f"Report: {told['report']}" if told["report"] else "",
          kept="the state reached is " + ("saved" if out else "shown above"))

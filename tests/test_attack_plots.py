@@ -122,7 +122,7 @@ def test_the_short_training_goes_on_from_the_honest_model(monkeypatch, capsys):
     images = attacking.load("signs").train.subset(torch.arange(300))
     model = attacking.train_on(images, progress=False)
     assert not model.training
-    assert re.match(r"Trained on from the honest model: 1 epochs, 200 images, \d+ s\.", capsys.readouterr().out)
+    assert re.match(r"Trained further, from the honest model: 1 epochs, 200 images, \d+ s\.", capsys.readouterr().out)
 
 
 def test_a_full_training_starts_from_nothing_and_sees_all(monkeypatch, data, capsys):
@@ -133,7 +133,7 @@ def test_a_full_training_starts_from_nothing_and_sees_all(monkeypatch, data, cap
     fresh = build(num_classes=4, **attacking.DEFAULT_MODEL, seed=5)
     assert all(torch.equal(mine, new) for mine, new in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True))
     assert seen == [(model, data.train, {"seed": 5, "progress": False})]
-    assert capsys.readouterr().out == "Trained from nothing, cut short: 3 epochs, 400 images, 1 s.\n"
+    assert capsys.readouterr().out == "Trained from scratch, cut short: 3 epochs, 400 images, 1 s.\n"
 
 
 def test_the_script_measures_what_the_shipped_tables_hold(victim, tmp_path, monkeypatch):

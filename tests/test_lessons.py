@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from filelock import FileLock, Timeout
 
 from gradprune.errors import InputError
@@ -35,7 +36,7 @@ from gradprune.lessons import (
 )
 from gradprune.lessons.exercises import EXERCISES
 from gradprune.lessons.telling import close
-from gradprune.pruning import SCORES, Pairs, filter_scores, pair_up
+from gradprune.pruning import SCORES, Pairs, filter_scores, pair_up, silence, validate
 from gradprune.pruning.filters import filters
 from gradprune.views import filter_picture, lesson_plots
 
@@ -344,6 +345,109 @@ def test_a_scatter_without_absolute_values_is_told():
         assert "half above it and half below" in EXERCISES["anomaly"].judge(attempt).message
 
 
+def another_way(name):
+    """Right answers of other kinds than the reference, as students write them."""
+    def mark(images):
+        rows = []
+        for image in images:
+            image = image.clone()
+            image[:, :4, :4] = 1 - image[:, :4, :4]
+            rows.append(image)
+        return torch.stack(rows)
+
+    def asr(model, images, trigger, target):
+        with torch.inference_mode():
+            found = model(trigger(images.floats())).softmax(1).max(1).indices
+        counted = images.labels != target
+        return ((found == target) & counted).sum().item() / counted.sum().item()
+
+    def slope(loss, weights, place, step):
+        move = torch.zeros_like(weights)
+        move[place] = step
+        return (loss(weights + move) - loss(weights - move)) / step / 2
+
+    def rule(history, alpha):
+        within = [row for row in history if row["val_acc"] > history[0]["val_acc"] - alpha]
+        return sorted(within, key=lambda row: row["val_unlearning_loss"])[0]["round"]
+
+    def held(model, optimizer, mask, loss):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        silence(model, mask.filters, mask.positions)
+
+    def search(model, images, mask, pattern, target, cost):
+        mixed = torch.lerp(images, pattern.expand_as(images), mask.expand_as(images))
+        return -model(mixed).log_softmax(1)[:, target].mean() + cost * mask.abs().sum()
+
+    def index(norms):
+        norms = norms.numpy()
+        middle = np.median(norms)
+        return (middle - norms) / (1.4826 * np.median(np.abs(norms - middle)))
+
+    def rates(scans):
+        rows = list(scans.itertuples())
+        found = [row.suspect == row.target for row in rows if row.attacked]
+        accused = [not np.isnan(row.suspect) for row in rows if not row.attacked]
+        return [sum(found) / len(found), sum(accused) / len(accused)]
+
+    def unwrapped(content):
+        inner = content
+        while "state_dict" in inner:
+            inner = inner["state_dict"]
+        return {name[7:] if name.startswith("module.") else name: value for name, value in inner.items()}
+
+    def normal(images, mean, std):
+        return ((images.permute(0, 2, 3, 1) - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+
+    def partners(reads, convs, norms):
+        readers, sources = {}, {}
+        for source, reader in reads:
+            readers.setdefault(source, set()).add(reader)
+            sources.setdefault(reader, set()).add(source)
+        pairs = {conv: next(iter(readers.get(conv, {""}))) for conv in convs if len(readers.get(conv, ())) == 1}
+        return {conv: norm for conv, norm in pairs.items() if norm in norms and len(sources[norm]) == 1}
+
+    def pruned(model, found, train, validation, alpha, patience):
+        first = validate(model, validation)
+        losses, gone = [first.unlearning_loss], []
+        for _ in range(len(found) - 1):
+            scores, _ = filter_scores(model, found, train.triggered, train.labels)
+            gone.append(next(place for place in scores.argsort(descending=True).tolist() if place not in gone))
+            silence(model, found, gone[-1:])
+            now = validate(model, validation)
+            if first.acc - now.acc >= alpha:
+                break
+            losses.append(now.unlearning_loss)
+            if len(losses) - 1 - int(np.argmin(losses)) >= patience:
+                break
+        return gone[:int(np.argmin(losses))]
+
+    return {"trigger": mark, "asr": asr, "slope": slope, "stopping_rule": rule, "hold_mask": held, "search_loss": search,
+            "anomaly": index, "alarm_rates": rates, "unwrap": unwrapped, "normalise": normal, "partners": partners,
+            "prune": pruned, "score": lambda w, g: torch.einsum("fihw->f", g.abs()) / g[0].numel(),
+            "unlearning_loss": lambda m, x, y, t, k: F.nll_loss(F.log_softmax(m(t(x)), dim=1), y),
+            "der": lambda b, a: (np.clip(b.asr - a.asr, 0, 1) - np.clip(b.acc - a.acc, 0, 1) + 1) / 2,
+            "mean_rank": lambda s: (-s).rank(axis=1, na_option="bottom").mean(axis=0)}[name]
+
+
+@pytest.mark.parametrize("name", sorted(set(EXERCISES) - {"find_trigger"}))
+def test_each_exercise_has_another_right_way(name):
+    assert EXERCISES[name].judge(another_way(name)).state == "correct"
+
+
+def test_what_has_the_wrong_size_is_told_in_words():
+    def unreduced(model, images, trigger, target):
+        others = images.subset(images.labels != target)
+        return model(others.triggered(trigger)).argmax(1) == target
+
+    def first_three(model, found, train, validation, alpha, patience):
+        return filter_scores(model, found, train.triggered, train.labels)[0].topk(3).indices.tolist()
+
+    assert "should be one number, yours holds 54: is a mean or a sum missing?" in EXERCISES["asr"].judge(unreduced).message
+    assert "should have no entry, yours has 3 entries" in EXERCISES["prune"].judge(first_three).message
+
+
 def test_later_cells_say_whose_work_they_show(capsys):
     def own(weight, gradient):
         return gradient.abs().mean((1, 2, 3))
@@ -631,7 +735,7 @@ def test_figures_state_what_they_show(victim: Victim):
         lesson_plots.predicted_against_real(scores, scores["taylor"] / 2, names),
         lesson_plots.score_maps(found, scores), filter_picture.filter_view(victim.model, found, best, pairs),
         filter_picture.filter_view(victim.model, found, 0, pairs_without_place(pairs))]
-    for position, words in ((0, "its colours"), (len(found) - 1, f"a tile an input ({found.layers[-1].shape[0]})")):
+    for position, words in ((0, "its colours"), (len(found) - 1, f"one tile per input ({found.layers[-1].shape[0]})")):
         picture = filter_picture.filter_view(victim.model, found, position, pairs)
         assert any(words in text.get_text() for ax in picture.figure.axes for text in ax.texts), words
     told = [str(picture) for picture in pictures]

@@ -352,7 +352,7 @@ def test_a_folder_of_pictures(here, victim):
 def suspecting(label, trigger):
     """A scan that is over at once."""
     def scan(model, images, *, spc=10, seed=0, progress=True):
-        return Scan([], images.classes, 2.0, label, "mask", trigger, "the verdict", images)
+        return Scan([], images.classes, 2.0, label, "mask", trigger, "the verdict", images, {}, [])
     return scan
 
 
@@ -390,7 +390,8 @@ def brief(monkeypatch):
 
 
 def test_repair_of_a_model_whose_trigger_nobody_knows(here, victim, brief):
-    told = json.loads(run("repair", *OWN, "--spc", 2, "--out", "out/mended", "--export", "out/mended.pt2", "--json").stdout)
+    told = json.loads(run("repair", *OWN, "--spc", 2, "--out", "out/mended", "--export", "out/mended.pt2", "--report", "out/page",
+                          "--json").stdout)
     assert (told["trigger"], told["before"]["asr"], told["after"]["ra"], told["steps"]) == (None, None, None, 2)
     assert told["before"]["acc"] == pytest.approx(victim.evaluate().acc, abs=1e-3)
     assert "No trigger is known, so no figure says what is left of a backdoor" in told["sentence"] and "consistency" in told["road"]
@@ -400,6 +401,9 @@ def test_repair_of_a_model_whose_trigger_nobody_knows(here, victim, brief):
     assert card["defense"]["stopped"] in told["road"] and "metrics" not in card and Path(told["export"]).is_file()
     text = run("evaluate", "out/mended", "--model", OWN[2], *ATTACK).stdout
     assert f"{told['after']['acc']:.1%}" in text, "the figures of what was saved"
+    page = Path(told["report"]).read_text("utf-8")
+    assert all(word in page for word in (*FAMILIES, "no attack success rate", "weights.pth"))
+    assert f"{told['led']['patches'][0]:.0%} to" in page and "ASR" not in page and "nan" not in page
 
 
 def test_defend_repairs_where_nobody_names_a_trigger(here, brief):
@@ -414,7 +418,9 @@ def test_repair_measures_with_the_trigger_on_the_card_and_does_not_see_it(here, 
     card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 16, "blocks": [1]}, "data": {"name": "data.npz"},
             "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1}}
     save_checkpoint("carded", victim.model, card, victim.trigger)
-    result = run("repair", "carded", "--spc", 2, "--out", ".")
+    result = run("repair", "carded", "--spc", 2, "--out", ".", "--report", "page")
+    page = Path("page/repair.html").read_text("utf-8")
+    assert "ASR" in page and "serves here alone" in page and "no attack success rate" not in page
     assert "ASR" in result.stdout and "The repair did not see it." in result.stdout and result.exit_code == 0
     again = gp.load_victim("carded-repaired")
     assert f"moves {again.evaluate().asr:.1%} of the images, not 100.0%" in result.stdout

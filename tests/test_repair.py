@@ -30,7 +30,7 @@ from gradprune.pruning import (
     unpaired,
 )
 from gradprune.pruning.changes import every_wave
-from gradprune.pruning.consistency import settle
+from gradprune.pruning.consistency import settle, step_back
 
 repairing = importlib.import_module("gradprune.defenses.repair")
 
@@ -141,6 +141,15 @@ def test_the_loss_by_hand(victim, images, monkeypatch):
     assert found.item() == pytest.approx(by_hand.item(), rel=1e-4)
 
 
+def test_a_step_back_is_a_share_of_the_way():
+    given, mended = nn.Linear(3, 2), nn.Linear(3, 2)
+    by_hand = [0.75 * new + 0.25 * old for new, old in zip(mended.parameters(), given.parameters(), strict=True)]
+    step_back(mended, given, 0.25)
+    assert all(torch.allclose(one, two) for one, two in zip(mended.parameters(), by_hand, strict=True))
+    step_back(mended, given, 1.0)
+    assert all(torch.equal(one, two) for one, two in zip(mended.parameters(), given.parameters(), strict=True))
+
+
 def how_much(model, images, change):
     wanted = predict(model, images).log_softmax(1)
     return F.kl_div(predict(model, change(images)).log_softmax(1), wanted, log_target=True, reduction="batchmean").item()
@@ -242,7 +251,8 @@ def test_a_family_that_is_left_out_is_not_used(victim, monkeypatch):
 
 def test_a_model_that_anything_moves_is_scanned_and_left_alone_where_no_class_is_suspected(victim, monkeypatch):
     monkeypatch.setattr(repairing, "scan", lambda *_, **settings: Scan(
-        [], ("a",), 2.0, None, None, None, f"No class is suspected with {settings['steps']} steps.", victim.data.defense))
+        [], ("a",), 2.0, None, None, None, f"No class is suspected with {settings['steps']} steps.", victim.data.defense,
+        {}, []))
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
     result = defend("repair", victim, sturdy=0.2, scan_steps=7)
     assert result.stopped == "small drawn changes alter 30% of the answers: scan. No class is suspected with 7 steps."
@@ -256,7 +266,7 @@ def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, mo
     """The others need 10, so less than 5 is small. The search is told what to find: what the attacker put on."""
     rows = [Row("mask", label, 10.0 if label != victim.target else 2.0, 1.0, 0.0, 1.0, True, label == victim.target)
             for label in range(4)]
-    found = Scan(rows, tuple("abcd"), 2.0, victim.target, "mask", victim.trigger, "Suspected.", victim.data.defense)
+    found = Scan(rows, tuple("abcd"), 2.0, victim.target, "mask", victim.trigger, "Suspected.", victim.data.defense, {}, [])
     seeds = []
 
     def searched(model, images, label, *, seed, **settings):

@@ -11,7 +11,7 @@ from torch import nn
 from gradprune import cli_scan
 from gradprune.datasets import ImageSet
 from gradprune.defenses import prune_scanned, scan
-from gradprune.defenses.scan import FASTER, KINDS, SMALL
+from gradprune.defenses.scan import ALARM, FASTER, KINDS, SMALL
 from gradprune.demo import attack_and_save, defend_and_save
 from gradprune.errors import InputError
 from gradprune.models import build, predict
@@ -80,6 +80,8 @@ def test_the_suspected_class_is_the_target(victim, found):
     assert found.suspect == victim.target == 1 and "Suspected: 'north east'" in found.verdict
     row = found.suspect_row
     assert row.alarm and row.share < SMALL and row.anomaly > 2
+    assert found.scores[1] == max(found.scores) and found.threshold == ALARM and len(found.voices) == 8
+    assert found.scores == pytest.approx([sum(told) / 8 for told in zip(*found.voices.values(), strict=True)])
     images, labels = found.images.floats(), found.images.labels
     moved = (predict(victim.model, found.trigger(images)).argmax(1) == 1)[labels != 1].float().mean()
     assert moved == pytest.approx(row.success, abs=1e-6) and len(images) == 40

@@ -129,6 +129,17 @@ def test_answers_that_are_not_one_real_number_a_class(images, mark, answer):
             run()
 
 
+@pytest.mark.parametrize("name", ["scan", "repair", "i_bau", "ims", "neural_cleanse", "sau", "ft"])
+def test_a_model_that_gives_images_no_gradient(images, name):
+    """What searches changes of images says so; what only changes weights works."""
+    net = nn.Sequential(Answer(torch.detach), *small())
+    run = scan if name == "scan" else lambda net, images, **more: DEFENSES[name](net, images, None, **more)
+    if name == "ft":
+        return run(net, images, spc=2, steps=1, progress=False)
+    with pytest.raises(InputError, match=r"no gradient with respect to the image .* still work: ft"):
+        run(net, images, spc=2, progress=False)
+
+
 class Answer(nn.Module):
     def __init__(self, answer):
         super().__init__()

@@ -60,7 +60,7 @@ class ImageSet:
 
     def floats(self) -> Tensor:
         """The images as float32 in [0, 1], shape (N, C, H, W): what triggers and models take."""
-        return (self.images.float() / 255).contiguous()  # permuted arrays are not: `.view` may follow
+        return (self.images.float() / 255).contiguous()  # not channels last: a `.view` may follow
 
     def triggered(self, trigger: nn.Module) -> Tensor:
         """The images with a trigger on, like `floats`; raises InputError if it changes their shape or range."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
@@ -37,12 +37,14 @@ class Work:
     model: the copy, on the given model's device (see `models.working`); given: the model itself. train, validation:
     `Pairs`, without triggered images where `trigger` is None. hold_out: whether the method chooses anything by the
     validation images; one that does not trains on them, too, and its history figures are then of images that it has
-    learned from. augment: new views of the images.
-    Raises InputError for too few images, images that the model cannot take, no convolution, or a transformer.
+    learned from. searches: whether the method searches changes of images by their gradient. augment: new views of the
+    images.
+    Raises InputError for too few images, images that the model cannot take, no convolution, a transformer, or a search
+    in a model that gives images no gradient.
     """
 
     def __init__(self, model: nn.Module, clean: ImageSet, trigger: nn.Module | None, spc: int, seed: int, *,
-                 hold_out: bool = True) -> None:
+                 hold_out: bool = True, searches: bool = False) -> None:
         require(torch.is_grad_enabled() and not torch.is_inference_mode_enabled(),
                 "a defence takes gradients: call it outside of torch.no_grad() and torch.inference_mode().")
         check_model(model)
@@ -58,6 +60,8 @@ class Work:
         self.augment = Augment(model, trigger, self.train)
         self.classes = outputs
         self.given, self.model = model, working_copy(model, self.validation.clean[:2])
+        if searches:
+            check_searchable(self.model, self.validation.clean[:1])
         self.found = filters(self.model, self.validation.clean[:1])
         self.mask = FilterMask(self.found, before=silent(self.model, self.found))
         self.history: list[dict[str, Any]] = []
@@ -121,6 +125,18 @@ class Work:
                 handed_back(model, self.given)
         return DefenseResult(self.model, pruned, self.mask, self.history, self.seconds, stopped, settings,
                              self.interrupted or tuning, name)
+
+
+def check_searchable(model: nn.Module, images: Tensor) -> None:
+    """Raise InputError for a model whose answers have no gradient with respect to images (N, C, H, W)."""
+    pixels = images.clone().requires_grad_()
+    with evaluating(model):
+        answers = model(pixels).sum()
+        slope, = torch.autograd.grad(answers, pixels, allow_unused=True) if answers.requires_grad else (None,)
+    require(slope is not None,
+            "the model's answers have no gradient with respect to the image (its forward() detaches the image, or "
+            "works without gradients), so no change of the image can be searched. Methods that learn from clean images "
+            "still work: ft, ft_sam, nad, fst, anp, clp, fine_pruning.")
 
 
 @contextmanager

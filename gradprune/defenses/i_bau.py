@@ -91,7 +91,7 @@ def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *
     Raises InputError for bad arguments or too few images.
     """
     paper = adopted("i_bau", DEFAULTS, changes)
-    work = Work(model, clean, None, spc, seed, hold_out=False)
+    work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     generator = torch.Generator().manual_seed(seed)
     stream = endless(work.train, generator, paper["batch_size"])
     parameters = list(work.model.parameters())

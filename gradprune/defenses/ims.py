@@ -45,7 +45,7 @@ def ims(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     Raises InputError for bad arguments or too few images.
     """
     paper = adopted("ims", DEFAULTS, changes)
-    work = Work(model, clean, None, spc, seed, hold_out=False)
+    work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     work.measure("prune", round=0, layer=None, index=None)
     masks, generator = Masks(work.model, work.found, paper), torch.Generator().manual_seed(seed)
     parts = ((paper["first_rounds"], True, paper["kept"]), (paper["rounds"], False, 0.0),

@@ -50,7 +50,7 @@ def neural_cleanse(model: nn.Module, clean: ImageSet, trigger: nn.Module | None 
     """
     positive(threshold=threshold, lr=lr, tune_steps=tune_steps)
     search = FASTER | search
-    work = Work(model, clean, None, spc, seed, hold_out=False)
+    work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     require(work.classes >= 3, f"an outlier needs at least 3 classes, the model has {work.classes}.")
     work.measure("given")
     found: list[Inversion] = []

@@ -55,7 +55,7 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     Ctrl-C keeps what is reached. Raises InputError for bad arguments or too few images.
     """
     paper = adopted("repair", DEFAULTS, changes)
-    work = Work(model, clean, None, spc, seed, hold_out=False)
+    work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     altered = unsteadiness(work.model, work.train.clean, paper["changes"], seed)
     told = f"small drawn changes alter {altered:.0%} of the answers: "
     with work.stage("tune"):

@@ -84,7 +84,7 @@ def sau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     `DEFAULTS`. Dropout is off. The last step is kept. Raises InputError for bad arguments or too few images.
     """
     paper = adopted("sau", DEFAULTS, changes)
-    work = Work(model, clean, None, spc, seed, hold_out=False)
+    work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     given = copy.deepcopy(work.model).requires_grad_(False)
     optimizer = torch.optim.Adam(work.model.parameters(), lr=paper["lr"], amsgrad=True)
     stream = endless(work.train, torch.Generator().manual_seed(seed), paper["batch_size"])

@@ -1,9 +1,10 @@
-"""Scan a model for a backdoor whose trigger nobody knows: one search per class and kind, then the outlier.
+"""Scan a model for a backdoor whose trigger nobody knows: eight searches, and the class that all find easy to reach.
 
 Sources: Wang et al., 2019, "Neural Cleanse" (masks, and the outlier rule); Moosavi-Dezfooli et al., 2017,
-arXiv:1610.08401 (patterns over the whole image). A class that is reached with far less than the others is suspected.
+arXiv:1610.08401 (patterns over the whole image); the other searches and how they are put together: see `voices`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, positive
+from gradprune.defenses.voices import LED, led, margins, standings
 from gradprune.errors import require
 from gradprune.models.inference import predict
 from gradprune.pruning import Inversion, invert, outliers, perturb
 
 FASTER: dict[str, Any] = {"steps": 60, "batch_size": 16, "factor": 1.5}  # over the settings of both searches
-SMALL = 0.5  # an alarm needs a norm below this share of the median: see docs/decisions/unknown_trigger.md
+SMALL = 0.5  # a norm below this share of the median is small: see docs/decisions/unknown_trigger.md
+OUTLIER = 2.0  # anomaly index of one search above which its class is an outlier (the paper's)
+ALARM = 2.0  # mean standing of a class above which it is suspected, chosen on tuning models: see the same page
 KINDS: dict[str, Callable[..., Inversion]] = {"mask": invert, "whole image": perturb}
 
 
@@ -25,7 +29,8 @@ class Row(NamedTuple):
     """One class and kind: norm of the trigger found, and the share of the defender's other images that it moves.
 
     anomaly: the index of `outliers`, 0 above the median; share: the norm over the median. Both None where the search
-    did not converge, or fewer than three did. alarm: whether both say so.
+    did not converge, or fewer than three did. alarm: whether this search by itself would accuse the class: an index
+    above 2 (the paper's) and a norm below half the median.
     """
 
     kind: str
@@ -41,9 +46,11 @@ class Row(NamedTuple):
 class Scan(NamedTuple):
     """What a scan found.
 
-    rows: all classes of the first kind, then of the second. suspect: of the classes that raise an alarm the one with
-    the smallest norm, as a share of the median, or None; kind: of which search; trigger: what that synthesised, float
-    (N, C, H, W) in [0, 1] -> the same. verdict: all that in words. images: the defender's, as they were used.
+    rows: all classes of the first kind, then of the second. voices: by search, how far each class lies above the
+    median of the classes (see `standings`); scores: their mean. suspect: the class with the highest score, if that is
+    above the threshold or one search raises the alarm by itself, and a trigger was found; or None. kind: the search
+    with its smaller norm, as a share of the median; trigger: what that synthesised, float (N, C, H, W) in [0, 1] -> the
+    same. verdict: all that in words. images: the defender's, as they were used.
     """
 
     rows: list[Row]
@@ -54,45 +61,55 @@ class Scan(NamedTuple):
     trigger: nn.Module | None
     verdict: str
     images: ImageSet
+    voices: dict[str, list[float]]
+    scores: list[float]
 
     @property
     def suspect_row(self) -> Row | None:
-        """The row that raised the alarm."""
+        """The row of the trigger that was synthesised for the suspect."""
         return next((row for row in self.rows if (row.kind, row.label) == (self.kind, self.suspect)), None)
 
 
-def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, threshold: float = 2.0,
+def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, threshold: float = ALARM,
          progress: bool = True, **search: Any) -> Scan:
-    """Search a trigger of each kind for every class and suspect the class that needs the smallest; nothing is changed.
+    """Ask eight searches how easily each class is reached, and suspect the class that stands out; nothing is changed.
 
-    clean: the defender's images, of which `spc` per class are drawn. threshold: the anomaly index (the paper: 2) above
-    which a class is suspected, if its norm is also below half the median. search: values of `pruning.inversion.SEARCH`,
-    for both kinds, over those of `FASTER`.
-    A search that does not converge gives no trigger, and its class is left out of the outlier test.
+    clean: the defender's images, of which `spc` per class are drawn. threshold: the mean standing above which the
+    highest class is suspected; below, it still is where one search accuses it by itself (see `Row.alarm`). search:
+    values of `pruning.inversion.SEARCH`, for the searches of both kinds of trigger, over those of `FASTER`.
+    A search that does not converge gives no trigger, and its class is the hardest to reach for that voice.
     Raises InputError for bad arguments, too few images, or fewer than three classes.
     """
     positive(threshold=threshold)
-    work = Work(model, clean, None, spc, seed)
+    work = Work(model, clean, None, spc, seed, searches=True)
     require(work.classes >= 3, f"an outlier needs at least 3 classes, the model has {work.classes}.")
     names = tuple(clean.classes) + tuple(f"class {label}" for label in range(len(clean.classes), work.classes))
     images = torch.cat([work.train.clean, work.validation.clean])
     labels = torch.cat([work.train.labels, work.validation.labels])
-    rows: list[Row] = []
-    triggers: dict[tuple[str, int], nn.Module] = {}
+    rows, triggers, voices = list[Row](), dict[tuple[str, int], nn.Module](), dict[str, list[float]]()
     for kind, method in KINDS.items():
         found = [method(work.model, work.train.clean, label, seed=seed, progress=progress, **FASTER | search)
                  for label in range(work.classes)]
         judged = _judge(found)
         for label, (one, (index, share)) in enumerate(zip(found, judged, strict=True)):
-            alarm = index is not None and share is not None and index > threshold and share < SMALL
+            alarm = index is not None and share is not None and index > OUTLIER and share < SMALL
             success = moved(work.model, one.trigger, images[labels != label], label)
             rows.append(Row(kind, label, one.norm, success, index, share, one.converged, alarm))
             triggers[kind, label] = one.trigger
-    worst = min((row for row in rows if row.alarm), key=lambda row: row.share or 0, default=None)
+        voices[kind] = standings([-math.log(max(one.norm, 1e-6)) if one.converged else None for one in found])
+    for family in LED:
+        voices[family] = standings(led(work.model, images, work.classes, family, seed))
+    voices["margin"] = standings(margins(work.model, images.shape[1:], work.classes, seed))
+    scores = torch.tensor(list(voices.values())).mean(0).tolist()
+    nearest = max(range(work.classes), key=lambda label: scores[label])
+    chosen = min((row for row in rows if row.label == nearest and row.share is not None),
+                 key=lambda row: row.share or 0, default=None)
+    accused = scores[nearest] > threshold or any(row.alarm for row in rows if row.label == nearest)
+    worst = chosen if accused else None
     suspect, kind_found = (worst.label, worst.kind) if worst else (None, None)
     drawn = ImageSet((images * 255).round().to(torch.uint8).cpu(), labels.cpu(), names)
     return Scan(rows, names, threshold, suspect, kind_found, triggers[worst.kind, worst.label] if worst else None,
-                _verdict(rows, worst, names, threshold), drawn)
+                _verdict(rows, worst, names, threshold, nearest, scores[nearest]), drawn, voices, scores)
 
 
 def _judge(found: list[Inversion]) -> list[tuple[float | None, float | None]]:
@@ -113,18 +130,18 @@ def moved(model: nn.Module, trigger: Callable[[Tensor], Tensor], images: Tensor,
         return float((predict(model, trigger(images)).argmax(1) == label).float().mean()) if len(images) else 0.0
 
 
-def _verdict(rows: list[Row], alarm: Row | None, names: tuple[str, ...], threshold: float) -> str:
+def _verdict(rows: list[Row], suspected: Row | None, names: tuple[str, ...], threshold: float, nearest: int,
+             score: float) -> str:
     """The outcome in words: who is suspected and why, and what did not converge."""
     lost = [row for row in rows if not row.converged]
     told = f" {len(lost)} of {len(rows)} searches did not converge; they give no trigger." if lost else ""
     if all(row.anomaly is None for row in rows):
         return f"No verdict: too few searches for a trigger converged, so there is no trigger.{told}"
-    rule = f"alarm: below {SMALL:.0%}, and an anomaly index above {threshold:g}"
-    if alarm is None:
-        least = min((row for row in rows if row.share is not None), key=lambda row: row.share or 0)
-        return (f"No class is suspected: none needs so much less than the others. The nearest is "
-                f"{names[least.label]!r}, at {least.share:.0%} of the median ({rule}; here {least.anomaly:.1f}).{told}")
-    thing = "a mark" if alarm.kind == "mask" else "a pattern over the whole image"
-    return (f"Suspected: {names[alarm.label]!r}. It is reached with {thing} of {alarm.share:.0%} of the median norm "
-            f"and anomaly index {alarm.anomaly:.1f} ({rule}); the synthesised trigger moves {alarm.success:.1%} of the "
-            f"defender's other images there.{told}")
+    if suspected is None:
+        return (f"No class is suspected: none is so much easier to reach than the others. The easiest is "
+                f"{names[nearest]!r}, with a score of {score:.1f} (alarm above {threshold:g}).{told}")
+    thing = "a mark" if suspected.kind == "mask" else "a pattern over the whole image"
+    alone = ", or where the norm of one search stands out by itself" * (score <= threshold)
+    return (f"Suspected: {names[nearest]!r}. Of all classes it is the easiest to reach, with a score of {score:.1f} "
+            f"(alarm above {threshold:g}{alone}). The smallest trigger found is {thing} of {suspected.share:.0%} of "
+            f"the median norm, which moves {suspected.success:.1%} of the defender's other images there.{told}")

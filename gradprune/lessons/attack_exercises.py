@@ -183,6 +183,16 @@ def _along_images(model: nn.Module, images: ImageSet, trigger: Function, target:
     return _share(model(others.triggered(trigger)).argmax(0) == target)  # type: ignore[arg-type]
 
 
+def _mean_chance(model: nn.Module, images: ImageSet, trigger: Function, target: int) -> Tensor:
+    others = images.subset(images.labels != target)
+    return model(others.triggered(trigger)).softmax(1)[:, target].mean()  # type: ignore[arg-type]
+
+
+def _moved(model: nn.Module, images: ImageSet, trigger: Function, target: int) -> Tensor:
+    _, clean, marked = _others(model, images, trigger, target)
+    return _share(clean != marked)
+
+
 def _above(chances: Callable[[Tensor], Tensor]) -> Function:
     """Count an image as an answer for each class whose output, made to a chance or not, is above one half."""
     def share(model: nn.Module, images: ImageSet, trigger: Function, target: int) -> Tensor:
@@ -226,6 +236,10 @@ ASR = Exercise(
         Misconception("only images that the model gets right when clean are counted. That is a sensible "
                       "figure, too, but ASR is counted over all images of the other classes.",
                       _flipped_alone),
+        Misconception("this is the target's mean chance. An attack succeeds or fails, image by image: count the "
+                      "answers, `argmax(1)`, that are the target.", _mean_chance),
+        Misconception("this is the share of images whose answer the trigger changes, to whatever class. Only the "
+                      "TARGET is what the attacker wants.", _moved),
         Misconception("this is a count, not a share: divide by the number of images that you looked at.",
                       lambda m, x, t, k: (_others(m, x, t, k)[2] == k).sum()),
         Misconception("this is in percent; all shares here lie in 0..1.",

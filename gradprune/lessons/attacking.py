@@ -59,16 +59,16 @@ class OwnTrigger(Trigger):
 def train_on(images: ImageSet, *, seed: int = 0, full: bool | None = None, progress: bool = True) -> nn.Module:
     """Train a model on a (poisoned) set of signs and say in one line what was done; returns it in eval mode.
 
-    full: from nothing, on all images, as the shipped models were; otherwise on from the shipped honest model, on the
+    full: from scratch, on all images, as the shipped models were; otherwise from the shipped honest model, on the
     first 2,000 images and on one thread, so that all see the same. By default what the mode says; mode "ci" is
     shorter still.
     """
     full, brief = mode() == "full" if full is None else full, mode() == "ci"
     if full:
-        model, start = build(num_classes=len(images.classes), **DEFAULT_MODEL, seed=seed), "from nothing"
+        model, start = build(num_classes=len(images.classes), **DEFAULT_MODEL, seed=seed), "from scratch"
         done = fit(model, images, seed=seed, progress=progress)
     else:
-        model, start = load_checkpoint(checkpoint_path("clean"))[0], "on from the honest model"
+        model, start = load_checkpoint(checkpoint_path("clean"))[0], "further, from the honest model"
         images = images.subset(torch.arange(min(len(images), 200 if brief else SHORT_IMAGES)))
         with one_thread():  # a short training at the edge of success turns on the last bits
             done = fit(model, images, seed=seed, progress=progress, **(SHORT | ({"epochs": 1} if brief else {})))

@@ -1,6 +1,6 @@
 """Run the notebooks and write them as pages: `make notebooks`, or `python -m gradprune.lessons.build`.
 
-The pages need no kernel: a panel stands there as the picture and the sentence that it showed when the notebook ran.
+The pages need no kernel: a panel appears as the picture and the sentence that it showed when the notebook ran.
 """
 
 import argparse

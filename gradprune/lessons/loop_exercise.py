@@ -107,7 +107,7 @@ PRUNE = Exercise(
                       "them has nothing left to judge with: score on `train`.", _wrong(own=False)),
         Misconception("the rounds are judged on the images that gave the scores: call `validate` with `validation`.",
                       _wrong(judged=False)),
-        Misconception("you keep all that fell. The loop runs on after its best round to be sure of it: go back to that "
+        Misconception("you keep every removal. The loop runs on after its best round to be sure of it: go back to that "
                       "round.", _wrong(keep=lambda removed, best: removed)),
         Misconception("you keep all but the last. It is the best round that counts, and that may lie further back.",
                       _wrong(keep=lambda removed, best: removed[:-1])),

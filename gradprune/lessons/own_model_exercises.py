@@ -85,6 +85,8 @@ UNWRAP = Exercise(
         Misconception("`replace(..., 1)` takes the first “module.” away, wherever it stands: “head.module.bias”. "
                       "`removeprefix` looks at the front alone.",
                       _renamed(lambda name: name.replace("module.", "", 1))),
+        Misconception("all that stands before the LAST “module.” goes. Inside a name it belongs to the network: "
+                      "`removeprefix`.", _renamed(lambda name: name.split("module.")[-1])),
         Misconception("seven letters are cut off every name, also where there is no “module.” in front.",
                       _renamed(lambda name: name[7:])),
         Misconception("everything up to the first dot is cut off, whatever it is: “conv.weight” becomes “weight”.",

@@ -108,7 +108,7 @@ PARTNERS = Exercise(
         Misconception("you follow the output through whatever comes next. Behind a ReLU or a sum the BatchNorm "
                       "does not hold this filter's channel alone: its ONLY source must be the convolution itself.",
                       _reached),
-        Misconception("through a single step in between a BatchNorm counts, too. Whatever stands there changes the "
+        Misconception("through a single step in between a BatchNorm counts, too. Whatever lies in between changes the "
                       "channel: only a direct reader is a partner.",
                       lambda r, c, n: _partners(r, c, n) | {one: _readers(r, middle[0])[0] for one in c
                                                             if len(middle := _readers(r, one)) == 1

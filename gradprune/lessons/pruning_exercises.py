@@ -97,6 +97,11 @@ def _applied_before(model: nn.Module, optimizer: Optimizer, mask: FilterMask, lo
     optimizer.step()
 
 
+def _applied_first(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
+    mask.apply(model)
+    _plain_step(model, optimizer, mask, loss)
+
+
 def _held_too_late(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
     _plain_step(model, optimizer, mask, loss)
     mask.hold(optimizer, model)
@@ -128,7 +133,7 @@ HOLD_MASK = Exercise(
                       "channel still speaks. `mask.apply` silences all that belongs to a filter.",
                       _partly_silent(1)),
         Misconception("the mask comes before the step, and the step moves the weights again. Put it last.",
-                      _applied_before),
+                      _applied_before, (_applied_first,)),
         Misconception("`mask.hold` acts after every LATER step of the optimizer; this one was made before, so the "
                       "filters are awake when it ends. `mask.apply` silences them now.", _held_too_late),
         Misconception("nothing is trained: the optimizer never takes a step.",

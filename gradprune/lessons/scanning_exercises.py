@@ -174,6 +174,9 @@ ALARM_RATES = Exercise(
                       _from_parts(lambda a, s, r: (r[a].any(), s[~a].any())),
                       (_from_parts(lambda a, s, r: (r[a].mean(), s[~a].any())),
                        _from_parts(lambda a, s, r: (r[a].any(), s[~a].mean())))),
+        Misconception("attacked models without an alarm are left out of the first share (`dropna`). A trigger that was "
+                      "missed is a miss: divide by ALL attacked models.",
+                      _from_parts(lambda a, s, r: (r[a & s].mean(), s[~a].mean()))),
         Misconception("the two are exchanged: first the share found, then the share of false alarms.",
                       _from_parts(lambda a, s, r: (s[~a].mean(), r[a].mean()))),
         Misconception("these are counts. Divide each by the size of its group.",

@@ -92,6 +92,9 @@ UNLEARNING_LOSS = Exercise(
         Misconception("clean and triggered images are both in it. That is the loss of fine-tuning (notebook "
                       "03); here only triggered ones count.",
                       lambda m, x, y, t, k: F.cross_entropy(m(x), y) + F.cross_entropy(m(t(x)), y)),
+        Misconception("images of the target class are left out. That is for counting successes (notebook 01); here "
+                      "every image should get its true label.",
+                      lambda m, x, y, t, k: F.cross_entropy(m(t(x[y != k])), y[y != k])),
         Misconception("clean and triggered images are averaged together. Only the triggered ones belong "
                       "here.", lambda m, x, y, t, k: F.cross_entropy(m(torch.cat([x, t(x)])), y.repeat(2))),
     ))
@@ -148,6 +151,11 @@ SCORE = Exercise(
                       lambda w, g: g.abs().amax(dim=(1, 2, 3))),
         Misconception("gradients are squared, not made absolute: single large ones would drown all others.",
                       lambda w, g: g.square().mean(dim=(1, 2, 3))),
+        Misconception("this is the root of the mean square, which a few large gradients rule. The paper's score is the "
+                      "mean of absolute values.", lambda w, g: g.square().mean(dim=(1, 2, 3)).sqrt()),
+        Misconception("the gradient is divided by the weights. Here the weights play no part.",
+                      lambda w, g: g.abs().mean(dim=(1, 2, 3)) / w.abs().mean(dim=(1, 2, 3)),
+                      (lambda w, g: (g / w).abs().mean(dim=(1, 2, 3)),)),
         Misconception("this is the norm, the root of squares. The paper's score is the mean of absolute "
                       "values.", lambda w, g: g.flatten(1).norm(dim=1)),
         Misconception("this is the `taylor` score, sum of weight times gradient: a good one, which you meet "

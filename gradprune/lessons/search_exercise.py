@@ -75,6 +75,9 @@ SEARCH_LOSS = Exercise(
         Misconception("the mask is squared. Then many faint pixels cost next to nothing, and the mask spreads over the "
                       "image; the plain sum (L1) sets most of them to zero.",
                       lambda m, x, k, p, t, c: _reached(m, x, k, p, t) + c * k.square().sum()),
+        Misconception("covered pixels are counted (`mask > 0.5`). A count moves in jumps and has no gradient, so "
+                      "nothing would make the mask smaller: take the plain sum.",
+                      lambda m, x, k, p, t, c: _reached(m, x, k, p, t) + c * (k > 0.5).float().sum()),
         Misconception("the pattern pays, not the mask. Where the mask is 0 the pattern does not matter: the mask says "
                       "how much of the image is taken.",
                       lambda m, x, k, p, t, c: _reached(m, x, k, p, t) + c * p.abs().sum()),

@@ -36,7 +36,8 @@ def _histories() -> list[tuple[Rows, float]]:
                    [97, 50, 40, 5, 30, 20]), 0.25),
             (_rows([40, 40, 41, 34, 38, 39, 36], [3.0, 1.4, 1.6, 0.7, 0.9, 0.8, 1.1], [12, 14, 11, 95, 16, 13, 18],
                    [98, 60, 70, 45, 30, 20, 10]), 0.125),
-            (_rows([52, 50, 49, 40], [2.0, 2.4, 2.6, 1.0], [50, 40, 70, 80], [99, 70, 50, 1]), 0.125)]
+            (_rows([52, 50, 49, 40], [2.0, 2.4, 2.6, 1.0], [50, 40, 70, 80], [99, 70, 50, 1]), 0.125),
+            (_rows([40, 44, 50, 47, 30], [3.0, 2.0, 0.8, 1.5, 0.9], [50, 40, 45, 30, 80], [99, 70, 60, 65, 1]), 0.125)]
 
 
 def _rows(*columns: Sequence[float]) -> Rows:
@@ -95,6 +96,9 @@ STOPPING_RULE = Exercise(
         Misconception("a fall of exactly alpha passes. “Fallen by alpha” means by alpha or more, so what may stay has "
                       "lost LESS than alpha: `<`, not `<=`.",
                       _lowest_below(lambda h, p: _fall(h, h[0]["val_acc"], p) - 1e-9)),
+        Misconception("a RISE of accuracy counts as a fall: leave out `abs()`. A model that got better has lost "
+                      "nothing.",
+                      _lowest_below(lambda h, p: abs(_fall(h, h[0]["val_acc"], p)))),
         Misconception("the fall is counted as a share of the first accuracy. Alpha means points: subtract one accuracy "
                       "from the other, and do not divide.",
                       _lowest_below(lambda h, p: _fall(h, h[0]["val_acc"], p) / h[0]["val_acc"])),

@@ -47,6 +47,11 @@ def _learners(file: str) -> bool:
 def difference(seen: Seen, expected: Seen) -> str:
     """Where the attempt parts from the reference, for faults that nobody foresaw."""
     for mine, right in zip(seen, expected, strict=False):
+        if mine.shape != right.shape and right.ndim == 0:
+            return (f"on a hidden example the result should be one number, yours holds {mine.numel()}: is a mean or a "
+                    "sum missing?")
+        if mine.shape != right.shape and mine.ndim == right.ndim == 1:
+            return f"on a hidden example the result should have {_entries(right)}, yours has {_entries(mine)}."
         if mine.shape != right.shape:
             return (f"on a hidden example the result should have shape {tuple(right.shape)}, "
                     f"yours has {tuple(mine.shape)}.")
@@ -61,6 +66,10 @@ def difference(seen: Seen, expected: Seen) -> str:
                 pair := (_number(right, place, digits), _number(mine, place, digits)))) > 1)
             return (f"on a hidden example the result should be {wanted}{at}, yours is {got}.")
     return "on a hidden example your function does something else than it should."
+
+
+def _entries(values: Tensor) -> str:
+    return "no entry" if not len(values) else f"{len(values)} entr{'y' if len(values) == 1 else 'ies'}"
 
 
 def _number(values: Tensor, place: int, digits: int) -> str:
@@ -85,6 +94,8 @@ def _written(value: Any) -> str:
     """A value as one would type it, on one line."""
     if isinstance(value, pd.DataFrame):
         return f"DataFrame({value.to_dict('list')})"
+    if callable(value) and hasattr(value, "__name__"):
+        return value.__name__.strip("_")
     if isinstance(value, pd.Series):
         return f"Series({value.round(4).to_dict()})"
     return shorten(repr(value), 600, placeholder=" ...")

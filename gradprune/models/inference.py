@@ -157,7 +157,7 @@ def answers(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
 
 
 def _own(images: Tensor, device: torch.device) -> Tensor:
-    """A copy of the images, laid out as torch does: a stranger's forward() may normalise in place, or use view()."""
+    """A copy of the images, as torch lays tensors out: forward() may normalise in place, and use view()."""
     return images.to(device, copy=True, memory_format=torch.contiguous_format)
 
 

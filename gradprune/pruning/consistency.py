@@ -35,6 +35,7 @@ CONSISTENCY: dict[str, Any] = {
     "searched": 0.5,     # share of the parts for which the content is searched on
     "search_steps": 6,   # signed gradient steps of a search
     "toward": 0.7,       # share of the searches that lead to a class, drawn at random; the others lead away
+    "back": 0.1,         # share of the way back to the given weights at the end: accuracy returns first
     "settle": 20,        # passes over clean views and mixes, from which BatchNorm takes its statistics at the end
 }
 
@@ -123,9 +124,9 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
                     progress: bool = True, **changes: Any) -> list[dict[str, Any]]:
     """Fine-tune `model` in place with `Consistent`; returns the history rows. The last epoch is kept.
 
-    train, validation: pairs without triggered images. changes: values of `CONSISTENCY`. Dropout is off. At the end
-    BatchNorm's statistics are those of clean images: in training every second image has a change. Ctrl-C keeps the last
-    epoch.
+    train, validation: pairs without triggered images. changes: values of `CONSISTENCY`. Dropout is off. At the end the
+    weights go some of the way back (see `step_back`), and BatchNorm's statistics are those of clean images: in training
+    every second image has a change. Ctrl-C keeps the last epoch.
     """
     settings = CONSISTENCY | changes
     images = len(train.labels)
@@ -134,8 +135,18 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
     history = tune_on_views(model, mask, train, validation, augment, loss, epochs=epochs,
                             lr=settings["lr"] * min(1, images / settings["many"]) ** 0.5,
                             batch_size=settings["batch_size"], seed=seed, progress=progress)
+    step_back(model, given, settings["back"])
+    mask.apply(model)
     settle(model, train, augment, settings["settle"], seed)
     return history
+
+
+@torch.no_grad()
+def step_back(model: nn.Module, given: nn.Module, share: float) -> None:
+    """Move the weights of `model`, in place, by that share of the way to those of `given` (Wortsman et al., 2022,
+    "Robust fine-tuning of zero-shot models", arXiv:2109.01903)."""  # noqa: D209
+    for weight, old in zip(model.parameters(), given.parameters(), strict=True):
+        weight.lerp_(old, share)
 
 
 @torch.no_grad()

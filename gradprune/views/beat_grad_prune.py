@@ -127,7 +127,7 @@ class BeatGradPrune(Panel):
             draw_network(ax, self.found, values, colors, self.reads, game.removed)
             ax.add_patch(Rectangle(tuple(corners(self.found)[game.position]), 1, 1, **style.SELECTED))
             style.score_bar(ax, colors)
-            ax.set_title(f"Gradient score{note}" if game.score else "How much the trigger moves each filter, of 1")
+            ax.set_title(f"Gradient score{note}" if game.score else "How far the trigger moves each filter, 0 to 1")
             draw_now(figure, rows, len(self.own.labels))
             draw_progress(figure, rows)
             draw_test(place(figure, 5.75, 3.6, 2.5, 1.25), game.test)

@@ -32,11 +32,11 @@ class Button(widgets.Button):
         self.press()
 
 
-_LEAST = 270  # pixels: two controls stand side by side on a page of 600 pixels
+_LEAST, _NAMED = 270, 320  # pixels: two controls stand side by side on a page of 600; a name beside a slider needs room
 
 
-def _look(text: str, width: int = WIDE) -> dict[str, Any]:
-    layout = widgets.Layout(flex=f"1 1 {min(width, _LEAST)}px", max_width=f"{width}px")
+def _look(text: str, width: int = WIDE, least: int = _LEAST) -> dict[str, Any]:
+    layout = widgets.Layout(flex=f"1 1 {min(width, least)}px", max_width=f"{width}px")
     return {"description": text, "layout": layout, "style": {"description_width": "74px"}}
 
 
@@ -60,7 +60,7 @@ def buttons(text: str, options: Sequence[Any], value: Any) -> widgets.ToggleButt
 
 def choice(text: str, options: Sequence[Any], value: Any) -> widgets.SelectionSlider:
     """One of many, on a slider with its name beside it."""
-    return widgets.SelectionSlider(options=options, value=value, continuous_update=False, **_look(text))
+    return widgets.SelectionSlider(options=options, value=value, continuous_update=False, **_look(text, least=_NAMED))
 
 
 def switch(text: str) -> widgets.Checkbox:

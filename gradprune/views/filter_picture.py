@@ -85,7 +85,7 @@ def _kernel(ax: Axes, kernel: Tensor, title: str) -> None:
         title += ",\nits colours"
     else:
         ax.imshow(montage(kernel.numpy()), cmap="vlag", vmin=-limit, vmax=limit)
-        title += f",\na tile an input ({len(kernel)})"
+        title += f",\none tile per input ({len(kernel)})"
     ax.set_axis_off()
     style.write(ax, title, (0, 0), (0, -8), va="top", fontweight="bold")
 

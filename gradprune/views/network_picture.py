@@ -21,6 +21,7 @@ from gradprune.views.picture import Picture
 from gradprune.views.style import TRIGGERED, plain
 
 _GAP = 1.6  # cells between two layers
+_FEW = 20  # images at a time, twice: their maps stay in the cache of a processor
 
 
 def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
@@ -77,15 +78,18 @@ def signal(model: nn.Module, found: Filters, pairs: Pairs) -> tuple[Tensor, Tens
 
     ends = [layer.ends[0] for layer in found.layers]
     handles = [keep(name) for name in ends]
+    moved, answers = torch.zeros(len(found)), []
     try:
         with evaluating(model), torch.inference_mode():
-            clean, triggered = model(torch.cat([pairs.clean, pairs.triggered])).cpu().split(len(pairs.clean))
+            for clean, triggered in zip(pairs.clean.split(_FEW), pairs.triggered.split(_FEW), strict=True):
+                answers.append(model(torch.cat([clean, triggered])).cpu().split(len(clean)))
+                halves = [kept[name].split(len(clean)) for name in ends]
+                moved += torch.cat([(after - before).abs().mean(dim=(2, 3)).sum(0) for before, after in halves]).cpu()
     finally:
         for handle in handles:
             handle.remove()
-    halves = [kept[name].split(len(pairs.clean)) for name in ends]
-    moved = torch.cat([(after - before).abs().mean(dim=(0, 2, 3)) for before, after in halves]).cpu()
-    return moved, clean, triggered
+    clean, triggered = map(torch.cat, zip(*answers, strict=True))
+    return moved / len(pairs.clean), clean, triggered
 
 
 def readers(model: nn.Module, found: Filters) -> list[tuple[int, int]]:

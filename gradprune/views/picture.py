@@ -19,6 +19,7 @@ from gradprune.pruning.filters import Filters
 from gradprune.views.style import ATTACKED, METRICS, RIGHT, WRONG, in_style
 
 Row = Mapping[str, Any]
+_SENTENCE = 480  # pixels: below a narrow picture the sentence may be wider
 
 
 @dataclass(repr=False)
@@ -48,7 +49,8 @@ class Picture:
         """An HTML `<figure>` that holds the image itself; `png` spares drawing it once more."""
         data, text = base64.b64encode(png or self.png()).decode(), html.escape(self.summary)
         width = round(self.figure.get_figwidth() * 100)
-        return (f'<figure style="margin:0.6em 0;max-width:{width}px"><img src="data:image/png;base64,{data}" '
+        widest = max(width, _SENTENCE)
+        return (f'<figure style="margin:0.6em 0;max-width:{widest}px"><img src="data:image/png;base64,{data}" '
                 f'alt="{text}" width="{width}" style="max-width:100%;height:auto;border-radius:4px">'
                 f"<figcaption>{text}</figcaption></figure>")
 

@@ -26,6 +26,7 @@ class Playground(widgets.VBox):
 
     def __init__(self, name: str = "badnets") -> None:
         self.choose = buttons("Victim", names(), name)
+        self.choose.layout = widgets.Layout(width="auto")  # above each other, a wish for width would be one for height
         self.victim: Victim | None = None
         self.told, self.places = widgets.HTML(), list[_Place]()
         super().__init__([self.choose, self.told])

@@ -127,7 +127,7 @@ def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None
             style.draw_lines(panels[2], [row["round"] for row in replay_rows], tested, True)
             panels[2].set_title("Test images: measured afterwards, they decide nothing")
         panels[-1].set_xticks(rounds[::every], names[::every], rotation=270 if upright else 0)
-        panels[-1].set_xlabel("round, and the filter that fell in it")
+        panels[-1].set_xlabel("round, and the filter that it removed")
         if kept is not None:
             state = f"{count(kept, 'filter')} removed" if kept else "the given model"
             style.mark_kept(panels, kept, f"kept: {state}" + "; later rounds were taken back" * (kept < last))

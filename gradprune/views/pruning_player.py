@@ -29,7 +29,7 @@ _GIVEN = {"stage": "prune", "round": 0, "layer": None, "index": None}  # a run b
 
 
 class Run(NamedTuple):
-    """A replayed run: its rows, the round that was kept, why each filter fell, chances (rounds, images, classes)."""
+    """A replayed run: its rows, the round that was kept, why each filter went, chances (rounds, images, classes)."""
 
     rows: Sequence[dict[str, Any]]
     kept: int
@@ -54,7 +54,7 @@ class Frame(NamedTuple):
 
 
 class PruningPlayer(Panel):
-    """ACC, ASR and RA over the rounds of a pruning run; which filter fell; what became of some triggered images.
+    """ACC, ASR and RA over the rounds of a pruning run; which filter was removed; what became of some triggered images.
 
     victim: the model the run began with. result: what `grad_prune` returned for it, or nothing yet. A recipe that has
     not been run is run by a button, without fine-tuning, on the same images as `result`; once run, each is there to
@@ -149,10 +149,10 @@ class PruningPlayer(Panel):
             ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
             if rounds[-1] == 0:
                 ax.set(xlim=(-0.2, 9), xticks=[0])
-                style.write(ax, "here the rounds appear", (0.55, 0.5), (0, 0), ha="center", color=style.FAINT)
-            fell = f"{plain(row['layer'])}[{row['index']}] fell" if row["layer"] else "the given model"
+                style.write(ax, "the rounds will appear here", (0.55, 0.5), (0, 0), ha="center", color=style.FAINT)
+            removed = f"{plain(row['layer'])}[{row['index']}] removed" if row["layer"] else "the given model"
             when = f"Round {computed.round} of {rounds[-1]}" if rounds[-1] else "Nothing pruned yet"
-            style.write(ax, f"{when}: {fell}", (0, 1), (-30, 24), fontsize=style.LARGE, fontweight="bold")
+            style.write(ax, f"{when}: {removed}", (0, 1), (-30, 24), fontsize=style.LARGE, fontweight="bold")
             style.write(ax, why, (0, 1), (-30, 12), color=style.FAINT)
             for i, (answer, truth) in enumerate(zip(computed.answers.tolist(), truths, strict=True)):
                 tile = place(figure, 4.95 + 1.15 * (i % 3), 0.52 + 1.7 * (i // 3), 1.1, 1.1)
@@ -166,7 +166,7 @@ class PruningPlayer(Panel):
         goal = "the next class" if self.label_map == "all_to_all" else f"“{self.victim.target_name}”"
         right = int((computed.answers == self.shown.labels).sum())
         figures = ", ".join(f"{mark.name} {row[key]:.1%}" for key, mark in METRICS.items())
-        return Picture(figure, f"{when}, {fell}{f' ({why})' * bool(why)}: {figures} on "
+        return Picture(figure, f"{when}, {removed}{f' ({why})' * bool(why)}: {figures} on "
                                f"{count(len(self.sample), 'test image')}; of {count(len(truths), 'triggered example')} "
                                f"{right} right, {hits} taken for {goal}.")
 

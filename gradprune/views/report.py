@@ -116,7 +116,7 @@ def _story(victim: Victim, result: DefenseResult, before: Metrics, after: Metric
 
 
 def _removed(result: DefenseResult) -> str:
-    """The removed filters in the order in which they fell, and why pruning stopped (HTML)."""
+    """The removed filters in the order of their removal, and why pruning stopped (HTML)."""
     rows = {(row["layer"], row["index"]): row for row in result.rows("prune")}
     forms = {"score": ".3g", "val_unlearning_loss": ".3f", "val_acc": ".1%"}
     lines = []

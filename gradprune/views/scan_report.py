@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gradprune import __version__
 from gradprune.defenses import Scan
-from gradprune.defenses.scan import SMALL
+from gradprune.defenses.scan import OUTLIER, SMALL
 from gradprune.errors import require
 from gradprune.paths import output_folder, write_atomic
 from gradprune.pruning import Inverted, Perturbed
@@ -20,13 +20,16 @@ from gradprune.views.panel_parts import show_image
 from gradprune.views.picture import Picture, count
 from gradprune.views.scan_plots import norms
 
-_METHOD = """<p>For each class two triggers are synthesised on the model itself, from the defender’s few clean images:
-the smallest mask with a pattern (Wang et al., 2019, “Neural Cleanse”), measured by the mask’s sum, and the smallest
-pattern added to the whole image (after Moosavi-Dezfooli et al., 2017, arXiv:1610.08401), measured by its Euclidean
-length. Every class of every model can be reached somehow. A backdoor is a shortcut: its class needs far less. The
-anomaly index says how far a norm lies below the median, in robust standard deviations. Above {threshold:g} it is an
-alarm, if the norm is also below {small:.0%} of the median: where all classes are much alike, the index alone is easily
-high.</p>"""
+_METHOD = """<p>Every class of every model can be reached somehow. A backdoor is a shortcut: its class is easy to reach
+in many ways at once. Eight searches ask how easy each class is. Two synthesise a trigger from the defender’s few clean
+images: the smallest mask with a pattern (Wang et al., 2019, “Neural Cleanse”), measured by the mask’s sum, and the
+smallest pattern added to the whole image (after Moosavi-Dezfooli et al., 2017, arXiv:1610.08401), measured by its
+Euclidean length. Five search noise, smooth fields, waves, bends and patches of a drawn strength, and measure how sure
+of the class the model becomes on images that were not searched on. One needs no image: the largest lead of the class
+over all others (Wang et al., 2024, “MM-BD”, arXiv:2205.06900). Each gives a class its distance from the median of the
+classes, in robust standard deviations; the score of a class is the mean of the eight, and above {threshold:g} it is an
+alarm.</p><p>The anomaly index says the same of one search alone. By itself it accuses the class with the highest score
+where it is above {outlier:g} and the norm below {small:.0%} of the median.</p>"""
 _BLIND = """<ul>
 <li>A class that is suspected need not have been attacked: some classes are easy to reach by nature.</li>
 <li>No alarm is no proof. A trigger that is no small mask and no faint pattern (a warp, one that differs from image to
@@ -85,6 +88,14 @@ def _parts(trigger: nn.Module) -> dict[str, Tensor]:
     return {f"pattern × {gain}\n(grey: none)": shown}
 
 
+def _standings(found: Scan) -> str:
+    """The score of each class and what it is the mean of, the highest first (HTML)."""
+    order = sorted(range(len(found.classes)), key=lambda label: -found.scores[label])
+    rows = [[found.classes[label], f"{found.scores[label]:.1f}",
+             *(f"{told[label]:.1f}" for told in found.voices.values())] for label in order]
+    return table(rows, ["class", "score", *found.voices], "Robust standard deviations above the median of the classes.")
+
+
 def _page(found: Scan, facts: Mapping[str, object], card_says: str) -> str:
     """The whole page (HTML)."""
     trigger = ""
@@ -93,21 +104,23 @@ def _page(found: Scan, facts: Mapping[str, object], card_says: str) -> str:
     rows = [[found.classes[row.label], row.kind, f"{row.norm:.2f}" if row.converged else "did not converge",
              f"{row.success:.1%}", "–" if row.share is None else f"{row.share:.0%}",
              "–" if row.anomaly is None else f"{row.anomaly:.2f}"] for row in found.rows]
-    settings = {**facts, "alarm": f"index above {found.threshold:g} and norm below {SMALL:.0%} of the median",
+    settings = {**facts, "alarm": f"score above {found.threshold:g}",
                 "images": count(len(found.images), "image"), "gradprune": __version__,
                 "torch": torch.__version__.split("+")[0]}
     sections = {
         "Verdict": f"<p>{escape(found.verdict)}</p>" + (f"<p>{escape(card_says)}</p>" if card_says else ""),
         "The synthesised trigger": trigger,
-        "Norms of the classes": f'<div class="wide">{norms(found.rows, found.classes, found.threshold).html()}</div>',
+        "How easily each class is reached": _standings(found),
+        "Norms of the classes": f'<div class="wide">{norms(found.rows, found.classes).html()}</div>',
         "All figures": table(rows, ["class", "search", "norm", "other images moved", "share of median", "index"],
                              "An index is given for norms below the median; others have 0."),
-        "How it was found": _METHOD.format(threshold=found.threshold, small=SMALL),
+        "How it was found": _METHOD.format(threshold=found.threshold, small=SMALL, outlier=OUTLIER),
         "What it cannot see": _BLIND,
         "Settings": table([[key, str(value)] for key, value in settings.items() if str(value)]),
     }
     heading = "No class is suspected" if found.suspect is None else f"Suspected: {found.classes[found.suspect]}"
     if all(not row.converged for row in found.rows):
         heading = "No verdict"
-    lead = f"{len(found.rows)} searches for a trigger, two for each class, on {len(found.images)} clean images."
+    lead = (f"{len(found.voices)} searches for each of {len(found.classes)} classes, with {len(found.images)} clean "
+            "images.")
     return page(f"Scan: {facts.get('checkpoint', 'a model')}", lead, sections, heading=heading)

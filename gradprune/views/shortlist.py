@@ -45,7 +45,7 @@ def predicted_and_real(tried: Tried, found: Filters) -> Picture:
     with style.in_style():
         figure = blank(2.9)
         pairs_of_bars(place(figure, 0.65, 0.72, 7.55, 1.7), tried)
-        figure.text(0.15 / 8.4, 0.92, "Without the filter: promised, and real", fontsize=style.LARGE,
+        figure.text(0.15 / 8.4, 0.92, "Without the filter: predicted and real", fontsize=style.LARGE,
                     fontweight="bold")
     return Picture(figure, about_tried(tried, found))
 

@@ -7,7 +7,7 @@ of Paul Tol's; each comes with a marker and a line style, so that no figure depe
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import matplotlib
 import numpy as np
@@ -57,6 +57,7 @@ INK, FAINT, PAPER, EMPTY = "#1F2328", "#667078", "#FFFFFF", "#EDEFF1"
 REMOVED: dict[str, Any] = {"marker": "X", "c": "black", "edgecolors": "white", "linewidths": 0.8, "zorder": 4}
 SELECTED: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 1.8, "zorder": 3,
                             "path_effects": [withStroke(linewidth=4, foreground="white")]}
+_LINE = 11.0  # points from one small name to the next below it
 SMALL, NORMAL, LARGE = 9, 10, 11.5  # points; shown at 100 pixels an inch, so that 9 points are 12.5 pixels
 _DPI = 150  # 1.5 pixels for each one shown: sharp on fine screens, quick enough for sliders
 
@@ -151,7 +152,9 @@ def draw_lines(ax: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence
     else:
         ax.set_ylim(bottom=0)
     ends = [values[-1] for values, _ in series.values()]
-    for height, (name, (_, mark)) in zip(spread(ends, *ax.get_ylim()), series.items(), strict=True):
+    high = _LINE * cast(Figure, ax.figure).dpi / 72 / ax.bbox.height  # a name, as a share: much in a low panel
+    gap = min(max(0.12, high), 1 / len(ends))
+    for height, (name, (_, mark)) in zip(spread(ends, *ax.get_ylim(), gap), series.items(), strict=True):
         ax.annotate(name, (x[-1], height), (10, 0), textcoords="offset points", va="center", color=mark.color,
                     fontsize=SMALL, fontweight="bold", annotation_clip=False,
                     path_effects=[withStroke(linewidth=3, foreground=PAPER)])  # at 0 a name stands on the axis

@@ -24,6 +24,7 @@ from gradprune.views.trigger_kinds import KINDS, OTHER, Kind, learns, shipped
 from gradprune.views.trigger_pictures import Row, draw_rows, tell
 
 _ROWS = 5  # measurements in the table, newest first
+_STEP = 165  # pixels: two buttons stand beside the number on a page of 600
 _RANGES, _CHOICES = (max(len(knobs) for knobs in kinds) for kinds in (
     [kind.ranges for kind in KINDS.values()], [kind.choices for kind in KINDS.values()]))
 
@@ -89,14 +90,14 @@ class TriggerStudio(Panel):
         self.known: dict[str, tuple[nn.Module, bool]] = {self.own: (victim.trigger, True)}
         kinds = [(f"{name} (the attacker's)" if name == self.own else name, name) for name in {**TRIGGERS, self.own: 0}]
         foreign = self.images.labels != self.wanted
-        self.image = number("Image", 0, len(self.images) - 1, int(foreign.nonzero()[0]) if foreign.any() else 0, WIDE)
+        self.image = number("Image", 0, len(self.images) - 1, int(foreign.nonzero()[0]) if foreign.any() else 0)
         self.kind = choice("Trigger", kinds, self.own)
         self.strength = slider("Strength", 0.0, 2.0, 1.0, 0.1, ".0%")
         self.knobs = [slider("Knob", 0.0, 1.0, 0.0, 1.0) for _ in range(_RANGES)]
         self.choices = [choice("Knob", ["-"], "-") for _ in range(_CHOICES)]
         self.below = switch("Show a decoy below")
-        self.previous = self.button("Previous image", lambda: self._step(-1))
-        self.next = self.button("Next image", lambda: self._step(1))
+        self.previous = self.button("Previous image", lambda: self._step(-1), width=_STEP)
+        self.next = self.button("Next image", lambda: self._step(1), width=_STEP)
         self.measure = self.button("Measure ASR on all test images", self._measure, "Measuring ...", WIDE)
         self.board = widgets.HTML()
         self._take_kind()

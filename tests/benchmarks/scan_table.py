@@ -1,4 +1,4 @@
-"""Scans of clean and of shipped models, and defences with known and synthesised trigger: data/results/scan*.csv.
+"""The two classic searches of a scan on clean and shipped models, and defences with known and synthesised trigger: data/results/scan*.csv.
 
     python tests/benchmarks/scan_table.py [name ...]
 
@@ -38,8 +38,9 @@ def victim_of(name):
 def scan_row(name, victim, found):
     attacked = victim.card["attack"]["rate"] > 0
     target = victim.target if attacked else None
-    row = {"model": name, "attacked": attacked, "target": target, "suspect": found.suspect, "by": found.kind,
-           "right": found.suspect == target}
+    alone = min((one for one in found.rows if one.alarm), key=lambda one: one.share, default=None)
+    suspect, by = (alone.label, alone.kind) if alone else (None, None)  # of the searches that accuse a class by themselves
+    row = {"model": name, "attacked": attacked, "target": target, "suspect": suspect, "by": by, "right": suspect == target}
     for kind in KINDS:
         rows = [one for one in found.rows if one.kind == kind]
         first = min(rows, key=lambda one: one.norm)

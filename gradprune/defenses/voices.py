@@ -1,0 +1,108 @@
+"""Voices of a scan: how easily each class is reached, by changes of several families, and with no image at all.
+
+A class that a backdoor leads to is easy to reach in many ways at once; other classes are easy in one way or another. So
+each search gives every class a standing among the others, and the standings are averaged. Sources: the families of
+`pruning/changes.py`; the largest margin, MM-BD: Wang et al., 2024, IEEE S&P, arXiv:2205.06900; the rest is ours.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.models.inference import evaluating, predict
+from gradprune.pruning import Change, Part, draw, inflow, search_changes
+from gradprune.pruning.changes import Shape, every_wave
+
+LED = ("bounded", "smooth", "waves", "warp", "patches")  # families of changes, a voice each
+FEW = 16          # images that changes are searched on
+TRIES = 3         # drawn changes of a family, each searched for every class
+STEPS = 8         # of a search
+AT_ONCE = 12      # classes that share a forward pass
+MOST = 4.0        # a voice counts no more than this: one search gone astray accuses nobody
+MARGIN_STARTS, MARGIN_STEPS, MARGIN_RATE = 8, 100, 0.05  # of the search for the largest margin
+
+
+def standings(values: Sequence[float | None]) -> list[float]:
+    """How far each class lies above the median, in robust standard deviations, held within `MOST` on both sides.
+
+    values: higher is easier to reach; None: not reached at all, which is the lowest.
+    Fewer than three values say nothing.
+    """
+    told = torch.tensor([value for value in values if value is not None], dtype=torch.double)
+    if len(told) < 3:
+        return [0.0] * len(values)
+    middle = told.quantile(0.5)
+    spread = 1.4826 * float((told - middle).abs().quantile(0.5))
+    far = [-MOST if value is None else (value - float(middle)) / spread if spread > 0 else 0.0 for value in values]
+    return [max(-MOST, min(MOST, one)) for one in far]
+
+
+def led(model: nn.Module, images: Tensor, classes: int, family: str, seed: int = 0) -> list[float]:
+    """How far searched changes of a family lead to each class: mean log-probability, on images not searched on.
+
+    images: float (N, C, H, W) in [0, 1], clean, two or more; the changes are searched on one half. The searches of all
+    classes begin with the same drawn changes; those of "waves" with the single wave that leads there furthest.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    some, others = images[::2][:FEW], images[1::2]
+    usual, part = predict(model, others).argmax(1), Part(some, predict(model, some).log_softmax(1))
+    reached = []
+    for _ in range(1 if family == "waves" else TRIES):
+        begun = _starts(model, part, classes, family, images.shape[1:], generator)
+        found: list[Change] = []
+        for start in range(0, classes, AT_ONCE):
+            labels = range(start, min(start + AT_ONCE, classes))
+            with evaluating(model):
+                found += search_changes(model, [part._replace(target=label) for label in labels],
+                                        begun[start:start + AT_ONCE], STEPS)
+        reached.append([_log_share(model, change, others[usual != label], label) for label, change in enumerate(found)])
+    return torch.tensor(reached).mean(0).tolist()
+
+
+def _starts(model: nn.Module, part: Part, classes: int, family: str, shape: Shape,
+            generator: torch.Generator) -> list[Change]:
+    """What the search for each class begins with."""
+    if family != "waves":
+        return [draw(shape, generator, [family])] * classes
+    waves = every_wave(shape, generator)
+    with evaluating(model):
+        best = inflow(model, [part] * len(waves), waves).argmax(0).tolist()
+    return [waves[place] for place in best]
+
+
+def _log_share(model: nn.Module, change: Change, images: Tensor, label: int) -> float:
+    """Mean log-probability of a class, on the images with the change; 0 of none."""
+    with torch.no_grad():
+        said = predict(model, change(images)).log_softmax(1)[:, label] if len(images) else images.new_zeros(1)
+    return float(said.clamp_min(-14).mean())  # so that one sure image does not outweigh the others
+
+
+def margins(model: nn.Module, shape: Shape, classes: int, seed: int = 0) -> list[float]:
+    """The largest lead of each class's logit over all others that any image reaches, searched from noise.
+
+    shape: channels, height, width. Gradient ascent with momentum on images in [0, 1]; no image of anybody is needed.
+    """
+    weight = next(model.parameters())
+    noise = torch.rand(MARGIN_STARTS, *shape, generator=torch.Generator().manual_seed(seed)).to(weight.device)
+    largest: list[float] = []
+    for start in range(0, classes, AT_ONCE):
+        labels = torch.arange(start, min(start + AT_ONCE, classes), device=weight.device).repeat_interleave(len(noise))
+        images = noise.repeat(len(labels) // len(noise), 1, 1, 1)
+        speed = torch.zeros_like(images)
+        with evaluating(model):
+            for _ in range(MARGIN_STEPS):
+                slope, = torch.autograd.grad(_margin(model, images.requires_grad_(), labels).sum(), images)
+                length = slope.flatten(1).norm(dim=1).clamp_min(1e-12)
+                speed = 0.9 * speed + slope / length[:, None, None, None]
+                images = (images.detach() + MARGIN_RATE * speed).clamp(0, 1)
+            with torch.no_grad():
+                largest += _margin(model, images, labels).view(-1, len(noise)).amax(1).tolist()
+    return largest
+
+
+def _margin(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Each image's logit of its label less the largest other one."""
+    logits = model(images)
+    rest = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return logits.gather(1, labels[:, None])[:, 0] - rest
