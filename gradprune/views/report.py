@@ -31,8 +31,8 @@ _EXPLAINED = {
               "it. Each cell is one filter of the attacked model: the higher its score, the sooner it is "
               "removed.",
     "network": "The network, from the image on the left to the answer on the right: each column is a layer, each cell "
-               "a filter, dark where the trigger changes what the filter says, compared with the darkest of its layer in "
-               "the attacked model. Arcs lead past layers. Crosses mark the filters that were removed.",
+               "a filter, dark where the trigger changes what the filter says, compared with the darkest of its layer "
+               "in the attacked model. Arcs lead past layers. Crosses mark the filters that were removed.",
     "trajectory": "Each round removes the living filter with the best score, then looks at a few validation "
                   "images to decide when to stop and which round to keep. The figures of the lowest panel "
                   "were added afterwards, on {sample} of the test images, so they differ a little from the "
