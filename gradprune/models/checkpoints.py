@@ -82,6 +82,8 @@ def load_checkpoint(path: str | Path, code: str | None = None) -> tuple[nn.Modul
     except (RuntimeError, NotImplementedError) as error:
         raise _unfit(path, "model", error) from None
     model.eval()  # what it returns may be nothing, where a stranger's train() is asked
+    if name == code:  # which may flatten with `.view`; defences try it out, see `models.working`
+        return model, card
     return model.to(memory_format=torch.channels_last), card
 
 

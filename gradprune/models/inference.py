@@ -101,7 +101,7 @@ def check_convolutional(model: nn.Module) -> None:
 
 def is_lazy(tensor: Tensor) -> bool:
     """Whether a parameter or buffer of a lazy layer has no shape yet."""
-    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+    return isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -26,7 +26,7 @@ CONSISTENCY: dict[str, Any] = {
     "steps": 300,        # optimiser steps, about: whole epochs are run
     "batch_size": 32,    # images in a step, each with a change and without
     "lr": 1e-2,          # of SGD with momentum; falls to zero along half a cosine
-    "many": 120,         # images; with fewer, the rate falls with the root of their number
+    "many": 120,         # images; with fewer, the rate falls with the root of their number, and `back` applies
     "weight": 3.0,       # of the clean term
     "parts": 16,         # of a batch, each with a change of its own
     "pool": 6,           # changes of a family that led the model furthest when they were last tried
@@ -124,9 +124,9 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
                     progress: bool = True, **changes: Any) -> list[dict[str, Any]]:
     """Fine-tune `model` in place with `Consistent`; returns the history rows. The last epoch is kept.
 
-    train, validation: pairs without triggered images. changes: values of `CONSISTENCY`. Dropout is off. At the end the
-    weights go some of the way back (see `step_back`), and BatchNorm's statistics are those of clean images: in training
-    every second image has a change. Ctrl-C keeps the last epoch.
+    train, validation: pairs without triggered images. changes: values of `CONSISTENCY`. Dropout is off. At the end
+    BatchNorm's statistics are those of clean images: in training every second image has a change. Before that, where
+    images are few, the weights go some of the way back (see `step_back`). Ctrl-C keeps the last epoch.
     """
     settings = CONSISTENCY | changes
     images = len(train.labels)
@@ -135,8 +135,9 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
     history = tune_on_views(model, mask, train, validation, augment, loss, epochs=epochs,
                             lr=settings["lr"] * min(1, images / settings["many"]) ** 0.5,
                             batch_size=settings["batch_size"], seed=seed, progress=progress)
-    step_back(model, given, settings["back"])
-    mask.apply(model)
+    if images < settings["many"]:
+        step_back(model, given, settings["back"])
+        mask.apply(model)
     settle(model, train, augment, settings["settle"], seed)
     return history
 

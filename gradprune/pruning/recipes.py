@@ -96,7 +96,7 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
                 result.stopped = "one filter was left"
         except KeyboardInterrupt:
             result.stopped, result.interrupted = "interrupted", True
-        bar.total = bar.n  # over, not broken off: a notebook leaves a bar that is not full, in red
+        bar.total = bar.n  # done, not cut short: a notebook shows a bar that is not full in red
     return back_to(result, best_round, undo)
 
 

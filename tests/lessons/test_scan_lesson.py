@@ -1,4 +1,4 @@
-"""Notebook 04: the search with an own loss, measured scans, the figures, and the explorer of a scan."""
+"""Notebook 04: the search with a loss of one's own, measured scans, the figures, and the explorer of a scan."""
 
 import dataclasses
 import gc

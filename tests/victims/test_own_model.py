@@ -674,7 +674,7 @@ def test_masks_of_zeros_and_ones(tmp_path, mask):
 
 @pytest.mark.parametrize(("array", "words"), [
     (np.array([Evil()], dtype=object), "no readable .npy file"), (np.zeros(5), r"must hold one image, .* got \(5,\)"),
-    (np.full((4, 4), np.nan), "must hold one image"), (np.full((4, 4), 300.0), r"in -255\.\.255"), (np.array(["a"]), "numbers")])
+    (np.full((4, 4), np.nan), "not finite"), (np.full((4, 4), 1.3), r"in 0\.\.1 or numbers in 0\.\.255, got 1\.3"), (np.full((4, 4), 300.0), r"in -255\.\.255"), (np.array(["a"]), "numbers")])
 def test_arrays_that_are_no_trigger(tmp_path, monkeypatch, array, words):
     monkeypatch.chdir(tmp_path)
     np.save("bad.npy", array, allow_pickle=True)

@@ -1,17 +1,27 @@
 """More models as users bring them; each test stands for a kind that once gave a traceback or a wrong figure."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import squares
+from PIL import Image
 from torch import Tensor, nn
 
 import gradprune as gp
+from gradprune.attacks import read_trigger
 from gradprune.base.errors import InputError
+from gradprune.cli.screen import show, table
+from gradprune.datasets import ImageSet
 from gradprune.defenses import DEFENSES
 from gradprune.models import load_weights, predict
+from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
 from gradprune.models.working import handed_back, working_copy
+from gradprune.victims.inspection import inspect
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +151,102 @@ def test_no_norm_is_told_where_none_makes_a_constant():
             small(nn.ReLU(), nn.PReLU(6)), small(nn.Dropout(), nn.Identity())]
     assert [silent_behind(gp.filters(net).layers) for net in nets] == [[(None, None)]] * 4
     assert silent_behind(gp.filters(Casts(small(nn.BatchNorm2d(6), nn.ReLU()))).layers) == [("net.1", None)]
+
+
+class Views(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 5, stride=4), nn.Linear(4 * 49, 4)
+
+    def forward(self, x):
+        return self.fc(self.conv(x.view(len(x), -1).view(-1, 3, 32, 32)).view(-1, 4 * 49))
+
+
+def test_images_that_lie_channels_last_suit_a_model_that_flattens_with_view(images, mark):
+    rows = images.images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as from an array (N, H, W, C)
+    turned = ImageSet(rows, images.labels, images.classes)
+    net = Views().eval()
+    assert torch.equal(predict(net, images.floats()), predict(net, turned.floats()))
+    assert predict(net, turned.images.float() / 255).shape == (24, 4)
+    assert gp.evaluate(net, turned, mark, 1) == gp.evaluate(net, images, mark, 1)
+
+
+def folder(place, count=5, endings=(".png",), classes=("a", "b", "c", "d")):
+    for label, name in enumerate(classes):
+        (place / name).mkdir(parents=True)
+        for number in range(count):
+            for ending in endings:
+                Image.new("RGB", (9, 9), (60 * label, 9 * number, 90)).save(place / name / f"{number}{ending}")
+    return place
+
+
+def test_inspect_takes_such_a_model_and_says_why_it_takes_no_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "viewing.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.conv, self.fc = nn.Conv2d(3, 4, 5, stride=4), nn.Linear(196, 4)\n"
+        "    def forward(self, x):\n        return self.fc(self.conv(x).view(len(x), -1).view(-1, 196))\n")
+    torch.save(Views().state_dict(), "w.pth")
+    folder(tmp_path / "photos")
+    found = inspect("w.pth", "photos", model="viewing:Net")
+    assert {guess.size for guess in found.guesses} == {32} and "--size 32" in found.command
+    assert "invalid for input of size" in " ".join(inspect("w.pth", "photos", model="viewing:Net", size=24).notes)
+    folder(tmp_path / "fewer", classes=("a", "b"))
+    assert any("it knows 4 classes, and they are of 2" in note for note in inspect("w.pth", "fewer", model="viewing:Net").notes)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda place: folder(place, endings=(".gif", ".tif")), r"kinds that are not read \(\.gif, \.tif\): save them as \.png"),
+    (lambda place: [folder(place / name) for name in ("fold1", "fold2")], r"only folders \(a, b, c, d\): is each of them a class"),
+])
+def test_a_class_without_pictures_says_what_it_holds(tmp_path, change, words):
+    change(tmp_path / "photos")
+    with pytest.raises(InputError, match=words):
+        gp.load(str(tmp_path / "photos"))
+
+
+def printed(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    show(False, {}, table("shipped model", {"badnets (10% poisoned)": {"acc": 0.994, "asr": 0.9985, "ra": 0.001}}))
+    return capsys.readouterr().out
+
+
+def test_no_figure_is_cut_off_in_a_narrow_window(monkeypatch, capsys):
+    assert "|" in (wide := printed(60, monkeypatch, capsys)) or "\u2502" in wide
+    for width in (1, 20, 33):
+        words = " ".join(printed(width, monkeypatch, capsys).split())
+        assert all(figure in words.replace(" ", "") for figure in ("99.4%", "99.9%", "0.1%")) and "\u2026" not in words
+
+
+@pytest.mark.parametrize("redirect", ["> /dev/full", ">&-", ">&- 2>&-", "| head -c 1 > /dev/null"])
+def test_a_stdout_that_is_full_or_closed_gets_no_traceback(redirect):
+    if "full" in redirect and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    run = subprocess.run(f"{sys.executable} -m gradprune zoo list {redirect}", shell=True, capture_output=True, text=True, check=False)
+    assert run.returncode == (2 if "full" in redirect else 0), run.stderr
+    assert "Traceback" not in run.stderr and ("cannot be printed" in run.stderr) == ("full" in redirect)
+
+
+def test_fractions_that_rounding_left_above_one_are_no_pixels_of_255(tmp_path):
+    np.save(tmp_path / "patch.npy", np.full((4, 4), 1.0000002))
+    assert read_trigger(str(tmp_path / "patch.npy"))(torch.zeros(1, 3, 8, 8))[0, :, -1, -1].tolist() == [1, 1, 1]
+
+
+def test_masks_by_their_transparency_and_below_zero(tmp_path):
+    where = np.zeros((8, 8), np.uint8)
+    where[-2:, -2:] = 255
+    Image.fromarray(np.dstack([np.full((8, 8, 3), 255, np.uint8), where])).save(tmp_path / "clear.png")
+    np.save(tmp_path / "signs.npy", np.where(where > 0, 1.0, -1.0))
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "white.png")
+    shown = read_trigger(str(tmp_path / "white.png"), mask=str(tmp_path / "clear.png"))(torch.zeros(1, 3, 8, 8))
+    assert torch.equal(shown[0, 0], torch.from_numpy(where / 255).float())
+    with pytest.raises(InputError, match="below zero"):
+        read_trigger(str(tmp_path / "white.png"), mask=str(tmp_path / "signs.npy"))
+
+
+def test_a_checkpoint_of_a_model_that_flattens_with_view_works_again(tmp_path, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flattening.py").write_text("from test_users_inputs import Views as Net\n")
+    net = Views().eval()
+    save_checkpoint("clean", net, {"model": {"name": "flattening:Net", "num_classes": 4}})
+    assert torch.equal(predict(load_checkpoint("clean", "flattening:Net")[0], images.floats()), predict(net, images.floats()))

@@ -1,5 +1,6 @@
 """Triggers in forms that other toolboxes use: an array that is added to the image, a function of one's own."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gradprune.base.errors import InputError, require
 from gradprune.models.own import current_folder_first, look_up
 
 _LARGEST = 4_000_000  # numbers
+_ROUNDING, _SMALLEST = 0.01, 2  # how far fractions pass 1 by rounding; a picture of 0..255 has a number from here on
 
 
 class Added(Trigger):
@@ -41,8 +43,9 @@ class Added(Trigger):
 def read_array(path: str | Path) -> tuple[Tensor, bool]:
     """The trigger in a .npy file as float (3, H, W), and whether it is to be added (it has values below zero).
 
-    Where there are numbers beyond 1, they are taken for 0..255. No object is unpickled.
-    Raises InputError for a file that is missing, damaged or too large, or no array of an image.
+    Where there are numbers beyond 1, they are taken for 0..255, but for what rounding left there. No object is
+    unpickled. Raises InputError for a file that is missing, damaged or too large, no array of an image, or fractions
+    that are neither in 0..1 nor in 0..255.
     """
     require(Path(path).is_file(), f"there is no trigger at {path}.")
     try:
@@ -56,8 +59,14 @@ def read_array(path: str | Path) -> tuple[Tensor, bool]:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
         pixels = np.moveaxis(pixels, 0, -1)
-    require(pixels.ndim == 3 and pixels.shape[2] in (1, 3) and bool(np.isfinite(pixels).all()),
+    require(pixels.ndim == 3 and pixels.shape[2] in (1, 3),
             f"{path} must hold one image, (H, W), (H, W, 3) or (3, H, W), got {array.shape}.")
+    low, high = float(pixels.min()), float(pixels.max())
+    require(math.isfinite(low) and math.isfinite(high), f"{path} holds numbers that are not finite.")
+    if array.dtype.kind == "f" and low >= 0 and high < _SMALLEST:
+        require(high <= 1 + _ROUNDING, f"{path} must hold fractions in 0..1 or numbers in 0..255, got {low:.3g}.."
+                                       f"{high:.3g}.")
+        pixels = pixels.clip(0, 1)
     if float(np.abs(pixels).max()) > 1 or (array.dtype.kind == "i" and bool((pixels < 0).any())):
         pixels = pixels / 255
     require(float(np.abs(pixels).max()) <= 1, f"{path} must hold numbers in -255..255.")

@@ -105,10 +105,16 @@ class Picture(Trigger):
 
 
 def _mask(path: str | Path) -> Tensor:
-    """A mask as float (1, height, width) in [0, 1]; what holds no more than 0 and 1 out of 255 means 0 and 1."""
+    """A mask as float (1, height, width) in [0, 1]; what holds no more than 0 and 1 out of 255 means 0 and 1, and
+    where a picture is transparent nothing is put on."""  # noqa: D209
     from gradprune.attacks.triggers.foreign import read_array  # late: it imports this module
-    numbers = read_array(path)[0] if Path(path).suffix.lower() == ".npy" else _read(path, "mask")[:3]
-    where = numbers.mean(0, keepdim=True)
+    if Path(path).suffix.lower() == ".npy":
+        numbers, below = read_array(path)
+        require(not below, f"the mask {path} has numbers below zero; it takes 0 and 1.")
+        where = numbers.mean(0, keepdim=True)
+    else:
+        numbers = _read(path, "mask")
+        where = numbers[:3].mean(0, keepdim=True) * numbers[3:]
     return where * 255 if 0 < where.max() <= 1 / 255 else where
 
 

@@ -1,4 +1,4 @@
-"""The exercises of notebook 01: an own trigger, and counting the attack success rate."""
+"""The exercises of notebook 01: a trigger of one's own, and counting the attack success rate."""
 
 from collections.abc import Callable, Sequence
 from functools import cache

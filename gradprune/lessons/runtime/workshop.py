@@ -81,7 +81,7 @@ def signs(per_class: int, seed: int) -> ImageSet:
 
 
 def bought(train: bool = False, progress: bool = True) -> dict[str, Tensor]:
-    """The seller's weights: the shipped ones, or trained anew on the seller's own signs, a tenth of them stickered."""
+    """The seller's weights: the shipped ones, or trained on the seller's own signs, a tenth with the sticker."""
     if not train:
         return load_file(_shipped())
     torch.manual_seed(0)

@@ -31,9 +31,9 @@ _EXPLAINED = {
               "for. It is high while the backdoor lives, and its gradient points at the filters that carry "
               "it. Each cell is one filter of the attacked model: the higher its score, the sooner it is "
               "removed.",
-    "network": "The network, from the image on the left to the answer on the right: a column a layer, a cell a filter, "
-               "dark where the trigger changes what the filter says, compared with the darkest of its layer in the "
-               "attacked model. Arcs lead past layers. Crosses mark the filters that were removed.",
+    "network": "The network, from the image on the left to the answer on the right: each column is a layer, each cell "
+               "a filter, dark where the trigger changes what the filter says, compared with the darkest of its layer "
+               "in the attacked model. Arcs lead past layers. Crosses mark the filters that were removed.",
     "trajectory": "Each round removes the living filter with the best score, then looks at a few validation "
                   "images to decide when to stop and which round to keep. The figures of the lowest panel "
                   "were added afterwards, on {sample} of the test images, so they differ a little from the "
@@ -190,7 +190,7 @@ def _page(victim: Victim, result: DefenseResult, stages: Mapping[str, Metrics],
         "What the model says": figures["examples"],
         "Before and after": f'{figures["before_after"]}{results}{terms()}',
         "Which filters carry the backdoor": figures["scores"],
-        "How far the trigger’s signal comes": figures["network"],
+        "How far the trigger’s signal gets": figures["network"],
         "Pruning, round by round": figures["trajectory"],
         "Fine-tuning": figures.get("fine_tuning", ""),
         "What was removed": _removed(result),
