@@ -124,9 +124,9 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
                     progress: bool = True, **changes: Any) -> list[dict[str, Any]]:
     """Fine-tune `model` in place with `Consistent`; returns the history rows. The last epoch is kept.
 
-    train, validation: pairs without triggered images. changes: values of `CONSISTENCY`. Dropout is off. At the end BatchNorm's
-    statistics are those of clean images: in training every second image has a change. Before that, where images are
-    few, the weights go some of the way back (see `step_back`). Ctrl-C keeps the last epoch.
+    train, validation: pairs without triggered images. changes: values of `CONSISTENCY`. Dropout is off. At the end
+    BatchNorm's statistics are those of clean images: in training every second image has a change. Before that, where
+    images are few, the weights go some of the way back (see `step_back`). Ctrl-C keeps the last epoch.
     """
     settings = CONSISTENCY | changes
     images = len(train.labels)
