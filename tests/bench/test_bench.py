@@ -270,7 +270,7 @@ def deadly(model, clean, trigger, *, seed, **_):
     os._exit(1)
 defenses.DEFENSES["deadly"] = deadly
 if __name__ == "__main__":
-    from gradprune.evaluation import Grid, run
+    from gradprune.bench import Grid, run
     print(run(Grid({toys!r}, ["clp", "deadly"], [2], 1), workers=2, progress=False).error.tolist())
 """)
     told = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
@@ -280,7 +280,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_a_script_without_a_guard_is_told(toys, tmp_path):
     script = tmp_path / "bare.py"
-    script.write_text(f"from gradprune.evaluation import Grid, run\nrun(Grid({toys[:1]!r}, ['clp'], [2], 2), workers=2)")
+    script.write_text(f"from gradprune.bench import Grid, run\nrun(Grid({toys[:1]!r}, ['clp'], [2], 2), workers=2)")
     told = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert told.returncode and "if __name__ == '__main__':`" in told.stderr.splitlines()[-1]
 
