@@ -51,6 +51,8 @@ _HOMES = {"attacks": "Picture fit make_trigger poison", "datasets": "ImageSet lo
           "evaluation": "Metrics der evaluate", "victims": "Victim load_victim", "models": "build load_weights",
           "pruning": "FilterMask filter_scores", "pruning.filters": "filters", "pruning.slimming": "slim",
           "victims.zoo": "attack"}
+_ROOMS = {"base", "datasets", "models", "attacks", "pruning", "defenses", "evaluation", "victims", "bench", "views",
+          "cli", "lessons"}
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = ["DefenseResult", "FilterMask", "ImageSet", "InputError", "Metrics", "Picture", "Victim", "attack", "build",
@@ -60,7 +62,7 @@ __all__ = ["DefenseResult", "FilterMask", "ImageSet", "InputError", "Metrics", "
 
 def __getattr__(name: str) -> Any:
     """Fetch a public name, or a room such as `gradprune.pruning`, at its first use."""
-    if name in _HOMES:
+    if name in _ROOMS:
         return import_module(f"gradprune.{name}")
     if name in _HOME:
         return getattr(import_module(f"gradprune.{_HOME[name]}"), name)
@@ -68,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *(home for home in _HOMES if "." not in home)})
+    return sorted({*globals(), *__all__, *_ROOMS})

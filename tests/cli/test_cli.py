@@ -15,7 +15,6 @@ from conftest import run, write_npz
 from torch import nn
 
 import gradprune as gp
-from gradprune import evaluation
 from gradprune.attacks import training as training_module
 from gradprune.base import paths
 from gradprune.cli import jobs as demo_module
@@ -263,7 +262,7 @@ def test_zoo_list(shipped):
 
 
 def tiny_attack(store):
-    return lambda *, progress, **settings: evaluation.load_victim(store / "victim")
+    return lambda *, progress, **settings: gp.load_victim(store / "victim")
 
 
 def test_zoo_build(store, monkeypatch):
@@ -440,7 +439,7 @@ def test_a_cleaned_model_goes_into_a_folder_that_is_there(store, here):
 
 
 def test_a_demo_whose_training_was_cut_short_writes_nothing(here, store, monkeypatch):
-    victim = evaluation.load_victim(store / "victim")
+    victim = gp.load_victim(store / "victim")
     victim.card.setdefault("training", {})["interrupted"] = True
     monkeypatch.setattr(demo_module, "attack", lambda *_, **__: victim)
     before, result = listing(here), run("demo", "--train")

@@ -707,11 +707,11 @@ def test_a_bench_of_own_code(here):
                  "--target", 1, "--defenses", "clp", "--spc", 2, "--seeds", 1, "--out", "out/table")
     told = json.loads(run(*arguments, "--json").stdout)
     assert (told["cells"], told["failed"]) == (1, 0), told["errors"]
-    table = gp.evaluation.read_results("out/table")
+    table = gp.bench.read_results("out/table")
     assert set(table.attack) == {"out/table/victims/weights"} and (table.asr_before > 0.8).all() and (table.acc > 0.5).all()
     told = json.loads(run(*arguments, "--spc", 3, "--workers", 2, "--json").stdout)  # in other processes, the folder goes on
     assert (told["cells"], told["failed"]) == (1, 0), told["errors"]
-    assert len(gp.evaluation.read_results("out/table")) == 2
+    assert len(gp.bench.read_results("out/table")) == 2
     refused("bench", "--attacks", "out/table/victims/weights", "--out", "out/other")  # its card alone makes no code run
     again = run("bench", "--attacks", "out/table/victims/weights", "--model", "mypkg.nets:build", "--defenses", "clp", "--spc", 2,
                 "--seeds", 1, "--out", "out/other")

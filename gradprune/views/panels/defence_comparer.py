@@ -26,13 +26,13 @@ class Choice(NamedTuple):
 class DefenceComparer(BasePanel):
     """All defences of a bench by one figure: every seed a point, the mean, the given model, and one sentence.
 
-    table: one row a cell, as `evaluation.run` and `read_results` return it.
+    table: one row a cell, as `bench.run` and `bench.read_results` return it.
     Raises InputError for anything but such a table, and where every cell has failed.
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
         require(isinstance(table, pd.DataFrame),
-                f"a comparer takes a table of cells (see evaluation.run), got {type(table).__name__}.")
+                f"a comparer takes a table of cells (see bench.run), got {type(table).__name__}.")
         table = checked(table)
         super().__init__()
         self.table = table
