@@ -14,7 +14,9 @@ _MAY_MIX = (_aten.copy_, _aten.index, _aten.index_put, _aten.index_put_, _aten._
 
 
 class FakeDevice(torch.Tensor):
-    """Sizes and strides of `inner`, which holds the numbers."""
+    """Sizes and strides of `inner`, which holds the numbers: a real tensor on "meta" has none."""
+
+    is_meta = False
 
     @staticmethod
     def __new__(cls, inner):

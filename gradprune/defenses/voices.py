@@ -67,7 +67,7 @@ def _starts(model: nn.Module, part: Part, classes: int, family: str, shape: Shap
         return [draw(shape, generator, [family])] * classes
     waves = every_wave(shape, generator)
     with evaluating(model):
-        best = inflow(model, [part] * len(waves), waves).argmax(0).tolist()
+        best = inflow(model, [part] * len(waves), waves).argmax(0).cpu().tolist()
     return [waves[place] for place in best]
 
 
@@ -97,7 +97,7 @@ def margins(model: nn.Module, shape: Shape, classes: int, seed: int = 0) -> list
                 speed = 0.9 * speed + slope / length[:, None, None, None]
                 images = (images.detach() + MARGIN_RATE * speed).clamp(0, 1)
             with torch.no_grad():
-                largest += _margin(model, images, labels).view(-1, len(noise)).amax(1).tolist()
+                largest += _margin(model, images, labels).view(-1, len(noise)).amax(1).cpu().tolist()
     return largest
 
 

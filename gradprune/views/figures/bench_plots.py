@@ -119,7 +119,7 @@ def _nearest(means: pd.DataFrame) -> str:
 
 
 def mean_ranks(table: pd.DataFrame, spc: int, metric: str = "der") -> Picture:
-    """Mean rank of each defence at one spc with its 95 % interval; see `evaluation.ranking` for how.
+    """Mean rank of each defence at one spc with its 95 % interval; see `bench.ranking` for how.
 
     Raises InputError for an spc without cells, or where no attack and seed has a cell of every defence.
     """
