@@ -122,6 +122,7 @@ def test_every_defence_takes_it(images, mark, tmp_path, monkeypatch, network):
             result = method(net, images, mark, spc=1, progress=False, **QUICK[name])
             assert predict(copy.deepcopy(result.model), images.floats()).shape == (24, 4), name
         assert not refused or (str(told.value).count(". ") == 0 and str(told.value).endswith(".")), told
+    assert len(scan(net, images, spc=1, steps=2, progress=False).scores) == 4
 
 
 class Tokens(nn.Module):
