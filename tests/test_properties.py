@@ -343,7 +343,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path_factory, seed, name, more,
 @given(SEEDS, st.sets(FILTERS, min_size=1, max_size=8))
 def test_a_slim_checkpoint_answers_as_before(tmp_path_factory, seed, dead):
     pytest.importorskip("torch_pruning", reason="slimming needs torch-pruning")
-    from gradprune.victims.delivery import slimmed
+    from gradprune.victims.save_cleaned import slimmed
 
     model, images = network(seed), noise(seed, 4).floats()
     silence(model, filters(model), dead)

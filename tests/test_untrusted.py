@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from gradprune.base.errors import InputError, unknown
-from gradprune.base.pickles import look_over
+from gradprune.base.pickles import check_pickle
 from gradprune.bench.cells import COLUMNS
 from gradprune.bench.store import FORMAT, Store, _line, _parse, _versions, read_results
-from gradprune.cli.screen import say
+from gradprune.cli.console import say
 from gradprune.datasets import load
 from gradprune.lessons.runtime import predictions, progress
 from gradprune.models import build, load_weights
@@ -171,7 +171,7 @@ def test_tensors_without_numbers_of_their_own(tmp_path, odd):
                           | st.dictionaries(st.text(max_size=3), part), max_leaves=20), protocol=st.integers(2, 5))
 def test_honest_pickles_pass_the_look(value, protocol):
     import pickle
-    look_over(io.BytesIO(pickle.dumps(value, protocol)), "x")
+    check_pickle(io.BytesIO(pickle.dumps(value, protocol)), "x")
 
 
 # ---- names

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradprune.attacks.planting import Planted, plant
+from gradprune.attacks.plant_backdoor import Planted, plant
 from gradprune.attacks.poisoning import Poisoned, poison
 from gradprune.attacks.training import TrainingResult, fit
 from gradprune.attacks.triggers.badnets import BadNets

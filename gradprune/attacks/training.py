@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.base.devices import halving
-from gradprune.base.errors import InputError, require, settled
+from gradprune.base.errors import InputError, override, require
 from gradprune.datasets import ImageSet
 from gradprune.datasets.image_set import check_images
 from gradprune.models.inference import batch_normalised
-from gradprune.models.working import lay_out, layout, quickest
+from gradprune.models.working import lay_out, layout, prefers_channels_last
 
 RECIPE: dict[str, Any] = {
     "epochs": 8,              # passes over the training set
@@ -94,13 +94,13 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     Raises InputError for unknown settings, an empty set, a single image that BatchNorm cannot learn from, a loss that
     is no longer finite, or too little memory.
     """
-    recipe = settled("training", RECIPE, changes)
+    recipe = override("training", RECIPE, changes)
     check_images("images", images)
     require(len(images) > 0, "the training set is empty.")
     require(recipe["epochs"] >= 1 and recipe["batch_size"] >= 1, "epochs and batch_size must be at least 1.")
     came = layout(model)
     some = images.subset(torch.arange(1)).to(next(model.parameters()).device).floats()
-    require(quickest(model, some), "the model must return logits (N, classes) alone in training mode, too.")
+    require(prefers_channels_last(model, some), "the model must return logits (N, classes) alone in training mode.")
     given = copy.deepcopy(model.state_dict())
 
     def train(batch_size: int) -> TrainingResult:

@@ -42,7 +42,7 @@ def listed(names: Iterable[str], between: str = ", ") -> str:
     return between.join(names[:_LISTED]) + more
 
 
-def settled(kind: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def override(kind: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The default settings with the caller's changes; raises InputError for names that `defaults` does not have."""
     extra = set(changes) - set(defaults)
     require(not extra, f"Unknown {kind} setting {', '.join(sorted(extra))}; known: {', '.join(defaults)}.")

@@ -62,7 +62,7 @@ class _Pickle:
         return taken
 
 
-def look_over(file: Any, path: str | Path, size: int | None = None) -> None:
+def check_pickle(file: Any, path: str | Path, size: int | None = None) -> None:
     """Read one pickle of an open file to its end, without building what it says.
 
     A tuple of twice the same tuple, forty times over, makes a file of 400 bytes that takes hours where it is the key of

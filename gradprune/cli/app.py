@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from gradprune import __version__
 from gradprune.base.errors import InputError, require
 from gradprune.cli import bench, data, inspect, options, repair, scan, zoo
-from gradprune.cli.screen import Json, more, progress, rooms, say, show, stand_in_for_closed, table
+from gradprune.cli.console import Json, more, progress, replace_closed_streams, rooms, say, show, table
 
 
 class _Commands(TyperGroup):
@@ -76,7 +76,7 @@ def main() -> None:
 
     Names that the terminal's encoding lacks are spelled out, as errors' are.
     """
-    stand_in_for_closed()
+    replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="gradprune")

@@ -10,7 +10,7 @@ import typer
 
 from gradprune.base.errors import InputError, require
 from gradprune.cli import options
-from gradprune.cli.screen import Json, more, progress, show
+from gradprune.cli.console import Json, more, progress, show
 
 Attacks = Annotated[str | None, typer.Option(help="Shipped models (`gradprune zoo list`) or checkpoint paths, "
                                              "separated by commas; all, the default: every attacked model of the "

@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from gradprune.base.errors import listed
-from gradprune.cli.screen import Json, folding, more, progress, show
+from gradprune.cli.console import Json, folding_table, more, progress, show
 
 if TYPE_CHECKING:
     from gradprune.datasets import Dataset
@@ -32,7 +32,7 @@ def list_sets(data_dir: Folder = None, as_json: Json = False) -> None:
                    "megabytes": round(sum(remote.size for remote in published.choices[0]) / 1e6),
                    "files": [remote.urls[0] for remote in published.choices[0]]}
             for name, published in PUBLISHED.items()}
-    sheet = folding("data set", "here?", "download", "what it is")
+    sheet = folding_table("data set", "here?", "download", "what it is")
     for name, row in told.items():
         sheet.add_row(name, str(row["state"]), f"{row['megabytes']} MB", Text(str(row["about"])))
     folder = (data_dir or downloads_folder()).as_posix()

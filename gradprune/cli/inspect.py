@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from gradprune.cli import options
-from gradprune.cli.screen import Json, folding, more, plain, show
+from gradprune.cli.console import Json, folding_table, more, plain, show
 
 if TYPE_CHECKING:
     from gradprune.victims.inspection import Inspection
@@ -25,7 +25,7 @@ def inspect(weights: options.Checkpoint, data: options.Data = None, size: option
     """
     from gradprune.victims.inspection import inspect as look
     found = look(weights, data, size=size, model=model)
-    show(as_json, found.told(), _table(found), *found.notes,
+    show(as_json, found.as_dict(), _table(found), *found.notes,
          *(("Next:", _in_lines(found.command)) if found.command else ()))
 
 
@@ -38,7 +38,7 @@ def _table(found: "Inspection") -> Table:
     for guess in found.guesses[:_SHOWN]:
         stem = f", {guess.stem} stem" if guess.stem else ""
         rows[f"{guess.normalisation}, {guess.size} pixels{stem}"] = f"{guess.right} of {guess.images} images right"
-    sheet = folding("what", "found")
+    sheet = folding_table("what", "found")
     for name, text in rows.items():
         sheet.add_row(plain(name), plain(text))
     return sheet

@@ -11,7 +11,7 @@ from gradprune.base.paths import output_folder
 from gradprune.defenses import DefenseResult, Scan, grad_prune, prune_scanned, scan
 from gradprune.evaluation import Metrics, der, verdict
 from gradprune.models.checkpoints import save_checkpoint
-from gradprune.victims import Own, Victim, delivery, load_victim
+from gradprune.victims import Own, Victim, load_victim, save_cleaned
 from gradprune.victims.victim import SYNTHESISED
 from gradprune.victims.zoo import attack
 
@@ -73,7 +73,7 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
     it; a synthesised trigger then also measures, and without a suspect nothing is measured or written. device: where it
     all runs, see `models.choose_device`.
     Returns what `summary` does, with `checkpoint`, `scan` (the verdict, or None), `out` and `export`, the paths written
-    or None, and `slim` (None, or what `delivery.slimmed` tells). The new card is the given one with the new weights'
+    or None, and `slim` (None, or what `save_cleaned.slimmed` tells). The new card is the given one with the new
     `metrics`, `removed_filters` and `defense`: settings and stages; a slim model's, also with the sizes of its layers.
     Raises InputError for another word as `trigger`.
     """
@@ -81,26 +81,26 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
         raise unknown("kind of trigger", trigger, TRIGGERS)
     if path and path.is_dir():
         path = path / f"{Path(checkpoint).stem}-cleaned"
-    delivery.check(slim, export)
+    save_cleaned.check(slim, export)
     with results_in(path.parent if path else None), results_in(export.parent if export else None):
-        victim, found = _attacked(checkpoint, trigger, own, device, settings)
+        victim, scanned = _attacked(checkpoint, trigger, own, device, settings)
         if victim is None:
-            return {"checkpoint": checkpoint, "scan": found.verdict if found else None, "out": None, "export": None,
+            return {"checkpoint": checkpoint, "scan": scanned.verdict if scanned else None, "out": None, "export": None,
                     "slim": None, "sentence": "Nothing was changed or written."}
-        result, stages = defend_and_measure(victim, found, **settings)
-        told = summary(victim, result, stages) | {"scan": found.verdict if found else None}
-        defense = (*result.settings, "stopped", "interrupted", *stages, *(["scan"] if found else []))
+        result, stages = defend_and_measure(victim, scanned, **settings)
+        told = summary(victim, result, stages) | {"scan": scanned.verdict if scanned else None}
+        defense = (*result.settings, "stopped", "interrupted", *stages, *(["scan"] if scanned else []))
         card = {**victim.card, "metrics": told["tuned"], "removed_filters": told["filters_removed"],
                 "defense": {key: told[key] for key in defense}}
         if told["tuned"] is None:
             del card["metrics"]
         try:
-            written = delivery.deliver(victim, result.model, card, path, slim, export)
+            written = save_cleaned.deliver(victim, result.model, card, path, slim, export)
         except KeyboardInterrupt:
             if path is None:
                 raise
             told["interrupted"] = True
-            written = delivery.deliver(victim, result.model, card, path, False, None)
+            written = save_cleaned.deliver(victim, result.model, card, path, False, None)
     return {**told, "checkpoint": checkpoint, **written}
 
 
@@ -114,25 +114,25 @@ def _attacked(checkpoint: str, trigger: str, own: Own | None, device: str, setti
         victim = load_victim(checkpoint, device=device)
         return victim, scan(victim.model, victim.data.defense, **searched)
     model, card, data, notes = own.open(checkpoint, device)
-    found = scan(model, data.defense, **searched)
-    if found.suspect is None or found.trigger is None:
-        return None, found
-    card = {**card, "attack": {"trigger": SYNTHESISED, "target": found.suspect}}
-    mark: Any = found.trigger  # no `Trigger`, since it has no settings; it stamps like one
-    return Victim(model, mark, found.suspect, data, card, notes=[*notes, _ONLY_FOUND]), found
+    scanned = scan(model, data.defense, **searched)
+    if scanned.suspect is None or scanned.trigger is None:
+        return None, scanned
+    card = {**card, "attack": {"trigger": SYNTHESISED, "target": scanned.suspect}}
+    mark: Any = scanned.trigger  # no `Trigger`, since it has no settings; it stamps like one
+    return Victim(model, mark, scanned.suspect, data, card, notes=[*notes, _ONLY_FOUND]), scanned
 
 
-def defend_and_measure(victim: Victim, found: Scan | None = None, **settings: Any
+def defend_and_measure(victim: Victim, scanned: Scan | None = None, **settings: Any
                        ) -> tuple[DefenseResult, dict[str, Metrics]]:
     """Run `grad_prune` with these settings; returns its result and the test figures before, pruned and tuned.
 
-    found: a scan, whose trigger then takes the place of the attack's own (see `prune_scanned`).
+    scanned: a scan, whose trigger then takes the place of the attack's own (see `prune_scanned`).
     The figures are taken when the defence is over: they explain it and choose nothing. Where fine-tuning did
     not take place, "tuned" repeats "pruned". Ctrl-C in the measuring leaves out the figures that are not there yet; the
     result is kept, as interrupted. Raises what `grad_prune` raises.
     """
-    if found:
-        result = prune_scanned(victim.model, victim.data.defense, found, **settings)
+    if scanned:
+        result = prune_scanned(victim.model, victim.data.defense, scanned, **settings)
     else:
         result = grad_prune(victim.model, victim.data.defense, victim.trigger, **settings)
     models = (victim.model, result.pruned, result.model)

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from gradprune.cli import options
+from gradprune.cli.console import Json, folding_table, more, progress, show, table
 from gradprune.cli.scan import Seed
-from gradprune.cli.screen import Json, folding, more, progress, show, table
 
 Spc = Annotated[int, typer.Option(help="Clean images per class to learn from.")]
 Out = Annotated[Path | None, typer.Option(help="Save the repaired model as this checkpoint.")]
@@ -32,7 +32,7 @@ def repair(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model:
     told = repair_and_save(checkpoint, out, export, report, own=own, device=device, spc=spc, seed=seed,
                            progress=progress())
     rows = {"given model": told["before"], "repaired": told["after"]}
-    led = folding("images that a new change leads to one class", *rows)
+    led = folding_table("images that a new change leads to one class", *rows)
     for family, shares in told["led"].items():
         led.add_row(family, *(f"{share:.0%}" for share in shares))
     show(as_json, told, table(f"spc {spc}", rows) if told["trigger"] else "", told["sentence"], told["road"],

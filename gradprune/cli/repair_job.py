@@ -12,7 +12,7 @@ from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import exposure, repair
 from gradprune.defenses.exposure import Reach
 from gradprune.evaluation.metrics import accuracy
-from gradprune.victims import Own, Victim, delivery
+from gradprune.victims import Own, Victim, save_cleaned
 from gradprune.victims.victim import checkpoint_path, trigger_of
 
 
@@ -28,7 +28,7 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
     """
     if path and path.is_dir():
         path = path / f"{Path(checkpoint).stem}-repaired"
-    delivery.check(False, export)
+    save_cleaned.check(False, export)
     with (results_in(path.parent if path else None), results_in(export.parent if export else None), results_in(report)):
         model, card, data, notes = (own or Own()).open(checkpoint, device)
         bare = Victim(model, None, 0, data, card)  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
             facts = {"checkpoint": checkpoint, "weights, sha256": str(card.get("sha256", ""))[:16]}
             page = write_repair_report(report, model, result, images, led, {"before": before, "after": after}, victim,
                                        facts)
-        written = delivery.deliver(victim or bare, result.model, card, path, False, export)
+        written = save_cleaned.deliver(victim or bare, result.model, card, path, False, export)
     cost = f"Clean accuracy went from {before['acc']:.1%} to {after['acc']:.1%}"
     return {"checkpoint": checkpoint, "before": before, "after": after, "led": _by_family(*led), **result.settings,
             "road": f"Why so: {result.stopped}", "interrupted": result.interrupted,

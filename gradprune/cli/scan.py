@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from gradprune.cli import options
-from gradprune.cli.screen import Json, more, plain, progress, show
+from gradprune.cli.console import Json, more, plain, progress, show
 
 if TYPE_CHECKING:
     from gradprune.defenses import Scan
@@ -32,21 +32,21 @@ def scan(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: o
     from gradprune.cli.jobs import results_in
     own = options.own(checkpoint, model, data, size, mean, std, stem=stem)
     with results_in(out):
-        found, card, notes = _scan(checkpoint, own, spc, seed, device)
-        told: dict[str, Any] = {"checkpoint": checkpoint, "spc": spc, "seed": seed, "threshold": found.threshold,
-                "suspect": found.suspect,
-                "suspect_name": None if found.suspect is None else found.classes[found.suspect],
-                "kind": found.kind, "scores": [round(score, 3) for score in found.scores],
-                "voices": {name: [round(one, 3) for one in told] for name, told in found.voices.items()},
-                "verdict": found.verdict, "card_says": _card_says(card, found),
-                "rows": [row._asdict() | {"class": found.classes[row.label]} for row in found.rows], "report": None,
+        scanned, card, notes = _scan(checkpoint, own, spc, seed, device)
+        told: dict[str, Any] = {"checkpoint": checkpoint, "spc": spc, "seed": seed, "threshold": scanned.threshold,
+                "suspect": scanned.suspect,
+                "suspect_name": None if scanned.suspect is None else scanned.classes[scanned.suspect],
+                "kind": scanned.kind, "scores": [round(score, 3) for score in scanned.scores],
+                "voices": {name: [round(one, 3) for one in told] for name, told in scanned.voices.items()},
+                "verdict": scanned.verdict, "card_says": _card_says(card, scanned),
+                "rows": [row._asdict() | {"class": scanned.classes[row.label]} for row in scanned.rows], "report": None,
                 "notes": notes}
         if out:
             from gradprune.views.reports.scan_report import write_scan_report
             facts = {"checkpoint": checkpoint, "images per class": spc, "seed": seed,
                      "weights, sha256": str(card.get("sha256", ""))[:16]}
-            told["report"] = write_scan_report(out, found, facts, told["card_says"]).as_posix()
-    show(as_json, told, _table(found), found.verdict, told["card_says"], *notes,
+            told["report"] = write_scan_report(out, scanned, facts, told["card_says"]).as_posix()
+    show(as_json, told, _table(scanned), scanned.verdict, told["card_says"], *notes,
          f"Report: {told['report']}" if out else "")
 
 
@@ -56,37 +56,37 @@ def _scan(checkpoint: str, own: "Own | None", spc: int, seed: int, device: str
     from gradprune.defenses import scan
     from gradprune.victims import Own
     model, card, data, notes = (own or Own()).open(checkpoint, device)
-    found = scan(model, data.defense, spc=spc, seed=seed, progress=progress())
-    return found, card, notes
+    scanned = scan(model, data.defense, spc=spc, seed=seed, progress=progress())
+    return scanned, card, notes
 
 
-def _card_says(card: dict[str, Any], found: "Scan") -> str:
+def _card_says(card: dict[str, Any], scanned: "Scan") -> str:
     """Whether the card's own word agrees with the verdict; empty where it does not say."""
     attack = card.get("attack")
     target, rate = (attack.get("target"), attack.get("rate")) if isinstance(attack, dict) else (None, None)
-    if not isinstance(target, int) or not isinstance(rate, int | float) or not 0 <= target < len(found.classes):
+    if not isinstance(target, int) or not isinstance(rate, int | float) or not 0 <= target < len(scanned.classes):
         return ""
     if rate == 0:
-        return "The card says that no image was poisoned: " + ("no alarm is right." if found.suspect is None else
+        return "The card says that no image was poisoned: " + ("no alarm is right." if scanned.suspect is None else
                                                                "this is a false alarm.")
-    outcome = ("the scan missed it" if found.suspect is None else "the suspicion is right" if found.suspect == target
-               else "the suspicion is wrong")
+    outcome = ("the scan missed it" if scanned.suspect is None else
+               "the suspicion is right" if scanned.suspect == target else "the suspicion is wrong")
     cleaned = " It also says that the model was cleaned." if "defense" in card else ""
-    return f"The card says that the model was attacked, with target {found.classes[target]!r}: {outcome}.{cleaned}"
+    return f"The card says that the model was attacked, with target {scanned.classes[target]!r}: {outcome}.{cleaned}"
 
 
-def _table(found: "Scan") -> Table:
+def _table(scanned: "Scan") -> Table:
     """One row a class: its score, and by mask and whole image norm, share of images moved and anomaly index."""
-    kinds = dict.fromkeys(row.kind for row in found.rows)
+    kinds = dict.fromkeys(row.kind for row in scanned.rows)
     sheet = Table()
     sheet.add_column("class", overflow="fold")
     sheet.add_column("score", justify="right")
     for kind in kinds:
         for figure in ("norm", "moves", "index"):
             sheet.add_column(f"{kind}: {figure}", justify="right")
-    for label, name in enumerate(found.classes):
-        cells = [text for row in found.rows if row.label == label for text in _figures(row)]
-        sheet.add_row(plain(name), f"{found.scores[label]:.1f}", *cells)
+    for label, name in enumerate(scanned.classes):
+        cells = [text for row in scanned.rows if row.label == label for text in _figures(row)]
+        sheet.add_row(plain(name), f"{scanned.scores[label]:.1f}", *cells)
     return sheet
 
 

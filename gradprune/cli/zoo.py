@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from gradprune.base.paths import data_folder
-from gradprune.cli.screen import Json, more, progress, show, table
+from gradprune.cli.console import Json, more, progress, show, table
 
 app = typer.Typer(no_args_is_help=True, help="List or rebuild the shipped models.")
 

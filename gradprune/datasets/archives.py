@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gradprune.base.errors import require
-from gradprune.base.pickles import look_over
+from gradprune.base.pickles import check_pickle
 from gradprune.datasets.cache import Arrays
 from gradprune.datasets.folder import SIZE, decode
 
@@ -50,7 +50,7 @@ def _binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 def _pickled(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The same of a batch for Python."""
-    look_over(io.BytesIO(content), "a batch")
+    check_pickle(io.BytesIO(content), "a batch")
     batch = _Plain(io.BytesIO(content), encoding="bytes").load()
     return np.array(batch[b"labels"], np.int64), np.asarray(batch[b"data"], np.uint8)
 

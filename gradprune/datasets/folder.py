@@ -18,7 +18,7 @@ from gradprune.base.errors import InputError, listed, require
 from gradprune.base.paths import cache_folder
 from gradprune.datasets.cache import Arrays, recall
 from gradprune.datasets.image_set import Dataset, ImageSet, split_off
-from gradprune.datasets.layouts import Layout, find_pictures, passed_over, readable
+from gradprune.datasets.layouts import Layout, find_pictures, ignored_folders, readable
 
 SIZE = 32                # side of the images, in pixels, where nothing else is asked for
 LARGEST = 64_000_000     # pixels of a picture; one that claims more is taken for a bomb and never decoded
@@ -69,7 +69,7 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
     if turned:
         _log.warning("%d picture%s in %s with a camera's turn (EXIF), which is ignored, as by torchvision's "
                      "ImageFolder.", turned, "s"[:turned > 1], root)
-    if others := passed_over(root, layout):
+    if others := ignored_folders(root, layout):
         _log.warning("%d in %s passed over, folders beside the parts or in a class, or pictures of other kinds: %s.",
                      len(others), root, listed(others))
     if layout.others and "test" not in layout.parts:

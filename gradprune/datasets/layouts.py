@@ -201,7 +201,7 @@ def _instead(folder: Path) -> str:
     return told or (f", only folders ({listed(folders)}): is each of them a class?" if folders else "")
 
 
-def passed_over(root: Path, layout: Layout) -> list[str]:
+def ignored_folders(root: Path, layout: Layout) -> list[str]:
     """What lies beside the pictures and may be thought to count: folders in a class, pictures of other kinds."""
     folders = dict.fromkeys(path.parent for pictures in layout.parts.values() for path, _ in pictures)
     beside = [f"{readable(name)} ({'no known part' if _class_level(root, root / name) else 'no class folders'})"

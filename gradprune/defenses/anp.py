@@ -18,7 +18,7 @@ from torch.func import functional_call
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, adopted, batch_statistics, endless
+from gradprune.defenses.common import Work, batch_statistics, endless, override_positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.pruning import Pairs, batch_norms, close_below, scaled_channels
 
@@ -61,7 +61,7 @@ def anp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     filter is silent then, so the result's mask is empty; `stopped` and the history count channels.
     Raises InputError for bad arguments, too few images, or a network without BatchNorm.
     """
-    paper = adopted("anp", DEFAULTS, changes)
+    paper = override_positive("anp", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     work.validation = work.augment.add_to(work.validation, seed)
     generator = torch.Generator().manual_seed(seed)

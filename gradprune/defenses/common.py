@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import require, settled
+from gradprune.base.errors import override, require
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import (
@@ -24,7 +24,7 @@ from gradprune.models.inference import (
     evaluating,
     predict,
 )
-from gradprune.models.working import handed_back, working_copy
+from gradprune.models.working import hand_back, working_copy
 from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
 from gradprune.pruning.fine_tuning import batches, half_cosine, passes
@@ -122,7 +122,7 @@ class Work:
         stopped = "interrupted" if self.interrupted or (tuning and not stopped) else stopped
         for model in (self.model, pruned):
             if model is not None:
-                handed_back(model, self.given)
+                hand_back(model, self.given)
         return DefenseResult(self.model, pruned, self.mask, self.history, self.seconds, stopped, settings,
                              self.interrupted or tuning, name)
 
@@ -158,9 +158,9 @@ def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128, *,
         yield from batches(renew(pairs, generator), batch_size, generator)
 
 
-def adopted(name: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def override_positive(name: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A method's settings with the caller's changes; raises InputError for unknown ones or values not above zero."""
-    paper = settled(name, defaults, changes)
+    paper = override(name, defaults, changes)
     positive(**changes)
     return paper
 

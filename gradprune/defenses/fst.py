@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, adopted
+from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
@@ -69,7 +69,7 @@ def fst(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     Raises InputError for bad arguments, too few images, a model whose last layer is not linear, or a loss that is not
     finite.
     """
-    paper = adopted("fst", DEFAULTS, changes)
+    paper = override_positive("fst", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     views = work.augment.add_to(work.validation, seed)
     start = validate(work.model, views).acc

@@ -75,15 +75,15 @@ def grad_prune_verified(model: nn.Module, clean: ImageSet, trigger: nn.Module, *
     return replace(result, name="grad_prune_verified")
 
 
-def prune_scanned(model: nn.Module, clean: ImageSet, found: Scan, *, spc: int = 10, seed: int = 0, **settings: Any
+def prune_scanned(model: nn.Module, clean: ImageSet, scanned: Scan, *, spc: int = 10, seed: int = 0, **settings: Any
                   ) -> DefenseResult:
     """Run `grad_prune` with the trigger that a scan synthesised; without a suspect the model comes back as it was.
 
     settings: those of `grad_prune`, which says what is raised. Unchanged, `stopped` holds the scan's verdict.
     """
-    if found.trigger is not None:
-        return grad_prune(model, clean, found.trigger, spc=spc, seed=seed, **settings)
+    if scanned.trigger is not None:
+        return grad_prune(model, clean, scanned.trigger, spc=spc, seed=seed, **settings)
     work = Work(model, clean, None, spc, seed)
     work.measure("given")
     kept = {name: value for name, value in settings.items() if name != "progress"}
-    return work.result("grad_prune", {"spc": spc, "seed": seed, **kept}, pruned=work.model, stopped=found.verdict)
+    return work.result("grad_prune", {"spc": spc, "seed": seed, **kept}, pruned=work.model, stopped=scanned.verdict)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, adopted, endless
+from gradprune.defenses.common import Work, endless, override_positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs
@@ -67,15 +67,15 @@ def worst(model: nn.Module, stream: Iterator[Pairs], example: Tensor, paper: dic
             answers = model(batch.clean).argmax(1)
         loss = paper["cost"] * delta.pow(2).sum() - F.cross_entropy(model(batch.clean + delta), answers)
         delta = (delta - paper["inner_lr"] * torch.autograd.grad(loss, delta)[0]).detach().requires_grad_()
-    return within(delta, paper["radius"])
+    return project(delta, paper["radius"])
 
 
-def within(delta: Tensor, radius: float) -> Tensor:
+def project(delta: Tensor, radius: float) -> Tensor:
     """The perturbation, shortened to `radius` where it is longer; a new leaf."""
     return (delta.detach() * (radius / delta.norm()).clamp(max=1)).requires_grad_()
 
 
-def worn(batch: Pairs, delta: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def add_perturbation(batch: Pairs, delta: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """The batch's clean images, some of them with the perturbation: a `share` (0..1), at least one, drawn at random."""
     wearers = torch.zeros(len(batch.labels), 1, 1, 1)
     wearers[torch.randperm(len(wearers), generator=generator)[:max(1, int(share * len(wearers)))]] = 1
@@ -90,7 +90,7 @@ def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *
     `DEFAULTS`. BatchNorm keeps the model's statistics, and dropout is off. One history row a round; the last is kept.
     Raises InputError for bad arguments or too few images.
     """
-    paper = adopted("i_bau", DEFAULTS, changes)
+    paper = override_positive("i_bau", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     generator = torch.Generator().manual_seed(seed)
     stream = endless(work.train, generator, paper["batch_size"])
@@ -104,7 +104,8 @@ def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *
             delta = worst(work.model, stream, first.clean[:1], paper)
             for _ in range(paper["outer_steps"]):
                 batch = next(stream)
-                outer = F.cross_entropy(work.model(worn(batch, delta, paper["share"], generator)), batch.labels)
+                some = add_perturbation(batch, delta, paper["share"], generator)
+                outer = F.cross_entropy(work.model(some), batch.labels)
                 inner = (paper["cost"] * delta.pow(2).sum()
                          - F.cross_entropy(work.model(first.clean + delta), first.labels))
                 for parameter, gradient in zip(parameters, hypergradient(

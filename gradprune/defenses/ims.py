@@ -14,7 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, adopted
+from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning.gates import gated
@@ -44,7 +44,7 @@ def ims(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     `stopped` and the history count gates below one half. Dropout is off.
     Raises InputError for bad arguments or too few images.
     """
-    paper = adopted("ims", DEFAULTS, changes)
+    paper = override_positive("ims", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     work.measure("prune", round=0, layer=None, index=None)
     masks, generator = Masks(work.model, work.found, paper), torch.Generator().manual_seed(seed)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, adopted
+from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
@@ -83,7 +83,7 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     is kept. History rows are the student's. Raises InputError for bad arguments, too few images, a network without maps
     of more than one pixel, or a loss that is not finite.
     """
-    paper = adopted("nad", DEFAULTS, changes)
+    paper = override_positive("nad", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     everything = Pairs(*(torch.cat(both) for both in zip(work.train, work.validation, strict=True)))
     views = work.augment.add_to(work.validation, seed)

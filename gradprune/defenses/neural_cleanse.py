@@ -24,7 +24,7 @@ FASTER: dict[str, Any] = {"steps": 100, "batch_size": 16}  # over `pruning.inver
 SHARE = 0.2  # of the images wear the trigger while it is unlearned
 
 
-def worn(pairs: Pairs, triggers: Sequence[nn.Module], generator: torch.Generator) -> Pairs:
+def add_triggers(pairs: Pairs, triggers: Sequence[nn.Module], generator: torch.Generator) -> Pairs:
     """The images, `SHARE` of them (at random, at least one) with a trigger on; once with each trigger. Labels stay."""
     order = torch.randperm(len(pairs.labels), generator=generator).to(pairs.labels.device)
     count = max(1, round(SHARE * len(order)))
@@ -69,6 +69,6 @@ def neural_cleanse(model: nn.Module, clean: ImageSet, trigger: nn.Module | None 
             stopped += " and also " + ", ".join(repr(clean.classes[target]) for target in suspects[1:])
         triggers = [found[target].trigger for target in suspects]
         work.tune(lr=lr, steps=tune_steps, seed=seed, progress=progress,
-                  renew=lambda pairs, generator: worn(work.augment(pairs, generator), triggers, generator))
+                  renew=lambda pairs, generator: add_triggers(work.augment(pairs, generator), triggers, generator))
     settings = {"spc": spc, "threshold": threshold, "lr": lr, "tune_steps": tune_steps, **search, "seed": seed}
     return work.result("neural_cleanse", settings, stopped=stopped)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, adopted
+from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.scan import FASTER, KINDS, SMALL, Scan, scan
 from gradprune.models.inference import predict
@@ -54,7 +54,7 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     result says which road was taken, and why. Where the second road suspects no class the model stays as it is.
     Ctrl-C keeps what is reached. Raises InputError for bad arguments or too few images.
     """
-    paper = adopted("repair", DEFAULTS, changes)
+    paper = override_positive("repair", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     altered = unsteadiness(work.model, work.train.clean, paper["changes"], seed)
     told = f"small drawn changes alter {altered:.0%} of the answers: "
@@ -65,22 +65,22 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
                                            families, seed=seed, progress=progress,
                                            **{name: paper[name] for name in CONSISTENCY})
         else:
-            found = scan(model, clean, spc=spc, seed=seed, progress=progress, steps=paper["scan_steps"])
-            told += f"scan. {found.verdict}"
-            if found.suspect is not None:
-                told += unlearn_suspect(work, found, paper, seed, progress)
+            scanned = scan(model, clean, spc=spc, seed=seed, progress=progress, steps=paper["scan_steps"])
+            told += f"scan. {scanned.verdict}"
+            if scanned.suspect is not None:
+                told += unlearn_suspect(work, scanned, paper, seed, progress)
     return work.result("repair", {"spc": spc, "families": families, **paper, "seed": seed}, stopped=told)
 
 
-def unlearn_suspect(work: Work, found: Scan, paper: dict[str, Any], seed: int, progress: bool) -> str:
+def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int, progress: bool) -> str:
     """Search triggers of the suspected class and unlearn all that are small, round by round; returns how it ended.
 
     Small is a norm below `SMALL` times the median of the other classes, the scan's own measure. A copy is to say of an
     image with one of the triggers what the given model says of the clean image (see `Distilled`); the last step of a
     round is kept.
     """
-    label, kind = found.suspect, found.kind or "mask"
-    usual = median(row.norm for row in found.rows if row.kind == kind and row.converged and row.label != label)
+    label, kind = scanned.suspect, scanned.kind or "mask"
+    usual = median(row.norm for row in scanned.rows if row.kind == kind and row.converged and row.label != label)
     others, triggers = work.train.clean[work.train.labels != label], list[nn.Module]()
     epochs = epochs_for(len(work.train.labels), paper["suspect_steps"], paper["batch_size"])
     for turn in range(paper["rounds"]):

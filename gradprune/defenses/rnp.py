@@ -19,7 +19,7 @@ from torch.func import functional_call
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, adopted, batch_statistics, endless
+from gradprune.defenses.common import Work, batch_statistics, endless, override_positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.pruning import Pairs, batch_norms, close_below, scaled_channels
 
@@ -84,7 +84,7 @@ def rnp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     filter is silent then, so the result's mask is empty; `stopped` and the history count channels.
     Raises InputError for bad arguments, too few images, or a network without BatchNorm.
     """
-    paper = adopted("rnp", DEFAULTS, changes)
+    paper = override_positive("rnp", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
     work.validation = work.augment.add_to(work.validation, seed)
     stream = endless(work.train, torch.Generator().manual_seed(seed), paper["batch_size"], renew=work.augment)

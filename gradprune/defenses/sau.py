@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, adopted, endless
+from gradprune.defenses.common import Work, endless, override_positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 
@@ -83,7 +83,7 @@ def sau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     clean: the defender's images, of which `spc` per class are drawn, all of them to learn from. changes: any value of
     `DEFAULTS`. Dropout is off. The last step is kept. Raises InputError for bad arguments or too few images.
     """
-    paper = adopted("sau", DEFAULTS, changes)
+    paper = override_positive("sau", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     given = copy.deepcopy(work.model).requires_grad_(False)
     optimizer = torch.optim.Adam(work.model.parameters(), lr=paper["lr"], amsgrad=True)

@@ -4,8 +4,8 @@ A notebook begins with `from gradprune.lessons import begin, check, checkpoint, 
 """
 
 from gradprune.lessons.runtime.check import CheckFailed, check, whose
+from gradprune.lessons.runtime.notebook_setup import begin, mode
 from gradprune.lessons.runtime.predictions import predict, reveal
-from gradprune.lessons.runtime.restart import checkpoint
-from gradprune.lessons.runtime.session import begin, mode
+from gradprune.lessons.runtime.restart_points import checkpoint
 
 __all__ = ["CheckFailed", "begin", "check", "checkpoint", "mode", "predict", "reveal", "whose"]

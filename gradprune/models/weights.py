@@ -16,7 +16,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from gradprune.base.errors import InputError, listed, require
-from gradprune.base.pickles import look_over
+from gradprune.base.pickles import check_pickle
 from gradprune.models.inference import is_lazy
 from gradprune.models.limits import Within
 from gradprune.models.names import under_names_of
@@ -107,22 +107,22 @@ def read_file(path: str | Path) -> Any:
 
 def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The tensors by name in what `read_file` returned, out of their nest and without prefixes."""
-    found = content
+    inner = content
     for _ in range(_DEEPEST):  # a dict may hold itself
-        if isinstance(found, Mapping):
-            outer, found = found, next((found[nest] for nest in _NESTS if isinstance(found.get(nest), Mapping)), found)
-            same = [word for word, part in outer.items() if part is not found and isinstance(word, str)
-                    and isinstance(part, Mapping) and part.keys() == found.keys()]
-            if same and found is not outer:
+        if isinstance(inner, Mapping):
+            outer, inner = inner, next((inner[nest] for nest in _NESTS if isinstance(inner.get(nest), Mapping)), inner)
+            same = [word for word, part in outer.items() if part is not inner and isinstance(word, str)
+                    and isinstance(part, Mapping) and part.keys() == inner.keys()]
+            if same and inner is not outer:
                 _log.warning("%s also holds such weights under %s, which were not taken.", path, listed(same))
-    found = _only_nest(found, path)
+    inner = _only_nest(inner, path)
     tensors = {name: torch.as_tensor(np.array(value)) if isinstance(value, np.ndarray) else value
-               for name, value in found.items()
-               if isinstance(name, str) and _plain(value)} if isinstance(found, Mapping) else {}
+               for name, value in inner.items()
+               if isinstance(name, str) and _plain(value)} if isinstance(inner, Mapping) else {}
     if not tensors:
-        keys = type(found).__name__
-        if isinstance(found, Mapping):
-            keys = listed(str(key) for key in found if isinstance(key, str | int)) or "nothing"
+        keys = type(inner).__name__
+        if isinstance(inner, Mapping):
+            keys = listed(str(key) for key in inner if isinstance(key, str | int)) or "nothing"
         raise InputError(f"{path} holds no state dict, only: {keys}.")
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
@@ -130,19 +130,19 @@ def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _only_nest(found: Any, path: str | Path) -> Any:
-    """What lies under the one word, or at the one place of a list, that holds tensors by name; else `found` itself.
+def _only_nest(inner: Any, path: str | Path) -> Any:
+    """What lies under the one word, or at the one place of a list, that holds tensors by name; else `inner` itself.
 
     Raises InputError where there are several such.
     """
-    parts = dict(found) if isinstance(found, Mapping) else {}
-    parts = dict(enumerate(found)) if isinstance(found, list | tuple) else parts
+    parts = dict(inner) if isinstance(inner, Mapping) else {}
+    parts = dict(enumerate(inner)) if isinstance(inner, list | tuple) else parts
     nests = {word: sum(map(_plain, part.values())) for word, part in parts.items()
              if isinstance(part, Mapping) and all(isinstance(name, str) for name in part)}
     nests = {word: count for word, count in nests.items() if count > sum(map(_plain, parts.values()))}
     told = listed(f"{count} under {word}" for word, count in nests.items())
     require(len(nests) < 2, f"{path} holds several state dicts ({told}): save the one that is meant alone.")
-    return parts[next(iter(nests))] if nests else found
+    return parts[next(iter(nests))] if nests else inner
 
 
 def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Net:
@@ -197,7 +197,7 @@ def _look_over(path: Path) -> None:
             return
         for _ in range(_OLD_PICKLES):  # torch's older format
             if content.tell() < size:
-                look_over(content, path, size)
+                check_pickle(content, path, size)
 
 
 def _look_over_zip(file: IO[bytes], size: int, path: Path) -> None:
@@ -211,7 +211,7 @@ def _look_over_zip(file: IO[bytes], size: int, path: Path) -> None:
                     f"{path} was not read: its members are packed, or claim more bytes than the file has.")
             for member in members:
                 if member.filename.endswith("data.pkl"):
-                    look_over(io.BytesIO(archive.read(member)), path, size)
+                    check_pickle(io.BytesIO(archive.read(member)), path, size)
     except Exception as error:  # a damaged zip raises almost anything
         if isinstance(error, InputError):
             raise

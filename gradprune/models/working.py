@@ -20,7 +20,7 @@ def working_copy(model: Net, images: Tensor) -> Net:
     """A copy of `model` to train and prune; in channels_last, about 1.4 x as fast on a CPU, where its code allows that.
 
     images: float (N, C, H, W) in [0, 1], a few that the model takes, on its device. What the model returns in training
-    beside its logits is left out. `handed_back` undoes what was done to the copy.
+    beside its logits is left out. `hand_back` undoes what was done to the copy.
     Raises InputError for a model that cannot be copied, whose copy answers with the given one's weights, or that gives
     no gradient or no logits in training mode.
     """
@@ -32,12 +32,12 @@ def working_copy(model: Net, images: Tensor) -> Net:
     if _changes(copied, images):
         copied.register_forward_pre_hook(_OfItsOwn())
     _stands_alone(copied, model, images)
-    if not quickest(copied, images):
+    if not prefers_channels_last(copied, images):
         copied.register_forward_hook(_LogitsAlone(classes))
     return copied
 
 
-def quickest(model: nn.Module, images: Tensor) -> bool:
+def prefers_channels_last(model: nn.Module, images: Tensor) -> bool:
     """Lay the model's weights out in channels_last, in place, or as they came where its code cannot be trained so.
 
     images: as for `working_copy`. Returns whether the model answers nothing but logits in training mode.
@@ -75,7 +75,7 @@ def lay_out(model: nn.Module, wanted: dict[str, bool]) -> None:
                 tensor.data = tensor.data.clone(memory_format=kind)
 
 
-def handed_back(copied: Net, model: nn.Module) -> Net:
+def hand_back(copied: Net, model: nn.Module) -> Net:
     """The working copy as its user gets it, in place: in eval mode, its tensors laid out as the given model's are."""
     for hooks in (copied._forward_hooks, copied._forward_pre_hooks):
         for key, hook in list(hooks.items()):

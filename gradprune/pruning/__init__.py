@@ -12,9 +12,9 @@ from gradprune.pruning.fine_tuning import clean_loss, fine_tune
 from gradprune.pruning.gates import gated
 from gradprune.pruning.inversion import Alternating, Inversion, Inverted, invert, outliers
 from gradprune.pruning.recipes import Pruned, Validation, in_order, paper, validate
-from gradprune.pruning.universal import Perturbed, perturb
 from gradprune.pruning.unlearning import SCORES, Pairs, filter_scores, pair_up, unlearning_loss, unpaired
 from gradprune.pruning.verified import verified
+from gradprune.pruning.whole_image_inversion import Perturbed, perturb
 
 RECIPES: dict[str, Callable[..., Pruned]] = {"paper": paper, "verified": verified}
 

@@ -34,7 +34,7 @@ class Augment:
 
     def __call__(self, pairs: Pairs, generator: torch.Generator, copies: int = 1) -> Pairs:
         """`copies` new views of every image, (copies * N) pairs with their labels."""
-        clean = lit(shift_and_flip(pairs.clean.repeat(copies, 1, 1, 1), SHIFT, self.flip, generator), generator)
+        clean = relight(shift_and_flip(pairs.clean.repeat(copies, 1, 1, 1), SHIFT, self.flip, generator), generator)
         return self._paired(clean, pairs.labels.repeat(copies))
 
     def paired(self, pairs: Pairs) -> Pairs:
@@ -75,7 +75,7 @@ def copies_for(count: int) -> int:
     return math.ceil(ENOUGH / count)
 
 
-def lit(images: Tensor, generator: torch.Generator) -> Tensor:
+def relight(images: Tensor, generator: torch.Generator) -> Tensor:
     """Change contrast and brightness of each image at random; float (N, C, H, W) in [0, 1], and so returned."""
     draw = [(2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1).to(images) for _ in range(2)]
     mean = images.mean(dim=(1, 2, 3), keepdim=True)

@@ -150,7 +150,7 @@ def own_tensors(model: nn.Module, found: Filters, position: int) -> list[Tensor]
     return [tensor.data[position - layer.start] for tensor in tensors.values()]
 
 
-def saved(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:
+def keep_filter(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:
     """Keep a copy of one filter's numbers; the returned call puts them back."""
     tensors = own_tensors(model, found, position)
     copies = [tensor.clone() for tensor in tensors]

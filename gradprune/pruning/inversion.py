@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gradprune.base.errors import require, settled
+from gradprune.base.errors import override, require
 from gradprune.models.inference import evaluating
 
 SEARCH: dict[str, Any] = {
@@ -89,7 +89,7 @@ def invert(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, prog
 
     generator = torch.Generator().manual_seed(seed)
     start = [torch.randn(size, *images.shape[2:], generator=generator) for size in (1, images.shape[1])]
-    return search(model, images, target, start, form, settled("search", SEARCH, changes), generator, progress)
+    return search(model, images, target, start, form, override("search", SEARCH, changes), generator, progress)
 
 
 def search(model: nn.Module, images: Tensor, target: int, start: list[Tensor],

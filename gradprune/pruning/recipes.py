@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from gradprune.base.errors import require
 from gradprune.models.inference import answers
-from gradprune.pruning.filters import FilterMask, Filters, saved, silent
+from gradprune.pruning.filters import FilterMask, Filters, keep_filter, silent
 from gradprune.pruning.unlearning import Pairs, filter_scores
 
 
@@ -77,7 +77,7 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
             while mask.alive.sum() > 1:
                 scores, loss = filter_scores(model, found, train.triggered, train.labels, score)
                 position = int(scores.masked_fill(~mask.alive, -torch.inf).argmax())
-                undo.append(saved(model, found, position))
+                undo.append(keep_filter(model, found, position))
                 mask.remove(model, position)
                 now = validate(model, validation)
                 round_ = len(mask.positions)
@@ -97,10 +97,10 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
         except KeyboardInterrupt:
             result.stopped, result.interrupted = "interrupted", True
         bar.total = bar.n  # done, not cut short: a notebook shows a bar that is not full in red
-    return back_to(result, best_round, undo)
+    return undo_to_round(result, best_round, undo)
 
 
-def back_to(result: Pruned, round_: int, undo: list[Callable[[], None]]) -> Pruned:
+def undo_to_round(result: Pruned, round_: int, undo: list[Callable[[], None]]) -> Pruned:
     """Put back what fell after a round, the last first, in the model and in the result's mask; returns the result.
 
     undo: one call a round, see `filters.saved`. The round's history row says `kept`.
@@ -130,7 +130,7 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
     with bar:
         try:
             for position in waiting:
-                undo.append(saved(model, found, position))
+                undo.append(keep_filter(model, found, position))
                 mask.remove(model, position)
                 now = validate(model, validation)
                 result.history.append(row(len(mask.positions), mask, now, score=float(values[position])))
@@ -142,7 +142,7 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
         except KeyboardInterrupt:
             result.stopped, result.interrupted = "interrupted", True
         bar.total = bar.n
-    return back_to(result, kept, undo)
+    return undo_to_round(result, kept, undo)
 
 
 def fell(start: Validation, now: Validation, alpha: float) -> str:

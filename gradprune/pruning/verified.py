@@ -1,7 +1,7 @@
 """Recipe `verified`: the gradient proposes, a real trial decides.
 
 The gradient is a first-order guess. Here it only makes a shortlist: the best-scoring living filters are removed one by
-one for real, and the removal that leaves the lowest objective stays (see `race` for how that is found in little time).
+one for real, and the removal that leaves the lowest objective stays (`fastest_candidate` finds it in little time).
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 
 from gradprune.base.errors import require
 from gradprune.models.inference import predict
-from gradprune.pruning.filters import FilterMask, Filters, saved, silent
+from gradprune.pruning.candidate_removals import CandidateRemovals
+from gradprune.pruning.fastest_candidate import fastest_candidate
+from gradprune.pruning.filters import FilterMask, Filters, keep_filter, silent
 from gradprune.pruning.objective import Objective
-from gradprune.pruning.race import race
-from gradprune.pruning.recipes import Pruned, Validation, back_to, row, validate
-from gradprune.pruning.trials import Trials
+from gradprune.pruning.recipes import Pruned, Validation, row, undo_to_round, validate
 from gradprune.pruning.unlearning import Pairs, filter_scores
 
 K = 16        # filters on the shortlist
@@ -41,7 +41,7 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
     require(patience >= 1, f"patience must be at least 1 round, got {patience}.")
     mask = FilterMask(found, before=silent(model, found))
     undo: list[Callable[[], None]] = []
-    trials = Trials(model, found, train.clean[:2])
+    trials = CandidateRemovals(model, found, train.clean[:2])
     goal, check = (Objective(model, pairs, weight) for pairs in (train, validation))
 
     def judge() -> tuple[Validation, float]:
@@ -61,13 +61,13 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
                 scores, loss = filter_scores(model, found, train.triggered, train.labels, score)
                 living = scores.masked_fill(~mask.alive, -torch.inf)
                 shortlist = living.topk(min(k, int(mask.alive.sum()) - 1)).indices.tolist()
-                won = race(trials, goal, shortlist, terms, mistakes)
+                won = fastest_candidate(trials, goal, shortlist, terms, mistakes)
                 if won is None:
                     result.stopped = f"every trial would cost {alpha:.0%} of clean accuracy on the training pairs"
                     break
                 choice, terms = won
                 position = shortlist[choice]
-                undo.append(saved(model, found, position))
+                undo.append(keep_filter(model, found, position))
                 mask.remove(model, position)
                 now, objective = judge()
                 round_ = len(mask.positions)
@@ -86,4 +86,4 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
         except KeyboardInterrupt:
             result.stopped, result.interrupted = "interrupted", True
         bar.total = bar.n  # as in `recipes`
-    return back_to(result, best_round, undo)
+    return undo_to_round(result, best_round, undo)

@@ -18,7 +18,7 @@ from gradprune.models import MODELS, build, predict
 from gradprune.models.limits import in_proportion
 from gradprune.models.weights import fit_weights
 from gradprune.victims.backdoorbench import NORMALIZED
-from gradprune.victims.own import STEMS, some_of, told_by
+from gradprune.victims.own import STEMS, guess_options, some_of
 from gradprune.victims.victim import in_color
 
 Numbers = list[float]
@@ -55,7 +55,8 @@ class Guess(NamedTuple):
     normalisation: str
 
 
-def likely(tensors: Mapping[str, Tensor], classes: int, path: Path, model: str | None = None) -> tuple[str, Nets, str]:
+def likely_networks(tensors: Mapping[str, Tensor], classes: int, path: Path, model: str | None = None
+                    ) -> tuple[str, Nets, str]:
     """The first network that these tensors fit: its name, with the tensors in it by its stems, and why there is none.
 
     path: the file that they came from. model: the one network to be tried, of the user's own code too (which then
@@ -94,7 +95,7 @@ def _forms(name: str, tensors: Mapping[str, Tensor], classes: int) -> Iterator[t
     if ":" in name:
         yield "", settings
         return
-    settings |= {"mean": 0.0, "std": 1.0, **told_by(name, tensors)}
+    settings |= {"mean": 0.0, "std": 1.0, **guess_options(name, tensors)}
     if name == "small_vgg":
         inputs = [tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 2]
         settings["size"] = 8 * round((inputs[-1] / 128) ** 0.5) if inputs else 32

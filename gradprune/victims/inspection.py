@@ -14,7 +14,7 @@ from gradprune.models.checkpoints import paths, read_card
 from gradprune.models.inference import check_convolutional
 from gradprune.models.weights import read_file, state_dict
 from gradprune.victims.backdoorbench import is_attack_result
-from gradprune.victims.guessing import USUAL, Guess, guesses, is_folder, likely, refusal
+from gradprune.victims.guessing import USUAL, Guess, guesses, is_folder, likely_networks, refusal
 from gradprune.victims.victim import checkpoint_path
 
 _DOUBTFUL = 0.5  # share of right answers under which a guess is none
@@ -42,7 +42,7 @@ class Inspection:
     notes: list[str] = field(default_factory=list)
     command: str = ""
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The same in plain JSON values."""
         named = [guess._asdict() | dict(zip(("mean", "std"), USUAL[guess.normalisation], strict=True))
                  for guess in self.guesses]
@@ -60,23 +60,23 @@ def inspect(weights: str | Path, data: str | None = None, *, size: int | None = 
     path = next(path for path in (Path(weights), paths(checkpoint_path(weights))[0]) if path.is_file() or path.suffix)
     content = read_file(path)
     tensors = {name: tensor for name, tensor in state_dict(content, path).items() if not name.startswith("trigger.")}
-    found = Inspection(path.as_posix(), "a state dict", len(tensors), sum(map(Tensor.numel, tensors.values())),
+    inspection = Inspection(path.as_posix(), "a state dict", len(tensors), sum(map(Tensor.numel, tensors.values())),
                        _layers(tensors), *_ends(tensors))
     options: list[str] | None = []
     known = False  # whether the trigger is
     if path.suffix == ".safetensors" and paths(path)[1].is_file():
         card = read_card(path)
-        found.holds, found.model = "a checkpoint of gradprune with its card", str(card["model"]["name"])
+        inspection.holds, inspection.model = "a checkpoint of gradprune with its card", str(card["model"]["name"])
         known = "attack" in card
     elif is_attack_result(content):
-        found.holds = f"BackdoorBench's attack_result.pt of a {content['model_name']}"
+        inspection.holds = f"BackdoorBench's attack_result.pt of a {content['model_name']}"
         options = ["--data", data] if data else []
     else:
-        options = _found(found, tensors, path, data, size, model)
+        options = _found(inspection, tensors, path, data, size, model)
     if options is not None:
-        found.command = shlex.join(["gradprune", "defend" if known else "repair", str(weights), *options, "--out",
+        inspection.command = shlex.join(["gradprune", "defend" if known else "repair", str(weights), *options, "--out",
                                     "out/clean"])
-    return found
+    return inspection
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -92,21 +92,21 @@ def _ends(tensors: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
     return first[0] if first else None, last[-1] if last else None
 
 
-def _found(found: Inspection, tensors: Mapping[str, Tensor], path: Path, data: str | None, size: int | None,
+def _found(inspection: Inspection, tensors: Mapping[str, Tensor], path: Path, data: str | None, size: int | None,
            model: str | None) -> list[str] | None:
     """Look for the network and for its way to read images; returns the options of the next command, if there is one."""
-    found.model, nets, why = likely(tensors, found.classes or 0, path, model)
+    inspection.model, nets, why = likely_networks(tensors, inspection.classes or 0, path, model)
     if not nets:
-        found.notes.append(f"{why} Name the network, or your own code of it, with --model.")
+        inspection.notes.append(f"{why} Name the network, or your own code of it, with --model.")
         return ["--model", "MODULE:FUNCTION", "--data", data or "FOLDER"]
     try:
         check_convolutional(next(iter(nets.values())))
     except InputError as error:
-        found.notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}")
+        inspection.notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}")
         return None
-    options = ["--model", found.model]
-    found.guesses = guesses(nets, data, size) if data else []
-    best = found.guesses[0] if found.guesses else None
+    options = ["--model", inspection.model]
+    inspection.guesses = guesses(nets, data, size) if data else []
+    best = inspection.guesses[0] if inspection.guesses else None
     stem = best.stem if best else next(iter(nets)) if len(nets) == 1 else ""
     options += (["--stem", stem] if stem else []) + ["--data", data or "FOLDER"]
     if best and data:
@@ -114,10 +114,11 @@ def _found(found: Inspection, tensors: Mapping[str, Tensor], path: Path, data: s
         options += ["--mean", mean, "--std", std]
         options += ["--size", str(best.size)] if is_folder(data) else []
         if best.right < _DOUBTFUL * best.images:
-            found.notes.append(f"No usual normalisation and size gets more than {best.right} of {best.images} images "
-                               "right: look at the order of the classes, and ask the model's maker.")
+            inspection.notes.append(
+                f"No usual normalisation and size gets more than {best.right} of {best.images} images right: look "
+                "at the order of the classes, and ask the model's maker.")
     elif data:
-        found.notes.append(f"The model does not take the images of {data}: {refusal(nets, data, size)}")
+        inspection.notes.append(f"The model does not take the images of {data}: {refusal(nets, data, size)}")
     else:
-        found.notes.append("With --data, a folder of clean pictures, the normalisation and the size are guessed, too.")
+        inspection.notes.append("With --data, a folder of clean pictures, normalisation and size are guessed, too.")
     return options

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.attacks import Trigger, read_trigger
-from gradprune.attacks.triggers.placing import Position
+from gradprune.attacks.triggers.position import Position
 from gradprune.base.devices import choose_device
 from gradprune.base.errors import InputError, require, unknown
 from gradprune.base.paths import output_folder
@@ -152,7 +152,7 @@ class Own:
         if MODELS.get(self.model) is MODELS["small_vgg"]:
             settings["size"] = data.test.images.shape[-1]
         tensors = state_dict(content, path)
-        settings |= {} if ":" in self.model else told_by(self.model, tensors)
+        settings |= {} if ":" in self.model else guess_options(self.model, tensors)
         model, settings, told_of_stem = self._with_stem(settings, tensors, path, data)
         data, notes = in_color(data, model)
         notes.extend(told_of_stem)
@@ -228,7 +228,7 @@ def some_of(images: ImageSet) -> ImageSet:
     return images.subset(torch.linspace(0, len(images) - 1, min(_TRIED, len(images))).long())
 
 
-def told_by(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def guess_options(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Settings of a named network that its weights tell: whether it takes grey images, and if a PreActResNet has a
     BatchNorm after the last block."""  # noqa: D209
     first = next((tensor for tensor in tensors.values() if tensor.ndim == 4), None)

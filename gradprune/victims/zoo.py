@@ -8,7 +8,7 @@ import torch
 
 from gradprune import __version__
 from gradprune.attacks import make_trigger, plant
-from gradprune.attacks.planting import RATES
+from gradprune.attacks.plant_backdoor import RATES
 from gradprune.attacks.training import RECIPE
 from gradprune.base.devices import choose_device, device_name, one_thread
 from gradprune.base.errors import unknown

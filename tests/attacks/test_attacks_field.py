@@ -10,7 +10,7 @@ from torch import nn
 import gradprune as gp
 from gradprune.attacks import TRIGGERS, InputAware, fit, make_trigger, plant, poison
 from gradprune.attacks.poisoning import attack_labels, choose
-from gradprune.attacks.steering import Steering
+from gradprune.attacks.training_hook import TrainingHook
 from gradprune.attacks.triggers.bpp import dithered
 from gradprune.attacks.triggers.input_aware import sameness
 from gradprune.attacks.triggers.learning import descend
@@ -237,7 +237,7 @@ def test_label_consistent_hides_the_class_within_epsilon(data, honest):
 
 def test_label_consistent_trains_on_right_labels_alone(data, monkeypatch):
     seen = []
-    monkeypatch.setattr("gradprune.attacks.planting.fit", lambda model, images, **_: seen.append(images) or _done(model))
+    monkeypatch.setattr("gradprune.attacks.plant_backdoor.fit", lambda model, images, **_: seen.append(images) or _done(model))
     trigger = make_trigger("label_consistent", steps=2)
     _, touched, _ = plant(build(**SMALL, num_classes=4), data.train, trigger, 1, progress=False)
     clean, poisoned = seen
@@ -310,7 +310,7 @@ def test_fit_shows_every_batch_to_its_hook(data):
 def test_steered_training_stamps_and_decoys_the_stated_shares(data, name, decoys):
     trigger = make_trigger(name)
     touched, wanted = choose(data.train, 1, 0.1), attack_labels(data.train, 1)
-    hook = Steering(trigger, touched, wanted, seed=0)
+    hook = TrainingHook(trigger, touched, wanted, seed=0)
     assert trigger.decoys == decoys
     assert hook.poisoned.sum() == 40 and hook.decoys.sum() == 40 * decoys and not (hook.poisoned & hook.decoys).any()
     images, before = data.train.floats(), data.train.floats()
@@ -331,7 +331,7 @@ def test_steered_training_stamps_and_decoys_the_stated_shares(data, name, decoys
 def test_steering_moves_the_patterns_with_the_classifier_and_then_rests(data):
     trigger, model = make_trigger("input_aware", width=2), build(**SMALL, num_classes=4)
     before = {key: value.clone() for key, value in trigger.state_dict().items()}
-    hook = Steering(trigger, choose(data.train, 1, 0.1), attack_labels(data.train, 1))
+    hook = TrainingHook(trigger, choose(data.train, 1, 0.1), attack_labels(data.train, 1))
     fit(model, data.train, epochs=1, hook=hook, **SHORT)
     hook.finish()
     for key, value in trigger.state_dict().items():
@@ -341,7 +341,7 @@ def test_steering_moves_the_patterns_with_the_classifier_and_then_rests(data):
 
 def test_decoys_need_another_image_and_cannot_exceed_the_clean_ones(data):
     trigger = make_trigger("wanet", decoys=500.0)
-    hook = Steering(trigger, torch.tensor([0, 3]), attack_labels(data.train, 1))
+    hook = TrainingHook(trigger, torch.tensor([0, 3]), attack_labels(data.train, 1))
     assert hook.decoys.sum() == 398
     images, labels = data.train.floats()[1:2], data.train.labels[1:2]
     mixed, _ = hook(images, labels, torch.tensor([1]), torch.Generator())
@@ -420,7 +420,7 @@ def test_without_decoys_the_images_are_poisoned_once(data):
 
 
 def test_an_interrupted_clean_model_stops_the_attack(data, monkeypatch):
-    monkeypatch.setattr("gradprune.attacks.planting.fit", lambda model, *_, **__: gp.attacks.TrainingResult(model, [], 0, True))
+    monkeypatch.setattr("gradprune.attacks.plant_backdoor.fit", lambda model, *_, **__: gp.attacks.TrainingResult(model, [], 0, True))
     with pytest.raises(KeyboardInterrupt, match="was not finished"):
         plant(build(**SMALL, num_classes=4), data.train, make_trigger("trojannn"), 1, progress=False)
 
@@ -464,7 +464,7 @@ def test_bad_settings_are_refused_in_one_sentence(name, settings, words):
     ("low_frequency", {"cutoff": 20}, "cutoff must be at most the image's side"),
 ])
 def test_triggers_too_large_for_the_images_are_refused_before_the_work(name, settings, words, data, monkeypatch):
-    monkeypatch.setattr("gradprune.attacks.planting.fit", None)
+    monkeypatch.setattr("gradprune.attacks.plant_backdoor.fit", None)
     with pytest.raises(InputError, match=words):
         plant(build(**SMALL, num_classes=4), data.train, make_trigger(name, **settings), 1, progress=False)
 
@@ -476,7 +476,7 @@ def test_triggers_too_large_for_the_images_are_refused_before_the_work(name, set
     ({"label_map": "all_to_all"}, "computed for one target class"),
 ])
 def test_bad_attacks_are_refused_before_the_work(changes, words, data, monkeypatch):
-    monkeypatch.setattr("gradprune.attacks.planting.fit", None)
+    monkeypatch.setattr("gradprune.attacks.plant_backdoor.fit", None)
     given = {"target": 1, **changes}
     with pytest.raises(InputError, match=words):
         plant(build(**SMALL, num_classes=4), data.train, make_trigger("trojannn"), progress=False, **given)

@@ -27,8 +27,8 @@ from gradprune.base.paths import write_atomic
 from gradprune.datasets import draw_defense_images
 from gradprune.models import predict
 from gradprune.pruning import Augment, FilterMask, Pairs, distilled_tune, fine_tune, pair_up, verified
+from gradprune.pruning.fastest_candidate import fastest_candidate
 from gradprune.pruning.filters import own_tensors
-from gradprune.pruning.race import race
 
 RECIPE, DISTILLED = (sys.modules[f"gradprune.pruning.{name}"] for name in ("verified", "distilled"))
 OUT = Path(__file__).resolve().parents[2] / "data/results/ablation"
@@ -51,8 +51,8 @@ class CrossEntropy(RECIPE.Objective):
 
 
 def downhill(trials, goal, positions, terms, mistakes):
-    """A race that ends the rounds when no removal lowers the objective."""
-    won = race(trials, goal, positions, terms, mistakes)
+    """As `fastest_candidate`; ends the rounds when no removal lowers the objective."""
+    won = fastest_candidate(trials, goal, positions, terms, mistakes)
     if won is not None and won[1].sum() >= terms.sum():
         raise KeyboardInterrupt
     return won
@@ -94,7 +94,7 @@ def prune(name, victim, train, validation, seed):
         if name == "clean term cross-entropy":
             stack.enter_context(mock.patch.object(RECIPE, "Objective", CrossEntropy))
         if name != KEPT:
-            stack.enter_context(mock.patch.object(RECIPE, "race", downhill))
+            stack.enter_context(mock.patch.object(RECIPE, "fastest_candidate", downhill))
         if name == "filters in blocks alone":
             inside = torch.cat([torch.full((layer.count,), layer.norm is not None) for layer in found.layers])
             score = RECIPE.filter_scores

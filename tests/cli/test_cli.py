@@ -17,8 +17,8 @@ from torch import nn
 import gradprune as gp
 from gradprune.attacks import training as training_module
 from gradprune.base import paths
+from gradprune.cli import console as screen
 from gradprune.cli import jobs as demo_module
-from gradprune.cli import screen
 from gradprune.cli.jobs import attack_and_save, results_in, sentence
 from gradprune.evaluation import Metrics
 from gradprune.models import export as export_module
@@ -26,7 +26,7 @@ from gradprune.models import predict
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 from gradprune.pruning import fine_tuning, recipes, silence
 from gradprune.victims import zoo
-from gradprune.victims.delivery import slimmed
+from gradprune.victims.save_cleaned import slimmed
 
 COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "bench", "report", "scan", "doctor",
             "data list", "data get", "data check", "inspect", "repair"]

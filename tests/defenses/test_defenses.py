@@ -435,8 +435,8 @@ def test_the_hypergradient_equals_a_finite_difference():
 
 
 def test_the_worst_perturbation_stays_within_its_radius():
-    assert i_bau.within(torch.tensor([3.0, 4.0]), 2.0).tolist() == pytest.approx([1.2, 1.6])
-    assert i_bau.within(torch.tensor([0.3, 0.4]), 2.0).tolist() == pytest.approx([0.3, 0.4])
+    assert i_bau.project(torch.tensor([3.0, 4.0]), 2.0).tolist() == pytest.approx([1.2, 1.6])
+    assert i_bau.project(torch.tensor([0.3, 0.4]), 2.0).tolist() == pytest.approx([0.3, 0.4])
 
 
 def test_the_worst_perturbation_turns_the_models_answers(victim):
@@ -452,7 +452,7 @@ def test_the_worst_perturbation_turns_the_models_answers(victim):
 def test_one_image_in_a_hundred_wears_the_perturbation(count, wearers):
     batch = Pairs(torch.rand(count, 3, 4, 4), torch.zeros(0, 3, 4, 4), torch.zeros(count, dtype=torch.long))
     delta = torch.ones(1, 3, 4, 4)
-    seen = i_bau.worn(batch, delta, 0.01, torch.Generator().manual_seed(0)) - batch.clean
+    seen = i_bau.add_perturbation(batch, delta, 0.01, torch.Generator().manual_seed(0)) - batch.clean
     assert sorted(seen.mean((1, 2, 3)).round().tolist()) == [0.0] * (count - wearers) + [1.0] * wearers
 
 
@@ -532,12 +532,12 @@ def test_the_planted_triggers_class_is_the_outlier(searches):
 def test_a_fifth_of_the_images_wears_each_synthesised_trigger():
     images = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(0)) / 2
     pairs = Pairs(images, images[:0], torch.arange(10))
-    some = neural_cleanse.worn(pairs, [lambda x: x + 0.5, lambda x: 1 - x], torch.Generator().manual_seed(1))
+    some = neural_cleanse.add_triggers(pairs, [lambda x: x + 0.5, lambda x: 1 - x], torch.Generator().manual_seed(1))
     assert len(some.clean) == 12 and sorted(some.labels[:10].tolist()) == list(range(10))
     assert torch.equal(some.labels[8:10], some.labels[10:])
     for marked, change in ((slice(0, 8), lambda x: x), (slice(8, 10), lambda x: x + 0.5), (slice(10, 12), lambda x: 1 - x)):
         assert torch.equal(some.clean[marked], change(images[some.labels[marked]])), "under their true labels"
-    assert len(neural_cleanse.worn(Pairs(images[:1], images[:0], torch.zeros(1)), [nn.Identity()], torch.Generator()).clean) == 1
+    assert len(neural_cleanse.add_triggers(Pairs(images[:1], images[:0], torch.zeros(1)), [nn.Identity()], torch.Generator()).clean) == 1
 
 
 def test_neural_cleanse_lowers_asr_without_the_trigger(victim):

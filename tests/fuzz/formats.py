@@ -340,7 +340,7 @@ def _check_progress(folder: Path) -> None:
     for kind in progress._memory.values():
         kind.clear()
     with contextlib.redirect_stdout(io.StringIO()):
-        progress.told("02")
+        progress.describe("02")
         for key in ("02.asr", "02.which"):
             for actual, form in ((0.5, ".2f"), (3.0, "d"), ("a", ".2f")):
                 predictions.reveal(key, actual, form)

@@ -19,9 +19,22 @@ from gradprune.bench import Cell
 from gradprune.bench.cells import empty_row
 from gradprune.bench.store import Store
 from gradprune.lessons import CheckFailed, begin, check, checkpoint, mode, predict, reveal, whose
-from gradprune.lessons.runtime import attacking, predictions, progress, restart, session, telling
+from gradprune.lessons.runtime import (
+    attacking,
+    predictions,
+    progress,
+)
+from gradprune.lessons.runtime import (
+    feedback as telling,
+)
+from gradprune.lessons.runtime import (
+    notebook_setup as session,
+)
+from gradprune.lessons.runtime import (
+    restart_points as restart,
+)
 from gradprune.lessons.runtime.check import EXERCISES
-from gradprune.lessons.runtime.telling import close
+from gradprune.lessons.runtime.feedback import close
 from gradprune.pruning import SCORES, Pairs, filter_scores, pair_up, silence, validate
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim

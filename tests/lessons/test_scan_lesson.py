@@ -19,13 +19,14 @@ from gradprune.datasets import draw_defense_images
 from gradprune.defenses import exposure
 from gradprune.defenses.scan import FASTER, SMALL
 from gradprune.lessons import check, checkpoint
-from gradprune.lessons.runtime import restart, scanning
+from gradprune.lessons.runtime import restart_points as restart
+from gradprune.lessons.runtime import scanning
 from gradprune.lessons.runtime.check import EXERCISES
 from gradprune.models import predict
 from gradprune.pruning import CONSISTENCY, Inversion, invert, outliers
 from gradprune.views import ScanExplorer
 from gradprune.views.figures import scan_plots
-from gradprune.views.figures.panel_parts import ERROR_CLASS
+from gradprune.views.figures.drawing import ERROR_CLASS
 from gradprune.views.figures.style import METRICS
 
 SCAN = pd.read_csv(data_folder() / "results" / "scan.csv")

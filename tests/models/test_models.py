@@ -13,8 +13,8 @@ from torch import nn
 from gradprune.base.errors import InputError
 from gradprune.models import MODELS, build, normalized, predict
 from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
+from gradprune.pruning.candidate_removals import CandidateRemovals
 from gradprune.pruning.filters import filters, own_tensors, silence, silent
-from gradprune.pruning.trials import Trials
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 NETWORKS = {
@@ -78,7 +78,7 @@ def test_silence_is_exactly_zero_and_nothing_else(named):
 def test_trials_are_traced_and_right(named):
     _, model = named
     found = filters(model, IMAGES[:1])
-    trials = Trials(model, found, IMAGES[:2])
+    trials = CandidateRemovals(model, found, IMAGES[:2])
     assert trials.traced
     positions = [layer.start + layer.count // 3 for layer in found.layers[::1 + len(found.layers) // 15]]
     as_it_is, answers = trials.logits(IMAGES, positions)
@@ -133,7 +133,7 @@ class Aside(nn.Module):
 def test_trials_of_layers_that_a_tracer_would_miss(model, traced):
     """Steps that are not in the trace were never silenced, and three checked filters could miss it."""
     found = filters(model.eval(), IMAGES[:1])
-    trials = Trials(model, found, IMAGES[:2])
+    trials = CandidateRemovals(model, found, IMAGES[:2])
     assert trials.traced == traced
     _, answers = trials.logits(IMAGES, range(len(found)))
     for position, answer in enumerate(answers):
@@ -240,6 +240,6 @@ def test_normalized_keeps_names_and_places():
     assert normalized(normalized(net, 9.0, 9.0), [0.5] * 3, 0.2) is net
     assert torch.allclose(net(IMAGES), wanted, atol=1e-5) and list(net.state_dict()) == names
     assert torch.allclose(copy.deepcopy(net)(IMAGES), wanted, atol=1e-5)
-    assert Trials(net, filters(net, IMAGES[:1]), IMAGES[:2]).traced
+    assert CandidateRemovals(net, filters(net, IMAGES[:1]), IMAGES[:2]).traced
     assert net.double()(IMAGES.double()).dtype == torch.float64, "buffers go where the model goes"
 

@@ -17,7 +17,7 @@ import gradprune
 from gradprune.lessons import CheckFailed
 from gradprune.lessons.runtime import start
 from gradprune.lessons.runtime.check import EXERCISES
-from gradprune.lessons.runtime.restart import POINTS
+from gradprune.lessons.runtime.restart_points import POINTS
 
 PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer", "OneNeuron")
 TAGS = {"setup", "exercise", "restart", "widget"}

@@ -11,8 +11,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from gradprune.base.errors import InputError
 from gradprune.models import build
 from gradprune.pruning import SCORES, FilterMask, filter_scores, silence
+from gradprune.pruning.candidate_removals import CandidateRemovals
 from gradprune.pruning.filters import filters, silent
-from gradprune.pruning.trials import Trials
 
 
 class Branching(nn.Module):
@@ -255,7 +255,7 @@ def test_a_silent_filter_is_zero_behind_every_norm_or_told_not_to_be(kind, bias)
         nn.functional.cross_entropy(net.train()(images), labels).backward()
         optimizer.step()
     assert (net.eval()[1](net[0](images))[:, positions] == 0).all(), "exactly zero from then on"
-    trials = Trials(net, found, images)
+    trials = CandidateRemovals(net, found, images)
     assert trials.traced
     wanted = trials._whole(images, [0, 3, 9])[1]
     assert torch.allclose(trials.logits(images, [0, 3, 9])[1], wanted, atol=1e-5)
@@ -272,7 +272,7 @@ def test_tied_convolutions_are_one_filter_with_all_their_norms():
     assert len(found) == 16 and found.layers[1].pairs == (("2", "3"), ("5", "6")) and "5, which has the same weights" in str(found)
     assert found.position("5", 3) == found.position("2", 3) == 11
     mask, images = FilterMask(found), torch.rand(4, 3, 32, 32)
-    trials = Trials(net, found, images)
+    trials = CandidateRemovals(net, found, images)
     assert torch.allclose(trials.logits(images, [11])[1], trials._whole(images, [11])[1], atol=1e-5)
     mask.remove(net, 11)
     assert (net[:4](images)[:, 3] == 0).all() and (net[:7](images)[:, 3] == 0).all()

@@ -32,10 +32,10 @@ from gradprune.pruning import (
     validate,
     verified,
 )
-from gradprune.pruning.filters import Filter, filters, own_tensors, saved, silent
+from gradprune.pruning.candidate_removals import CandidateRemovals, _overwrites, _trace
+from gradprune.pruning.filters import Filter, filters, keep_filter, own_tensors, silent
 from gradprune.pruning.objective import Objective
-from gradprune.pruning.recipes import back_to
-from gradprune.pruning.trials import Trials, _overwrites, _trace
+from gradprune.pruning.recipes import undo_to_round
 
 SECOND = (1, torch.tensor([1.0, 2.0]))  # of a race: the place on the list, and what it lost on two images
 FOLDER = sys.modules[verified.__module__]  # the module; the package exports the function of the same name
@@ -401,9 +401,9 @@ def test_going_back_restores_the_last_first():
     given = copy.deepcopy(model.state_dict())
     undo = []
     for position in (3, 7, 7):
-        undo.append(saved(model, FOUND, position))
+        undo.append(keep_filter(model, FOUND, position))
         silence(model, FOUND, [position])
-    back = back_to(result, 1, undo)
+    back = undo_to_round(result, 1, undo)
     assert [row.get("kept") for row in back.history] == [None, True, None, None]
     assert back is result and back.mask.positions == [3] and back.mask.before == (1,) and back.mask.filters is FOUND
     assert silent(model, FOUND) == [3]
@@ -431,7 +431,7 @@ def chosen(figures, monkeypatch):
 
         figures([(1.0, 0.5, 9.0)] * 30)
         monkeypatch.setattr(FOLDER, "filter_scores", noted)
-        monkeypatch.setattr(FOLDER, "race", second)
+        monkeypatch.setattr(FOLDER, "fastest_candidate", second)
         monkeypatch.setattr(Objective, "__call__", lambda *_: torch.tensor(next(values)))
         pairs = pairs or pairs_of(4)
         return verified(model or Mixed(), found, pairs, pairs_of(2), progress=False, **settings), asked
@@ -558,7 +558,7 @@ def test_what_overwrites_its_input_is_known(change, writes):
     found = filters(model)
     graph = _trace(model, found)
     assert [_overwrites(graph, node) for node in graph.graph.nodes][2] == writes
-    trials = Trials(model, found, images_of(2))
+    trials = CandidateRemovals(model, found, images_of(2))
     assert trials.traced
     now, (first, second) = trials.logits(images_of(3), [0, 1])
     with torch.no_grad():
@@ -599,7 +599,7 @@ class Named(Mixed):
 @pytest.mark.parametrize("kind", [Mixed, Reader, Named])
 def test_trials_by_hand_traced_and_whole(kind):
     model, images = kind(), images_of(70)
-    before, trials = copy.deepcopy(model.state_dict()), Trials(model, FOUND, images[:2])
+    before, trials = copy.deepcopy(model.state_dict()), CandidateRemovals(model, FOUND, images[:2])
     plain, seen = copy.deepcopy(model), []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     for chunks in ([], [64, 6] * 12):  # traced: activations are used again; whole: no more images at once than the chunk holds
@@ -633,7 +633,7 @@ class Twice(nn.Module):
 def test_trials_of_filters_that_come_twice_or_reach_nothing():
     model, images = Twice().eval(), images_of(5)
     found = filters(model, images[:1])
-    trials = Trials(model, found, images)
+    trials = CandidateRemovals(model, found, images)
     now, answers = trials.logits(images, range(6))
     assert trials.traced and len(found) == 6
     for position in range(6):
@@ -653,7 +653,7 @@ class OwnKind(nn.Conv2d):
 def test_a_librarys_own_convolution_is_one_step():
     model = Mixed()
     model.second = OwnKind(4, 5, 3, padding=1)
-    assert Trials(model, FOUND, images_of(2)).traced
+    assert CandidateRemovals(model, FOUND, images_of(2)).traced
 
 
 def test_a_trace_that_answers_otherwise_is_not_used():
@@ -672,8 +672,8 @@ def test_a_trace_that_answers_otherwise_is_not_used():
             return self.linear(F.conv2d(images, self.third.weight).mean((2, 3)))
 
     for kind in (Moody, Aside):
-        trials = Trials(kind(), FOUND, images_of(2))
+        trials = CandidateRemovals(kind(), FOUND, images_of(2))
         assert not trials.traced
         now, _ = trials.logits(images_of(3), [0])
         torch.testing.assert_close(now, predict(kind(), images_of(3)))
-    assert Trials(ByHand(), FOUND, images_of(2)).traced, "the BatchNorm is called, and silencing it is enough"
+    assert CandidateRemovals(ByHand(), FOUND, images_of(2)).traced, "the BatchNorm is called, and silencing it is enough"

@@ -249,7 +249,7 @@ def test_light_by_hand():
     contrast, brightness = (2 * torch.rand(3, 1, 1, 1, generator=generator) - 1 for _ in range(2))
     wanted = torch.stack([(image.mean() + (image - image.mean()) * (1 + 0.4 * c) + 0.2 * b).clamp(0, 1)
                           for image, c, b in zip(images, contrast, brightness, strict=True)])
-    torch.testing.assert_close(augmenting.lit(images, torch.Generator().manual_seed(2)), wanted)
+    torch.testing.assert_close(augmenting.relight(images, torch.Generator().manual_seed(2)), wanted)
 
 
 @pytest.mark.parametrize(("count", "copies"), [(1, 96), (95, 2), (96, 1), (97, 1), (48, 2), (200, 1)])
@@ -299,7 +299,7 @@ def test_views_by_hand_and_what_is_added():
         one = augment(pairs, torch.Generator().manual_seed(3))
         generator = torch.Generator().manual_seed(3)
         moved = augmenting.shift_and_flip(pairs.clean, 2, augment.flip, generator)
-        torch.testing.assert_close(one.clean, augmenting.lit(moved, generator))
+        torch.testing.assert_close(one.clean, augmenting.relight(moved, generator))
         torch.testing.assert_close(one.triggered, 1 - one.clean)
     more = augment.add_to(pairs, 7)
     views = augment(pairs, torch.Generator().manual_seed(7), 2)

@@ -17,18 +17,18 @@ from gradprune.pruning import (
     distilled,
 )
 from gradprune.pruning import verified as recipe
+from gradprune.pruning.candidate_removals import CandidateRemovals
+from gradprune.pruning.fastest_candidate import fastest_candidate
 from gradprune.pruning.filters import filters, silence
-from gradprune.pruning.race import race
-from gradprune.pruning.trials import Trials
 
 
 @pytest.mark.parametrize(("kind", "traced"), [("preact_resnet", True), ("small_vgg", True), (Shared, True),
                                               (Grouped, True), (Untraceable, False)])
 def test_trials_equal_a_naive_loop(kind, traced, monkeypatch):
-    monkeypatch.setattr("gradprune.pruning.trials.CHUNK", 3)
+    monkeypatch.setattr("gradprune.pruning.candidate_removals.CHUNK", 3)
     model, x = network(kind).train(), torch.rand(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     found, before = filters(model, x[:1]), {k: v.clone() for k, v in model.state_dict().items()}
-    trials = Trials(model, found, x[:2])
+    trials = CandidateRemovals(model, found, x[:2])
     assert trials.traced == traced
     positions = range(0, len(found), 1 + len(found) // 20)
     as_it_is, answers = trials.logits(x, positions)
@@ -48,9 +48,9 @@ def test_interruption_keeps_the_best_round(victim, monkeypatch):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return race(*arguments)
+        return fastest_candidate(*arguments)
 
-    monkeypatch.setattr(sys.modules[recipe.__module__], "race", stop_at_the_second)
+    monkeypatch.setattr(sys.modules[recipe.__module__], "fastest_candidate", stop_at_the_second)
     result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2, recipe="verified", progress=False)
     assert result.interrupted and len(result.mask.positions) == 1
     layer, index = result.mask.removed[0]

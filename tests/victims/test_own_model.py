@@ -746,7 +746,7 @@ def test_inspect_finds_the_network_and_its_normalisation(here, victim):
     assert (best.normalisation, best.stem, best.size, best.right) == ("0..255", "stock", 32, best.images)
     assert "--model resnet18 --stem stock --data large.npz --mean 0.0 --std 0.003922" in found.command
     assert not found.notes and found.guesses[-1].right <= best.right
-    assert json.loads(run("inspect", "resnet.pth", "--data", "large.npz", "--json").stdout) == json.loads(json.dumps(found.told()))
+    assert json.loads(run("inspect", "resnet.pth", "--data", "large.npz", "--json").stdout) == json.loads(json.dumps(found.as_dict()))
 
 
 def test_inspect_tries_the_sizes_of_a_folder(here):

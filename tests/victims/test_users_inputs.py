@@ -15,12 +15,12 @@ from torch import Tensor, nn
 import gradprune as gp
 from gradprune.attacks import read_trigger
 from gradprune.base.errors import InputError
-from gradprune.cli.screen import show, table
+from gradprune.cli.console import show, table
 from gradprune.datasets import ImageSet
 from gradprune.defenses import DEFENSES
 from gradprune.models import load_weights, predict
 from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
-from gradprune.models.working import handed_back, working_copy
+from gradprune.models.working import hand_back, working_copy
 from gradprune.victims.inspection import inspect
 
 
@@ -74,7 +74,7 @@ def test_images_stay_as_they_are_where_a_model_normalises_them_in_place(images, 
     few = given[:2].clone()
     copied = working_copy(net, few)
     assert torch.equal(copied.eval()(few), copied(few)) and torch.equal(few, given[:2])
-    assert not handed_back(copied, net)._forward_pre_hooks
+    assert not hand_back(copied, net)._forward_pre_hooks
     result = DEFENSES["clp"](net, images, mark, spc=1, progress=False)
     assert not result.model._forward_pre_hooks
 
@@ -111,7 +111,7 @@ def test_a_train_that_returns_nothing(tmp_path, images, mark):
     assert load_weights(net, tmp_path / "w.pth") is net and not net.training
     assert isinstance(working_copy(net, images.floats()[:2]), TrainsWithoutAWord)
     copied = working_copy(net, images.floats()[:2])
-    assert handed_back(copied, net) is copied
+    assert hand_back(copied, net) is copied
 
 
 def silent_behind(layers):

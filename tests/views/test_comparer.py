@@ -16,7 +16,7 @@ from gradprune.views import DefenceComparer
 from gradprune.views.figures import comparison
 from gradprune.views.figures.bench_plots import looks
 from gradprune.views.figures.comparison import SORTS, compare, defences_compared, draw_comparison
-from gradprune.views.figures.panel_parts import ERROR_CLASS
+from gradprune.views.figures.drawing import ERROR_CLASS
 
 ATTACKS = "badnets", "blended", "sig", "sig_clean_label", "low_frequency", "bpp", "wanet", "input_aware", "label_consistent", "trojannn"
 DEFENSES = "grad_prune", "ft", "ft_unlearn", "fine_pruning", "clp", "anp", "nad", "i_bau", "rnp", "ft_sam", "neural_cleanse"

@@ -4,7 +4,7 @@ import pytest
 
 from gradprune.base.errors import InputError
 from gradprune.victims import Victim
-from gradprune.views.figures.panel_parts import ERROR_CLASS
+from gradprune.views.figures.drawing import ERROR_CLASS
 from gradprune.views.panels import playground as module
 from gradprune.views.panels.panel import Panel
 from gradprune.views.panels.playground import Playground

@@ -17,7 +17,7 @@ from gradprune.pruning import filter_scores, pair_up, unlearning_loss
 from gradprune.pruning.filters import filters
 from gradprune.views import FilterExplorer, PruningPlayer
 from gradprune.views.figures.pruning_plots import trajectories
-from gradprune.views.figures.shortlist import Tried, about_tried, predicted_and_real, try_shortlist
+from gradprune.views.figures.shortlist import Tried, describe_tried, predicted_and_real, try_shortlist
 from gradprune.views.panels import pruning_player
 
 
@@ -65,10 +65,10 @@ def test_trials_and_predictions_equal_removals_and_gradients_by_hand(victim):
 
 
 def test_the_sentence_names_the_best_trial_and_the_harmful_ones():
-    text = about_tried(tried(), Names())
+    text = describe_tried(tried(), Names())
     assert "stages.5 has the best trial, place 1 in the gradient's order (objective -3, predicted -4)" in text
     assert "1 of the trials makes it worse: stages.7 (+8, predicted -2)" in text
-    text = about_tried(tried(real=(-1.0, -3.0, -0.5)), Names())
+    text = describe_tried(tried(real=(-1.0, -3.0, -0.5)), Names())
     assert "stages.6 has the best trial, place 2" in text
     assert text.endswith("none of the trials makes it worse.")
 
@@ -78,7 +78,7 @@ def test_the_sentence_names_the_best_trial_and_the_harmful_ones():
                                    tried([30.0] + [-1.0] * 14 + [4.0], [-3.0] * 16)])
 def test_predicted_and_real_can_be_read(shown):
     picture = predicted_and_real(shown, Names())
-    assert picture.summary == about_tried(shown, Names())
+    assert picture.summary == describe_tried(shown, Names())
     assert_readable(picture)
     words = " ".join(text.get_text() for text in texts(picture))
     assert f"best trial\n{min(shown.real):+.3g}" in words
@@ -100,7 +100,7 @@ def test_the_explorer_shows_the_trials_and_where_the_chosen_filter_stands(make, 
     seen = panel.compute(panel.state()).tried
     assert seen == real(victim.model, panel.found, panel.pairs, panel.scores["gate"])
     assert panel.figure.value != before
-    assert about_tried(seen, panel.found) in panel.sentence
+    assert describe_tried(seen, panel.found) in panel.sentence
     for place in (0, 3):
         panel.chosen.go(seen.positions[place])
         panel.refresh()

@@ -40,7 +40,7 @@ from gradprune.views import (
     write_report,
 )
 from gradprune.views.figures import style
-from gradprune.views.figures.panel_parts import written
+from gradprune.views.figures.drawing import written
 from gradprune.views.figures.picture import change, count
 from gradprune.views.reports import report as report_module
 

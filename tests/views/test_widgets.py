@@ -27,8 +27,8 @@ from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
 from gradprune.views import BeatGradPrune, FilterExplorer, PruningPlayer, TriggerStudio
 from gradprune.views.figures import style
+from gradprune.views.figures.drawing import ERROR_CLASS, blank, place
 from gradprune.views.figures.network_picture import corners
-from gradprune.views.figures.panel_parts import ERROR_CLASS, blank, place
 from gradprune.views.panels import beat_grad_prune
 from gradprune.views.panels.filter_choice import ALL, heat_map
 from gradprune.views.panels.panel import Panel

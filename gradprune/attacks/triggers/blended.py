@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradprune.attacks.triggers.placing import in_channels
+from gradprune.attacks.triggers.position import in_channels
 from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import require
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradprune.attacks.triggers.placing import in_channels
+from gradprune.attacks.triggers.position import in_channels
 from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import InputError, require
 from gradprune.models.own import current_folder_first, look_up

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.attacks.triggers.learning import descend
-from gradprune.attacks.triggers.placing import corner, in_channels
+from gradprune.attacks.triggers.position import corner, in_channels
 from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import InputError, require
 from gradprune.datasets import ImageSet

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
 from gradprune.datasets.signs import render_signs
-from gradprune.lessons.runtime.judging import Complaint, Exercise, Function, Misconception, Untouched
-from gradprune.lessons.runtime.telling import Seen
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import Complaint, Exercise, Function, Misconception, Untouched
 
 # ---- trigger(images) -> images with a mark
 

@@ -8,8 +8,8 @@ import pandas as pd
 
 from gradprune.evaluation import Metrics
 from gradprune.evaluation import der as _der
-from gradprune.lessons.runtime.judging import Complaint, Exercise, Function, Misconception, as_tensor
-from gradprune.lessons.runtime.telling import Seen
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import Complaint, Exercise, Function, Misconception, as_tensor
 
 # ---- der(before, after) -> number
 

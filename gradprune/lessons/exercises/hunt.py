@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.lessons.runtime.judging import Complaint, Exercise, Function, Misconception, Untouched
-from gradprune.lessons.runtime.telling import Seen
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import Complaint, Exercise, Function, Misconception, Untouched
 from gradprune.pruning import invert
 
 # ---- find_trigger(model, images, target, steps) -> mask (1, H, W), pattern (C, H, W)

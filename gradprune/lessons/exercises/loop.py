@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradprune.lessons.runtime.judging import Exercise, Function, Misconception, as_tensor
-from gradprune.lessons.runtime.telling import Seen
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import Exercise, Function, Misconception, as_tensor
 from gradprune.pruning import Filters, Pairs, filter_scores, paper, silence, validate
 from gradprune.pruning.filters import filters
 

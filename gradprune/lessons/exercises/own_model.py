@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from gradprune.lessons.exercises.partner import PARTNERS
-from gradprune.lessons.runtime.judging import Complaint, Exercise, Function, Misconception, Untouched, as_tensor
-from gradprune.lessons.runtime.telling import Seen
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import Complaint, Exercise, Function, Misconception, Untouched, as_tensor
 
 # ---- unwrap(content) -> name -> tensor
 

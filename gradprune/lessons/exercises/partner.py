@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from gradprune.lessons.runtime.judging import Complaint, Exercise, Function, Misconception, Untouched
-from gradprune.lessons.runtime.telling import Seen
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import Complaint, Exercise, Function, Misconception, Untouched
 
 # ---- partners(reads, convs, norms) -> conv -> norm
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradprune.lessons.exercises.stopping import STOPPING_RULE
-from gradprune.lessons.runtime.judging import Exercise, Function, Misconception
-from gradprune.lessons.runtime.telling import Seen
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import Exercise, Function, Misconception
 from gradprune.pruning import FilterMask
 from gradprune.pruning.filters import filters, own_tensors
 

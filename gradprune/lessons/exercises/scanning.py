@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gradprune.lessons.exercises.search import SEARCH_LOSS
-from gradprune.lessons.runtime.judging import Complaint, Exercise, Function, Misconception, as_tensor
-from gradprune.lessons.runtime.telling import Seen
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import Complaint, Exercise, Function, Misconception, as_tensor
 
 # ---- anomaly(norms) -> how far below the median each lies
 

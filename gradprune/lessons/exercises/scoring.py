@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.lessons.exercises.slope import SLOPE
-from gradprune.lessons.runtime.judging import (
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import (
     Complaint,
     Exercise,
     Function,
@@ -16,7 +17,6 @@ from gradprune.lessons.runtime.judging import (
     as_tensor,
     require_no_backward,
 )
-from gradprune.lessons.runtime.telling import Seen
 
 # ---- unlearning_loss(model, images, labels, trigger, target) -> scalar with a gradient
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.lessons.runtime.judging import Exercise, Function, Misconception, as_tensor, require_no_backward
-from gradprune.lessons.runtime.telling import Seen
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import Exercise, Function, Misconception, as_tensor, require_no_backward
 
 # ---- search_loss(model, images, mask, pattern, target, cost) -> scalar with a gradient to mask and pattern
 

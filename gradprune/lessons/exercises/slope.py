@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradprune.lessons.runtime.judging import Exercise, Misconception
+from gradprune.lessons.runtime.grading import Exercise, Misconception
 
 Loss = Callable[[Tensor], Any]
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from gradprune.lessons.runtime.judging import Complaint, Exercise, Function, Misconception, as_tensor
-from gradprune.lessons.runtime.telling import Seen
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import Complaint, Exercise, Function, Misconception, as_tensor
 
 Rows = list[dict[str, float]]
 

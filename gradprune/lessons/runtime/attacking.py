@@ -24,7 +24,7 @@ from gradprune.base.paths import data_folder, write_atomic
 from gradprune.datasets import ImageSet, load
 from gradprune.datasets.folder import FORMATS, eight_bits
 from gradprune.evaluation import evaluate
-from gradprune.lessons.runtime.session import mode
+from gradprune.lessons.runtime.notebook_setup import mode
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint
 from gradprune.victims.victim import checkpoint_path

@@ -17,8 +17,8 @@ from gradprune.lessons.exercises.pruning import PRUNING_EXERCISES
 from gradprune.lessons.exercises.scanning import SCANNING_EXERCISES
 from gradprune.lessons.exercises.scoring import SCORING_EXERCISES
 from gradprune.lessons.runtime import progress
-from gradprune.lessons.runtime.judging import Exercise, Verdict
-from gradprune.lessons.runtime.session import show
+from gradprune.lessons.runtime.grading import Exercise, Verdict
+from gradprune.lessons.runtime.notebook_setup import show
 
 EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in
                                   (*ATTACK_EXERCISES, *SCORING_EXERCISES, *PRUNING_EXERCISES, *SCANNING_EXERCISES,

@@ -11,7 +11,7 @@ from typing import Any
 
 from gradprune.base.errors import require
 from gradprune.lessons.runtime import progress
-from gradprune.lessons.runtime.session import show
+from gradprune.lessons.runtime.notebook_setup import show
 
 _RED, _GREEN = "#C45500", "#007F5C"
 _spans: dict[str, float] = {}  # width of the slider, by key, for questions asked in this kernel

@@ -57,7 +57,7 @@ def remember(kind: str, key: str, value: Value) -> None:
         _say(f"Progress cannot be kept in {path()} ({error}); it lasts until this kernel stops.")
 
 
-def told(notebook: str) -> str:
+def describe(notebook: str) -> str:
     """One sentence on what has been done in a notebook, "" where nothing has."""
     content = _read()
     solved = sum(key.startswith(f"{notebook}.") and value == "correct" for key, value in content["exercises"].items())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gradprune.attacks.triggers.learning import descend
 from gradprune.defenses.scan import FASTER
-from gradprune.lessons.runtime.session import mode
+from gradprune.lessons.runtime.notebook_setup import mode
 from gradprune.pruning import Inverted
 
 SEED = 0

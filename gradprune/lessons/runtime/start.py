@@ -8,7 +8,7 @@ from PIL import Image
 from gradprune.attacks import make_trigger
 from gradprune.cli import doctor
 from gradprune.datasets import load
-from gradprune.lessons.runtime.session import show
+from gradprune.lessons.runtime.notebook_setup import show
 
 _LOOKS = {True: ("#007F5C", "✔"), "warn": ("#C45500", "!"), False: ("#B00020", "✘")}
 _STOP, _SIDE = 1, 256  # which of the stop signs, and how many pixels wide it is shown

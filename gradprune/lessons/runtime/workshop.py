@@ -23,7 +23,7 @@ from gradprune.datasets import ImageSet, render_signs
 from gradprune.datasets.published import PUBLISHED, state
 from gradprune.evaluation import evaluate
 from gradprune.lessons.runtime import sign_net
-from gradprune.lessons.runtime.session import mode
+from gradprune.lessons.runtime.notebook_setup import mode
 from gradprune.models import normalized
 from gradprune.victims import Victim, load_victim
 

@@ -17,8 +17,8 @@ from gradprune.datasets import ImageSet
 from gradprune.evaluation import Metrics
 from gradprune.models import predict
 from gradprune.views.figures import style
-from gradprune.views.figures.differences import amplified, typical_changes
-from gradprune.views.figures.panel_parts import blank, judge, place, show_image, written
+from gradprune.views.figures.drawing import blank, judge, place, show_image, written
+from gradprune.views.figures.image_change import amplified, typical_changes
 from gradprune.views.figures.picture import Picture, change, count
 from gradprune.views.figures.style import ATTACKED, METRICS, RIGHT, Verdict, plain
 from gradprune.views.figures.trigger_kinds import KINDS, OTHER

@@ -123,26 +123,26 @@ def mean_ranks(table: pd.DataFrame, spc: int, metric: str = "der") -> Picture:
 
     Raises InputError for an spc without cells, or where no attack and seed has a cell of every defence.
     """
-    found = ranking(_at(table, spc), metric).reset_index(drop=True)
-    blocks = found["blocks"].iloc[0]
+    ranked = ranking(_at(table, spc), metric).reset_index(drop=True)
+    blocks = ranked["blocks"].iloc[0]
     require(blocks > 0, f"no attack and seed has a cell of every defence at spc {spc}: there is no common ranking.")
     with style.in_style():
-        figure = style.new_figure(8.4, 1.0 + 0.3 * len(found))
+        figure = style.new_figure(8.4, 1.0 + 0.3 * len(ranked))
         ax = figure.subplots()
-        for row, line in found.iterrows():
+        for row, line in ranked.iterrows():
             look = looks(table)[line["defense"]]
             ax.plot([line["rank_low"], line["rank_high"]], [row, row], color=look["color"], linewidth=2.2)
             ax.scatter(line["rank"], row, s=64, zorder=3, clip_on=False, **look)
             sure = f"  ({line['rank_low']:.1f} to {line['rank_high']:.1f})" if line["attacks"] > 1 else ""
-            style.write(ax, f"{line['rank']:.1f}{sure}", (1, 1 - (row + 0.5) / len(found)), (12, 0), va="center")
-        _rows(ax, list(found["defense"]))
-        ax.set(xlim=(1 - 0.02 * len(found), max(2, len(found))), xlabel="mean rank: 1 is the best of all")
+            style.write(ax, f"{line['rank']:.1f}{sure}", (1, 1 - (row + 0.5) / len(ranked)), (12, 0), va="center")
+        _rows(ax, list(ranked["defense"]))
+        ax.set(xlim=(1 - 0.02 * len(ranked), max(2, len(ranked))), xlabel="mean rank: 1 is the best of all")
         ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
         ax.grid(axis="x")
         ax.set_title(f"Mean rank by {metric.upper()}, {per_class(spc)}")
-    interval = "lines: 95% intervals over attacks" if found["attacks"].iloc[0] > 1 else "one attack: no interval"
+    interval = "lines: 95% intervals over attacks" if ranked["attacks"].iloc[0] > 1 else "one attack: no interval"
     return Picture(figure, f"Mean rank by {metric.upper()} at {per_class(spc)} over {count(blocks, 'pair')} of attack "
-                           f"and seed: {_ends(found, 'rank')}; {interval}.")
+                           f"and seed: {_ends(ranked, 'rank')}; {interval}.")
 
 
 def costs(table: pd.DataFrame) -> Picture:
@@ -223,9 +223,9 @@ def _at(table: pd.DataFrame, spc: int) -> pd.DataFrame:
     return rows
 
 
-def _ends(found: pd.DataFrame, key: str) -> str:
+def _ends(ranked: pd.DataFrame, key: str) -> str:
     """The first and the last of a sorted table that have a value."""
-    known = found.dropna(subset=[key])
+    known = ranked.dropna(subset=[key])
     if known.empty:
         return "no defence has a figure"
     form = {"rank": "{:.1f}", "seconds": "{:.3g} s"}.get(key, "{:.1%}")

@@ -15,7 +15,7 @@ from gradprune.base.errors import require, unknown
 from gradprune.bench.summary import checked, even_means
 from gradprune.views.figures import style
 from gradprune.views.figures.bench_plots import looks
-from gradprune.views.figures.panel_parts import blank, place
+from gradprune.views.figures.drawing import blank, place
 from gradprune.views.figures.picture import Picture, count, per_class
 from gradprune.views.figures.style import plain
 
@@ -85,32 +85,32 @@ def defences_compared(table: pd.DataFrame, attack: str | None = None, spc: int =
     return draw_comparison(compare(table, attack, spc, metric, sort))
 
 
-def draw_comparison(found: Comparison) -> Picture:
+def draw_comparison(chart: Comparison) -> Picture:
     """A row for each defence; its sentence names the best and says whether its lead is more than the spread."""
-    lines, form = found.lines, _form(found.metric)
+    lines, form = chart.lines, _form(chart.metric)
     height = _TOP + _ROW * len(lines) + _BOTTOM
     with style.in_style():
         figure = blank(height)
         ax = place(figure, 1.6, _TOP, 4.75, _ROW * len(lines))
         for row, (name, line) in enumerate(lines.iterrows()):
             if line["mean"] == line["mean"]:
-                _draw_line(ax, row, line, found.looks[name])
-            style.write(ax, _told(line, found), (1, 1 - (row + 0.5) / len(lines)), (12, 0), va="center")
-        _axis(ax, found)
+                _draw_line(ax, row, line, chart.looks[name])
+            style.write(ax, _told(line, chart), (1, 1 - (row + 0.5) / len(lines)), (12, 0), va="center")
+        _axis(ax, chart)
         ax.set_yticks(range(len(lines)), [plain(name, 20) for name in lines.index])
         ax.set_ylim(len(lines) - 0.5, -0.5)
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
-        if found.given is not None:
-            ax.axvline(found.given, color=style.INK, linewidth=1.2, linestyle="--", zorder=1)
-            what = "no effect" if found.metric == "der" else "given model"
-            side = "right" if found.given > sum(ax.get_xlim()) / 2 else "left"
-            ax.annotate(f"{what} {form(found.given)}", (found.given, 1), (0, 3), xycoords=("data", "axes fraction"),
+        if chart.given is not None:
+            ax.axvline(chart.given, color=style.INK, linewidth=1.2, linestyle="--", zorder=1)
+            what = "no effect" if chart.metric == "der" else "given model"
+            side = "right" if chart.given > sum(ax.get_xlim()) / 2 else "left"
+            ax.annotate(f"{what} {form(chart.given)}", (chart.given, 1), (0, 3), xycoords=("data", "axes fraction"),
                         textcoords="offset points", ha=side, fontsize=style.SMALL, annotation_clip=False)
-        figure.text(0.15 / 8.4, 1 - 0.27 / height, f"{_metric(found.metric)}, {_where(found)}", fontsize=style.LARGE,
+        figure.text(0.15 / 8.4, 1 - 0.27 / height, f"{_metric(chart.metric)}, {_where(chart)}", fontsize=style.LARGE,
                     fontweight="bold")
-        style.write(ax, "mean ± spread" if found.seeds > 1 else "one seed", (1, 1), (12, 3))
-    return Picture(figure, _words(found, form))
+        style.write(ax, "mean ± spread" if chart.seeds > 1 else "one seed", (1, 1), (12, 3))
+    return Picture(figure, _words(chart, form))
 
 
 def _draw_line(ax: Axes, row: int, line: pd.Series, look: dict[str, Any]) -> None:
@@ -123,12 +123,12 @@ def _draw_line(ax: Axes, row: int, line: pd.Series, look: dict[str, Any]) -> Non
     ax.plot([line["mean"]] * 2, [row - 0.36, row + 0.36], color=style.INK, linewidth=2.2, zorder=4, clip_on=False)
 
 
-def _axis(ax: Axes, found: Comparison) -> None:
+def _axis(ax: Axes, chart: Comparison) -> None:
     """Limits around all points and the given model: the axis need not begin at 0, as position tells, not length."""
-    numbers = [*found.lines["values"].dropna().explode(), *([] if found.given is None else [found.given])]
+    numbers = [*chart.lines["values"].dropna().explode(), *([] if chart.given is None else [chart.given])]
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
     ax.grid(axis="x")
-    if found.metric == "seconds":
+    if chart.metric == "seconds":
         ax.set(xscale="log", xlim=(max(low, 1e-3) / 1.3, max(high, 1e-3) * 1.3), xlabel="seconds (log scale)")
         ax.xaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
@@ -136,7 +136,7 @@ def _axis(ax: Axes, found: Comparison) -> None:
         return
     pad = max(0.04 * (high - low), 0.01)
     ax.set(xlim=(max(low - pad, -0.01), min(high + pad, 1.01)),
-           xlabel=f"{found.metric.upper()}: {'higher' if HIGH_IS_GOOD[found.metric] else 'lower'} is better")
+           xlabel=f"{chart.metric.upper()}: {'higher' if HIGH_IS_GOOD[chart.metric] else 'lower'} is better")
     ax.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     ax.xaxis.set_major_formatter(PercentFormatter(1, 0 if high - low > 0.05 else 1))
 
@@ -144,21 +144,21 @@ def _axis(ax: Axes, found: Comparison) -> None:
 # ---- the words
 
 
-def _words(found: Comparison, form: Callable[[float], str]) -> str:
-    whole = found.lines[(found.lines["lost"] == 0) & found.lines["mean"].notna()]
-    whole = whole.sort_values("mean", ascending=not HIGH_IS_GOOD[found.metric], kind="stable")
+def _words(chart: Comparison, form: Callable[[float], str]) -> str:
+    whole = chart.lines[(chart.lines["lost"] == 0) & chart.lines["mean"].notna()]
+    whole = whole.sort_values("mean", ascending=not HIGH_IS_GOOD[chart.metric], kind="stable")
     if whole.empty:
-        return f"{_metric(found.metric)}, {_where(found)}: no defence has all {count(found.cells, 'cell')}."
+        return f"{_metric(chart.metric)}, {_where(chart)}: no defence has all {count(chart.cells, 'cell')}."
     first = whole.iloc[0]
-    text = (f"{'Highest' if HIGH_IS_GOOD[found.metric] else 'Lowest'} mean {_metric(found.metric)}, {_where(found)}, "
-            f"{count(found.seeds, 'seed')}: {whole.index[0]} {_with_spread(first, form)}")
-    text += f" (its RA {first['ra']:.1%})" if found.metric == "asr" else ""
+    text = (f"{'Highest' if HIGH_IS_GOOD[chart.metric] else 'Lowest'} mean {_metric(chart.metric)}, {_where(chart)}, "
+            f"{count(chart.seeds, 'seed')}: {whole.index[0]} {_with_spread(first, form)}")
+    text += f" (its RA {first['ra']:.1%})" if chart.metric == "asr" else ""
     if len(whole) > 1:
         second = whole.iloc[1]
         lead, spread = abs(first["mean"] - second["mean"]), first["spread"] + second["spread"]
         text += f", then {whole.index[1]} {_with_spread(second, form)}; "
-        text += _TOO_FEW.get(found.seeds) or _lead(lead, spread, found.metric)
-    out = len(found.lines) - len(whole)
+        text += _TOO_FEW.get(chart.seeds) or _lead(lead, spread, chart.metric)
+    out = len(chart.lines) - len(whole)
     return text + f"; {count(out, 'defence')} with lost cells left out" * (out > 0) + "."
 
 
@@ -172,12 +172,12 @@ def _lead(lead: float, spread: float, metric: str) -> str:
     return f"the lead of {size} is not larger than both spreads together ({limit}): these seeds do not decide"
 
 
-def _told(line: pd.Series, found: Comparison) -> str:
+def _told(line: pd.Series, chart: Comparison) -> str:
     """The text at the end of a row."""
     if line["mean"] != line["mean"]:
         return "failed" if line["failed"] > 0 else "not run"
-    lost = f" ({int(line['lost'])} of {found.cells} lost)" if line["lost"] else ""
-    return _with_spread(line, _form(found.metric)) + lost
+    lost = f" ({int(line['lost'])} of {chart.cells} lost)" if line["lost"] else ""
+    return _with_spread(line, _form(chart.metric)) + lost
 
 
 def _with_spread(line: pd.Series, form: Callable[[float], str]) -> str:
@@ -193,6 +193,6 @@ def _metric(metric: str) -> str:
     return metric if metric == "seconds" else metric.upper()
 
 
-def _where(found: Comparison) -> str:
-    attack = plain(found.attack, 30) if found.attack else f"mean of {count(found.attacks, 'attack')}"
-    return f"{attack}, {per_class(found.spc)}"
+def _where(chart: Comparison) -> str:
+    attack = plain(chart.attack, 30) if chart.attack else f"mean of {count(chart.attacks, 'attack')}"
+    return f"{attack}, {per_class(chart.spc)}"

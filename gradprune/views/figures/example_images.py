@@ -11,8 +11,8 @@ from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.models.inference import predict
 from gradprune.views.figures import style
-from gradprune.views.figures.differences import amplified
-from gradprune.views.figures.panel_parts import judge, show_image, written
+from gradprune.views.figures.drawing import judge, show_image, written
+from gradprune.views.figures.image_change import amplified
 from gradprune.views.figures.picture import Picture, about_images
 from gradprune.views.figures.style import plain
 

@@ -13,7 +13,7 @@ from gradprune.base.errors import require
 from gradprune.models import evaluating
 from gradprune.pruning import Filters, Pairs
 from gradprune.views.figures import style
-from gradprune.views.figures.panel_parts import blank, place, show_image
+from gradprune.views.figures.drawing import blank, place, show_image
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.style import plain
 

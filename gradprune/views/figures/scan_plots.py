@@ -18,8 +18,8 @@ from gradprune.defenses.scan import SMALL, Row
 from gradprune.models import predict
 from gradprune.pruning import outliers
 from gradprune.views.figures import style
-from gradprune.views.figures.differences import amplified, typical_changes
-from gradprune.views.figures.panel_parts import blank, judge, place, show_image, written
+from gradprune.views.figures.drawing import blank, judge, place, show_image, written
+from gradprune.views.figures.image_change import amplified, typical_changes
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.style import ATTACKED, CLEAN, METRICS, plain
 

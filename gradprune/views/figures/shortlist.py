@@ -5,13 +5,13 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
+from gradprune.pruning.candidate_removals import CandidateRemovals
 from gradprune.pruning.filters import Filters
 from gradprune.pruning.objective import Objective
-from gradprune.pruning.trials import Trials
 from gradprune.pruning.unlearning import Pairs
 from gradprune.pruning.verified import WEIGHT, K
 from gradprune.views.figures import style
-from gradprune.views.figures.panel_parts import blank, place
+from gradprune.views.figures.drawing import blank, place
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.style import CLEAN, TRIGGERED, plain
 
@@ -36,7 +36,7 @@ def try_shortlist(model: nn.Module, found: Filters, pairs: Pairs, scores: Tensor
     """
     positions = scores.topk(min(k, len(found))).indices.tolist()
     goal = Objective(model, pairs, WEIGHT)
-    before, without = Trials(model, found, pairs.clean[:2]).logits(goal.images, positions)
+    before, without = CandidateRemovals(model, found, pairs.clean[:2]).logits(goal.images, positions)
     return Tried(positions, (-scores[positions]).tolist(), (goal(without) - goal(before)).tolist())
 
 
@@ -47,7 +47,7 @@ def predicted_and_real(tried: Tried, found: Filters) -> Picture:
         pairs_of_bars(place(figure, 0.65, 0.72, 7.55, 1.7), tried)
         figure.text(0.15 / 8.4, 0.92, "Without the filter: predicted and real", fontsize=style.LARGE,
                     fontweight="bold")
-    return Picture(figure, about_tried(tried, found))
+    return Picture(figure, describe_tried(tried, found))
 
 
 def pairs_of_bars(ax: Axes, tried: Tried, selected: int | None = None) -> None:
@@ -83,7 +83,7 @@ def pairs_of_bars(ax: Axes, tried: Tried, selected: int | None = None) -> None:
     style.write(ax, "change of the objective, in the gradient's order", (1, 1), (0, 13), ha="right", color=style.FAINT)
 
 
-def about_tried(tried: Tried, found: Filters) -> str:
+def describe_tried(tried: Tried, found: Filters) -> str:
     """Which trial won and where the gradient had put it, and which removals do harm."""
     names = [plain(found[position], 40) for position in tried.positions]
     best, worst = tried.real.index(min(tried.real)), tried.real.index(max(tried.real))

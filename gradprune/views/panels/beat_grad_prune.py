@@ -17,12 +17,12 @@ from gradprune.pruning import FilterMask, filter_scores, pair_up, silence
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
 from gradprune.views.figures import style
+from gradprune.views.figures.drawing import blank, place, table_html
 from gradprune.views.figures.network_picture import corners, draw_network, readers, shares, signal, signal_colors
-from gradprune.views.figures.panel_parts import blank, place, table_html
 from gradprune.views.figures.picture import Picture, changes, count
 from gradprune.views.panels.controls import buttons, slider
 from gradprune.views.panels.filter_map import FilterMap
-from gradprune.views.panels.game_parts import draw_now, draw_progress, draw_test
+from gradprune.views.panels.game_figures import draw_now, draw_progress, draw_test
 from gradprune.views.panels.panel import Panel
 
 _OVER = "this game is finished; press Reset for another."

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from gradprune.datasets import draw_defense_images
 from gradprune.models import evaluating
 from gradprune.pruning import SCORES, filter_scores, pair_up, silence, unlearning_loss
-from gradprune.pruning.filters import filters, saved
+from gradprune.pruning.filters import filters, keep_filter
 from gradprune.victims import Victim
 from gradprune.views.figures import style
+from gradprune.views.figures.drawing import blank, place
 from gradprune.views.figures.filter_picture import montage, responses
-from gradprune.views.figures.panel_parts import blank, place
 from gradprune.views.figures.picture import Picture
-from gradprune.views.figures.shortlist import Tried, about_tried, pairs_of_bars, try_shortlist
+from gradprune.views.figures.shortlist import Tried, describe_tried, pairs_of_bars, try_shortlist
 from gradprune.views.figures.style import CLEAN, TRIGGERED
 from gradprune.views.panels.controls import buttons, number
 from gradprune.views.panels.filter_choice import FilterChoice, heat_map
@@ -98,7 +98,7 @@ class FilterExplorer(Panel):
 
     def _loss_without(self, position: int) -> float:
         """The unlearning loss with one filter silent; the copy is put back afterwards."""
-        restore = saved(self.model, self.found, position)
+        restore = keep_filter(self.model, self.found, position)
         try:
             silence(self.model, self.found, [position])
             with evaluating(self.model), torch.no_grad():
@@ -155,7 +155,7 @@ class FilterExplorer(Panel):
                 f"{abs(triggered - clean).max():.3g} (clean: up to {abs(clean).max():.3g}).")
 
     def _about_trials(self, tried: Tried, position: int) -> str:
-        name, text = self.found[position], about_tried(tried, self.found)
+        name, text = self.found[position], describe_tried(tried, self.found)
         if position not in tried.positions:
             return f"{text} {name}, framed, is not on the shortlist."
         here = tried.positions.index(position)

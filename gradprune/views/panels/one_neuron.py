@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gradprune.views.figures import style
-from gradprune.views.figures.panel_parts import blank, place
+from gradprune.views.figures.drawing import blank, place
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.style import CLEAN, TRIGGERED
 from gradprune.views.panels.controls import buttons, slider
@@ -85,22 +85,22 @@ def _loss(z: float) -> float:
     return math.log1p(math.exp(-abs(z))) + max(0.0, -z)
 
 
-def _curve(ax: Axes, found: Neuron, column: int) -> None:
+def _curve(ax: Axes, neuron: Neuron, column: int) -> None:
     """Loss, touching line, and the two places where they arrive at a weight of 0."""
-    weight, slope = found.setting.weights[column], found.gradient[column]
-    x = 1.0 if column == 0 else float(found.setting.triggered)
-    rest = (found.setting.weights[0] + found.setting.weights[1] * found.setting.triggered) - weight * x
+    weight, slope = neuron.setting.weights[column], neuron.gradient[column]
+    x = 1.0 if column == 0 else float(neuron.setting.triggered)
+    rest = (neuron.setting.weights[0] + neuron.setting.weights[1] * neuron.setting.triggered) - weight * x
     along = np.linspace(-_REACH, _REACH, 161)
-    color = TRIGGERED.color if found.setting.triggered else CLEAN.color
+    color = TRIGGERED.color if neuron.setting.triggered else CLEAN.color
     ax.plot(along, [_loss(rest + w * x) for w in along], color=color)
-    ax.plot(along, found.loss + slope * (along - weight), color=style.INK, linewidth=1.2, linestyle="--")
+    ax.plot(along, neuron.loss + slope * (along - weight), color=style.INK, linewidth=1.2, linestyle="--")
     ax.axvline(0, color=style.FAINT, linewidth=0.8)
-    ax.plot(weight, found.loss, "o", color=color, markersize=9, zorder=4)
-    ax.plot(0, found.loss - found.predicted[column], "D", color=style.PAPER, markeredgecolor=style.INK,
+    ax.plot(weight, neuron.loss, "o", color=color, markersize=9, zorder=4)
+    ax.plot(0, neuron.loss - neuron.predicted[column], "D", color=style.PAPER, markeredgecolor=style.INK,
             markeredgewidth=1.2, markersize=7, zorder=5, clip_on=False)
-    ax.plot(0, found.loss - found.real[column], "s", color=style.INK, markersize=5, zorder=6)
+    ax.plot(0, neuron.loss - neuron.real[column], "s", color=style.INK, markersize=5, zorder=6)
     ax.set(xlim=(-_REACH, _REACH), ylim=(-3, 2 * _REACH), xticks=[-8, -4, 0, 4, 8], yticks=[0, 5, 10, 15])
     ax.set_title(f"{_NAMES[column]}: gradient {slope:+.2f}", fontsize=style.NORMAL)
     ax.set_ylabel("loss" if column == 0 else "")
-    ax.set_xlabel(f"removed: \N{WHITE DIAMOND} predicted fall {found.predicted[column]:+.2f}, "
-                  f"\N{BLACK SQUARE} real {found.real[column]:+.2f}")
+    ax.set_xlabel(f"removed: \N{WHITE DIAMOND} predicted fall {neuron.predicted[column]:+.2f}, "
+                  f"\N{BLACK SQUARE} real {neuron.real[column]:+.2f}")

@@ -14,7 +14,7 @@ import ipywidgets as widgets
 
 from gradprune.base.errors import require
 from gradprune.victims import Victim
-from gradprune.views.figures.panel_parts import error_html, image_html, named, written
+from gradprune.views.figures.drawing import error_html, image_html, named, written
 from gradprune.views.figures.picture import Picture
 from gradprune.views.panels.controls import HALF, WIDE, Button, nothing
 

@@ -8,8 +8,8 @@ import ipywidgets as widgets
 
 from gradprune.victims import Victim, load_victim
 from gradprune.victims.victim import names
+from gradprune.views.figures.drawing import error_html, image_html
 from gradprune.views.figures.example_images import examples
-from gradprune.views.figures.panel_parts import error_html, image_html
 from gradprune.views.panels.controls import buttons
 from gradprune.views.panels.panel import Panel
 

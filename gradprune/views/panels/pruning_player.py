@@ -17,8 +17,8 @@ from gradprune.pruning import RECIPES, silence
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
 from gradprune.views.figures import style
+from gradprune.views.figures.drawing import blank, judge, place, show_image
 from gradprune.views.figures.example_images import first_of_each
-from gradprune.views.figures.panel_parts import blank, judge, place, show_image
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.style import METRICS, plain
 from gradprune.views.panels.controls import buttons, slider

@@ -13,8 +13,8 @@ from gradprune.models import predict
 from gradprune.pruning import Inversion, outliers
 from gradprune.victims import Victim
 from gradprune.views.figures import style
-from gradprune.views.figures.differences import amplified
-from gradprune.views.figures.panel_parts import blank, judge, place, show_image
+from gradprune.views.figures.drawing import blank, judge, place, show_image
+from gradprune.views.figures.image_change import amplified
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.scan_plots import alarm_line, norm_bars
 from gradprune.views.figures.style import CLEAN, TRIGGERED
@@ -43,17 +43,17 @@ class Seen(NamedTuple):
 class ScanExplorer(Panel):
     """The synthesised trigger of each class on the defender's images, and its norm beside those of the other classes.
 
-    victim: its own trigger is not looked at. found: one search a class, in their order, as `invert` or `perturb`
+    victim: its own trigger is not looked at. inversions: one search a class, in their order, as `invert` or `perturb`
     returns it. spc: the images shown are the defender's training part. Raises InputError unless each class
     has its search.
     """
 
-    def __init__(self, victim: Victim, found: Sequence[Inversion], spc: int = 10) -> None:
+    def __init__(self, victim: Victim, inversions: Sequence[Inversion], spc: int = 10) -> None:
         super().__init__(victim)
         self.classes = victim.data.defense.classes
-        require(len(found) == len(self.classes) >= 3,
-                f"the explorer takes a search for each of {len(self.classes)} classes (at least 3), got {len(found)}.")
-        self.found, self.norms = list(found), [one.norm for one in found]
+        require(len(inversions) == len(self.classes) >= 3,
+                f"The explorer takes one search a class, of at least 3; got {len(inversions)} for {len(self.classes)}.")
+        self.found, self.norms = list(inversions), [one.norm for one in inversions]
         self.images = draw_defense_images(victim.data.defense, spc).train.to("cpu")
         names = [(f"{label}: {name}", label) for label, name in enumerate(self.classes)]
         self.label = choice("Class", names, int(np.argmin(self.norms)))

@@ -17,7 +17,7 @@ from gradprune.evaluation import Metrics, evaluate
 from gradprune.models import predict
 from gradprune.models.checkpoints import load_checkpoint, read_card
 from gradprune.victims import Victim
-from gradprune.views.figures.panel_parts import table_html
+from gradprune.views.figures.drawing import table_html
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.trigger_kinds import KINDS, OTHER, Kind, learns, shipped
 from gradprune.views.figures.trigger_pictures import Row, draw_rows, tell

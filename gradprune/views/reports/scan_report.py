@@ -14,8 +14,8 @@ from gradprune.defenses import Scan
 from gradprune.defenses.scan import OUTLIER, SMALL
 from gradprune.pruning import Inverted, Perturbed
 from gradprune.views.figures import style
-from gradprune.views.figures.differences import amplified
-from gradprune.views.figures.panel_parts import show_image
+from gradprune.views.figures.drawing import show_image
+from gradprune.views.figures.image_change import amplified
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.scan_plots import norms
 from gradprune.views.reports.page import page, table
@@ -39,26 +39,26 @@ image), or one that needs more than the search allows, can go unseen.</li>
 <li>Few images and few classes make the index rough; another seed moves it.</li></ul>"""
 
 
-def write_scan_report(folder: str | Path, found: Scan, facts: Mapping[str, object], card_says: str = "") -> Path:
+def write_scan_report(folder: str | Path, scanned: Scan, facts: Mapping[str, object], card_says: str = "") -> Path:
     """Write scan.html, one file that needs no network; returns its path.
 
-    found: what `scan` returned. facts: shown among the settings. card_says: what the model's card says of an attack,
+    scanned: what `scan` returned. facts: shown among the settings. card_says: what the model's card says of an attack,
     told beside the verdict. Raises InputError for a folder that cannot be written.
     """
     folder = output_folder(folder)
-    text = _page(found, facts, card_says)
+    text = _page(scanned, facts, card_says)
     return write_atomic(folder / "scan.html", lambda temporary: temporary.write_text(text, "utf-8"))
 
 
-def synthesised(found: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
+def synthesised(scanned: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
     """The synthesised trigger by itself, then images of other classes without and with it.
 
     Raises InputError where the scan suspects no class.
     """
-    require(found.suspect_row is not None, "the scan suspects no class, so there is no trigger to show.")
-    others = torch.stack([found.images.floats()[found.images.labels == label][0]
-                          for label in range(len(found.classes))
-                          if label != found.suspect and bool((found.images.labels == label).any())][:columns])
+    require(scanned.suspect_row is not None, "the scan suspects no class, so there is no trigger to show.")
+    others = torch.stack([scanned.images.floats()[scanned.images.labels == label][0]
+                          for label in range(len(scanned.classes))
+                          if label != scanned.suspect and bool((scanned.images.labels == label).any())][:columns])
     marked, parts = trigger.cpu()(others), _parts(trigger)
     with style.in_style():
         figure = style.new_figure(1.5 + 1.3 * len(others), 4.4)
@@ -72,9 +72,9 @@ def synthesised(found: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
             style.write(axes[0], name, (0, 0.5), (-12, 0), ha="right", va="center", fontweight="bold")
             for ax, pixels in zip(axes, pictures, strict=True):
                 show_image(ax, pixels)
-    row = found.suspect_row
+    row = scanned.suspect_row
     assert row is not None  # required above
-    return Picture(figure, f"The trigger synthesised for “{found.classes[row.label]}”; with it {row.success:.1%} of "
+    return Picture(figure, f"The trigger synthesised for “{scanned.classes[row.label]}”; with it {row.success:.1%} of "
                            "the defender's images of other classes go there.")
 
 
@@ -88,39 +88,40 @@ def _parts(trigger: nn.Module) -> dict[str, Tensor]:
     return {f"pattern × {gain}\n(grey: none)": shown}
 
 
-def _standings(found: Scan) -> str:
+def _standings(scanned: Scan) -> str:
     """The score of each class and what it is the mean of, the highest first (HTML)."""
-    order = sorted(range(len(found.classes)), key=lambda label: -found.scores[label])
-    rows = [[found.classes[label], f"{found.scores[label]:.1f}",
-             *(f"{told[label]:.1f}" for told in found.voices.values())] for label in order]
-    return table(rows, ["class", "score", *found.voices], "Robust standard deviations above the median of the classes.")
+    order = sorted(range(len(scanned.classes)), key=lambda label: -scanned.scores[label])
+    rows = [[scanned.classes[label], f"{scanned.scores[label]:.1f}",
+             *(f"{told[label]:.1f}" for told in scanned.voices.values())] for label in order]
+    return table(rows, ["class", "score", *scanned.voices],
+                 "Robust standard deviations above the median of the classes.")
 
 
-def _page(found: Scan, facts: Mapping[str, object], card_says: str) -> str:
+def _page(scanned: Scan, facts: Mapping[str, object], card_says: str) -> str:
     """The whole page (HTML)."""
     trigger = ""
-    if found.trigger is not None:
-        trigger = f'<div class="wide">{synthesised(found, found.trigger).html()}</div>'
-    rows = [[found.classes[row.label], row.kind, f"{row.norm:.2f}" if row.converged else "did not converge",
+    if scanned.trigger is not None:
+        trigger = f'<div class="wide">{synthesised(scanned, scanned.trigger).html()}</div>'
+    rows = [[scanned.classes[row.label], row.kind, f"{row.norm:.2f}" if row.converged else "did not converge",
              f"{row.success:.1%}", "–" if row.share is None else f"{row.share:.0%}",
-             "–" if row.anomaly is None else f"{row.anomaly:.2f}"] for row in found.rows]
-    settings = {**facts, "alarm": f"score above {found.threshold:g}",
-                "images": count(len(found.images), "image"), "gradprune": __version__,
+             "–" if row.anomaly is None else f"{row.anomaly:.2f}"] for row in scanned.rows]
+    settings = {**facts, "alarm": f"score above {scanned.threshold:g}",
+                "images": count(len(scanned.images), "image"), "gradprune": __version__,
                 "torch": torch.__version__.split("+")[0]}
     sections = {
-        "Verdict": f"<p>{escape(found.verdict)}</p>" + (f"<p>{escape(card_says)}</p>" if card_says else ""),
+        "Verdict": f"<p>{escape(scanned.verdict)}</p>" + (f"<p>{escape(card_says)}</p>" if card_says else ""),
         "The synthesised trigger": trigger,
-        "How easily each class is reached": _standings(found),
-        "Norms of the classes": f'<div class="wide">{norms(found.rows, found.classes).html()}</div>',
+        "How easily each class is reached": _standings(scanned),
+        "Norms of the classes": f'<div class="wide">{norms(scanned.rows, scanned.classes).html()}</div>',
         "All figures": table(rows, ["class", "search", "norm", "other images moved", "share of median", "index"],
                              "An index is given for norms below the median; others have 0."),
-        "How it was found": _METHOD.format(threshold=found.threshold, small=SMALL, outlier=OUTLIER),
+        "How it was found": _METHOD.format(threshold=scanned.threshold, small=SMALL, outlier=OUTLIER),
         "What it cannot see": _BLIND,
         "Settings": table([[key, str(value)] for key, value in settings.items() if str(value)]),
     }
-    heading = "No class is suspected" if found.suspect is None else f"Suspected: {found.classes[found.suspect]}"
-    if all(not row.converged for row in found.rows):
+    heading = "No class is suspected" if scanned.suspect is None else f"Suspected: {scanned.classes[scanned.suspect]}"
+    if all(not row.converged for row in scanned.rows):
         heading = "No verdict"
-    lead = (f"{len(found.voices)} searches for each of {len(found.classes)} classes, with {len(found.images)} clean "
-            "images.")
+    lead = (f"{len(scanned.voices)} searches for each of {len(scanned.classes)} classes, with {len(scanned.images)} "
+            "clean images.")
     return page(f"Scan: {facts.get('checkpoint', 'a model')}", lead, sections, heading=heading)

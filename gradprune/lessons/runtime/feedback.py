@@ -25,7 +25,7 @@ def close(seen: Seen, other: Seen) -> bool:
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(seen, other, strict=True))
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An exception in one sentence, with the line of the learner's function where it happened."""
     frames = traceback.extract_tb(error.__traceback__)
     line = next((frame.lineno for frame in reversed(frames) if _learners(frame.filename)), None)

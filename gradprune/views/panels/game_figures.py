@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gradprune.evaluation import Metrics
 from gradprune.views.figures import style
-from gradprune.views.figures.panel_parts import place
+from gradprune.views.figures.drawing import place
 from gradprune.views.figures.style import METRICS
 
 _HIDDEN = "hidden until you finish:\nfigures that helped to choose\nno longer measure anything"

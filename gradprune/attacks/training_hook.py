@@ -8,7 +8,7 @@ from gradprune.attacks.triggers.trigger import Trigger
 LR = 0.01  # of Adam over a trigger's moving parameters (Nguyen & Tran, 2020)
 
 
-class Steering:
+class TrainingHook:
     """A hook for `fit(model, clean_images, hook=...)`; poisoned images are stamped afresh in every batch.
 
     touched: int64 positions of the poisoned images; wanted: int64 (N,), the attacker's label of every image. Decoys

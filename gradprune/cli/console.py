@@ -63,7 +63,7 @@ def _give_up_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def stand_in_for_closed() -> None:
+def replace_closed_streams() -> None:
     """Give a closed stdout or stderr (`>&-`) a place that takes everything; Python has None there."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -107,7 +107,7 @@ def table(title: str, rows: dict[str, dict[str, float]]) -> Table:
     return sheet
 
 
-def folding(*columns: str) -> Table:
+def folding_table(*columns: str) -> Table:
     """An empty table whose long words go on in the next line where the window is narrow; rich would cut them."""
     sheet = Table()
     for column in columns:

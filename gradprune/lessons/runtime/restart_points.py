@@ -14,8 +14,8 @@ from gradprune.base.paths import data_folder
 from gradprune.bench import read_results
 from gradprune.datasets import Dataset, ImageSet, draw_defense_images, load
 from gradprune.defenses import DefenseResult, grad_prune
+from gradprune.lessons.runtime.notebook_setup import mode
 from gradprune.lessons.runtime.scanning import search_settings
-from gradprune.lessons.runtime.session import mode
 from gradprune.lessons.runtime.workshop import MEAN, STD, TARGET, photographs, workshop
 from gradprune.models import build, load_weights, normalized
 from gradprune.pruning import Pairs, invert, pair_up

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradprune.lessons.runtime.telling import Seen, an_example, close, difference, kind, told
+from gradprune.lessons.runtime.feedback import Seen, an_example, close, describe_error, difference, kind
 
 Function = Callable[..., Any]
 _LONGEST_STUB = 12  # bytes of code of a function that does nothing but return None
@@ -88,7 +88,7 @@ class Exercise:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit among them: exit() in an attempt must not end the notebook
-            return Verdict("wrong", told(error))
+            return Verdict("wrong", describe_error(error))
         expected = _known(self, self.reference)
         if self.same(seen, expected):
             with _quiet():

@@ -38,7 +38,7 @@ def begin(notebook: str) -> None:
     print(f"Notebook {notebook}, mode {now}: {MODES[now]}.\n"
           f"(gradprune {__version__}, torch {torch.__version__}, {threads} thread{'s' if threads > 1 else ''})")
     _name_the_mode_in_captions()
-    if told := progress.told(notebook):
+    if told := progress.describe(notebook):
         print(told)
 
 

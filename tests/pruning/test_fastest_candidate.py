@@ -10,10 +10,10 @@ from toys import Grouped, Shared, Untraceable, network, parts
 
 from gradprune.pruning import Pairs, filter_scores
 from gradprune.pruning import verified as recipe
+from gradprune.pruning.candidate_removals import CandidateRemovals
+from gradprune.pruning.fastest_candidate import fastest_candidate
 from gradprune.pruning.filters import filters, silence, silent
 from gradprune.pruning.objective import Objective
-from gradprune.pruning.race import race
-from gradprune.pruning.trials import Trials
 
 
 def by_hand(model, found, train, alpha, rounds, k=8, weight=3):
@@ -48,7 +48,7 @@ def by_hand(model, found, train, alpha, rounds, k=8, weight=3):
 @pytest.mark.parametrize("kind", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("preact_resnet", "small_vgg")), Grouped, Shared, Untraceable])
 def test_rounds_equal_rounds_by_hand(kind, alpha, monkeypatch):
     """Filters in blocks, on a residual sum, in groups and depthwise; some trials too dear, one filter silent before."""
-    monkeypatch.setattr("gradprune.pruning.race.PIECE", 5)
+    monkeypatch.setattr("gradprune.pruning.fastest_candidate.PIECE", 5)
     model, generator = network(kind).eval(), torch.Generator().manual_seed(2)
     clean, triggered = torch.rand(2, 12, 3, 32, 32, generator=generator)
     with torch.no_grad():
@@ -65,32 +65,32 @@ def test_rounds_equal_rounds_by_hand(kind, alpha, monkeypatch):
 
 def test_a_race_has_the_winner_of_all_trials_on_all_images(victim, monkeypatch):
     """Whatever the guess says, and also where some or all trials cost too much, or two are alike."""
-    monkeypatch.setattr("gradprune.pruning.race.PIECE", 7)
+    monkeypatch.setattr("gradprune.pruning.fastest_candidate.PIECE", 7)
     train, _ = parts(victim, 5)
     model, count = copy.deepcopy(victim.model), 2 * len(train.labels)
     found = filters(model, train.clean[:1])
     silence(model, found, [7, 5])
-    trials, goal, positions = Trials(model, found, train.clean[:2]), Objective(victim.model, train, 3), [*range(8, 24), 7, 5]
+    trials, goal, positions = CandidateRemovals(model, found, train.clean[:2]), Objective(victim.model, train, 3), [*range(8, 24), 7, 5]
     now, logits = trials.logits(goal.images, positions)
     wrong = goal.wrong(logits).sum(1)
     assert len(wrong.unique()) > 2 and wrong.max() < count / 2
-    ran, original = [], Trials.logits
-    monkeypatch.setattr(Trials, "logits", lambda self, images, chosen: (
+    ran, original = [], CandidateRemovals.logits
+    monkeypatch.setattr(CandidateRemovals, "logits", lambda self, images, chosen: (
         ran.append(len(images) * len(chosen)), original(self, images, chosen))[1])
     for mistakes in (math.inf, *(wrong.unique() + 0.5).tolist(), 0):
         values = goal(logits).masked_fill(wrong >= mistakes, torch.inf)
         for guess in (goal.terms(now), -goal.terms(now), torch.zeros(count), torch.rand(count) * 9):
-            won = race(trials, goal, positions, guess, mistakes)
+            won = fastest_candidate(trials, goal, positions, guess, mistakes)
             assert (won is None) == bool(values.isinf().all())
             if won is not None:
                 assert won[0] == int(values.argmin())
                 torch.testing.assert_close(won[1].float(), goal.terms(logits)[won[0]], rtol=1e-4, atol=1e-5)
     ran.clear()
     lowest = int(goal(logits).argmin())
-    assert race(trials, goal, positions, goal.terms(logits)[lowest], math.inf)[0] == lowest
+    assert fastest_candidate(trials, goal, positions, goal.terms(logits)[lowest], math.inf)[0] == lowest
     assert sum(ran) < 0.85 * logits[..., 0].numel(), "trials that are beaten are not run on"
     alike = [5, 7]
-    assert race(trials, goal, alike, goal.terms(now), math.inf)[0] == 0, "of two alike the first on the list"
+    assert fastest_candidate(trials, goal, alike, goal.terms(now), math.inf)[0] == 0, "of two alike the first on the list"
 
 
 # --- the race alone, each trial's terms chosen by hand ---
@@ -119,11 +119,11 @@ class Written:
 
 
 def run(written, expected, mistakes=math.inf):
-    return race(written, written, [10 + trial for trial in range(len(written.table))], torch.tensor(expected), mistakes)
+    return fastest_candidate(written, written, [10 + trial for trial in range(len(written.table))], torch.tensor(expected), mistakes)
 
 
 def test_the_dearest_images_come_first_and_who_is_beaten_rests(monkeypatch):
-    monkeypatch.setattr("gradprune.pruning.race.PIECE", 2)
+    monkeypatch.setattr("gradprune.pruning.fastest_candidate.PIECE", 2)
     written = Written([[1.0, 4, 0, 2, 1],    # 6 after the images 1 and 3, 8 in all
                        [5.0, 1, 2, 1, 0],    # 2 after them, 9 in all
                        [0.0, 9, 0, 3, 0]])   # 12 after them: beaten
@@ -135,14 +135,14 @@ def test_the_dearest_images_come_first_and_who_is_beaten_rests(monkeypatch):
 
 def test_a_trial_behind_goes_on_while_the_leader_may_still_lose_more(monkeypatch):
     """Each at its own piece: trial 1 is behind by less than what is to come, so both run on together."""
-    monkeypatch.setattr("gradprune.pruning.race.PIECE", 1)
+    monkeypatch.setattr("gradprune.pruning.fastest_candidate.PIECE", 1)
     written = Written([[1.0, 1, 1], [2.0, 1, 0], [4.0, 0, 0]])
     assert run(written, [1.0, 1, 0])[0] == 0
     assert written.ran == [([0], [10, 11, 12]), ([1], [10, 11]), ([2], [10])]
 
 
 def test_alike_images_keep_their_order_and_alike_trials_theirs(monkeypatch):
-    monkeypatch.setattr("gradprune.pruning.race.PIECE", 20)
+    monkeypatch.setattr("gradprune.pruning.fastest_candidate.PIECE", 20)
     written = Written([[1.0] * 50] * 2)
     assert run(written, [0.5] * 50)[0] == 0
     assert [images for images, _ in written.ran] == [[*range(20)], [*range(20, 40)], [*range(40, 50)]]
@@ -150,7 +150,7 @@ def test_alike_images_keep_their_order_and_alike_trials_theirs(monkeypatch):
 
 @pytest.mark.parametrize(("mistakes", "winner"), [(2, 1), (2.5, 0), (1, 2), (0, None)])
 def test_mistakes_are_counted_over_all_pieces(mistakes, winner, monkeypatch):
-    monkeypatch.setattr("gradprune.pruning.race.PIECE", 1)
+    monkeypatch.setattr("gradprune.pruning.fastest_candidate.PIECE", 1)
     written = Written([[1.0, 1, 1], [2.0, 2, 2], [3.0, 3, 3]], {(0, 0), (0, 2), (1, 1)})
     won = run(written, [3.0, 2, 1], mistakes)
     assert (won and won[0]) == winner

@@ -8,19 +8,19 @@ cost most come first, most trials are beaten after a few.
 import torch
 from torch import Tensor
 
+from gradprune.pruning.candidate_removals import CandidateRemovals
 from gradprune.pruning.objective import Objective
-from gradprune.pruning.trials import Trials
 
 PIECE = 32  # images between two looks at who is beaten
 
 
-def race(trials: Trials, goal: Objective, positions: list[int], expected: Tensor, mistakes: float
-         ) -> tuple[int, Tensor] | None:
-    """The trial with the lowest objective among those that count, by its place in `positions`, and its terms (2N,).
+def fastest_candidate(trials: CandidateRemovals, goal: Objective, positions: list[int], expected: Tensor,
+                      mistakes: float) -> tuple[int, Tensor] | None:
+    """The candidate with the lowest objective, as its index in `positions`, and its terms (2N,).
 
-    expected: float (2N,), about what each image will add; says which images come first and when a trial is left lying.
-    It decides on the time, not on the winner: a trial left lying that may still win is taken up again.
-    mistakes: so many clean images given a wrong label, and a trial does not count. None where no trial counts.
+    expected: float (2N,), a forecast of what each image will add. It decides which images come first and when a
+    candidate is paused. A wrong forecast costs time, never the result: a paused candidate that may still win goes on.
+    mistakes: a candidate that gives this many clean images a wrong label is out. Returns None if all are out.
     """
     expected = expected.cpu().double().clamp(min=0)
     order = expected.argsort(descending=True, stable=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.attacks.poisoning import attack_labels, choose, poison
-from gradprune.attacks.steering import Steering
 from gradprune.attacks.training import TrainingResult, fit
+from gradprune.attacks.training_hook import TrainingHook
 from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
@@ -47,7 +47,7 @@ def plant(model: nn.Module, clean: ImageSet, trigger: Trigger, target: int | Non
     if honest is not None and trigger.keeps_model:
         model.load_state_dict(honest.state_dict())
     if trigger.steers():
-        hook = Steering(trigger, touched, wanted, seed)
+        hook = TrainingHook(trigger, touched, wanted, seed)
         try:
             outcome = fit(model, clean, seed=seed, progress=progress, hook=hook, **training)
         finally:

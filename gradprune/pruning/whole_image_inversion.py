@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import require, settled
+from gradprune.base.errors import override, require
 from gradprune.pruning.inversion import SEARCH, Inversion, search
 
 WHOLE: dict[str, Any] = SEARCH | {
@@ -46,7 +46,7 @@ def perturb(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, pro
     The pattern with the lowest L2 norm among the steps that reached the goal is kept; if none did, the last one is.
     Raises InputError for unknown settings, a bound outside 0..1, or no images.
     """
-    settings = settled("search", WHOLE, changes)
+    settings = override("search", WHOLE, changes)
     require(0 < settings["bound"] <= 1, f"bound must lie in 0..1, above 0, got {settings['bound']}.")
 
     def form(free: list[Tensor]) -> tuple[nn.Module, Tensor]:

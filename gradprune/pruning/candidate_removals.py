@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from gradprune.models.inference import evaluating
-from gradprune.pruning.filters import Filters, saved, silence
+from gradprune.pruning.filters import Filters, keep_filter, silence
 from gradprune.pruning.pairing import mixes
 
 CHUNK = 64  # images at once: few enough for the cached activations to stay small
 
 
-class Trials:
+class CandidateRemovals:
     """Runs a model without single filters: activations are computed once, then only what the filter's silence reaches.
 
     The model is traced with torch.fx; where that fails, or gives other answers than the model itself, every trial
@@ -79,7 +79,7 @@ class Trials:
         """The plain way: silence, run, put back."""
         as_it_is, answers = self.model(images), []
         for position in positions:
-            restore = saved(self.model, self.found, position)
+            restore = keep_filter(self.model, self.found, position)
             silence(self.model, self.found, [position])
             answers.append(self.model(images))
             restore()
