@@ -12,6 +12,7 @@ The rooms, in reading order, which is import order:
     models/      networks (own, torchvision's, timm's), checkpoints, export
     attacks/     nine triggers (one a file), poisoning, training
     pruning/     the subject: filters, losses, scores, recipes, fine-tuning
+    search/      triggers and other changes of an image, found by gradient
     defenses/    grad_prune, repair (no trigger known), twelve baselines: one call
     evaluation/  ACC, ASR, RA, DER, replays, relearning
     victims/     a model with its data and trigger: shipped, your own, BackdoorBench
@@ -21,8 +22,8 @@ The rooms, in reading order, which is import order:
     lessons/     runtime/ (checks, predictions, progress), exercises/
 
 Each is a module: `gradprune.base`, `gradprune.datasets`, `gradprune.models`, `gradprune.attacks`, `gradprune.pruning`,
-`gradprune.defenses`, `gradprune.evaluation`, `gradprune.victims`, `gradprune.bench`, `gradprune.views`,
-`gradprune.cli`, `gradprune.lessons`.
+`gradprune.search`, `gradprune.defenses`, `gradprune.evaluation`, `gradprune.victims`, `gradprune.bench`,
+`gradprune.views`, `gradprune.cli`, `gradprune.lessons`.
 Method: Dunnett et al., 2024, arXiv:2405.03918.
 """
 
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from gradprune.models import build, load_weights
     from gradprune.pruning import FilterMask, filter_scores
     from gradprune.pruning.filters import filters
-    from gradprune.pruning.slimming import slim
     from gradprune.victims import Victim, load_victim
+    from gradprune.victims.slimming import slim
     from gradprune.victims.zoo import attack
 
 # Loaded when first used: torch takes seconds, `gradprune --help` needs none of it, and `gradprune doctor` must run
@@ -49,10 +50,10 @@ if TYPE_CHECKING:
 _HOMES = {"attacks": "Picture fit make_trigger poison", "datasets": "ImageSet load",
           "defenses": "DefenseResult grad_prune repair", "base.errors": "InputError",
           "evaluation": "Metrics der evaluate", "victims": "Victim load_victim", "models": "build load_weights",
-          "pruning": "FilterMask filter_scores", "pruning.filters": "filters", "pruning.slimming": "slim",
+          "pruning": "FilterMask filter_scores", "pruning.filters": "filters", "victims.slimming": "slim",
           "victims.zoo": "attack"}
-_ROOMS = {"base", "datasets", "models", "attacks", "pruning", "defenses", "evaluation", "victims", "bench", "views",
-          "cli", "lessons"}
+_ROOMS = {"base", "datasets", "models", "attacks", "pruning", "search", "defenses", "evaluation", "victims", "bench",
+          "views", "cli", "lessons"}
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = ["DefenseResult", "FilterMask", "ImageSet", "InputError", "Metrics", "Picture", "Victim", "attack", "build",

@@ -21,21 +21,10 @@ from gradprune.evaluation import evaluate
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint, load_learned, save_checkpoint
 from gradprune.models.working import lay_out, layout
-from gradprune.pruning import (
-    RECIPES,
-    SCORES,
-    FilterMask,
-    filter_scores,
-    fine_tune,
-    in_order,
-    invert,
-    outliers,
-    pair_up,
-    perturb,
-    silence,
-)
+from gradprune.pruning import RECIPES, SCORES, FilterMask, filter_scores, fine_tune, in_order, pair_up, silence
 from gradprune.pruning.filters import filters, own_tensors
-from gradprune.pruning.recipes import Validation
+from gradprune.pruning.loop import Validation
+from gradprune.search import invert, outliers, perturb
 
 SEEDS = st.integers(0, 2**16)
 FILTERS = st.integers(0, 11)  # of `network`
@@ -280,7 +269,7 @@ def test_ctrl_c_while_filters_go_in_order_leaves_no_filter_between(seed, call):
         return Validation(1.0, 0.0, 0.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gradprune.pruning.recipes.validate", measured)
+        patch.setattr("gradprune.pruning.loop.validate", measured)
         result = in_order(model, found, range(6), torch.zeros(len(found)), images, alpha=None, progress=False)
     assert result.interrupted == (call < 6)
     assert result.mask.positions == list(range(min(call, 6))) and len(result.history) == 1 + min(call, 6)

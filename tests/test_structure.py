@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gradprune"
-ROOMS = ("base", "datasets", "models", "attacks", "pruning", "defenses", "evaluation", "victims", "bench", "views", "cli",
-         "lessons")
+ROOMS = ("base", "datasets", "models", "attacks", "pruning", "search", "defenses", "evaluation", "victims", "bench", "views",
+         "cli", "lessons")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

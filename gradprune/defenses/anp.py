@@ -18,9 +18,10 @@ from torch.func import functional_call
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
+from gradprune.defenses.channels import batch_norms, close_below, scaled_channels
 from gradprune.defenses.common import Work, batch_statistics, endless, override_positive
 from gradprune.defenses.result import DefenseResult
-from gradprune.pruning import Pairs, batch_norms, close_below, scaled_channels
+from gradprune.pruning import Pairs
 
 DEFAULTS: dict[str, Any] = {
     "eps": 0.4,         # of the noise: a uniform start in [-eps, eps] and a signed step of this size

@@ -14,7 +14,7 @@ from gradprune.defenses.common import Work, positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.pruning import FilterMask, Filters, Pairs, Pruned, validate
 from gradprune.pruning.filters import silent
-from gradprune.pruning.recipes import row
+from gradprune.pruning.loop import row
 
 
 def lipschitz_bounds(model: nn.Module) -> dict[str, Tensor]:

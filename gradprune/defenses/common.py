@@ -28,7 +28,7 @@ from gradprune.models.working import hand_back, working_copy
 from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
 from gradprune.pruning.fine_tuning import batches, half_cosine, passes
-from gradprune.pruning.recipes import row
+from gradprune.pruning.loop import row
 
 
 class Work:

@@ -1,7 +1,7 @@
 """How far small changes of the image move a model: what an owner can measure who knows no trigger.
 
 Fresh changes of each family are drawn, and those that lead one half of the images furthest to a class are searched on
-from there. What they do is measured on the other half. Families and search: `pruning/changes.py`.
+from there. What they do is measured on the other half. Families and search: `search/changes.py`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradprune.base.errors import require
 from gradprune.defenses.scan import moved
 from gradprune.models.inference import evaluating, predict
-from gradprune.pruning import FAMILIES, Change, Part, draw, inflow, search_changes
+from gradprune.search import FAMILIES, Change, Part, draw, inflow, search_changes
 
 FEW = 16  # images that changes are drawn and searched on
 

@@ -20,7 +20,7 @@ from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import FilterMask, Filters, Pairs, Pruned, validate
 from gradprune.pruning.filters import silent
-from gradprune.pruning.recipes import row
+from gradprune.pruning.loop import row
 
 DEFAULTS: dict[str, Any] = {
     "alpha": 0.10,  # share of the given model's clean accuracy at which pruning ends

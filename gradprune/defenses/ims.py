@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, override_positive
+from gradprune.defenses.inverse_masks import Masks
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
-from gradprune.pruning.gates import gated
-from gradprune.pruning.inverse_masks import Masks
+from gradprune.pruning.scores import gated
 
 DEFAULTS: dict[str, Any] = {
     "steepness": 20.0,    # of the sigmoid in a gate

@@ -18,9 +18,10 @@ from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, positive
 from gradprune.defenses.result import DefenseResult
-from gradprune.pruning import Inversion, Pairs, invert, outliers
+from gradprune.pruning import Pairs
+from gradprune.search import Inversion, invert, outliers
 
-FASTER: dict[str, Any] = {"steps": 100, "batch_size": 16}  # over `pruning.inversion.SEARCH`
+FASTER: dict[str, Any] = {"steps": 100, "batch_size": 16}  # over `search.inversion.SEARCH`
 SHARE = 0.2  # of the images wear the trigger while it is unlearned
 
 
@@ -41,7 +42,7 @@ def neural_cleanse(model: nn.Module, clean: ImageSet, trigger: nn.Module | None 
     """Find the backdoor's class in a copy of `model` and unlearn the trigger synthesised for it.
 
     `trigger` is not used: the method makes its own. clean: the defender's images, of which `spc` per class are drawn.
-    threshold: the anomaly index from which a class is suspected. search: any value of `pruning.inversion.SEARCH`,
+    threshold: the anomaly index from which a class is suspected. search: any value of `search.inversion.SEARCH`,
     over those of `FASTER`. lr, tune_steps: of the unlearning (released: 0.01, 1,000), with the trigger of each
     suspected class. Where no class is suspected, the model comes back as it was, as in the paper.
     History: a row for each class (stage "invert": norm, index, success), then "tune"; the figures are of images that

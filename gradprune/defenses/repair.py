@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, override_positive
+from gradprune.defenses.consistency import CONSISTENCY, consistent_tune
 from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.scan import FASTER, KINDS, SMALL, Scan, scan
 from gradprune.models.inference import predict
-from gradprune.pruning import CONSISTENCY, FAMILIES, Alternating, Augment, Distilled, consistent_tune, draw
+from gradprune.pruning import Augment, Distilled
 from gradprune.pruning.distilled import epochs_for, tune_on_views
+from gradprune.search import FAMILIES, Alternating, draw
 
 LOCAL = ("patches", "sparse", "bounded")  # families that leave an image readable wherever they fall
 DEFAULTS: dict[str, Any] = CONSISTENCY | {

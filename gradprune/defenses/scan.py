@@ -16,7 +16,7 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, positive
 from gradprune.defenses.voices import LED, led, margins, standings
 from gradprune.models.inference import predict
-from gradprune.pruning import Inversion, invert, outliers, perturb
+from gradprune.search import Inversion, invert, outliers, perturb
 
 FASTER: dict[str, Any] = {"steps": 60, "batch_size": 16, "factor": 1.5}  # over the settings of both searches
 SMALL = 0.5  # a norm below this share of the median is small: see docs/decisions/unknown_trigger.md
@@ -76,7 +76,7 @@ def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, thr
 
     clean: the defender's images, of which `spc` per class are drawn. threshold: the mean standing above which the
     highest class is suspected; below, it still is where one search accuses it by itself (see `Row.alarm`). search:
-    values of `pruning.inversion.SEARCH`, for the searches of both kinds of trigger, over those of `FASTER`.
+    values of `search.inversion.SEARCH`, for the searches of both kinds of trigger, over those of `FASTER`.
     A search that does not converge gives no trigger, and its class is the hardest to reach for that voice.
     Raises InputError for bad arguments, too few images, or fewer than three classes.
     """

@@ -2,7 +2,7 @@
 
 A class that a backdoor leads to is easy to reach in many ways at once; other classes are easy in one way or another. So
 each search gives every class a standing among the others, and the standings are averaged. Sources: the families of
-`pruning/changes.py`; the largest margin, MM-BD: Wang et al., 2024, IEEE S&P, arXiv:2205.06900; the rest is ours.
+`search/changes.py`; the largest margin, MM-BD: Wang et al., 2024, IEEE S&P, arXiv:2205.06900; the rest is ours.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.models.inference import evaluating, predict
-from gradprune.pruning import Change, Part, draw, inflow, search_changes
-from gradprune.pruning.changes import Shape, every_wave
+from gradprune.search import Change, Part, draw, inflow, search_changes
+from gradprune.search.changes import Shape, every_wave
 
 LED = ("bounded", "smooth", "waves", "warp", "patches")  # families of changes, a voice each
 FEW = 16          # images that changes are searched on

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradprune.attacks.training import shift_and_flip
 from gradprune.models.inference import predict
-from gradprune.pruning.unlearning import Pairs
+from gradprune.pruning.scores import Pairs
 
 ENOUGH = 96   # pairs: with fewer, views are added to them
 SHIFT = 2     # pixels in each direction, edges mirrored

@@ -12,7 +12,7 @@ from gradprune.models.inference import predict
 from gradprune.pruning.augment import Augment, copies_for
 from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.fine_tuning import Loss, fine_tune, half_cosine, passes
-from gradprune.pruning.unlearning import Pairs
+from gradprune.pruning.scores import Pairs
 
 STEPS = 160  # about: whole epochs are run
 BATCH = 32   # pairs in a step

@@ -1,4 +1,4 @@
-"""Fine-tuning: masks held, and with a trigger at hand never worse than where it began."""
+"""Fine-tuning that keeps removed filters silent; with a known trigger, the best epoch stays."""
 
 import copy
 import math
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.attacks.training import portions
-from gradprune.base.errors import InputError, require, unknown
+from gradprune.base.errors import InputError, override, require, unknown
 from gradprune.models.inference import batch_normalised, evaluating
 from gradprune.pruning.filters import FilterMask
-from gradprune.pruning.recipes import validate
-from gradprune.pruning.unlearning import Pairs
+from gradprune.pruning.loop import validate
+from gradprune.pruning.scores import Pairs
 
 Loss = Callable[[nn.Module, Pairs], Tensor]
 STATISTICS = ("moving", "fixed")
@@ -43,35 +43,48 @@ def passes(steps: int, images: int, batch_size: int) -> int:
     return math.ceil(steps / len(portions(images, batch_size)))
 
 
+TUNING: dict[str, Any] = {
+    "optimizer": torch.optim.SGD,    # a class that takes lr, momentum and weight_decay
+    "lr": 1e-3,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "decay": lambda epoch: 1.0,      # epoch, from 0 -> share of lr; see `half_cosine`
+    "batch_size": 128,
+    "patience": 10,                  # epochs without a lower validation loss
+    "max_epochs": 100,
+    "statistics": "moving",          # of BatchNorm: learned anew from all images of a batch together, or "fixed"
+    "dropout": True,                 # whether the model's dropout is on
+    "keep": "best",                  # or "last": the last epoch with a lower validation loss than the start
+}
+
+
 def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs, *, loss: Loss = both_losses,
-              optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD, lr: float = 1e-3,
-              momentum: float = 0.9, weight_decay: float = 5e-4, decay: Callable[[int], float] = lambda epoch: 1.0,
-              batch_size: int = 128, patience: int = 10, max_epochs: int = 100, seed: int = 0,
               renew: Callable[[Pairs, torch.Generator], Pairs] = lambda train, generator: train,
-              statistics: str = "moving", dropout: bool = True, keep: str = "best",
-              watch: Callable[[nn.Module], float] | None = None, progress: bool = True) -> list[dict[str, Any]]:
+              watch: Callable[[nn.Module], float] | None = None, seed: int = 0, progress: bool = True,
+              **changes: Any) -> list[dict[str, Any]]:
     """Minimise CE(f(x), y) + CE(f(trigger(x)), y) in place; returns one history row an epoch (row 0: as given).
+
+    loss: another one, from (model, batch).
+    renew: makes each epoch's training pairs from the given ones (see `Augment`).
+    watch: a model's validation loss, if not that of both terms; lower is better.
+    changes: any value of `TUNING`.
 
     Early stopping watches the validation loss of BOTH terms, and the epoch with the lowest one is kept (its row says
     `kept`), the start included, so the result is never worse than the pruned model by that criterion. Where
     `validation` holds no triggered images (see `unpaired`), no loss tells when a backdoor is gone: all `max_epochs` are
-    run, the last kept.
-    loss: another one, from (model, batch); optimizer: another class; decay: epoch (from 0) -> share of lr.
-    renew: makes each epoch's training pairs from the given ones (see `Augment`). statistics: "moving", where BatchNorm
-    learns its statistics anew from all images of a batch together, or "fixed", where it keeps those it has.
-    dropout: whether the model's dropout is on. keep: "best", or "last", the last of the epochs with a lower validation
-    loss than the start. watch: what a model's validation loss is, if not that of both terms; lower is better.
-    Removed filters stay silent. Validation takes place in eval mode. Same seed, same result. Ctrl-C keeps the best (or
-    last) epoch so far.
+    run, the last kept. Removed filters stay silent. Validation takes place in eval mode. Same seed, same result.
+    Ctrl-C keeps the best (or last) epoch so far.
     Raises InputError when the loss stops being finite, or for a single image that BatchNorm cannot learn from.
     Source: Dunnett et al., 2024.
+
+        history = fine_tune(model, FilterMask(filters(model)), train, validation, lr=1e-2)
     """
-    require(lr > 0 and patience >= 1 and max_epochs >= 1 and batch_size >= 1,
+    paper = override("fine-tuning", TUNING, changes)
+    require(all(paper[name] > 0 for name in ("lr", "patience", "max_epochs", "batch_size")),
             "lr, patience, max_epochs and batch_size must be positive.")
-    if statistics not in STATISTICS:
-        raise unknown("statistics", statistics, STATISTICS)
-    if keep not in KEEP:
-        raise unknown("keep", keep, KEEP)
+    for name, known in (("statistics", STATISTICS), ("keep", KEEP)):
+        if paper[name] not in known:
+            raise unknown(name, paper[name], known)
     generator = torch.Generator().manual_seed(seed)
     watched = watch is not None or len(validation.triggered) > 0
     try:
@@ -79,16 +92,16 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
     except KeyboardInterrupt:
         return [{**_row(model, 0, validation, watch), "kept": True, "interrupted": True}]
     best, best_state = history[0], copy.deepcopy(model.state_dict())
-    bar = tqdm(total=max_epochs, desc="fine-tuning", unit="epoch", disable=not progress, leave=False)
+    bar = tqdm(total=paper["max_epochs"], desc="fine-tuning", unit="epoch", disable=not progress, leave=False)
     with torch.random.fork_rng(devices=[]), evaluating(model, gradients=True), bar, batch_normalised():
         torch.manual_seed(seed)  # dropout draws from the global state
-        steps = optimizer(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(steps, decay)
+        steps = paper["optimizer"](model.parameters(),
+                                   **{name: paper[name] for name in ("lr", "momentum", "weight_decay")})
+        schedule = torch.optim.lr_scheduler.LambdaLR(steps, paper["decay"])
         mask.hold(steps, model)
         try:
-            for epoch in range(1, max_epochs + 1):
-                _epoch(model, steps, renew(train, generator), batch_size, generator, loss,
-                       statistics, dropout)
+            for epoch in range(1, paper["max_epochs"] + 1):
+                _epoch(model, steps, renew(train, generator), generator, loss, paper)
                 schedule.step()
                 row = _row(model, epoch, validation, watch)
                 require(math.isfinite(row["val_loss"]), f"fine-tuning diverged: the validation loss became "
@@ -96,9 +109,9 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
                 history.append(row)
                 bar.update()
                 bar.set_postfix(loss=f"{row['val_loss']:.3f}", acc=f"{row['val_acc']:.2f}", refresh=False)
-                if not watched or row["val_loss"] < (best if keep == "best" else history[0])["val_loss"]:
+                if not watched or row["val_loss"] < (best if paper["keep"] == "best" else history[0])["val_loss"]:
                     best, best_state = row, copy.deepcopy(model.state_dict())
-                if epoch - best["epoch"] >= patience:
+                if epoch - best["epoch"] >= paper["patience"]:
                     break
         except KeyboardInterrupt:
             history.append({**history[-1], "interrupted": True})
@@ -108,16 +121,16 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
     return history
 
 
-def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, batch_size: int,
-           generator: torch.Generator, loss: Loss, statistics: str, dropout: bool) -> None:
+def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, generator: torch.Generator, loss: Loss,
+           paper: dict[str, Any]) -> None:
     """One pass over the training images, and their triggered copies where there are any."""
     model.train()
-    still = ([nn.modules.batchnorm._BatchNorm] * (statistics == "fixed")
-             + [nn.modules.dropout._DropoutNd] * (not dropout))
+    still = ([nn.modules.batchnorm._BatchNorm] * (paper["statistics"] == "fixed")
+             + [nn.modules.dropout._DropoutNd] * (not paper["dropout"]))
     for module in model.modules():
         if isinstance(module, tuple(still)):
             module.eval()
-    for batch in batches(train, batch_size, generator):
+    for batch in batches(train, paper["batch_size"], generator):
         def again(batch: Pairs = batch) -> Tensor:  # an optimizer may ask twice, as sharpness-aware ones do
             optimizer.zero_grad(set_to_none=True)
             value = loss(model, batch)

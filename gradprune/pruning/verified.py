@@ -1,26 +1,27 @@
 """Recipe `verified`: the gradient proposes, a real trial decides.
 
 The gradient is a first-order guess. Here it only makes a shortlist: the best-scoring living filters are removed one by
-one for real, and the removal that leaves the lowest objective stays (`fastest_candidate` finds it in little time).
+one for real, and the removal that leaves the lowest `Objective` stays. No image lowers the objective, so a candidate
+that has lost more on some images than another on all of them is beaten: `fastest_candidate` shows the images that cost
+most first, and most candidates are beaten after a few.
 """
 
-from collections.abc import Callable
+import copy
 
 import torch
-from torch import nn
-from tqdm.auto import tqdm
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.models.inference import predict
 from gradprune.pruning.candidate_removals import CandidateRemovals
-from gradprune.pruning.fastest_candidate import fastest_candidate
-from gradprune.pruning.filters import FilterMask, Filters, keep_filter, silent
-from gradprune.pruning.objective import Objective
-from gradprune.pruning.recipes import Pruned, Validation, row, undo_to_round, validate
-from gradprune.pruning.unlearning import Pairs, filter_scores
+from gradprune.pruning.filters import Filters
+from gradprune.pruning.loop import Chosen, Pruned, Validation, remove_in_rounds, validate
+from gradprune.pruning.scores import Pairs, filter_scores
 
 K = 16        # filters on the shortlist
 WEIGHT = 3.0  # of the clean term against the unlearning loss
+PIECE = 32  # images between two looks at who is beaten
 
 
 def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, score: str = "gate",
@@ -38,52 +39,97 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
     require(k >= 1, f"k must be at least 1 filter, got {k}.")
     require(weight >= 0, f"weight must not be negative, got {weight}.")
     require(0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
-    require(patience >= 1, f"patience must be at least 1 round, got {patience}.")
-    mask = FilterMask(found, before=silent(model, found))
-    undo: list[Callable[[], None]] = []
     trials = CandidateRemovals(model, found, train.clean[:2])
     goal, check = (Objective(model, pairs, weight) for pairs in (train, validation))
-
-    def judge() -> tuple[Validation, float]:
-        """The model's validation figures and objective, from one prediction."""
-        logits = predict(model, check.images)
-        return validate(model, validation, logits), float(check(logits))
-
-    start, best = judge()
-    best_round, logits = 0, predict(model, goal.images)
+    logits = predict(model, goal.images)
     terms = goal.terms(logits)  # what each image adds to the objective
     mistakes = float(goal.wrong(logits).sum()) + goal.pairs * (alpha - 1e-6)
-    result = Pruned(mask, [row(0, mask, start, val_objective=best)])
-    bar = tqdm(total=len(found) - 1, desc="pruning", unit="filter", disable=not progress, leave=False)
-    with bar:
-        try:
-            while mask.alive.sum() > 1:
-                scores, loss = filter_scores(model, found, train.triggered, train.labels, score)
-                living = scores.masked_fill(~mask.alive, -torch.inf)
-                shortlist = living.topk(min(k, int(mask.alive.sum()) - 1)).indices.tolist()
-                won = fastest_candidate(trials, goal, shortlist, terms, mistakes)
-                if won is None:
-                    result.stopped = f"every trial would cost {alpha:.0%} of clean accuracy on the training pairs"
-                    break
-                choice, terms = won
-                position = shortlist[choice]
-                undo.append(keep_filter(model, found, position))
-                mask.remove(model, position)
-                now, objective = judge()
-                round_ = len(mask.positions)
-                result.history.append(row(round_, mask, now, score=float(scores[position]), train_loss=loss,
-                                          rank=choice, objective=float(terms.sum()) / goal.pairs,
-                                          val_objective=objective))
-                bar.update()
-                bar.set_postfix(objective=f"{objective:.3f}", acc=f"{now.acc:.2f}", refresh=False)
-                if objective < best:
-                    best, best_round = objective, round_
-                if round_ - best_round >= patience:
-                    result.stopped = f"{patience} rounds without a lower validation objective"
-                    break
-            else:
-                result.stopped = "one filter was left"
-        except KeyboardInterrupt:
-            result.stopped, result.interrupted = "interrupted", True
-        bar.total = bar.n  # as in `recipes`
-    return undo_to_round(result, best_round, undo)
+
+    def choose(alive: Tensor) -> Chosen:
+        nonlocal terms
+        if alive.sum() <= 1:
+            return "one filter was left"
+        scores, loss = filter_scores(model, found, train.triggered, train.labels, score)
+        shortlist = scores.masked_fill(~alive, -torch.inf).topk(min(k, int(alive.sum()) - 1)).indices.tolist()
+        won = fastest_candidate(trials, goal, shortlist, terms, mistakes)
+        if won is None:
+            return f"every trial would cost {alpha:.0%} of clean accuracy on the training pairs"
+        choice, terms = won
+        return shortlist[choice], {"score": float(scores[shortlist[choice]]), "train_loss": loss, "rank": choice,
+                                   "objective": float(terms.sum()) / goal.pairs}
+
+    def judge() -> tuple[Validation, float, dict[str, float]]:
+        logits = predict(model, check.images)
+        objective = float(check(logits))
+        return validate(model, validation, logits), objective, {"val_objective": objective}
+
+    return remove_in_rounds(model, found, choose, judge, rounds=len(found) - 1, alpha=None, patience=patience,
+                            watched="objective", progress=progress)
+
+
+class Objective:
+    """Unlearning loss + weight * KL(given model's answers || answers now) on the clean images, as a mean over pairs.
+
+    The second term asks for what the given model said, right or wrong: it changes with every removal that touches the
+    clean task, long before ten images show a mistake.
+    """
+
+    def __init__(self, given: nn.Module, pairs: Pairs, weight: float) -> None:
+        self.pairs = len(pairs.labels)
+        self.images = torch.cat([pairs.clean, pairs.triggered])
+        self.labels = pairs.labels.repeat(2)
+        self.is_clean = torch.arange(len(self.labels), device=self.labels.device) < self.pairs
+        answers = predict(given, pairs.clean).softmax(1)
+        true = F.one_hot(pairs.labels, answers.shape[1]).to(answers)  # KL(true || answers) is the cross-entropy
+        self.wanted = torch.cat([answers, true])
+        self.weights = torch.where(self.is_clean, weight, 1.0)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """logits: (..., 2N, classes) of `images`, clean ones first; returns (...)."""
+        return self.terms(logits).sum(-1) / self.pairs
+
+    def terms(self, logits: Tensor) -> Tensor:
+        """What each image adds to N times the objective, never below zero: float (..., 2N)."""
+        apart = F.kl_div(logits.log_softmax(-1), self.wanted.expand_as(logits), reduction="none").sum(-1)
+        return self.weights * apart
+
+    def wrong(self, logits: Tensor) -> Tensor:
+        """Which images are clean and given another label than the true one: bool (..., 2N)."""
+        return self.is_clean & (logits.argmax(-1) != self.labels)
+
+    def of(self, chosen: Tensor) -> "Objective":
+        """The terms of some of the images, int64 (M,), in that order; the number of pairs stays N."""
+        part = copy.copy(self)
+        for name in ("images", "labels", "is_clean", "wanted", "weights"):
+            setattr(part, name, getattr(self, name)[chosen])
+        return part
+
+
+def fastest_candidate(trials: CandidateRemovals, goal: Objective, positions: list[int], expected: Tensor,
+                      mistakes: float) -> tuple[int, Tensor] | None:
+    """The candidate with the lowest objective, as its index in `positions`, and its terms (2N,).
+
+    expected: float (2N,), a forecast of what each image will add. It decides which images come first and when a
+    candidate is paused. A wrong forecast costs time, never the result: a paused candidate that may still win goes on.
+    mistakes: a candidate that gives this many clean images a wrong label is out. Returns None if all are out.
+    """
+    expected = expected.cpu().double().clamp(min=0)
+    order = expected.argsort(descending=True, stable=True)
+    pieces = order.split(PIECE)
+    ahead = torch.stack([expected[order[start:]].sum() for start in range(0, len(order) + PIECE, PIECE)])
+    terms = torch.zeros(len(positions), len(order), dtype=torch.float64)
+    lost, wrong = terms.sum(1), terms.sum(1)
+    done = torch.zeros(len(positions), dtype=torch.int64)  # pieces that a trial has run
+    while done[lead := int(lost.argmin())] < len(pieces) and lost[lead] < torch.inf:
+        for number, chosen in enumerate(pieces):
+            running = ((done == number) & (lost <= (lost + ahead[done]).min())).nonzero().flatten()
+            if len(running) == 0:
+                continue
+            part = goal.of(chosen)
+            _, logits = trials.logits(part.images, [positions[trial] for trial in running])
+            terms[running[:, None], chosen] = part.terms(logits).cpu().double()
+            wrong[running] += part.wrong(logits).sum(-1).cpu()
+            done[running] += 1
+            total = terms[running].sum(1)
+            lost[running] = total.masked_fill((wrong[running] >= mistakes) | total.isnan(), torch.inf)
+    return (lead, terms[lead]) if lost[lead] < torch.inf else None

@@ -11,8 +11,8 @@ from gradprune.models.checkpoints import Card, save_checkpoint
 from gradprune.models.cost import timed
 from gradprune.models.export import check_export, export
 from gradprune.models.resizing import sizes
-from gradprune.pruning.slimming import NEEDS_TORCH_PRUNING, slim
 from gradprune.victims import Victim
+from gradprune.victims.slimming import NEEDS_TORCH_PRUNING, slim
 
 _IMAGES = 16  # of the defender's images, to trace and to check with
 

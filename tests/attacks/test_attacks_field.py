@@ -20,7 +20,7 @@ from gradprune.base.errors import InputError
 from gradprune.evaluation import evaluate
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_learned, save_checkpoint
-from gradprune.pruning.unlearning import pair_up
+from gradprune.pruning.scores import pair_up
 from gradprune.victims import victim as victims
 from gradprune.victims import zoo
 

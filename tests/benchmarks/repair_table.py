@@ -17,7 +17,7 @@ import torch
 import gradprune as gp
 from gradprune.base.paths import write_atomic
 from gradprune.defenses import repair
-from gradprune.pruning import FAMILIES
+from gradprune.search import FAMILIES
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/repair.csv"
 LIKE = {"badnets": "patches", "label_consistent": "patches", "trojannn": "patches", "blended": "blend", "sig": "waves",

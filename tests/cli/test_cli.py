@@ -24,7 +24,8 @@ from gradprune.evaluation import Metrics
 from gradprune.models import export as export_module
 from gradprune.models import predict
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
-from gradprune.pruning import fine_tuning, recipes, silence
+from gradprune.pruning import fine_tuning, silence
+from gradprune.pruning import loop as recipes
 from gradprune.victims import zoo
 from gradprune.victims.save_cleaned import slimmed
 

@@ -14,21 +14,12 @@ from torch import nn
 
 from gradprune.base.errors import InputError
 from gradprune.defenses import DEFENSES, KNOWS_TRIGGER, DefenseResult, defense, grad_prune
+from gradprune.defenses.channels import batch_norms, close_below, scaled_channels
 from gradprune.defenses.common import Work, batch_statistics, endless
 from gradprune.models import build, evaluating
-from gradprune.pruning import (
-    Pairs,
-    Validation,
-    batch_norms,
-    close_below,
-    distilled,
-    invert,
-    outliers,
-    scaled_channels,
-    unpaired,
-    validate,
-)
+from gradprune.pruning import Pairs, Validation, distilled, unpaired, validate
 from gradprune.pruning.fine_tuning import passes
+from gradprune.search import invert, outliers
 
 # The modules share their names with the functions that the package exports.
 anp, clp, common, fine_pruning, ft_sam, i_bau, nad, neural_cleanse, rnp = (importlib.import_module(f"gradprune.defenses.{name}") for name in (
@@ -110,8 +101,8 @@ def test_bad_settings(victim, name, settings, words):
 @pytest.mark.parametrize(("name", "function"), [
     ("anp", "defenses.anp.mask_gradient"), ("i_bau", "defenses.i_bau.hypergradient"), ("rnp", "defenses.rnp.scaled_channels"),
     ("nad", "defenses.nad.attention_maps"), ("nad", "defenses.nad.clean_loss"), ("neural_cleanse", "defenses.neural_cleanse.invert"),
-    ("sau", "defenses.sau.shared_examples"), ("fst", "defenses.fst.clean_loss"), ("ims", "pruning.inverse_masks.changed"),
-    ("ims", "pruning.inverse_masks.agree")])
+    ("sau", "defenses.sau.shared_examples"), ("fst", "defenses.fst.clean_loss"), ("ims", "defenses.inverse_masks.changed"),
+    ("ims", "defenses.inverse_masks.agree")])
 def test_interruption_keeps_a_model(victim, monkeypatch, name, function):
     module, function = function.rsplit(".", 1)
     home = importlib.import_module(f"gradprune.{module}")

@@ -9,12 +9,12 @@ from conftest import defend
 from torch import nn
 
 from gradprune.base.errors import InputError
-from gradprune.defenses import DEFENSES
+from gradprune.defenses import DEFENSES, inverse_masks
 from gradprune.defenses.common import Work
 from gradprune.models import evaluating, predict
-from gradprune.pruning import inverse_masks, unpaired
+from gradprune.pruning import unpaired
 from gradprune.pruning.filters import filters
-from gradprune.pruning.gates import gated
+from gradprune.pruning.scores import gated
 
 fst, ims, sau = (importlib.import_module(f"gradprune.defenses.{name}") for name in ("fst", "ims", "sau"))
 

@@ -11,26 +11,23 @@ from torch import nn
 import gradprune as gp
 from gradprune.base.errors import InputError
 from gradprune.defenses import Scan, exposure, unsteadiness
+from gradprune.defenses.consistency import CONSISTENCY, Consistent, settle, step_back
 from gradprune.defenses.scan import Row
 from gradprune.models import evaluating, predict
-from gradprune.pruning import (
-    CONSISTENCY,
+from gradprune.pruning import Pairs, unpaired
+from gradprune.search import (
     FAMILIES,
     SEARCHABLE,
     Alternating,
     Change,
-    Consistent,
     Inversion,
     Inverted,
-    Pairs,
     Part,
     draw,
     inflow,
     search_changes,
-    unpaired,
 )
-from gradprune.pruning.changes import every_wave
-from gradprune.pruning.consistency import settle, step_back
+from gradprune.search.changes import every_wave
 
 repairing = importlib.import_module("gradprune.defenses.repair")
 

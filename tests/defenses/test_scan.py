@@ -16,7 +16,7 @@ from gradprune.defenses import prune_scanned, scan
 from gradprune.defenses.scan import ALARM, FASTER, KINDS, SMALL
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
-from gradprune.pruning import Perturbed, perturb
+from gradprune.search import Perturbed, perturb
 from gradprune.views.figures.scan_plots import norms
 from gradprune.views.reports.scan_report import synthesised, write_scan_report
 

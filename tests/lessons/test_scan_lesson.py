@@ -17,13 +17,14 @@ from gradprune.base.errors import InputError
 from gradprune.base.paths import data_folder
 from gradprune.datasets import draw_defense_images
 from gradprune.defenses import exposure
+from gradprune.defenses.consistency import CONSISTENCY
 from gradprune.defenses.scan import FASTER, SMALL
 from gradprune.lessons import check, checkpoint
 from gradprune.lessons.runtime import restart_points as restart
 from gradprune.lessons.runtime import scanning
 from gradprune.lessons.runtime.check import EXERCISES
 from gradprune.models import predict
-from gradprune.pruning import CONSISTENCY, Inversion, invert, outliers
+from gradprune.search import Inversion, invert, outliers
 from gradprune.views import ScanExplorer
 from gradprune.views.figures import scan_plots
 from gradprune.views.figures.drawing import ERROR_CLASS

@@ -94,7 +94,7 @@ def test_trials_are_traced_and_right(named):
 
 def test_slimming_keeps_the_answers(named):
     pytest.importorskip("torch_pruning", reason="slimming needs torch-pruning")
-    from gradprune.pruning.slimming import slim
+    from gradprune.victims.slimming import slim
     _, model = named
     model = copy.deepcopy(model)
     found = filters(model, IMAGES[:1])

@@ -24,9 +24,9 @@ from gradprune.pruning import (
     filter_scores,
     gated,
     in_order,
+    loop,
     pair_up,
     paper,
-    recipes,
     silence,
     unpaired,
     validate,
@@ -34,11 +34,11 @@ from gradprune.pruning import (
 )
 from gradprune.pruning.candidate_removals import CandidateRemovals, _overwrites, _trace
 from gradprune.pruning.filters import Filter, filters, keep_filter, own_tensors, silent
-from gradprune.pruning.objective import Objective
-from gradprune.pruning.recipes import undo_to_round
+from gradprune.pruning.loop import undo_to_round
+from gradprune.pruning.verified import Objective
 
 SECOND = (1, torch.tensor([1.0, 2.0]))  # of a race: the place on the list, and what it lost on two images
-FOLDER = sys.modules[verified.__module__]  # the module; the package exports the function of the same name
+PAPER, VERIFIED = (sys.modules[recipe.__module__] for recipe in (paper, verified))  # the package exports the functions
 
 
 # --- filters ---
@@ -269,10 +269,10 @@ def test_verified_predicts_the_validation_images_once_a_round(monkeypatch):
     module, seen, pairs = sys.modules["gradprune.pruning.verified"], [], (pairs_of(6), pairs_of(3))
     predicted = module.predict
     monkeypatch.setattr(module, "predict", lambda model, images: seen.append(len(images)) or predicted(model, images))
-    monkeypatch.setattr(recipes, "answers", lambda *_: pytest.fail("the validation images were predicted again"))
+    monkeypatch.setattr(loop, "answers", lambda *_: pytest.fail("the validation images were predicted again"))
     model = copy.deepcopy(MODEL)
     result = verified(model, filters(model, images_of(1)), *pairs, patience=2, progress=False)
-    assert seen == [6, 12] + [6] * (len(result.history) - 1)
+    assert seen == [6, 3, 12] + [6] * len(result.history), "the given model's answers; both parts; each round"
 
 
 # --- rounds by a script ---
@@ -284,8 +284,9 @@ def figures(monkeypatch):
 
     def give(rows):
         rows = iter(rows)
-        for module in (recipes, FOLDER):
+        for module in (loop, PAPER, VERIFIED):
             monkeypatch.setattr(module, "validate", lambda *_: Validation(*next(rows)))
+        for module in (PAPER, VERIFIED):
             monkeypatch.setattr(module, "filter_scores", lambda *_: (torch.arange(11.0), 2.5))
 
     return give
@@ -397,7 +398,7 @@ def test_interruption_says_so(figures):
 
 def test_going_back_restores_the_last_first():
     """A filter's numbers as they were; two rounds on the same filter show the order."""
-    model, result = Mixed(), recipes.Pruned(FilterMask(FOUND, [3, 7, 9], [1]), [{}, {}, {}, {}])
+    model, result = Mixed(), loop.Pruned(FilterMask(FOUND, [3, 7, 9], [1]), [{}, {}, {}, {}])
     given = copy.deepcopy(model.state_dict())
     undo = []
     for position in (3, 7, 7):
@@ -430,8 +431,8 @@ def chosen(figures, monkeypatch):
             return torch.arange(float(len(found))), 2.5
 
         figures([(1.0, 0.5, 9.0)] * 30)
-        monkeypatch.setattr(FOLDER, "filter_scores", noted)
-        monkeypatch.setattr(FOLDER, "fastest_candidate", second)
+        monkeypatch.setattr(VERIFIED, "filter_scores", noted)
+        monkeypatch.setattr(VERIFIED, "fastest_candidate", second)
         monkeypatch.setattr(Objective, "__call__", lambda *_: torch.tensor(next(values)))
         pairs = pairs or pairs_of(4)
         return verified(model or Mixed(), found, pairs, pairs_of(2), progress=False, **settings), asked

@@ -30,9 +30,8 @@ from gradprune.pruning import (
     fine_tune,
     fine_tuning,
     in_order,
-    invert,
+    loop,
     paper,
-    recipes,
     silence,
     validate,
     verified,
@@ -40,6 +39,7 @@ from gradprune.pruning import (
 from gradprune.pruning import augment as augmenting
 from gradprune.pruning.filters import filters
 from gradprune.pruning.fine_tuning import batches, both_losses
+from gradprune.search import invert
 
 # --- fine-tuning ---
 
@@ -383,11 +383,11 @@ UNIT, ACC = r"(\dfilter/s|s/filter)", r"acc=[01]\.\d\d"
 
 
 @pytest.mark.parametrize(("module", "run", "words"), [
-    (recipes, lambda **more: paper(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1, **more),
+    (loop, lambda **more: paper(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1, **more),
      rf"^pruning: .*\| 3/10 \[.*{UNIT}, {ACC}, loss=\d\.\d\d\d\]"),
-    (recipes, lambda **more: in_order(Mixed(), FOUND, [1, 2], torch.zeros(11), pairs_of(3), alpha=None, **more),
-     rf"^pruning: .*\| 2/2 \[.*{UNIT}\]"),
-    (sys.modules[verified.__module__], lambda **more: verified(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1, **more),
+    (loop, lambda **more: in_order(Mixed(), FOUND, [1, 2], torch.zeros(11), pairs_of(3), alpha=None, **more),
+     rf"^pruning: .*\| 2/2 \[.*{UNIT}, {ACC}\]"),
+    (loop, lambda **more: verified(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1, **more),
      rf"^pruning: .*\| 3/10 \[.*{UNIT}, {ACC}, objective=\d\.\d\d\d\]"),
     (fine_tuning, lambda **more: fine_tune(Mixed(), FilterMask(FOUND), pairs_of(3), pairs_of(3), max_epochs=3, patience=3, **more),
      rf"^fine-tuning: .*\| 2/3 \[.*(\depoch/s|s/epoch), {ACC}, loss=\d\.\d\d\d\]"),
@@ -403,9 +403,9 @@ def test_the_bar_tells_what_is_done_and_goes(module, run, words, monkeypatch, ca
 
 
 @pytest.mark.parametrize(("module", "run", "planned"), [
-    (recipes, lambda: paper(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1), 10),
-    (recipes, lambda: in_order(Mixed(), FOUND, [1, 2, 3, 4], torch.zeros(11), pairs_of(3), alpha=1e-9), 4),
-    (sys.modules[verified.__module__], lambda: verified(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1), 10),
+    (loop, lambda: paper(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1), 10),
+    (loop, lambda: in_order(Mixed(), FOUND, [1, 2, 3, 4], torch.zeros(11), pairs_of(3), alpha=1e-9), 4),
+    (loop, lambda: verified(Mixed(), FOUND, pairs_of(3), pairs_of(3), patience=4, alpha=1), 10),
     (fine_tuning, lambda: fine_tune(Mixed(), FilterMask(FOUND), pairs_of(3), pairs_of(3), lr=1e-9, max_epochs=30, patience=1), 30)])
 def test_work_that_stops_early_leaves_no_bar_half_full(module, run, planned, monkeypatch, capsys):
     """A notebook takes a bar that closes before its end for a failure: it stays, and turns red."""

@@ -18,8 +18,8 @@ from gradprune.pruning import (
 )
 from gradprune.pruning import verified as recipe
 from gradprune.pruning.candidate_removals import CandidateRemovals
-from gradprune.pruning.fastest_candidate import fastest_candidate
 from gradprune.pruning.filters import filters, silence
+from gradprune.pruning.verified import fastest_candidate
 
 
 @pytest.mark.parametrize(("kind", "traced"), [("preact_resnet", True), ("small_vgg", True), (Shared, True),

@@ -26,7 +26,7 @@ from gradprune.defenses import Scan
 from gradprune.models import build, load_weights, predict
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 from gradprune.models.weights import read_file, state_dict
-from gradprune.pruning import FAMILIES
+from gradprune.search import FAMILIES
 from gradprune.victims import Own, guessing
 from gradprune.victims.inspection import inspect
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gradprune.lessons.runtime.feedback import Seen
 from gradprune.lessons.runtime.grading import Complaint, Exercise, Function, Misconception, Untouched
-from gradprune.pruning import invert
+from gradprune.search import invert
 
 # ---- find_trigger(model, images, target, steps) -> mask (1, H, W), pattern (C, H, W)
 

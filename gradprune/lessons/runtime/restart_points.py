@@ -18,7 +18,8 @@ from gradprune.lessons.runtime.notebook_setup import mode
 from gradprune.lessons.runtime.scanning import search_settings
 from gradprune.lessons.runtime.workshop import MEAN, STD, TARGET, photographs, workshop
 from gradprune.models import build, load_weights, normalized
-from gradprune.pruning import Pairs, invert, pair_up
+from gradprune.pruning import Pairs, pair_up
+from gradprune.search import invert
 from gradprune.victims import Own, Victim, load_victim
 from gradprune.victims.zoo import SHIPPED, attack
 

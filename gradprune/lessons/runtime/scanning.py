@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradprune.attacks.triggers.learning import descend
 from gradprune.defenses.scan import FASTER
 from gradprune.lessons.runtime.notebook_setup import mode
-from gradprune.pruning import Inverted
+from gradprune.search import Inverted
 
 SEED = 0
 _SEARCHES: dict[str, dict[str, Any]] = {"quick": FASTER, "ci": {**FASTER, "steps": 40, "batch_size": 8},

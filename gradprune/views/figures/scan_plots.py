@@ -16,7 +16,7 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.exposure import Reach
 from gradprune.defenses.scan import SMALL, Row
 from gradprune.models import predict
-from gradprune.pruning import outliers
+from gradprune.search import outliers
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import blank, judge, place, show_image, written
 from gradprune.views.figures.image_change import amplified, typical_changes

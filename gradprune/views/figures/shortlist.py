@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from gradprune.pruning.candidate_removals import CandidateRemovals
 from gradprune.pruning.filters import Filters
-from gradprune.pruning.objective import Objective
-from gradprune.pruning.unlearning import Pairs
-from gradprune.pruning.verified import WEIGHT, K
+from gradprune.pruning.scores import Pairs
+from gradprune.pruning.verified import WEIGHT, K, Objective
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import blank, place
 from gradprune.views.figures.picture import Picture, count

@@ -10,7 +10,7 @@ from torch import Tensor
 from gradprune.base.errors import require
 from gradprune.datasets import draw_defense_images
 from gradprune.models import predict
-from gradprune.pruning import Inversion, outliers
+from gradprune.search import Inversion, outliers
 from gradprune.victims import Victim
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import blank, judge, place, show_image

@@ -12,7 +12,7 @@ from gradprune.base.errors import require
 from gradprune.base.paths import output_folder, write_atomic
 from gradprune.defenses import Scan
 from gradprune.defenses.scan import OUTLIER, SMALL
-from gradprune.pruning import Inverted, Perturbed
+from gradprune.search import Inverted, Perturbed
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import show_image
 from gradprune.views.figures.image_change import amplified

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.pruning.filters import FilterMask, Filters, silent
-from gradprune.pruning.recipes import Pruned, validate
-from gradprune.pruning.unlearning import Pairs
+from gradprune.pruning.loop import Pruned, validate
+from gradprune.pruning.scores import Pairs
 
 STEP = 0.05  # between the thresholds that are tried
 

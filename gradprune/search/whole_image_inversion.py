@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.base.errors import override, require
-from gradprune.pruning.inversion import SEARCH, Inversion, search
+from gradprune.search.inversion import SEARCH, Inversion, search
 
 WHOLE: dict[str, Any] = SEARCH | {
     "cost": 1e-2,   # first weight of the perturbation's L2 norm

@@ -111,3 +111,18 @@ def _reduce(tensor: Tensor, gradient: Tensor, score: str) -> Tensor:
     if score == "gradient":
         return gradient.abs().flatten(1).mean(1)
     return (tensor.detach() * gradient).reshape(len(tensor), -1).sum(1)
+
+
+def gated(model: nn.Module, found: Filters, factors: Tensor) -> dict[str, Tensor]:
+    """Scale what each convolution gives, before any BatchNorm: parameters for `torch.func.functional_call`.
+
+    factors: float (number of filters,), of a filter's weights and bias alone.
+    """
+    parameters = {}
+    for layer in found.layers:
+        for kind in ("weight", "bias"):
+            tensor = getattr(model.get_submodule(layer.name), kind)
+            if tensor is not None:
+                part = factors[layer.start:layer.start + layer.count]
+                parameters[f"{layer.name}.{kind}"] = tensor.detach() * part.reshape(-1, *[1] * (tensor.ndim - 1))
+    return parameters

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning.augment import Augment
-from gradprune.pruning.changes import FAMILIES, Change, Part, draw, every_wave, inflow, search_changes
 from gradprune.pruning.distilled import Distilled, epochs_for, tune_on_views
 from gradprune.pruning.filters import FilterMask
-from gradprune.pruning.unlearning import Pairs
+from gradprune.pruning.scores import Pairs
+from gradprune.search.changes import FAMILIES, Change, Part, draw, every_wave, inflow, search_changes
 
 CONSISTENCY: dict[str, Any] = {
     "steps": 300,        # optimiser steps, about: whole epochs are run

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gradprune.pruning.filters import Filters
-from gradprune.pruning.gates import gated
+from gradprune.pruning.scores import gated
 
 
 def gates(mask: Tensor, kept: Tensor, steepness: float) -> Tensor:

@@ -1,6 +1,7 @@
 """The unlearning loss, the scores against a naive loop, and the recipe `paper`."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -11,8 +12,20 @@ from torch import nn
 from gradprune.base.errors import InputError
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.models import build
-from gradprune.pruning import FilterMask, Filters, Layer, Pairs, filter_scores, pair_up, paper, recipes, validate
+from gradprune.pruning import (
+    FilterMask,
+    Filters,
+    Layer,
+    Pairs,
+    Validation,
+    filter_scores,
+    pair_up,
+    paper,
+    validate,
+)
 from gradprune.pruning.filters import filters
+
+PAPER = sys.modules["gradprune.pruning.paper"]  # the package exports the function of the same name
 
 
 def naive_scores(model, found, x, y, score):
@@ -128,8 +141,8 @@ def script(monkeypatch):
         model.conv = nn.Conv2d(1, 20, 1)
         run.before = model.conv.weight.clone()
         remaining = iter(figures)
-        monkeypatch.setattr(recipes, "validate", lambda *_: recipes.Validation(*next(remaining)))
-        monkeypatch.setattr(recipes, "filter_scores", lambda *_: (torch.arange(20.0), 1.0))
+        monkeypatch.setattr(PAPER, "validate", lambda *_: Validation(*next(remaining)))
+        monkeypatch.setattr(PAPER, "filter_scores", lambda *_: (torch.arange(20.0), 1.0))
         return model, paper(model, FOUND, PAIRS, PAIRS, progress=False, **settings)
 
     return run

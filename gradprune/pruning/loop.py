@@ -1,8 +1,9 @@
-"""Pruning recipes: which filter goes next, when to stop, and which state to keep."""
+"""The loop of all recipes: choose a filter, remove it, measure, stop, and go back to the best state."""
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 from gradprune.base.errors import require
 from gradprune.models.inference import answers
 from gradprune.pruning.filters import FilterMask, Filters, keep_filter, silent
-from gradprune.pruning.unlearning import Pairs, filter_scores
+from gradprune.pruning.scores import Pairs
 
 
 class Validation(NamedTuple):
@@ -57,53 +58,59 @@ def validate(model: nn.Module, pairs: Pairs, logits: Tensor | None = None) -> Va
                       F.cross_entropy(triggered, pairs.labels[: len(triggered)]).item())  # of no images: NaN
 
 
-def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, score: str = "gradient",
-          alpha: float = 0.10, patience: int = 10, progress: bool = True) -> Pruned:
-    """The paper's greedy rule: remove the best-scoring living filter, one a round; `model` is pruned in place.
+Chosen = tuple[int, dict[str, Any]] | str  # a position with what the history row tells of it, or why none is left
 
-    Stops when validation accuracy has fallen by `alpha` (0..1), after `patience` rounds without a lower validation
-    unlearning loss, or when one filter is left; then goes back to the round with the lowest such loss among those
-    that lost less than alpha. Ctrl-C stops the rounds the same way. Source: Dunnett et al., 2024.
+
+def remove_in_rounds(model: nn.Module, found: Filters, choose: Callable[[Tensor], Chosen],
+                     judge: Callable[[], tuple[Validation, float, dict[str, Any]]], *, rounds: int,
+                     alpha: float | None, patience: int | None = None, watched: str = "loss", progress: bool = True
+                     ) -> Pruned:
+    """The loop of all recipes: choose a filter, remove it, measure, and in the end go back to the best round.
+
+    choose: from which filters are alive, bool (number of filters,), to the next one. judge: measures the model as it
+    is: its validation figures, the value that says which round is best (lower is better), and more for the history.
+    Stops when `choose` names none, once validation accuracy has fallen by `alpha` (0..1), or after `patience` rounds
+    without a lower value; a round that lost alpha is never the best. rounds: how many there can be, for the bar;
+    watched: what that value is called. Ctrl-C stops the rounds the same way. `model` is changed in place.
+    Raises InputError for alpha outside of 0..1 or patience below 1.
     """
-    require(0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
-    require(patience >= 1, f"patience must be at least 1 round, got {patience}.")
+    require(alpha is None or 0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
+    require(patience is None or patience >= 1, f"patience must be at least 1 round, got {patience}.")
     mask, undo = FilterMask(found, before=silent(model, found)), []
-    start = validate(model, validation)
-    result = Pruned(mask, [row(0, mask, start)])
-    best, best_round = start.unlearning_loss, 0
-    bar = tqdm(total=len(found) - 1, desc="pruning", unit="filter", disable=not progress, leave=False)
+    start, best, more = judge()
+    result, kept = Pruned(mask, [row(0, mask, start, **more)]), 0
+    bar = tqdm(total=rounds, desc="pruning", unit="filter", disable=not progress, leave=False)
     with bar:
         try:
-            while mask.alive.sum() > 1:
-                scores, loss = filter_scores(model, found, train.triggered, train.labels, score)
-                position = int(scores.masked_fill(~mask.alive, -torch.inf).argmax())
+            while not result.stopped:
+                chosen = choose(mask.alive)
+                if isinstance(chosen, str):
+                    result.stopped = chosen
+                    break
+                position, figures = chosen
                 undo.append(keep_filter(model, found, position))
                 mask.remove(model, position)
-                now = validate(model, validation)
+                now, value, more = judge()
                 round_ = len(mask.positions)
-                result.history.append(row(round_, mask, now, score=float(scores[position]), train_loss=loss))
+                result.history.append(row(round_, mask, now, **figures, **more))
                 bar.update()
-                bar.set_postfix(loss=f"{now.unlearning_loss:.3f}", acc=f"{now.acc:.2f}", refresh=False)
-                if cost := fell(start, now, alpha):
-                    result.stopped = cost
-                    break
-                if now.unlearning_loss < best:
-                    best, best_round = now.unlearning_loss, round_
-                if round_ - best_round >= patience:
-                    result.stopped = f"{patience} rounds without a lower validation loss"
-                    break
-            else:
-                result.stopped = "one filter was left"
+                more = {watched: f"{value:.3f}"} if patience else {}
+                bar.set_postfix(acc=f"{now.acc:.2f}", **more, refresh=False)
+                result.stopped = "" if alpha is None else fell(start, now, alpha)
+                if not result.stopped and value < best:
+                    best, kept = value, round_
+                if not result.stopped and patience and round_ - kept >= patience:
+                    result.stopped = f"{patience} rounds without a lower validation {watched}"
         except KeyboardInterrupt:
             result.stopped, result.interrupted = "interrupted", True
         bar.total = bar.n  # done, not cut short: a notebook shows a bar that is not full in red
-    return undo_to_round(result, best_round, undo)
+    return undo_to_round(result, kept, undo)
 
 
 def undo_to_round(result: Pruned, round_: int, undo: list[Callable[[], None]]) -> Pruned:
     """Put back what fell after a round, the last first, in the model and in the result's mask; returns the result.
 
-    undo: one call a round, see `filters.saved`. The round's history row says `kept`.
+    undo: one call a round, see `filters.keep_filter`. The round's history row says `kept`.
     """
     result.history[round_]["kept"] = True
     for restore in reversed(undo[round_:]):
@@ -121,28 +128,18 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
     that ends it; None removes all. Filters that are silent already are passed over. Ctrl-C keeps what has been
     removed and measured.
     """
-    require(alpha is None or 0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
-    mask, undo, kept = FilterMask(found, before=silent(model, found)), [], 0
-    start = validate(model, validation)
-    result = Pruned(mask, [row(0, mask, start)], "all filters that the method picked were removed")
-    waiting = [position for position in order if mask.alive[position]]
-    bar = tqdm(total=len(waiting), desc="pruning", unit="filter", disable=not progress, leave=False)
-    with bar:
-        try:
-            for position in waiting:
-                undo.append(keep_filter(model, found, position))
-                mask.remove(model, position)
-                now = validate(model, validation)
-                result.history.append(row(len(mask.positions), mask, now, score=float(values[position])))
-                bar.update()
-                if alpha is not None and (cost := fell(start, now, alpha)):
-                    result.stopped = cost
-                    break
-                kept += 1
-        except KeyboardInterrupt:
-            result.stopped, result.interrupted = "interrupted", True
-        bar.total = bar.n
-    return undo_to_round(result, kept, undo)
+    gone = set(silent(model, found))
+    waiting = [position for position in order if position not in gone]
+    queue, rounds = iter(waiting), count(0, -1)  # the last round is the best
+
+    def choose(alive: Tensor) -> Chosen:
+        position = next(queue, None)
+        if position is None:
+            return "all filters that the method picked were removed"
+        return position, {"score": float(values[position])}
+
+    return remove_in_rounds(model, found, choose, lambda: (validate(model, validation), next(rounds), {}),
+                            rounds=len(waiting), alpha=alpha, progress=progress)
 
 
 def fell(start: Validation, now: Validation, alpha: float) -> str:

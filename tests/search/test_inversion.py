@@ -7,8 +7,8 @@ from conftest import same
 from torch import nn
 
 from gradprune.base.errors import InputError
-from gradprune.pruning import Inverted, Perturbed, invert, outliers, perturb
-from gradprune.pruning.inversion import search
+from gradprune.search import Inverted, Perturbed, invert, outliers, perturb
+from gradprune.search.inversion import search
 
 IMAGES = torch.arange(4.0).reshape(4, 1, 1, 1) / 4
 SETTINGS = {"steps": 1, "batch_size": 4, "lr": 0.1, "betas": (0.5, 0.9), "cost": 1.0, "goal": 0.75, "patience": 2, "factor": 4.0}

@@ -24,7 +24,7 @@ IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 @pytest.fixture
 def slim():
     pytest.importorskip("torch_pruning", reason="slimming needs torch-pruning")
-    from gradprune.pruning.slimming import slim
+    from gradprune.victims.slimming import slim
     return slim
 
 
@@ -175,7 +175,7 @@ def test_a_model_whose_channels_are_shuffled_is_told(slim):
 
 
 def test_without_torch_pruning(monkeypatch):
-    from gradprune.pruning.slimming import slim
+    from gradprune.victims.slimming import slim
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(InputError, match=r"pip install 'gradprune\[slim\]'"):
         slim(build("preact_resnet", 4, width=4), IMAGES)
@@ -195,7 +195,7 @@ def test_shipped_models_pruned_by_the_defence(slim, name):
 
 
 def test_as_it_is_printed():
-    from gradprune.pruning.slimming import Slim
+    from gradprune.victims.slimming import Slim
     one, two, three = (Filter("conv", index) for index in range(3))
     made = Slim(nn.Identity(), [one], [two, three], (12000, 9000), (5000000, 4000))
     assert str(made) == repr(made) and says(str(made), "1 of 3 silent filters cut out", "2 cannot be cut", "12,000 to 9,000 parameters",
@@ -204,7 +204,7 @@ def test_as_it_is_printed():
 
 def test_answers_that_would_change_are_refused(slim, monkeypatch):
     """The last guard: here a layer claims to read zeros where it reads one half."""
-    monkeypatch.setattr("gradprune.pruning.slimming._zeros", lambda model, _: {"head": torch.ones(6, dtype=torch.bool)})
+    monkeypatch.setattr("gradprune.victims.slimming._zeros", lambda model, _: {"head": torch.ones(6, dtype=torch.bool)})
     model = Net(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Sigmoid()).eval()
     nn.init.constant_(model.head.weight, 0.01)
     nn.init.constant_(model.head.bias, 1000.0)  # a change of 0.005, which is little beside the answers
@@ -230,7 +230,7 @@ def test_a_frozen_model_in_training_is_slimmed_where_no_gradients_are_kept(slim)
 
 
 def test_which_inputs_are_zero_everywhere():
-    from gradprune.pruning.slimming import _zeros
+    from gradprune.victims.slimming import _zeros
 
     class Twice(nn.Module):
         def __init__(self):
