@@ -93,7 +93,7 @@ def bench(store, made, url):
 # name -> (the job; the call in the middle of its work, and which one; the largest file that a full disk takes, bytes)
 JOBS = {
     "training": (attack, "torch.optim:SGD.step", 2, 600),
-    "pruning": (defend, "gradprune.pruning.loop:validate", 3, 600),
+    "pruning": (defend, "gradprune.pruning.paper:validate", 3, 600),
     "fine-tuning": (defend, "torch.optim:SGD.step", 2, 600),
     "zoo build": (zoo_build, "torch.optim:SGD.step", 2, 600),
     "download": (download, "http.client:HTTPResponse.read1", 3, 600),

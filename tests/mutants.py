@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = ROOT / "data" / "results" / "mutants.csv"
 TESTS = ("evaluation/test_metrics", *(f"pruning/test_{name}" for name in (
-    "unlearning", "filters", "fastest_candidate", "slimming", "inversion", "pruning_rules", "tuning_rules")))  # quick ones
+    "scores", "filters", "fastest_candidate", "pruning_rules", "tuning_rules")))  # quick ones
 SKIPPED = ("shipped", "winner_of_all", "small_vgg-1", "small_vgg-0", "preact_resnet-1", "preact_resnet-0.2")  # over a second
 os.environ["OMP_NUM_THREADS"] = "1"
 Row = dict[str, str]

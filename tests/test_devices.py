@@ -116,7 +116,7 @@ def test_a_synthesised_trigger_goes_where_the_images_are(victim, machine):
     model, images = copy.deepcopy(victim.model).to(META), victim.data.test.subset(slice(0, 20))
     found = scan(model, victim.data.defense, spc=2, steps=2, progress=False)
     assert found.images.images.device.type == "cpu"
-    for kind in (gp.pruning.invert, gp.pruning.perturb):
+    for kind in (gp.search.invert, gp.search.perturb):
         mark = kind(model, images.floats().to(META), 1, steps=2, progress=False).trigger
         answers = measure(model, exam(images, mark, 1))
         assert all(0 <= share <= 1 for share in answers)

@@ -25,9 +25,10 @@ from gradprune.models import export as export_module
 from gradprune.models import predict
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 from gradprune.pruning import fine_tuning, silence
-from gradprune.pruning import loop as recipes
 from gradprune.victims import zoo
 from gradprune.victims.save_cleaned import slimmed
+
+PAPER = sys.modules["gradprune.pruning.paper"]  # the package exports the function of the same name
 
 COMMANDS = ["demo", "attack", "defend", "evaluate", "zoo list", "zoo build", "bench", "report", "scan", "doctor",
             "data list", "data get", "data check", "inspect", "repair"]
@@ -325,7 +326,7 @@ def test_training_interrupted_at_once_leaves_nothing(store, here, monkeypatch):
     assert listing(here) == {}
 
 
-@pytest.mark.parametrize(("module", "name", "call", "tuned"), [(recipes, "filter_scores", 2, False),
+@pytest.mark.parametrize(("module", "name", "call", "tuned"), [(PAPER, "filter_scores", 2, False),
                                                               (fine_tuning, "_epoch", 3, True)])
 def test_interrupted_defence_keeps_its_stage(store, monkeypatch, module, name, call, tuned):
     interrupt_call(monkeypatch, module, name, call)
@@ -350,7 +351,7 @@ def test_interrupted_zoo_build_names_what_is_finished(store, monkeypatch):
 def test_unexpected_errors_stay_tracebacks(store, monkeypatch):
     def broken(*arguments, **more):
         raise ZeroDivisionError
-    monkeypatch.setattr(recipes, "validate", broken)
+    monkeypatch.setattr(PAPER, "validate", broken)
     with pytest.raises(ZeroDivisionError):
         run("defend", store / "victim", "--spc", 3, "--recipe", "paper")
 
