@@ -28,6 +28,7 @@ def code(page: str) -> str:
     return block
 
 
+@pytest.mark.slow
 def test_an_attack_is_added_as_the_page_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(TRIGGERS, "stripes", None)  # taken out again afterwards

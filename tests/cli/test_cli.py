@@ -143,7 +143,7 @@ def test_defend_json_and_the_cleaned_checkpoint(store, here):
     assert {key: measured[key] for key in ("acc", "asr", "ra")} == told["tuned"] == measured["card"]
 
 
-@pytest.mark.parametrize("kind", [".pt2", ".onnx"])
+@pytest.mark.parametrize("kind", [pytest.param(".pt2", marks=pytest.mark.slow), ".onnx"])
 def test_defend_slims_and_exports(store, here, kind):
     pytest.importorskip("torch_pruning", reason="--slim needs torch-pruning")
     for package in export_module.NEEDS[kind]:
@@ -166,6 +166,7 @@ def test_defend_slims_and_exports(store, here, kind):
     assert torch.allclose(ask(here / "other" / f"model{kind}", images), predict(model, images), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_slim_model_can_be_defended_and_slimmed_again(store, here):
     """The sizes on its card are kept, and changed where the second run cuts."""
     pytest.importorskip("torch_pruning", reason="--slim needs torch-pruning")
@@ -460,6 +461,7 @@ def test_missing_extras_are_told_before_any_work(store, here, monkeypatch):
     assert "gradprune[export]" in refused(here, "defend", store / "victim", "--export", "deep/er/model.onnx")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_leaves_nothing_behind(store, here, monkeypatch):
     def fails(*_):
         raise RuntimeError("No ONNX function found for <OpOverload(op='aten.odd', overload='default')>.")

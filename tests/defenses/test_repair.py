@@ -224,6 +224,7 @@ def test_batch_norm_takes_its_statistics_from_clean_images(images):
 # --- the roads ---
 
 
+@pytest.mark.slow
 def test_a_sturdy_model_is_repaired_with_no_class_suspected(monkeypatch):
     monkeypatch.setattr(repairing, "scan", None)  # would raise if it were called
     shipped = gp.load_victim("badnets")
