@@ -115,7 +115,7 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
                     break
         except KeyboardInterrupt:
             history.append({**history[-1], "interrupted": True})
-        bar.total = bar.n  # stopped early, not broken off: a notebook leaves a bar that is not full, in red
+        bar.total = bar.n  # a full bar: a notebook shows one that is not full in red, as a failure
     model.load_state_dict(best_state)
     best["kept"] = True
     return history

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from reprlib import repr  # a nest without end does not get a text without end
+from reprlib import repr  # shortens deeply nested content
 from typing import Any
 
 import numpy as np
