@@ -30,9 +30,9 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
     """Remove, round by round, the filter on the shortlist whose removal helps most; `model` is pruned in place.
 
     The shortlist: the `k` best living filters by `score`. What helps most: the lowest `Objective` on the training
-    pairs, even if it is higher than before: two filters may carry together what neither carries alone. A trial with which
-    clean accuracy on the training pairs would have fallen by `alpha` (0..1) or more does not count. Stops when none counts,
-    after `patience` rounds without a lower validation objective, or when one filter is left; the round with the lowest
+    pairs, even if it is higher than before: two filters may carry what neither carries alone. A candidate that would
+    lower clean accuracy on the training pairs by `alpha` (0..1) or more is out. Stops when all are out, after
+    `patience` rounds without a lower validation objective, or when one filter is left; the round with the lowest
     one stays. Ctrl-C stops the rounds the same way.
     Raises InputError for k below 1, a negative weight, or alpha and patience out of range.
     """
