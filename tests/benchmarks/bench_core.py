@@ -17,6 +17,8 @@ import torch
 
 import gradprune as gp
 from gradprune.datasets import draw_defense_images
+from gradprune.defenses.grad_prune import grad_prune_paper
+from gradprune.defenses.scan import scan
 from gradprune.evaluation.metrics import BATCH
 from gradprune.models import evaluating, predict
 from gradprune.pruning import Augment, pair_up, paper, unlearning_loss, verified
@@ -76,6 +78,19 @@ def batch_ratio(victim, repeats=7):
     return median(ratios), min(ratios), max(ratios)
 
 
+def repair_cost(spc, attacks=("badnets", "sig")):
+    """Processor seconds of `repair` and of a `scan`, and each over those of `grad_prune`, recipe `paper`: one line an attack."""
+    for name in attacks:
+        victim = gp.load_victim(name)
+        cost = []
+        for work, *more in ((grad_prune_paper, victim.trigger), (gp.repair,), (scan,)):
+            start = time.process_time()
+            work(victim.model, victim.data.defense, *more, spc=spc, progress=False)
+            cost.append(time.process_time() - start)
+        yield (f"{name} at spc {spc}: `repair` {cost[1]:.0f} processor seconds (target <= 60), {cost[1] / cost[0]:.0f} x `paper`; "
+               f"`scan` {cost[2]:.0f}, {cost[2] / cost[0]:.0f} x")
+
+
 def import_seconds(repeats=5):
     """Median seconds of `import torch`, and of `import gradprune` with every public name on top of it."""
     code = ("import time; a = time.perf_counter(); import torch; b = time.perf_counter(); from gradprune import *; "
@@ -128,6 +143,8 @@ def main():
         middle, low, high, whole = verified_ratio(gp.load_victim(name), 10)
         print(f"a round of `verified` on {name} at spc 10: {middle:.2f} x one of `paper`, range {low:.2f}..{high:.2f} "
               f"(target <= 4); pruning in all {whole:.1f} s (target <= 15)")
+    for line in repair_cost(10):
+        print(line)
 
 
 if __name__ == "__main__":
