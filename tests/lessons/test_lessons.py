@@ -55,7 +55,7 @@ def own_progress(tmp_path, monkeypatch):
 
 ALL = list(EXERCISES.values())
 each_exercise = pytest.mark.parametrize("exercise", ALL, ids=[exercise.name for exercise in ALL])
-BANK = [(exercise, one.message, wrong) for exercise in ALL for one in exercise.misconceptions for wrong in (one.wrong, *one.others)]
+BANK = [(exercise, message, wrong) for exercise in ALL for message, functions in exercise.mistakes.items() for wrong in functions]
 
 
 @each_exercise
@@ -63,7 +63,7 @@ def test_the_reference_is_correct_and_nothing_is_untouched(exercise):
     assert exercise.judge(exercise.reference).state == "correct"
     assert exercise.judge(None).state == exercise.judge(...).state == "untouched"
     assert exercise.judge(exercise.stub or (lambda *_: None)).state == "untouched"
-    assert len({one.message for one in exercise.misconceptions}) == len(exercise.misconceptions) >= 6
+    assert len(exercise.mistakes) >= 6
 
 
 @pytest.mark.parametrize(("exercise", "message", "wrong"), BANK, ids=[f"{e.name}: {m[:40]}" for e, m, _ in BANK])
@@ -135,7 +135,7 @@ def test_the_line_of_an_exception_is_the_learners_and_no_librarys():
 
 
 def test_values_that_look_alike_are_told_with_more_digits():
-    exercise = dataclasses.replace(EXERCISES["der"], cases=lambda: [(-2.3509,)], reference=lambda number: number, misconceptions=())
+    exercise = dataclasses.replace(EXERCISES["der"], cases=lambda: [(-2.3509,)], reference=lambda number: number, mistakes={})
     assert "should be -2.3509, yours is -2.3512." in exercise.judge(lambda number: -2.3512).message
     assert "should be -2.351, yours is -4." in exercise.judge(lambda number: -4.0).message
 
@@ -185,7 +185,7 @@ def test_double_precision_does_not_break_what_follows():
 
 def test_a_misconception_that_fails_on_the_inputs_explains_nothing():
     exercise = EXERCISES["score"]
-    broken = dataclasses.replace(exercise, misconceptions=(exercise.misconceptions[0]._replace(wrong=lambda *_: 1 / 0),))
+    broken = dataclasses.replace(exercise, mistakes={"divided by nothing": [lambda *_: 1 / 0]})
     verdict = broken.judge(lambda weight, gradient: gradient.abs().sum(dim=(1, 2, 3)) + 1)
     assert verdict.state == "wrong" and verdict.message.startswith("your function does something else than it should")
 

@@ -8,21 +8,14 @@ from functools import partial
 from typing import Any
 
 from gradprune.base.errors import unknown
-from gradprune.lessons.exercises.attack import ATTACK_EXERCISES
-from gradprune.lessons.exercises.comparing import COMPARING_EXERCISES
-from gradprune.lessons.exercises.hunt import FIND_TRIGGER
-from gradprune.lessons.exercises.loop import PRUNE
-from gradprune.lessons.exercises.own_model import OWN_MODEL_EXERCISES
-from gradprune.lessons.exercises.pruning import PRUNING_EXERCISES
-from gradprune.lessons.exercises.scanning import SCANNING_EXERCISES
-from gradprune.lessons.exercises.scoring import SCORING_EXERCISES
+from gradprune.lessons.exercises import attack, by_hand, comparing, own_model, pruning, scanning, scoring
 from gradprune.lessons.runtime import progress
 from gradprune.lessons.runtime.grading import Exercise, Verdict
 from gradprune.lessons.runtime.notebook_setup import show
 
-EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in
-                                  (*ATTACK_EXERCISES, *SCORING_EXERCISES, *PRUNING_EXERCISES, *SCANNING_EXERCISES,
-                                   *COMPARING_EXERCISES, *OWN_MODEL_EXERCISES, PRUNE, FIND_TRIGGER)}
+EXERCISES: dict[str, Exercise] = {found.name: found
+                                  for room in (attack, scoring, pruning, scanning, comparing, own_model, by_hand)
+                                  for found in vars(room).values() if isinstance(found, Exercise)}
 _LOOKS = {"correct": ("#007F5C", "✔", "Correct"), "wrong": ("#C45500", "✘", "Not yet right"),
           "untouched": ("#667078", "○", "Not attempted yet")}
 
