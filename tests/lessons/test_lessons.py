@@ -482,7 +482,7 @@ def test_a_changed_table_is_told(capsys):
         return scores.rank(axis=1, ascending=False).mean()
 
     check.mean_rank(in_place)
-    assert "changes the table" in capsys.readouterr().out
+    assert "changes its input" in capsys.readouterr().out
 
 
 def test_strict_mode_raises_unless_correct(monkeypatch):

@@ -86,7 +86,7 @@ def test_a_changed_table_and_a_single_number_are_told(monkeypatch, capsys):
         return 0.5, 0.5
 
     check.alarm_rates(careless)
-    assert "changes the table" in capsys.readouterr().out
+    assert "changes its input" in capsys.readouterr().out
     check.anomaly(lambda norms: norms.min())
     assert "Each class needs its own" in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.lessons.runtime.feedback import Seen
-from gradprune.lessons.runtime.grading import Complaint, Function, Untouched, as_tensor, exercise
+from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise
 from gradprune.pruning import Filters, Pairs, filter_scores, invert, paper, silence, validate
 from gradprune.pruning.filters import filters
 
@@ -134,8 +134,6 @@ def _deeds(function: Function, case: Sequence[Any]) -> Seen:
     """What the mark does to other images: in range or not, where it leads, and which part of the image it takes."""
     model, images, target, _ = case
     found = function(*case)
-    if found is None or found is ...:
-        raise Untouched
     sizes = (1, *images.shape[2:]), images.shape[1:]
     if not (isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
         raise Complaint("give back two tensors: `return mask, pattern`.")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gradprune.lessons.runtime.feedback import Seen
-from gradprune.lessons.runtime.grading import Complaint, Function, Untouched, as_tensor, exercise
+from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise
 
 # ---- unwrap
 
@@ -41,8 +41,6 @@ def _names_and_values(function: Function, case: Sequence[Any]) -> Seen:
             raise Complaint("a hidden file is a state dict already, so there is no “state_dict” in it to open. Open "
                             "the nest only where there is one.") from error
         raise
-    if found is None or found is ...:
-        raise Untouched
     if not isinstance(found, Mapping):
         raise Complaint("a dict is wanted, name -> tensor, as `model.state_dict()` gives and `load_state_dict` takes.")
     seen = [torch.tensor(len(found)).double()]
@@ -176,8 +174,6 @@ def _small_graph() -> list[tuple[Any, ...]]:
 def _pairs_found(function: Function, case: Sequence[Any]) -> Seen:
     """A table of ones and zeros, a row and a column for each name; who has no partner may be there with None."""
     found = function(*case)
-    if found is None or found is ...:
-        raise Untouched
     if not isinstance(found, Mapping):
         raise Complaint("a dict is wanted, convolution -> BatchNorm, without those that have no partner.")
     names = [*case[1], *case[2]]
