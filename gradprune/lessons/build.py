@@ -105,7 +105,7 @@ def _faults(notebook: NotebookNode) -> Iterator[str]:
     """What a run passes over in silence: errors shown in red inside panels, and images without a description."""
     shown = [(f"code cell {cell.execution_count}", str(output.get("data", {}).get("text/html", "")))
              for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    models = _models(notebook)
+    models = panels(notebook)
     shown += [("a panel", str(model["state"].get("value", ""))) for model in models.values()
               if model["model_name"] == "HTMLModel"]
     for model in models.values():
@@ -124,7 +124,7 @@ def _faults(notebook: NotebookNode) -> Iterator[str]:
 
 def to_html(notebook: NotebookNode, name: str, names: dict[str, str]) -> str:
     """The page of an executed notebook. names: stem -> suffix of the files that links may lead to."""
-    models = _models(notebook)
+    models = panels(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _relink(cell.source, names)
@@ -144,7 +144,7 @@ def _title(text: str, name: str) -> str:
     return heading[1] if heading else name.replace("_", " ")
 
 
-def _models(notebook: NotebookNode) -> dict[str, Any]:
+def panels(notebook: NotebookNode) -> dict[str, Any]:
     """All panels' parts by id: `model_name` and `state`."""
     return dict(notebook.metadata.get("widgets", {}).get(_STATE, {}).get("state", {}))
 

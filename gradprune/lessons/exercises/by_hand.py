@@ -61,7 +61,6 @@ def prune(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, alp
                "every round.", again=False)
 @prune.mistake("dead filters are picked again. The loss would love to use them, so their gradient is large: look for "
                "the highest score among the living.", living=False)
-@prune.mistake("the filter with the LOWEST score goes first: `argmax`, not `argmin`.", sign=-1)
 @prune.mistake("the scores come from clean images. Those accuse no backdoor: give `train.triggered` with the true "
                "labels.", scored="clean")
 @prune.mistake("the scores come from the validation images. Those are kept to judge by; whoever proposes with them "
@@ -82,12 +81,11 @@ def prune(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, alp
                "loss is lower than ever.", late=True)
 @prune.mistake("the fall is counted from the best accuracy so far. It counts from the given model.",
                fallen=lambda accs, alpha: max(accs) - accs[-1] >= alpha)
-@prune.mistake("patience counts all rounds. It counts those since the best one.", since=lambda now, best: now)
 @prune.mistake("you stop at the first round that is no better. The loss goes up and down: wait `patience` rounds.",
-               since=lambda now, best: 99 * (now > best))
-def _(model, found, train, validation, alpha, patience, living=True, again=True, sign=1, scored="triggered", own=True,
+               hasty=True)
+def _(model, found, train, validation, alpha, patience, living=True, again=True, scored="triggered", own=True,
       judged=True, loss="unlearning_loss", fallen=lambda accs, alpha: accs[0] - accs[-1] >= alpha, late=False,
-      since=lambda now, best: now - best, kept=lambda removed, best: best):
+      hasty=False, kept=lambda removed, best: best):
     """The loop with one thing about it changed."""
     removed: list[int] = []
     source, judge = train if own else validation, validation if judged else train
@@ -95,7 +93,7 @@ def _(model, found, train, validation, alpha, patience, living=True, again=True,
     best, scores = 0, torch.zeros(0)
     while len(removed) < len(found) - 1:
         if again or not removed:
-            scores = sign * filter_scores(model, found, getattr(source, scored), source.labels)[0]
+            scores = filter_scores(model, found, getattr(source, scored), source.labels)[0]
         dead = torch.zeros(len(found), dtype=torch.bool)
         dead[removed] = living
         removed.append(int(scores.masked_fill(dead, -torch.inf).argmax()))
@@ -106,7 +104,7 @@ def _(model, found, train, validation, alpha, patience, living=True, again=True,
             break
         if getattr(rows[-1], loss) < getattr(rows[best], loss):
             best = len(removed)
-        if over or since(len(removed), best) >= patience:
+        if over or len(removed) - best >= (1 if hasty else patience):
             break
     return removed[:kept(removed, best)]
 

@@ -43,8 +43,6 @@ def _(before, after):
              rate=lambda asr, acc: (asr - max(0, acc) + 1) / 2)
 @der.mistake("the fall of ACC is added. It is the price, so subtract it.",
              rate=lambda asr, acc: (max(0, asr) + max(0, acc) + 1) / 2)
-@der.mistake("1 is added, but nothing is halved: yours runs from 0 to 2.",
-             rate=lambda asr, acc: max(0, asr) - max(0, acc) + 1)
 @der.mistake("1 is added after halving. Python divides before it adds: put brackets around all that is halved.",
              rate=lambda asr, acc: (max(0, asr) - max(0, acc)) / 2 + 1)
 @der.mistake("only the 1 is halved. Python divides before it adds: put brackets around all that is halved.",
@@ -130,11 +128,6 @@ def _(scores):
 def _(scores):
     return _ranks(scores.fillna(0.5)).mean()
 
-@mean_rank.mistake("failures are filled in with the defence's own mean. So its failures cost it nothing: rank them "
-                   "last.")
-def _(scores):
-    return _ranks(scores.fillna(scores.mean())).mean()
-
 @mean_rank.mistake("these are the ranks of the mean scores. One easy attack with large differences would decide for "
                    "all: rank in each block first, then take the mean.")
 def _(scores):
@@ -143,7 +136,3 @@ def _(scores):
 @mean_rank.mistake("this is the mean score. Scores of different attacks are on no common scale; ranks are.")
 def _(scores):
     return scores.mean()
-
-@mean_rank.mistake("this counts how often each defence wins. Second places then count no more than last ones.")
-def _(scores):
-    return (_ranks(scores) == 1).mean()

@@ -65,8 +65,6 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Any]:
                 rename=lambda name: name[7:])
 @unwrap.mistake("everything up to the first dot is cut off, whatever it is: “conv.weight” becomes “weight”.",
                 rename=lambda name: name.split(".", 1)[-1])
-@unwrap.mistake("only what follows the last dot is left. All layers then share the names “weight” and “bias”, and one "
-                "overwrites the other.", rename=lambda name: name.split(".")[-1])
 @unwrap.mistake("a dot stays in front: the prefix is “module.”, with its dot.",
                 rename=lambda name: name.removeprefix("module"))
 @unwrap.mistake("the names still begin with “module.”, which the network does not know.", rename=str)
@@ -128,12 +126,8 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
                    scale=lambda images, mean, std: images - mean / std)
 @normalise.mistake("the images are divided by 255 first. Here they are in 0..1 already.",
                    scale=lambda images, mean, std: (images / 255 - mean) / std)
-@normalise.mistake("one number for all channels. Each has its own.",
-                   scale=lambda images, mean, std: (images - mean.mean()) / std.mean())
 @normalise.mistake("the result is cut to 0..1. Half of the values belong below zero: leave them.",
                    scale=lambda images, mean, std: ((images - mean) / std).clamp(0, 1))
-@normalise.mistake("the channels have come to the front, before the images: `torch.stack(..., dim=1)` leaves them in "
-                   "their place.", scale=lambda images, mean, std: ((images - mean) / std).transpose(0, 1))
 def _(images, mean, std, shape=(3, 1, 1), scale=lambda images, mean, std: (images - mean) / std):
     return scale(images, torch.tensor(mean).view(shape), torch.tensor(std).view(shape))
 

@@ -85,8 +85,6 @@ def _(history, alpha):
 @stopping_rule.mistake("a fall of exactly alpha passes. “Fallen by alpha” means by alpha or more, so what may stay "
                        "has lost LESS than alpha: `<`, not `<=`.",
                        fall=lambda accs, place: accs[0] - accs[place] - 1e-9)
-@stopping_rule.mistake("a RISE of accuracy counts as a fall: leave out `abs()`. A model that got better has lost "
-                       "nothing.", fall=lambda accs, place: abs(accs[0] - accs[place]))
 @stopping_rule.mistake("the fall is counted from the best accuracy so far. It counts from the given model, row 0; a "
                        "lucky round in between changes nothing.",
                        fall=lambda accs, place: max(accs[:place]) - accs[place])
@@ -106,12 +104,9 @@ def _(history, alpha):
 def _(history, alpha):
     return _lowest(history, "test_asr")
 
-@stopping_rule.mistake("you chose by the test ASR, if within alpha. The test set must decide nothing: use the "
-                       "validation unlearning loss.", key="test_asr")
-@stopping_rule.mistake("you chose by the clean loss. It does not see the backdoor: use the unlearning loss.",
-                       key="val_clean_loss")
-def _(history, alpha, key):
-    return _lowest(_within(history, alpha), key)
+@stopping_rule.mistake("you chose by the clean loss. It does not see the backdoor: use the unlearning loss.")
+def _(history, alpha):
+    return _lowest(_within(history, alpha), "val_clean_loss")
 
 @stopping_rule.mistake("you stop at the first round in which the loss rises. It goes up and down: look at all rounds.")
 def _(history, alpha):
@@ -226,10 +221,6 @@ def _(model, optimizer, mask, loss):
 def _(model, optimizer, mask, loss):
     _plain_step(model, optimizer, mask, loss)
     mask.hold(optimizer, model)
-
-@hold_mask.mistake("nothing is trained: the optimizer never takes a step.")
-def _(model, optimizer, mask, loss):
-    mask.apply(model)
 
 @hold_mask.mistake("gradients pile up from step to step: call `optimizer.zero_grad()` before `loss.backward()`.")
 def _(model, optimizer, mask, loss):

@@ -62,12 +62,6 @@ def search_loss(model: nn.Module, images: Tensor, mask: Tensor, pattern: Tensor,
 @search_loss.mistake("the mask's mean, not its sum. That is 1,024 times smaller on these images, and the same cost "
                      "would mean another thing for each image size.",
                      whole=lambda error, mask, pattern, cost: error + cost * mask.mean())
-@search_loss.mistake("covered pixels are counted (`mask > 0.5`). A count moves in jumps and has no gradient, so "
-                     "nothing would make the mask smaller: take the plain sum.",
-                     whole=lambda error, mask, pattern, cost: error + cost * (mask > 0.5).float().sum())
-@search_loss.mistake("the pattern pays, not the mask. Where the mask is 0 the pattern does not matter: the mask says "
-                     "how much of the image is taken.",
-                     whole=lambda error, mask, pattern, cost: error + cost * pattern.abs().sum())
 @search_loss.mistake("the cost has the wrong sign: a LARGE mask is rewarded.",
                      whole=lambda error, mask, pattern, cost: error - cost * mask.sum())
 @search_loss.mistake("the cross-entropy has the wrong sign: this search flees from the class. Whatever reaches the "

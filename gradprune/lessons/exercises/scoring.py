@@ -189,18 +189,10 @@ def _(weight, gradient):
 def _(weight, gradient):
     return gradient.abs().sum(dim=(1, 2, 3))
 
-@score.mistake("the mean runs over the filters, too, and one number is left for the whole layer. Keep axis 0.")
-def _(weight, gradient):
-    return gradient.abs().mean()
-
 @score.mistake("the mean keeps the input channels (axis 1) and runs over the filters. A filter is an OUTPUT channel: "
                "keep axis 0.")
 def _(weight, gradient):
     return gradient.abs().mean(dim=(0, 2, 3))
-
-@score.mistake("these are the sizes of the weights. A large weight is not a guilty one: use the gradient.")
-def _(weight, gradient):
-    return weight.abs().mean(dim=(1, 2, 3))
 
 @score.mistake("gradients are squared, not made absolute: single large ones would drown all others.")
 def _(weight, gradient):
