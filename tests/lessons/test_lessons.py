@@ -749,6 +749,7 @@ def test_work_that_was_cut_short_is_not_kept_for_later(victim: Victim, monkeypat
     cut.append(False)
     assert checkpoint("03_tune")[1].mask.positions == pruned.mask.positions
     monkeypatch.setenv("GRADPRUNE_MODE", "full")
+    monkeypatch.setattr(restart, "load_victim", lambda _: 1 / 0)  # this mode trains
     with pytest.raises(KeyboardInterrupt, match="run it again"):
         checkpoint("03_start")
     trained.card["training"]["interrupted"] = False
@@ -774,16 +775,6 @@ def test_restart_points_hand_out_copies_over_shared_images(victim: Victim, monke
     assert not result.rows("tune")
     assert result.mask.positions
     restart._victim.cache_clear(), restart._pairs.cache_clear(), restart._pruned.cache_clear()
-
-
-def test_full_mode_trains(victim: Victim, monkeypatch):
-    restart._victim.cache_clear()
-    monkeypatch.setenv("GRADPRUNE_MODE", "full")
-    trained = dataclasses.replace(victim, card={"training": {"interrupted": False}})
-    monkeypatch.setattr(restart, "attack", lambda **_: trained)
-    monkeypatch.setattr(restart, "load_victim", lambda _: 1 / 0)
-    assert checkpoint("02_start").target == victim.target
-    restart._victim.cache_clear()
 
 
 def test_the_measured_bench_is_read_from_the_data_folder(tmp_path, monkeypatch):
