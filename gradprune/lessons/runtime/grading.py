@@ -85,7 +85,7 @@ class Exercise:
     def mistake(self, message: str, **settings: Any) -> Callable[[Function], Function]:
         """Tell this to whoever's function does the same as the decorated one, called with these settings as well.
 
-        Where several do the same, the first one speaks.
+        Where several do the same, the first one speaks; of decorators over one function, that is the lowest.
         """
         def register(wrong: Function) -> Function:
             self.mistakes.setdefault(message, []).append(partial(wrong, **settings))
