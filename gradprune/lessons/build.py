@@ -25,6 +25,11 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from gradprune.base.paths import output_folder, write_atomic
 
 _VIEW, _STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
+# JupyterLab's look, without a script that serves panels alone, and without folded cells that show nothing.
+_PAGE = """{% extends "lab/index.html.j2" %}
+{% block html_head_js_requirejs %}{% endblock %}
+{% block any_cell %}{% if cell.outputs or not cell.metadata.get("jupyter", {}).get("source_hidden") %}{{ super() }}
+{%- endif %}{% endblock %}"""
 _PATIENCE = 600  # seconds a cell may take before it counts as hanging
 
 
@@ -52,10 +57,9 @@ def _build(path: Path, out: Path) -> bool:
     page.unlink(missing_ok=True)
     notebook, faults = execute(path)
     seconds = cell_seconds(notebook)
-    slowest = max(range(len(seconds)), key=seconds.__getitem__, default=0)
     print(f"{path.stem}: {time.perf_counter() - start:.1f} s with the kernel's start; code cells, in seconds: "
-          f"{' '.join(f'{value:.1f}' for value in seconds)}"
-          + (f" (slowest: number {slowest + 1})" if seconds else ""), flush=True)
+          f"{' '.join(f'{value:.1f}' for value in seconds)} "
+          f"(slowest: number {seconds.index(max(seconds)) + 1 if seconds else 0})", flush=True)
     for fault in faults:
         print(f"{path.stem}: {fault}", file=sys.stderr, flush=True)
     if not faults:
@@ -101,7 +105,7 @@ def _faults(notebook: NotebookNode) -> Iterator[str]:
     """What a run passes over in silence: errors shown in red inside panels, and images without a description."""
     shown = [(f"code cell {cell.execution_count}", str(output.get("data", {}).get("text/html", "")))
              for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    models = _models(notebook)
+    models = panels(notebook)
     shown += [("a panel", str(model["state"].get("value", ""))) for model in models.values()
               if model["model_name"] == "HTMLModel"]
     for model in models.values():
@@ -120,30 +124,27 @@ def _faults(notebook: NotebookNode) -> Iterator[str]:
 
 def to_html(notebook: NotebookNode, name: str, names: dict[str, str]) -> str:
     """The page of an executed notebook. names: stem -> suffix of the files that links may lead to."""
-    models = _models(notebook)
-    notebook.cells = [cell for cell in notebook.cells if not _for_the_machine_alone(cell)]
+    models = panels(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _relink(cell.source, names)
             continue
         for output in cell.outputs:
-            view = output.get("data", {}).get(_VIEW)
-            if view:
+            if view := output.get("data", {}).get(_VIEW):
                 output.data = {"text/html": _still(models, view["model_id"])}
         cell.outputs = [output for output in cell.outputs if output.get("data", {}).get("text/html") != ""]
     notebook.metadata.pop("widgets", None)
-    heading = next((re.search(r"^# (.+)$", cell.source, re.M) for cell in notebook.cells), None)
-    notebook.metadata["title"] = heading[1] if heading else name
-    page, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
-    return re.sub(r'<script src="[^"]*require[^"]*"></script>', "", page)  # serves panels alone, from the network
+    notebook.metadata["title"] = _title("\n".join(cell.source for cell in notebook.cells), name)
+    return str(HTMLExporter(raw_template=_PAGE).from_notebook_node(notebook)[0])
 
 
-def _for_the_machine_alone(cell: NotebookNode) -> bool:
-    """A code cell that is folded in the notebook and shows nothing."""
-    return bool(cell.cell_type == "code" and cell.metadata.get("jupyter", {}).get("source_hidden") and not cell.outputs)
+def _title(text: str, name: str) -> str:
+    """The first heading of a text, or the name where it has none."""
+    heading = re.search(r"^# (.+)$", text, re.M)
+    return heading[1] if heading else name.replace("_", " ")
 
 
-def _models(notebook: NotebookNode) -> dict[str, Any]:
+def panels(notebook: NotebookNode) -> dict[str, Any]:
     """All panels' parts by id: `model_name` and `state`."""
     return dict(notebook.metadata.get("widgets", {}).get(_STATE, {}).get("state", {}))
 
@@ -190,14 +191,10 @@ def _write_texts(paths: list[Path], out: Path) -> None:
     names = {file.stem: file.suffix for file in (*paths, *texts)}
     for text in texts:
         _write_page(out, text.stem, new_notebook(cells=[new_markdown_cell(text.read_text("utf-8"))]), names)
-    links = "\n".join(f"- [{_title(page)}]({page.name})" for page in sorted(out.glob("*.html")) if page.stem != "index")
+    titles = {page: re.search(r"<title>([^<]+)", page.read_text("utf-8")) for page in sorted(out.glob("*.html"))}
+    links = "\n".join(f"- [{found[1] if found else page.stem.replace('_', ' ')}]({page.name})"
+                      for page, found in titles.items() if page.stem != "index")
     _write_page(out, "index", new_notebook(cells=[new_markdown_cell(f"# The notebooks, as they ran\n\n{links}")]), {})
-
-
-def _title(page: Path) -> str:
-    """The first heading of a page, or its name where it has none."""
-    heading = re.search(r"<h1[^>]*>([^<]+)", page.read_text("utf-8"))
-    return heading[1].strip() if heading else page.stem.replace("_", " ")
 
 
 def _write_page(out: Path, name: str, notebook: NotebookNode, names: dict[str, str]) -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import fx, nn
-from torchvision.transforms import functional
 
 import gradprune as gp
 from gradprune.base.errors import InputError
-from gradprune.lessons import check, checkpoint
+from gradprune.lessons import checkpoint
 from gradprune.lessons.runtime import restart_points as restart
 from gradprune.lessons.runtime import sign_net, workshop
 from gradprune.lessons.runtime.check import EXERCISES
@@ -125,32 +124,6 @@ def test_the_exercises_do_what_the_package_does():
                         for kind in (nn.Conv2d, nn.BatchNorm2d))
         found = EXERCISES["partners"].reference(reads, convs, norms)
         assert {targets[conv]: targets[norm] for conv, norm in found.items()} == batch_norm_of(model.eval())
-
-
-def test_other_right_ways(monkeypatch, capsys):
-    def loop(content):
-        found = {}
-        for name, tensor in content.get("state_dict", content).items():
-            found[name[len("module."):] if name.startswith("module.") else name] = tensor
-        return found
-
-    def counted(reads, convs, norms):
-        found = dict.fromkeys(convs)
-        for conv in convs:
-            readers = {reader for source, reader in reads if source == conv}
-            if len(readers) == 1 and readers <= set(norms) and sum(reader in readers for _, reader in reads) == 1:
-                found[conv] = readers.pop()
-        return found
-
-    assert check.unwrap(loop) is loop
-    assert check.normalise(functional.normalize) is functional.normalize
-    assert check.partners(counted) is counted
-    monkeypatch.delenv("GRADPRUNE_STRICT")
-    check.unwrap(lambda content: list(content))
-    check.partners(lambda reads, convs, norms: [*zip(convs, norms, strict=True)])
-    assert capsys.readouterr().out.count("a dict is wanted") == 2
-    check.unwrap(lambda content: content.pop("state_dict", content))
-    assert "changes its input" in capsys.readouterr().out
 
 
 # ---- restart points and photographs

@@ -95,21 +95,10 @@ def run(notebook: NotebookNode, folder: Path) -> Run:
 
 
 def swallowed(notebook: NotebookNode) -> list[str]:
-    """Errors that a run passes over: tracebacks on stderr, in outputs of widgets, and in HTML."""
-    found = []
-    for place, cell in enumerate(notebook.cells):
-        for output in cell.get("outputs", []):
-            text = output.get("text", "") if output.output_type == "stream" else str(output.get("data", {}))
-            if output.output_type == "error" or "Traceback (most recent call last)" in text:
-                found.append(f"cell {place}: {output.get('ename', '')} {text[-500:]}")
-    for model in notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get(
-            "state", {}).values():
-        state = model["state"]
-        if any(output.get("output_type") == "error" for output in state.get("outputs", [])):
-            found.append(f"a widget's output holds an error: {state['outputs']}")
-        if "Traceback (most recent call last)" in str(state.get("value", "")):
-            found.append(f"a widget shows an error: {state['value'][-500:]}")
-    return found
+    """Tracebacks that a run passes over: on stderr, in HTML and in widgets."""
+    shown = [(f"cell {place}", str(output)) for place, cell in enumerate(notebook.cells) for output in cell.get("outputs", [])]
+    shown += [("a widget", str(model["state"])) for model in build.panels(notebook).values()]
+    return [f"{place} shows an error: {text[-500:]}" for place, text in shown if "Traceback (most recent call last)" in text]
 
 
 def words(notebook: NotebookNode) -> int:

@@ -1,1 +1,1 @@
-"""The exercises: right answers, hidden inputs and likely misconceptions, one file a topic."""
+"""The exercises, a file a notebook: for each its hidden inputs, the right function, and wrong ones that are likely."""

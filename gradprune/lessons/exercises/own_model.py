@@ -1,42 +1,28 @@
-"""The exercises of notebook 06: somebody's weights, somebody's pixels, and partners (see there)."""
+"""The exercises of notebook 06: somebody's weights, somebody's pixels, and who reads whom."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradprune.lessons.exercises.partner import PARTNERS
 from gradprune.lessons.runtime.feedback import Seen
-from gradprune.lessons.runtime.grading import Complaint, Exercise, Function, Misconception, Untouched, as_tensor
+from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise
 
-# ---- unwrap(content) -> name -> tensor
-
-
-def _unwrap(content: Mapping[str, Any]) -> dict[str, Any]:
-    return _renamed(lambda name: name.removeprefix("module."))(content)
-
-
-def _renamed(rename: Callable[[str], str], keep: Callable[[str], bool] = lambda name: True) -> Function:
-    """A way to unwrap that opens the nest and renames what it keeps."""
-    return lambda content: {rename(name): value for name, value in _opened(content).items() if keep(name)}
-
-
-def _opened(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    return content.get("state_dict", content)
+# ---- unwrap
 
 
 def _files() -> list[tuple[dict[str, Any]]]:
     """Contents of three files: a nest with prefixes, prefixes alone, and a state dict as it should be."""
     generator = torch.Generator().manual_seed(0)
 
-    def tensors(names: Sequence[str]) -> dict[str, Any]:
+    def tensors(*names: str) -> dict[str, Any]:
         return {name: torch.randn(2, 3, generator=generator) for name in names}
 
-    nested = tensors(["module.model.conv.weight", "module.model.norm.running_mean", "module.head.module.bias"])
+    nested = tensors("module.model.conv.weight", "module.model.norm.running_mean", "module.head.module.bias")
     return [({"epoch": 3, "state_dict": nested, "lr": 0.1},),
-            (tensors(["module.lower.weight", "module.conv.module.1.running_var", "module.scale"]),),
-            (tensors(["conv.weight", "module_list.0.bias", "norm.running_var", "head.module.weight"]),)]
+            (tensors("module.lower.weight", "module.conv.module.1.running_var", "module.scale"),),
+            (tensors("conv.weight", "module_list.0.bias", "norm.running_var", "head.module.weight"),)]
 
 
 def _short_files() -> list[tuple[dict[str, Any]]]:
@@ -55,8 +41,6 @@ def _names_and_values(function: Function, case: Sequence[Any]) -> Seen:
             raise Complaint("a hidden file is a state dict already, so there is no “state_dict” in it to open. Open "
                             "the nest only where there is one.") from error
         raise
-    if found is None or found is ...:
-        raise Untouched
     if not isinstance(found, Mapping):
         raise Complaint("a dict is wanted, name -> tensor, as `model.state_dict()` gives and `load_state_dict` takes.")
     seen = [torch.tensor(len(found)).double()]
@@ -66,61 +50,42 @@ def _names_and_values(function: Function, case: Sequence[Any]) -> Seen:
     return seen
 
 
-def _cut_by_dot(name: str) -> str:
-    return name.split(".", 1)[-1]
+@exercise("06", cases=_files, observe=_names_and_values, examples=_short_files,
+          praise="the nest is opened where there is one, and only a leading “module.” goes.")
+def unwrap(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict in a file: name -> tensor."""
+    return {name.removeprefix("module."): value for name, value in content.get("state_dict", content).items()}
+
+@unwrap.mistake("`lstrip(\"module.\")` takes away LETTERS, any of m, o, d, u, l, e and the dot, as long as it finds "
+                "them: “module.model.conv” becomes “conv”. `removeprefix` takes the word.",
+                rename=lambda name: name.lstrip("module."))
+@unwrap.mistake("`replace` takes “module.” away wherever it stands. Inside a name it belongs to the network: use "
+                "`removeprefix`.", rename=lambda name: name.replace("module.", ""))
+@unwrap.mistake("seven letters are cut off every name, also where there is no “module.” in front.",
+                rename=lambda name: name[7:])
+@unwrap.mistake("everything up to the first dot is cut off, whatever it is: “conv.weight” becomes “weight”.",
+                rename=lambda name: name.split(".", 1)[-1])
+@unwrap.mistake("a dot stays in front: the prefix is “module.”, with its dot.",
+                rename=lambda name: name.removeprefix("module"))
+@unwrap.mistake("the names still begin with “module.”, which the network does not know.", rename=str)
+def _(content, rename):
+    return {rename(name): value for name, value in content.get("state_dict", content).items()}
+
+@unwrap.mistake("the nest is not opened: where there is a “state_dict” inside, the weights are there.")
+def _(content):
+    return {name.removeprefix("module."): value for name, value in content.items()}
+
+@unwrap.mistake("a single tensor comes back: the `return` stands inside the loop and ends it at once.")
+def _(content):
+    return dict([*unwrap.reference(content).items()][:1])
+
+@unwrap.mistake("only names that begin with “module.” are kept. A file from a single GPU has none such.")
+def _(content):
+    inner = content.get("state_dict", content)
+    return {name[7:]: value for name, value in inner.items() if name.startswith("module.")}
 
 
-UNWRAP = Exercise(
-    notebook="06", name="unwrap", signature="unwrap(content)",
-    praise="the nest is opened where there is one, and only a leading “module.” goes.",
-    reference=_unwrap, cases=_files, observe=_names_and_values, examples=_short_files,
-    misconceptions=(
-        Misconception("`lstrip(\"module.\")` takes away LETTERS, any of m, o, d, u, l, e and the dot, as long as it "
-                      "finds them: “module.model.conv” becomes “conv”. `removeprefix` takes the word.",
-                      _renamed(lambda name: name.lstrip("module."))),
-        Misconception("`strip(\"module.\")` takes away LETTERS, at both ends. `removeprefix` takes the word, at the "
-                      "front.", _renamed(lambda name: name.strip("module."))),
-        Misconception("`replace` takes “module.” away wherever it stands. Inside a name it belongs to the network: use "
-                      "`removeprefix`.", _renamed(lambda name: name.replace("module.", ""))),
-        Misconception("`replace(..., 1)` takes the first “module.” away, wherever it stands: “head.module.bias”. "
-                      "`removeprefix` looks at the front alone.",
-                      _renamed(lambda name: name.replace("module.", "", 1))),
-        Misconception("all that stands before the LAST “module.” goes. Inside a name it belongs to the network: "
-                      "`removeprefix`.", _renamed(lambda name: name.split("module.")[-1])),
-        Misconception("seven letters are cut off every name, also where there is no “module.” in front.",
-                      _renamed(lambda name: name[7:])),
-        Misconception("everything up to the first dot is cut off, whatever it is: “conv.weight” becomes “weight”.",
-                      _renamed(_cut_by_dot)),
-        Misconception("only what follows the last dot is left. All layers then share the names “weight” and “bias”, "
-                      "and one overwrites the other.", _renamed(lambda name: name.split(".")[-1])),
-        Misconception("a dot stays in front: the prefix is “module.”, with its dot.",
-                      _renamed(lambda name: name.removeprefix("module"))),
-        Misconception("the names still begin with “module.”, which the network does not know.",
-                      lambda content: dict(_opened(content))),
-        Misconception("the nest is not opened: where there is a “state_dict” inside, the weights are there.",
-                      lambda content: {name.removeprefix("module."): value for name, value in content.items()}),
-        Misconception("the content comes back as it was.", lambda content: content),
-        Misconception("a single tensor comes back: the `return` stands inside the loop and ends it at once.",
-                      lambda content: dict([next(iter(_unwrap(content).items()))])),
-        Misconception("BatchNorm's running statistics are left out. They are no parameters, but without them the "
-                      "network reads nothing: keep every tensor.",
-                      _renamed(lambda name: name.removeprefix("module."), lambda name: "running" not in name)),
-        Misconception("weights and biases alone are kept. BatchNorm's statistics and other tensors belong to the "
-                      "state, too.", _renamed(lambda name: name.removeprefix("module."),
-                                       lambda name: name.endswith(("weight", "bias")))),
-        Misconception("only names that begin with “module.” are kept. A file from a single GPU has none such.",
-                      _renamed(lambda name: name.removeprefix("module."), lambda name: name.startswith("module."))),
-    ))
-
-# ---- normalise(images, mean, std) -> images of the same shape
-
-
-def _per_channel(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values).view(3, 1, 1)
-
-
-def _normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    return (images - _per_channel(mean)) / _per_channel(std)
+# ---- normalise
 
 
 def _pixels() -> list[tuple[Any, ...]]:
@@ -144,57 +109,117 @@ def _for_a_network(function: Function, case: Sequence[Any]) -> Seen:
     return [as_tensor(images)]
 
 
-def _along(shape: tuple[int, ...]) -> Function:
-    """Normalise along another axis than the channels'."""
-    return lambda x, m, s: (x - torch.tensor(m).view(shape)) / torch.tensor(s).view(shape)
+@exercise("06", cases=_pixels, observe=_for_a_network, examples=_one_pixel,
+          praise="each channel is shifted by its own mean, then scaled by its own spread.")
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Shift and scale each channel by its own numbers."""
+    return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+@normalise.mistake("three numbers alone are laid along the LAST axis, the columns. These hidden images are three "
+                   "pixels wide, so nobody complains. Make them (3, 1, 1).", shape=(3,))
+@normalise.mistake("the numbers lie along the rows: (3, 1) is one axis too few. Make them (3, 1, 1).", shape=(3, 1))
+@normalise.mistake("std is multiplied. To bring the spread to 1, divide by it.",
+                   scale=lambda images, mean, std: (images - mean) * std)
+@normalise.mistake("divided first, shifted then: the mean is one of pixels in 0..1; take it away before dividing.",
+                   scale=lambda images, mean, std: images / std - mean)
+@normalise.mistake("the brackets are missing: Python divides before it subtracts.",
+                   scale=lambda images, mean, std: images - mean / std)
+@normalise.mistake("the images are divided by 255 first. Here they are in 0..1 already.",
+                   scale=lambda images, mean, std: (images / 255 - mean) / std)
+@normalise.mistake("the result is cut to 0..1. Half of the values belong below zero: leave them.",
+                   scale=lambda images, mean, std: ((images - mean) / std).clamp(0, 1))
+def _(images, mean, std, shape=(3, 1, 1), scale=lambda images, mean, std: (images - mean) / std):
+    return scale(images, torch.tensor(mean).view(shape), torch.tensor(std).view(shape))
+
+@normalise.mistake("the images' OWN mean and spread are used. The network was trained with fixed numbers, the same "
+                   "for every batch.", axes=(0, 2, 3))
+@normalise.mistake("each image's own mean and spread are used. The network was trained with fixed numbers.",
+                   axes=(2, 3))
+def _(images, mean, std, axes):
+    return (images - images.mean(dim=axes, keepdim=True)) / images.std(dim=axes, keepdim=True)
 
 
-def _standardised(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    return (x - x.mean(dim=axes, keepdim=True)) / x.std(dim=axes, keepdim=True)
+# ---- partners: which BatchNorm belongs to which convolution
+
+Reads = Sequence[tuple[str, str]]
 
 
-NORMALISE = Exercise(
-    notebook="06", name="normalise", signature="normalise(images, mean, std)",
-    praise="each channel is shifted by its own mean, then scaled by its own spread.",
-    reference=_normalise, cases=_pixels, observe=_for_a_network, examples=_one_pixel,
-    misconceptions=(
-        Misconception("three numbers alone are laid along the LAST axis, the columns. These hidden images are three "
-                      "pixels wide, so nobody complains. Make them (3, 1, 1).", _along((3,))),
-        Misconception("the numbers lie along the rows: (3, 1) is one axis too few. Make them (3, 1, 1).",
-                      _along((3, 1))),
-        Misconception("the numbers lie along the images, one for each picture. The channels are axis 1: (3, 1, 1).",
-                      _along((3, 1, 1, 1))),
-        Misconception("the mean is added. Shifting to zero takes it away.",
-                      lambda x, m, s: (x + _per_channel(m)) / _per_channel(s)),
-        Misconception("std is multiplied. To bring the spread to 1, divide by it.",
-                      lambda x, m, s: (x - _per_channel(m)) * _per_channel(s)),
-        Misconception("divided first, shifted then: the mean is one of pixels in 0..1; take it away before dividing.",
-                      lambda x, m, s: x / _per_channel(s) - _per_channel(m)),
-        Misconception("the brackets are missing: Python divides before it subtracts.",
-                      lambda x, m, s: x - _per_channel(m) / _per_channel(s)),
-        Misconception("std is squared. That is the variance.",
-                      lambda x, m, s: (x - _per_channel(m)) / _per_channel(s).square()),
-        Misconception("the mean is taken away, but nothing is divided.", lambda x, m, s: x - _per_channel(m)),
-        Misconception("divided, but the mean is not taken away first.", lambda x, m, s: x / _per_channel(s)),
-        Misconception("the images are divided by 255 first. Here they are in 0..1 already.",
-                      lambda x, m, s: _normalise(x / 255, m, s)),
-        Misconception("the images are multiplied by 255 first. mean and std are meant for pixels in 0..1.",
-                      lambda x, m, s: _normalise(x * 255, m, s)),
-        Misconception("the channels are turned around, as OpenCV keeps them (blue first). These are red, green, blue.",
-                      lambda x, m, s: _normalise(x.flip(1), m, s)),
-        Misconception("the images' OWN mean and spread are used. The network was trained with fixed numbers, the same "
-                      "for every batch.", lambda x, m, s: _standardised(x, (0, 2, 3))),
-        Misconception("each image's own mean and spread are used. The network was trained with fixed numbers.",
-                      lambda x, m, s: _standardised(x, (2, 3))),
-        Misconception("one number for all channels. Each has its own.",
-                      lambda x, m, s: (x - sum(m) / 3) / (sum(s) / 3)),
-        Misconception("the result is cut to 0..1. Half of the values belong below zero: leave them.",
-                      lambda x, m, s: _normalise(x, m, s).clamp(0, 1)),
-        Misconception("this is the way back, from normalised images to pixels.",
-                      lambda x, m, s: x * _per_channel(s) + _per_channel(m)),
-        Misconception("mean and std are exchanged.", lambda x, m, s: _normalise(x, s, m)),
-        Misconception("the channels have come to the front, before the images: `torch.stack(..., dim=1)` leaves them "
-                      "in their place.", lambda x, m, s: _normalise(x, m, s).transpose(0, 1)),
-    ))
+def _graphs() -> list[tuple[Any, ...]]:
+    """A residual block that keeps a sum, and a network in which outputs are shared, joined and read twice."""
+    block = [("image", "conv1"), ("conv1", "norm1"), ("norm1", "relu"), ("relu", "conv2"), ("conv2", "norm2"),
+             ("norm2", "relu_1"), ("relu_1", "conv3"), ("conv3", "add"), ("relu", "add"), ("add", "norm3"),
+             ("norm3", "output")]
+    other = [("image", "norm_a"), ("norm_a", "conv_e"), ("conv_e", "norm_d"), ("norm_d", "conv_b"),
+             ("conv_b", "norm_b"), ("conv_b", "cat"), ("norm_b", "conv_c"), ("conv_c", "norm_s"),
+             ("norm_d", "conv_d"), ("conv_d", "norm_s"), ("norm_s", "cat"), ("cat", "conv_f"), ("conv_f", "relu"),
+             ("relu", "norm_c"), ("norm_c", "conv_g"), ("norm_c", "join"), ("conv_g", "norm_g"), ("norm_g", "join"),
+             ("norm_g", "output"), ("join", "output")]
+    return [(block, ["conv1", "conv2", "conv3"], ["norm1", "norm2", "norm3"]),
+            (other, ["conv_b", "conv_c", "conv_d", "conv_e", "conv_f", "conv_g"],
+             ["norm_a", "norm_b", "norm_c", "norm_d", "norm_g", "norm_s"])]
 
-OWN_MODEL_EXERCISES = (UNWRAP, NORMALISE, PARTNERS)
+
+def _small_graph() -> list[tuple[Any, ...]]:
+    """A chain whose second BatchNorm reads a sum."""
+    reads = [("image", "c1"), ("c1", "n1"), ("n1", "c2"), ("c2", "add"), ("n1", "add"), ("add", "n2"), ("n2", "output")]
+    return [(reads, ["c1", "c2"], ["n1", "n2"])]
+
+
+def _pairs_found(function: Function, case: Sequence[Any]) -> Seen:
+    """A table of ones and zeros, a row and a column for each name; who has no partner may be there with None."""
+    found = function(*case)
+    if not isinstance(found, Mapping):
+        raise Complaint("a dict is wanted, convolution -> BatchNorm, without those that have no partner.")
+    names = [*case[1], *case[2]]
+    return [torch.tensor([[float(found.get(row, "") == column) for column in names] for row in names]).double()]
+
+
+def _reached(reads: Reads, conv: str, norms: Sequence[str]) -> str | None:
+    """The first BatchNorm after a convolution, through whatever lies between."""
+    waiting = [conv]
+    for name in waiting:
+        if name in norms:
+            return name
+        waiting += [reader for source, reader in reads if source == name and reader not in waiting]
+    return None
+
+
+@exercise("06", cases=_graphs, observe=_pairs_found, examples=_small_graph,
+          praise="the BatchNorm reads this convolution alone, and nobody else reads it.")
+def partners(reads: Reads, convs: Sequence[str], norms: Sequence[str]) -> dict[str, str]:
+    """The BatchNorm of each convolution that has one."""
+    read, reading = [source for source, _ in reads], [reader for _, reader in reads]
+    return {source: reader for source, reader in reads if source in convs and reader in norms
+            and read.count(source) == 1 and reading.count(reader) == 1}
+
+@partners.mistake("the first convolution gets the first BatchNorm, and so on. The lists say in which order somebody "
+                  "WROTE the layers, not who reads whom: look into `reads`.")
+def _(reads, convs, norms):
+    return dict(zip(convs, norms, strict=True))
+
+@partners.mistake("these are the partners in the seller's network, written down. The hidden networks are others: work "
+                  "them out from `reads`.")
+def _(reads, convs, norms):
+    return {"conv1": "norm1", "conv2": "norm2"}
+
+@partners.mistake("the names decide. Nobody has to call the partner of conv3 norm3, and here it is not: look into "
+                  "`reads`.")
+def _(reads, convs, norms):
+    return {conv: norm for conv in convs for norm in norms if conv[4:] == norm[4:]}
+
+@partners.mistake("it is enough for yours that the BatchNorm reads the convolution. If somebody else reads it, too, "
+                  "its filters speak past the BatchNorm; if the BatchNorm has a second source, silencing it hits that "
+                  "as well. Check both.", suits=lambda readers, sources: True)
+@partners.mistake("you check that nobody else reads the convolution, but not that the BatchNorm has no other source. "
+                  "Silencing it would hit that as well.", suits=lambda readers, sources: readers == 1)
+@partners.mistake("you check that the BatchNorm has no other source, but not that nobody else reads the convolution. "
+                  "Its filters would still speak there.", suits=lambda readers, sources: sources == 1)
+def _(reads, convs, norms, suits):
+    read, reading = [source for source, _ in reads], [reader for _, reader in reads]
+    return {source: reader for source, reader in reads if source in convs and reader in norms
+            and suits(read.count(source), reading.count(reader))}
+
+@partners.mistake("you follow the output through whatever comes next. Behind a ReLU or a sum the BatchNorm does not "
+                  "hold this filter's channel alone: its ONLY source must be the convolution itself.")
+def _(reads, convs, norms):
+    return {conv: norm for conv in convs if (norm := _reached(reads, conv, norms))}

@@ -1,6 +1,7 @@
-"""The exercises of notebook 03: when to stop pruning (see there), and how removed filters are kept silent."""
+"""The exercises of notebook 03: when to stop pruning, and how removed filters are kept silent."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -8,24 +9,121 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradprune.lessons.exercises.stopping import STOPPING_RULE
 from gradprune.lessons.runtime.feedback import Seen
-from gradprune.lessons.runtime.grading import Exercise, Function, Misconception
+from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise
 from gradprune.pruning import FilterMask
 from gradprune.pruning.filters import filters, own_tensors
 
-# ---- hold_mask(model, optimizer, mask, loss): one training step
+# ---- stopping_rule
+
+Rows = list[dict[str, Any]]
 
 
-def _hold_mask(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
-    _plain_step(model, optimizer, mask, loss)
-    mask.apply(model)
+def _histories() -> list[tuple[Rows, float]]:
+    """Runs as `paper` leaves them, ended by a fall of alpha or by patience; each wrong rule keeps another round.
+
+    Accuracies are multiples of 1/64, so that a fall of exactly alpha is one in floating point, too; test figures lie
+    there as a temptation.
+    """
+    return [(_rows([56, 58, 62, 57, 55, 50, 44], [4.0, 2.6, 2.8, 1.9, 2.0, 1.2, 0.6], [9, 8, 10, 90, 20, 50, 30],
+                   [99, 80, 20, 40, 1, 30, 2]), 0.125),
+            (_rows([48, 50, 46, 47, 40, 32], [3.0, 2.0, 1.0, 1.3, 1.1, 0.5], [20, 19, 50, 18, 60, 90],
+                   [97, 50, 40, 5, 30, 20]), 0.25),
+            (_rows([40, 40, 41, 34, 38, 39, 36], [3.0, 1.4, 1.6, 0.7, 0.9, 0.8, 1.1], [12, 14, 11, 95, 16, 13, 18],
+                   [98, 60, 70, 45, 30, 20, 10]), 0.125),
+            (_rows([52, 50, 49, 40], [2.0, 2.4, 2.6, 1.0], [50, 40, 70, 80], [99, 70, 50, 1]), 0.125),
+            (_rows([40, 44, 50, 47, 30], [3.0, 2.0, 0.8, 1.5, 0.9], [50, 40, 45, 30, 80], [99, 70, 60, 65, 1]), 0.125)]
 
 
-def _plain_step(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+def _rows(*columns: Sequence[float]) -> Rows:
+    """A history from its accuracies (in 64ths), unlearning losses, clean losses and test ASRs (both in per cent)."""
+    names, scales = ("val_acc", "val_unlearning_loss", "val_clean_loss", "test_asr"), (64, 1, 100, 100)
+    return [{"round": number} | {name: value / scale for name, value, scale in zip(names, values, scales, strict=True)}
+            for number, values in enumerate(zip(*columns, strict=True))]
+
+
+def _short_run() -> list[tuple[Rows, float]]:
+    """A history short enough to be read."""
+    rows = ((1.0, 3.0), (0.95, 0.5), (0.97, 0.8), (0.6, 0.1))
+    return [([{"round": number, "val_acc": acc, "val_unlearning_loss": loss}
+              for number, (acc, loss) in enumerate(rows)], 0.1)]
+
+
+def _round(function: Function, case: Sequence[Any]) -> Seen:
+    """The chosen round; what follows in the notebook cannot use a whole row."""
+    chosen = function(*case)
+    if isinstance(chosen, dict):
+        raise Complaint("a whole row is returned. How many filters stay removed is its `\"round\"`.")
+    return [as_tensor(chosen)]
+
+
+def _within(rows: Rows, alpha: float) -> Rows:
+    return [row for row in rows if rows[0]["val_acc"] - row["val_acc"] < alpha]
+
+
+def _lowest(rows: Rows, key: str = "val_unlearning_loss") -> int:
+    return int(min(rows, key=lambda row: row[key])["round"])
+
+
+@exercise("03", cases=_histories, observe=_round, examples=_short_run,
+          praise="the lowest validation unlearning loss among the rounds that lost less than alpha.")
+def stopping_rule(history: Rows, alpha: float) -> int:
+    """How many filters stay removed."""
+    return _lowest(_within(history, alpha))
+
+@stopping_rule.mistake("you keep the last round, or the first that loses too much. Pruning goes on for a while after "
+                       "its best moment to be sure that it was the best: go BACK to the round with the lowest "
+                       "validation unlearning loss.")
+def _(history, alpha):
+    return history[-1]["round"]
+
+@stopping_rule.mistake("you keep the last round within alpha. Among those rounds, the one with the lowest validation "
+                       "unlearning loss is the best.")
+def _(history, alpha):
+    return _within(history, alpha)[-1]["round"]
+
+@stopping_rule.mistake("a fall of exactly alpha passes. “Fallen by alpha” means by alpha or more, so what may stay "
+                       "has lost LESS than alpha: `<`, not `<=`.",
+                       fall=lambda accs, place: accs[0] - accs[place] - 1e-9)
+@stopping_rule.mistake("the fall is counted from the best accuracy so far. It counts from the given model, row 0; a "
+                       "lucky round in between changes nothing.",
+                       fall=lambda accs, place: max(accs[:place]) - accs[place])
+@stopping_rule.mistake("the fall is counted from one round to the next. Many small losses would add up unseen: "
+                       "compare with row 0.", fall=lambda accs, place: accs[place - 1] - accs[place])
+def _(history, alpha, fall):
+    accs = [row["val_acc"] for row in history]
+    return _lowest([row for place, row in enumerate(history) if not place or fall(accs, place) < alpha])
+
+@stopping_rule.mistake("alpha is ignored: the lowest loss may come from a model that has lost its accuracy. First "
+                       "drop the rounds that lost alpha or more.")
+def _(history, alpha):
+    return _lowest(history)
+
+@stopping_rule.mistake("you chose by the test ASR. Whoever picks by test figures reports a result that nobody can get "
+                       "on new data: the test set must decide nothing.")
+def _(history, alpha):
+    return _lowest(history, "test_asr")
+
+@stopping_rule.mistake("you chose by the clean loss. It does not see the backdoor: use the unlearning loss.")
+def _(history, alpha):
+    return _lowest(_within(history, alpha), "val_clean_loss")
+
+@stopping_rule.mistake("you stop at the first round in which the loss rises. It goes up and down: look at all rounds.")
+def _(history, alpha):
+    within = _within(history, alpha)
+    return next(before["round"] for before, after in pairwise(history)
+                if after["val_unlearning_loss"] > before["val_unlearning_loss"] or after not in within)
+
+@stopping_rule.mistake("one too many: row 0 is the model before any pruning, so row r has r filters removed.")
+def _(history, alpha):
+    return stopping_rule.reference(history, alpha) + 1
+
+@stopping_rule.mistake("row 0 is left out. If no round helps, the given model is the best: 0 filters.")
+def _(history, alpha):
+    return _lowest(_within(history, alpha)[1:] or history[1:2])
+
+
+# ---- hold_mask: one training step
 
 
 class _Net(nn.Module):
@@ -53,93 +151,79 @@ def _training() -> list[tuple[Any, ...]]:
     return [(model, optimizer, mask, images, labels)]
 
 
+def _plain_step(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 def _three_steps(function: Function, case: Sequence[Any]) -> Seen:
-    """All numbers of the removed filters after three steps (conv, then BatchNorm), then all parameters."""
+    """All parameters after three steps."""
     model, optimizer, mask, images, labels = case
     for _ in range(3):
         function(model, optimizer, mask, F.cross_entropy(model(images), labels))
-    own = [own_tensors(model, mask.filters, position) for position in mask.positions]
-    conv = torch.cat([tensor.flatten() for tensors in own for tensor in tensors[:2]])
-    norm = torch.cat([tensor.flatten() for tensors in own for tensor in tensors[2:]])
-    return [conv.double().clone(), norm.double().clone(),
-            *(parameter.detach().double().clone() for parameter in model.parameters())]
+    return [parameter.detach().double().clone() for parameter in model.parameters()]
 
 
-def _gradient_masked(*names: str) -> Function:
-    """A step that zeroes the removed filters' gradients in these parameters, and nothing else."""
+@exercise("03", cases=_training, observe=_three_steps, stub=_plain_step, pure=False,
+          praise="the step trains what lives, and the removed filters stay silent, BatchNorm included.")
+def hold_mask(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
+    """One training step after which all filters in the mask are silent."""
+    _plain_step(model, optimizer, mask, loss)
+    mask.apply(model)
 
-    def step(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        for name in names:
-            model.get_parameter(name).grad[mask.positions] = 0  # type: ignore[index]
-        optimizer.step()
+_MOMENTUM = ("the gradients are masked, yet the filters grow back: momentum still carries the old gradients, and "
+             "weight decay moves weights, too. Silence the filters AFTER the step.")
+_MOVES_FREELY = ("the convolution's gradients are masked; momentum moves it all the same, and its BatchNorm moves "
+                 "freely. Silence the filters AFTER the step, BatchNorm included.")
 
-    return step
+@hold_mask.mistake(_MOVES_FREELY, names=("conv.weight", "norm.weight"))
+@hold_mask.mistake(_MOVES_FREELY, names=("conv.weight",))
+@hold_mask.mistake(_MOVES_FREELY, names=("conv.weight", "conv.bias"))
+@hold_mask.mistake(_MOMENTUM, names=("conv.weight", "norm.weight", "norm.bias"))
+@hold_mask.mistake(_MOMENTUM, names=("conv.weight", "conv.bias", "norm.weight", "norm.bias"))
+def _(model, optimizer, mask, loss, names):
+    optimizer.zero_grad()
+    loss.backward()
+    for name in names:
+        model.get_parameter(name).grad[mask.positions] = 0
+    optimizer.step()
 
+_SHIFT = ("weights and bias are silent, but the BatchNorm behind them is not: its shift makes the channel say the "
+          "same constant to every image. Silence scale and shift, too (`mask.apply` does).")
 
-def _partly_silent(count: int) -> Function:
-    """A step that silences the first tensors of each removed filter: weights, bias, BatchNorm scale, shift."""
+@hold_mask.mistake(_SHIFT, silent=3)
+@hold_mask.mistake(_SHIFT, silent=2)
+@hold_mask.mistake("the weights are zero, but the bias and the BatchNorm behind them are not: the channel still "
+                   "speaks. `mask.apply` silences all that belongs to a filter.", silent=1)
+def _(model, optimizer, mask, loss, silent):
+    _plain_step(model, optimizer, mask, loss)
+    for position in mask.positions:
+        for tensor in own_tensors(model, mask.filters, position)[:silent]:  # weights, bias, scale, shift
+            tensor.zero_()
 
-    def step(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
-        _plain_step(model, optimizer, mask, loss)
-        for position in mask.positions:
-            for tensor in own_tensors(model, mask.filters, position)[:count]:
-                tensor.zero_()
+_TOO_EARLY = "the mask comes before the step, and the step moves the weights again. Put it last."
 
-    return step
-
-
-def _applied_before(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
+@hold_mask.mistake(_TOO_EARLY)
+def _(model, optimizer, mask, loss):
     optimizer.zero_grad()
     loss.backward()
     mask.apply(model)
     optimizer.step()
 
-
-def _applied_first(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
+@hold_mask.mistake(_TOO_EARLY)
+def _(model, optimizer, mask, loss):
     mask.apply(model)
     _plain_step(model, optimizer, mask, loss)
 
-
-def _held_too_late(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
+@hold_mask.mistake("`mask.hold` acts after every LATER step of the optimizer; this one was made before, so the "
+                   "filters are awake when it ends. `mask.apply` silences them now.")
+def _(model, optimizer, mask, loss):
     _plain_step(model, optimizer, mask, loss)
     mask.hold(optimizer, model)
 
-
-def _no_zero_grad(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
+@hold_mask.mistake("gradients pile up from step to step: call `optimizer.zero_grad()` before `loss.backward()`.")
+def _(model, optimizer, mask, loss):
     loss.backward()
     optimizer.step()
     mask.apply(model)
-
-
-HOLD_MASK = Exercise(
-    notebook="03", name="hold_mask", signature="hold_mask(model, optimizer, mask, loss)",
-    praise="the step trains what lives, and the removed filters stay silent, BatchNorm included.",
-    reference=_hold_mask, cases=_training, observe=_three_steps, stub=_plain_step, pure=False,
-    misconceptions=(
-        Misconception("the gradients are masked, yet the filters grow back: momentum still carries the old "
-                      "gradients, and weight decay moves weights, too. Silence the filters AFTER the step.",
-                      _gradient_masked("conv.weight", "conv.bias", "norm.weight", "norm.bias"),
-                      (_gradient_masked("conv.weight", "norm.weight", "norm.bias"),)),
-        Misconception("the convolution's gradients are masked; momentum moves it all the same, and its "
-                      "BatchNorm moves freely. Silence the filters AFTER the step, BatchNorm included.",
-                      _gradient_masked("conv.weight", "conv.bias"),
-                      (_gradient_masked("conv.weight"), _gradient_masked("conv.weight", "norm.weight"))),
-        Misconception("weights and bias are silent, but the BatchNorm behind them is not: its shift makes "
-                      "the channel say the same constant to every image. Silence scale and shift, too "
-                      "(`mask.apply` does).", _partly_silent(2), (_partly_silent(3),)),
-        Misconception("the weights are zero, but the bias and the BatchNorm behind them are not: the "
-                      "channel still speaks. `mask.apply` silences all that belongs to a filter.",
-                      _partly_silent(1)),
-        Misconception("the mask comes before the step, and the step moves the weights again. Put it last.",
-                      _applied_before, (_applied_first,)),
-        Misconception("`mask.hold` acts after every LATER step of the optimizer; this one was made before, so the "
-                      "filters are awake when it ends. `mask.apply` silences them now.", _held_too_late),
-        Misconception("nothing is trained: the optimizer never takes a step.",
-                      lambda model, optimizer, mask, loss: mask.apply(model)),
-        Misconception("gradients pile up from step to step: call `optimizer.zero_grad()` before "
-                      "`loss.backward()`.", _no_zero_grad),
-    ))
-
-PRUNING_EXERCISES = (STOPPING_RULE, HOLD_MASK)

@@ -1,28 +1,16 @@
-"""The exercises of notebook 02: the unlearning loss, a measured slope (see there), and the score of a filter."""
+"""The exercises of notebook 02: the unlearning loss, a slope that is measured, and the score of a filter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.lessons.exercises.slope import SLOPE
 from gradprune.lessons.runtime.feedback import Seen
-from gradprune.lessons.runtime.grading import (
-    Complaint,
-    Exercise,
-    Function,
-    Misconception,
-    as_tensor,
-    require_no_backward,
-)
+from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise, require_no_backward
 
-# ---- unlearning_loss(model, images, labels, trigger, target) -> scalar with a gradient
-
-
-def _unlearning_loss(model: nn.Module, images: Tensor, labels: Tensor, trigger: Function, target: int) -> Tensor:
-    return F.cross_entropy(model(trigger(images)), labels)
+# ---- unlearning_loss
 
 
 def _small_models() -> list[tuple[Any, ...]]:
@@ -34,8 +22,7 @@ def _small_models() -> list[tuple[Any, ...]]:
         for parameter in model.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator)
         images = torch.rand(count, 3, 2, 2, generator=generator) * 0.6
-        labels = torch.arange(count) % 4
-        cases.append((model.eval(), images, labels, _brighter_corner, target))
+        cases.append((model.eval(), images, torch.arange(count) % 4, _brighter_corner, target))
     return cases
 
 
@@ -47,63 +34,121 @@ def _brighter_corner(images: Tensor) -> Tensor:
 
 def _loss_and_gradient(function: Function, case: Sequence[Any]) -> Seen:
     """The loss, and the gradient that flows from it into the model's weights."""
-    model = case[0]
+    weights = list(case[0].parameters())
     loss = function(*case)
-    require_no_backward(*model.parameters())
+    require_no_backward(*weights)
     value = as_tensor(loss)
     if value.numel() == 1 and (not isinstance(loss, Tensor) or not loss.requires_grad):
         return [value, torch.zeros(1)]  # no gradient at all
-    if value.ndim:
-        return [value]
-    return [value, *(gradient.double() for gradient in torch.autograd.grad(loss, list(model.parameters())))]
+    return [value] if value.ndim else [value, *(one.double() for one in torch.autograd.grad(loss, weights))]
 
 
-def _without_gradient(*case: Any) -> Tensor:
-    with torch.no_grad():
-        return _unlearning_loss(*case)
+@exercise("02", cases=_small_models, observe=_loss_and_gradient,
+          praise="triggered images, true labels, the mean over the batch, and a gradient that flows.")
+def unlearning_loss(model: nn.Module, images: Tensor, labels: Tensor, trigger: Function, target: int) -> Tensor:
+    """Mean cross-entropy of triggered images and their true labels."""
+    return F.cross_entropy(model(trigger(images)), labels)
+
+@unlearning_loss.mistake("the labels are the attacker's. This loss is LOW while the backdoor lives, and following it "
+                         "down would teach the backdoor. Unlearning asks for the TRUE labels.")
+def _(model, images, labels, trigger, target):
+    return F.cross_entropy(model(trigger(images)), torch.full_like(labels, target))
+
+@unlearning_loss.mistake("this is that loss negated: climbing away from the target. It says where the images should "
+                         "not go, but not where they should; ask for the TRUE labels instead.")
+def _(model, images, labels, trigger, target):
+    return -F.cross_entropy(model(trigger(images)), torch.full_like(labels, target))
+
+@unlearning_loss.mistake("the images are clean. On those the model is right already, so the gradient knows nothing of "
+                         "the backdoor: put the trigger on first.")
+def _(model, images, labels, trigger, target):
+    return F.cross_entropy(model(images), labels)
+
+@unlearning_loss.mistake("the sum over the images, not the mean: it would grow with the size of the batch.")
+def _(model, images, labels, trigger, target):
+    return F.cross_entropy(model(trigger(images)), labels, reduction="sum")
+
+@unlearning_loss.mistake("softmax came first. `F.cross_entropy` takes the model's raw outputs and does the softmax "
+                         "itself.")
+def _(model, images, labels, trigger, target):
+    return F.cross_entropy(model(trigger(images)).softmax(1), labels)
+
+@unlearning_loss.mistake("the value is right, but no gradient flows from it. Leave out `.item()`, `.detach()` and "
+                         "`torch.no_grad()`: the gradient is what we are after.")
+def _(*case):
+    return unlearning_loss.reference(*case).detach()
+
+@unlearning_loss.mistake("clean and triggered images are both in it. That is the loss of fine-tuning (notebook 03); "
+                         "here only triggered ones count.")
+def _(model, images, labels, trigger, target):
+    return F.cross_entropy(model(images), labels) + F.cross_entropy(model(trigger(images)), labels)
+
+@unlearning_loss.mistake("images of the target class are left out. That is for counting successes (notebook 01); here "
+                         "every image should get its true label.")
+def _(model, images, labels, trigger, target):
+    others = labels != target
+    return F.cross_entropy(model(trigger(images[others])), labels[others])
 
 
-UNLEARNING_LOSS = Exercise(
-    notebook="02", name="unlearning_loss", signature="unlearning_loss(model, images, labels, trigger, target)",
-    praise="triggered images, true labels, the mean over the batch, and a gradient that flows.",
-    reference=_unlearning_loss, cases=_small_models, observe=_loss_and_gradient,
-    misconceptions=(
-        Misconception("the labels are the attacker's. This loss is LOW while the backdoor lives, and "
-                      "following it down would teach the backdoor. Unlearning asks for the TRUE labels.",
-                      lambda m, x, y, t, k: F.cross_entropy(m(t(x)), torch.full_like(y, k))),
-        Misconception("this is that loss negated: climbing away from the target. It says where the images "
-                      "should not go, but not where they should; ask for the TRUE labels instead.",
-                      lambda m, x, y, t, k: -F.cross_entropy(m(t(x)), torch.full_like(y, k))),
-        Misconception("the images are clean. On those the model is right already, so the gradient knows "
-                      "nothing of the backdoor: put the trigger on first.",
-                      lambda m, x, y, t, k: F.cross_entropy(m(x), y)),
-        Misconception("the sum over the images, not the mean: it would grow with the size of the batch.",
-                      lambda m, x, y, t, k: F.cross_entropy(m(t(x)), y, reduction="sum")),
-        Misconception("one loss per image is returned. Take the mean: a gradient needs a single number to "
-                      "start from.", lambda m, x, y, t, k: F.cross_entropy(m(t(x)), y, reduction="none")),
-        Misconception("the sign is turned around. The loss must be HIGH while triggered images get wrong "
-                      "labels.", lambda m, x, y, t, k: -F.cross_entropy(m(t(x)), y)),
-        Misconception("softmax came first. `F.cross_entropy` takes the model's raw outputs and does the "
-                      "softmax itself.", lambda m, x, y, t, k: F.cross_entropy(m(t(x)).softmax(1), y)),
-        Misconception("this is the accuracy. It moves in jumps and has no gradient; use the cross-entropy.",
-                      lambda m, x, y, t, k: (m(t(x)).argmax(1) == y).float().mean()),
-        Misconception("the value is right, but no gradient flows from it. Leave out `.item()`, `.detach()` "
-                      "and `torch.no_grad()`: the gradient is what we are after.", _without_gradient),
-        Misconception("clean and triggered images are both in it. That is the loss of fine-tuning (notebook "
-                      "03); here only triggered ones count.",
-                      lambda m, x, y, t, k: F.cross_entropy(m(x), y) + F.cross_entropy(m(t(x)), y)),
-        Misconception("images of the target class are left out. That is for counting successes (notebook 01); here "
-                      "every image should get its true label.",
-                      lambda m, x, y, t, k: F.cross_entropy(m(t(x[y != k])), y[y != k])),
-        Misconception("clean and triggered images are averaged together. Only the triggered ones belong "
-                      "here.", lambda m, x, y, t, k: F.cross_entropy(m(torch.cat([x, t(x)])), y.repeat(2))),
-    ))
+# ---- slope
 
-# ---- score(weight, gradient) -> one number per filter
+Loss = Callable[[Tensor], Any]
 
 
-def _score(weight: Tensor, gradient: Tensor) -> Tensor:
-    return gradient.abs().mean(dim=(1, 2, 3))
+def _curved() -> list[tuple[Any, ...]]:
+    """Losses that bend, in double precision, with steps so large that each way to measure gives another number."""
+    weights = torch.tensor([2.0, -6.0, 0.5], dtype=torch.float64)
+    return [(_bent, weights, 1, 0.1), (_bent, weights, 0, 0.25), (_bent, weights[[1, 2, 0]], 1, 0.5)]
+
+
+def _bent(weights: Tensor) -> float:
+    return float((weights * torch.tensor([1.0, 0.5, -2.0])).exp().sum() + weights.prod() ** 2)
+
+
+def _sum_of_cubes(weights: Tensor) -> Tensor:
+    return (weights ** 3).sum()
+
+
+def _rise(loss: Loss, weights: Tensor, place: int, ahead: float, behind: float) -> float:
+    """How much higher the loss is with the weight moved `ahead` than with the weight moved `behind`."""
+    def moved(by: float) -> float:
+        return float(loss(weights.index_add(0, torch.tensor([place]), torch.tensor([by], dtype=weights.dtype))))
+    return moved(ahead) - moved(behind)
+
+
+@exercise("02", cases=_curved, examples=lambda: [(_sum_of_cubes, torch.tensor([1.0, 2.0]), 1, 1.0)],
+          praise="a step up, a step down, and the rise between them per unit of weight.")
+def slope(loss: Loss, weights: Tensor, place: int, step: float) -> float:
+    """How fast the loss rises with one weight."""
+    return _rise(loss, weights, place, step, -step) / (2 * step)
+
+@slope.mistake("only one step is taken, upwards. That measures a slope, too, but half a step on. Go both ways, and "
+               "the errors cancel.", ahead=1, behind=0)
+@slope.mistake("only one step is taken, downwards. Go both ways: the errors of the two then cancel.", ahead=0, behind=1)
+@slope.mistake("divided by one step, but the two places lie TWO steps apart.", ahead=1, behind=1)
+def _(loss, weights, place, step, ahead, behind):
+    return _rise(loss, weights, place, ahead * step, -behind * step) / step
+
+@slope.mistake("nothing is divided: this is how much the loss changes, not how much for each unit of weight.", behind=0)
+@slope.mistake("nothing is divided: this is how much the loss changes, not how much for each unit of weight.", behind=1)
+def _(loss, weights, place, step, behind):
+    return _rise(loss, weights, place, step, -behind * step)
+
+@slope.mistake("the sign is turned around: the loss at the larger weight comes first.")
+def _(*case):
+    return -slope.reference(*case)
+
+@slope.mistake("the brackets are missing: Python divides by 2 and MULTIPLIES by the step.")
+def _(loss, weights, place, step):
+    return _rise(loss, weights, place, step, -step) / 2 * step
+
+@slope.mistake("all weights are moved. Move the one at `place` alone, on a copy: `up = weights.clone()`, then "
+               "`up[place] += step`.")
+def _(loss, weights, place, step):
+    return (float(loss(weights + step)) - float(loss(weights - step))) / (2 * step)
+
+
+# ---- score
 
 
 def _layers() -> list[tuple[Tensor, Tensor]]:
@@ -113,8 +158,7 @@ def _layers() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)) for shape in shapes]
 
 
-def _one_filter() -> list[tuple[Tensor, Tensor]]:
-    """A layer of two filters with two numbers each."""
+def _two_filters() -> list[tuple[Tensor, Tensor]]:
     return [(torch.tensor([1.0, 2.0, 3.0, 4.0]).view(2, 1, 1, 2), torch.tensor([1.0, -3.0, 0.0, 1.0]).view(2, 1, 1, 2))]
 
 
@@ -125,44 +169,36 @@ def _per_filter(function: Function, case: Sequence[Any]) -> Seen:
     return [scores]
 
 
-SCORE = Exercise(
-    notebook="02", name="score", signature="score(weight, gradient)",
-    praise="the mean absolute gradient over each filter's own weights.",
-    reference=_score, cases=_layers, observe=_per_filter, examples=_one_filter,
-    misconceptions=(
-        Misconception("you averaged before abs(). Positive and negative gradients cancel in the mean: take "
-                      "the absolute value of every number first.", lambda w, g: g.mean(dim=(1, 2, 3)).abs()),
-        Misconception("abs() is missing: positive and negative gradients cancel in the mean.",
-                      lambda w, g: g.mean(dim=(1, 2, 3))),
-        Misconception("the sum, not the mean. A filter with more weights would score higher for its size "
-                      "alone, and one ranking over all layers would be unfair.",
-                      lambda w, g: g.abs().sum(dim=(1, 2, 3))),
-        Misconception("the mean runs over the filters, too, and one number is left for the whole layer. "
-                      "Keep axis 0.", lambda w, g: g.abs().mean()),
-        Misconception("the mean keeps the input channels (axis 1) and runs over the filters. A filter is an "
-                      "OUTPUT channel: keep axis 0.", lambda w, g: g.abs().mean(dim=(0, 2, 3))),
-        Misconception("the mean runs over the kernel alone and leaves (filters, inputs). All inputs belong "
-                      "to the filter: average over axes 1, 2 and 3.", lambda w, g: g.abs().mean(dim=(2, 3))),
-        Misconception("the mean runs over axis 1 alone. The two kernel axes belong to the filter, too: "
-                      "dim=(1, 2, 3).", lambda w, g: g.abs().mean(dim=1)),
-        Misconception("these are the sizes of the weights. A large weight is not a guilty one: use the "
-                      "gradient.", lambda w, g: w.abs().mean(dim=(1, 2, 3))),
-        Misconception("the largest gradient of each filter, not the mean: one lucky weight would decide.",
-                      lambda w, g: g.abs().amax(dim=(1, 2, 3))),
-        Misconception("gradients are squared, not made absolute: single large ones would drown all others.",
-                      lambda w, g: g.square().mean(dim=(1, 2, 3))),
-        Misconception("this is the root of the mean square, which a few large gradients rule. The paper's score is the "
-                      "mean of absolute values.", lambda w, g: g.square().mean(dim=(1, 2, 3)).sqrt()),
-        Misconception("the gradient is divided by the weights. Here the weights play no part.",
-                      lambda w, g: g.abs().mean(dim=(1, 2, 3)) / w.abs().mean(dim=(1, 2, 3)),
-                      (lambda w, g: (g / w).abs().mean(dim=(1, 2, 3)),)),
-        Misconception("this is the norm, the root of squares. The paper's score is the mean of absolute "
-                      "values.", lambda w, g: g.flatten(1).norm(dim=1)),
-        Misconception("this is the `taylor` score, sum of weight times gradient: a good one, which you meet "
-                      "further down. Here the weights play no part.",
-                      lambda w, g: (w * g).sum(dim=(1, 2, 3))),
-        Misconception("weights and gradients are multiplied. That leads to the `taylor` score further down; "
-                      "here the gradient alone counts.", lambda w, g: (w * g).abs().mean(dim=(1, 2, 3))),
-    ))
+@exercise("02", cases=_layers, observe=_per_filter, examples=_two_filters,
+          praise="the mean absolute gradient over each filter's own weights.")
+def score(weight: Tensor, gradient: Tensor) -> Tensor:
+    """One number per filter: the mean absolute gradient."""
+    return gradient.abs().mean(dim=(1, 2, 3))
 
-SCORING_EXERCISES = (UNLEARNING_LOSS, SLOPE, SCORE)
+@score.mistake("you averaged before abs(). Positive and negative gradients cancel in the mean: take the absolute "
+               "value of every number first.")
+def _(weight, gradient):
+    return gradient.mean(dim=(1, 2, 3)).abs()
+
+@score.mistake("abs() is missing: positive and negative gradients cancel in the mean.")
+def _(weight, gradient):
+    return gradient.mean(dim=(1, 2, 3))
+
+@score.mistake("the sum, not the mean. A filter with more weights would score higher for its size alone, and one "
+               "ranking over all layers would be unfair.")
+def _(weight, gradient):
+    return gradient.abs().sum(dim=(1, 2, 3))
+
+@score.mistake("the mean keeps the input channels (axis 1) and runs over the filters. A filter is an OUTPUT channel: "
+               "keep axis 0.")
+def _(weight, gradient):
+    return gradient.abs().mean(dim=(0, 2, 3))
+
+@score.mistake("gradients are squared, not made absolute: single large ones would drown all others.")
+def _(weight, gradient):
+    return gradient.square().mean(dim=(1, 2, 3))
+
+@score.mistake("this is the `taylor` score, sum of weight times gradient: a good one, which you meet further down. "
+               "Here the weights play no part.")
+def _(weight, gradient):
+    return (weight * gradient).sum(dim=(1, 2, 3))

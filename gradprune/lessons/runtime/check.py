@@ -1,30 +1,20 @@
 """`check.<exercise>(attempt)`: says what is right or wrong and hands back a function that works, so Run All goes on."""
 
-import html
 import os
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from gradprune.base.errors import unknown
-from gradprune.lessons.exercises.attack import ATTACK_EXERCISES
-from gradprune.lessons.exercises.comparing import COMPARING_EXERCISES
-from gradprune.lessons.exercises.hunt import FIND_TRIGGER
-from gradprune.lessons.exercises.loop import PRUNE
-from gradprune.lessons.exercises.own_model import OWN_MODEL_EXERCISES
-from gradprune.lessons.exercises.pruning import PRUNING_EXERCISES
-from gradprune.lessons.exercises.scanning import SCANNING_EXERCISES
-from gradprune.lessons.exercises.scoring import SCORING_EXERCISES
+from gradprune.lessons.exercises import attack, by_hand, comparing, own_model, pruning, scanning, scoring
 from gradprune.lessons.runtime import progress
-from gradprune.lessons.runtime.grading import Exercise, Verdict
-from gradprune.lessons.runtime.notebook_setup import show
+from gradprune.lessons.runtime.grading import Exercise
+from gradprune.lessons.runtime.notebook_setup import say
 
-EXERCISES: dict[str, Exercise] = {exercise.name: exercise for exercise in
-                                  (*ATTACK_EXERCISES, *SCORING_EXERCISES, *PRUNING_EXERCISES, *SCANNING_EXERCISES,
-                                   *COMPARING_EXERCISES, *OWN_MODEL_EXERCISES, PRUNE, FIND_TRIGGER)}
-_LOOKS = {"correct": ("#007F5C", "✔", "Correct"), "wrong": ("#C45500", "✘", "Not yet right"),
-          "untouched": ("#667078", "○", "Not attempted yet")}
+EXERCISES: dict[str, Exercise] = {found.name: found
+                                  for room in (attack, scoring, pruning, scanning, comparing, own_model, by_hand)
+                                  for found in vars(room).values() if isinstance(found, Exercise)}
+_TITLES = {"correct": ("✔", "Correct:"), "wrong": ("✘", "Not yet right:"), "untouched": ("○", "Not attempted yet:")}
 
 
 class CheckFailed(AssertionError):
@@ -65,22 +55,12 @@ def whose(function: Any) -> str:
 def _check(exercise: Exercise, attempt: Any = None) -> Any:
     """Judge, tell, remember; the attempt if it is correct, else the reference."""
     verdict = exercise.judge(attempt)
-    _tell(verdict)
+    symbol, title = _TITLES[verdict.state]
+    correct = verdict.state == "correct"
+    say(symbol, verdict.message + " The notebook goes on with a working version." * (not correct), title)
     key = f"{exercise.notebook}.{exercise.name}"
-    if verdict.state == "correct" or progress.recall("exercises", key) != "correct":
+    if correct or progress.recall("exercises", key) != "correct":
         progress.remember("exercises", key, verdict.state)  # once solved, it stays solved
-    if verdict.state == "correct":
-        return attempt
-    if os.environ.get("GRADPRUNE_STRICT") == "1":
+    if not correct and os.environ.get("GRADPRUNE_STRICT") == "1":
         raise CheckFailed(f"{exercise.name}: {verdict.state}: {verdict.message}")
-    return exercise.reference
-
-
-def _tell(verdict: Verdict) -> None:
-    """Colour, symbol and words: none of the three carries the meaning alone."""
-    color, symbol, title = _LOOKS[verdict.state]
-    on = "" if verdict.state == "correct" else " The notebook goes on with a working version."
-    message = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(verdict.message))
-    show(f'<div role="status" style="border-left:5px solid {color};padding:0.4em 0.9em;margin:0.4em 0">'
-         f'<b><span style="color:{color}">{symbol}</span> {title}:</b> {message}{on}</div>',
-         f"{symbol} {title}: {verdict.message}{on}")
+    return attempt if correct else exercise.reference

@@ -1,32 +1,27 @@
 """How an attempt is judged: it runs on hidden inputs, and what it does is compared with what the reference does.
 
-If it behaves like one of the wrong implementations instead, the learner is told the misconception behind that one.
+If it behaves like one of the wrong functions instead, the learner is told the misconception behind that one.
 """
 
 import contextlib
+import inspect
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from gradprune.datasets import ImageSet
 from gradprune.lessons.runtime.feedback import Seen, an_example, close, describe_error, difference, kind
 
 Function = Callable[..., Any]
 _LONGEST_STUB = 12  # bytes of code of a function that does nothing but return None
-
-
-class Misconception(NamedTuple):
-    """What to tell a learner whose function does the same as this wrong one, or as one of the others."""
-
-    message: str
-    wrong: Function
-    others: tuple[Function, ...] = ()
 
 
 class Verdict(NamedTuple):
@@ -49,30 +44,54 @@ def result(function: Function, case: Sequence[Any]) -> Seen:
     return [as_tensor(function(*case))]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Exercise:
-    """One exercise, told by examples: a right function and some instructive wrong ones.
+    """One exercise, told by examples: a right function, the reference, and some instructive wrong ones.
 
-    signature: how the function is called. cases: makes the hidden inputs anew for each run. observe: what to look
-    at when the function runs on one of them. same: whether two functions did the same over all cases. stub: what
-    counts as not attempted beside returning None or `...`. pure: the function must leave its inputs as they were.
-    examples: small inputs, shown with both results where nobody foresaw the fault. caution: what to say of a correct
-    attempt that will disappoint, or "".
+    Its name and its arguments are those of the reference. cases: makes the hidden inputs anew for each run. observe:
+    what to look at when the function runs on one of them. same: whether two functions did the same over all cases.
+    stub: what counts as not attempted beside returning None or `...`. pure: the function must leave its inputs as they
+    were. examples: small inputs, shown with both results where nobody foresaw the fault. caution: what to say of a
+    correct attempt that will disappoint, or "". mistakes: what to tell -> the wrong functions that it is told for.
     """
 
-    notebook: str
-    name: str
-    signature: str
-    praise: str
     reference: Function
+    notebook: str
+    praise: str
     cases: Callable[[], list[tuple[Any, ...]]]
-    misconceptions: tuple[Misconception, ...]
     observe: Callable[[Function, Sequence[Any]], Seen] = result
     same: Callable[[Seen, Seen], bool] = close
     stub: Function | None = None
     pure: bool = True
     examples: Callable[[], list[tuple[Any, ...]]] = list
     caution: Callable[[Any], str] = lambda attempt: ""
+    mistakes: dict[str, list[Function]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The function's name: that of the check, too."""
+        return self.reference.__name__
+
+    @property
+    def arguments(self) -> list[str]:
+        """The names of the function's arguments, in order."""
+        return list(inspect.signature(self.reference).parameters)
+
+    @property
+    def signature(self) -> str:
+        """How the function is called."""
+        return f"{self.name}({', '.join(self.arguments)})"
+
+    def mistake(self, message: str, **settings: Any) -> Callable[[Function], Function]:
+        """Tell this to whoever's function does the same as the decorated one, called with these settings as well.
+
+        Where several do the same, the first one speaks; of decorators over one function, that is the lowest.
+        """
+        def register(wrong: Function) -> Function:
+            self.mistakes.setdefault(message, []).append(partial(wrong, **settings))
+            return wrong
+
+        return register
 
     def judge(self, attempt: Any) -> Verdict:
         """Say what an attempt is; raises nothing, whatever the attempt does (Ctrl-C excepted)."""
@@ -95,9 +114,9 @@ class Exercise:
                 return Verdict("correct", f"{self.praise} {self.caution(attempt)}".rstrip())
         if self.stub is not None and self.same(seen, self.run(self.stub)):
             return Verdict("untouched", f"complete the body of {self.signature}, then run this cell again.")
-        for one in self.misconceptions:
-            if any(self._behaves_like(wrong, seen) for wrong in (one.wrong, *one.others)):
-                return Verdict("wrong", one.message)
+        for message, functions in self.mistakes.items():
+            if any(self._behaves_like(wrong, seen) for wrong in functions):
+                return Verdict("wrong", message)
         return Verdict("wrong", self._shown(attempt) or difference(seen, expected))
 
     def _shown(self, attempt: Any) -> str:
@@ -105,8 +124,8 @@ class Exercise:
         for mine, right in zip(self.examples(), self.examples(), strict=True):
             with contextlib.suppress(Exception), _quiet():
                 if not self.same(self.observe(attempt, mine), self.observe(self.reference, right)):
-                    names = self.signature.partition("(")[2].rstrip(")").split(", ")
-                    return an_example(dict(zip(names, mine, strict=True)), self.reference(*right), attempt(*mine))
+                    given = dict(zip(self.arguments, mine, strict=True))
+                    return an_example(given, self.reference(*right), attempt(*mine))
         return ""
 
     def run(self, function: Any) -> Seen:
@@ -117,14 +136,21 @@ class Exercise:
             raise Complaint(f"{function.__name__} is a class: hand over an object of it, {function.__name__}().")
         if not callable(function):
             raise Complaint(f"a function {self.signature} is expected, but this is {kind(function)}.")
+
+        def returned(*case: Any) -> Any:
+            value = function(*case)
+            if self.stub is None and (value is None or value is ...):
+                raise Untouched
+            return value
+
         seen: Seen = []
         for case, untouched in zip(self.cases(), self.cases(), strict=True):
             with _quiet():
-                seen += self.observe(function, case)
+                seen += self.observe(returned, case)
             if self.pure and not all(map(_unchanged, case, untouched)):
                 raise Complaint("your function changes its input in place. Whoever calls it needs that again: work on "
-                                "a copy (`x.clone()` of a tensor, `dict(x)` of a dict), or use operations without a "
-                                "trailing underscore.")
+                                "a copy (`x.clone()` of a tensor, `x.copy()` of a table or a dict), or use operations "
+                                "without a trailing underscore.")
         return seen
 
     def _behaves_like(self, wrong: Function, seen: Seen) -> bool:
@@ -132,6 +158,11 @@ class Exercise:
             return self.same(seen, _known(self, wrong))
         except Exception:
             return False
+
+
+def exercise(notebook: str, **settings: Any) -> Callable[[Function], Exercise]:
+    """Decorate the right function of an exercise; its wrong ones follow under `@NAME.mistake(message)`."""
+    return partial(Exercise, notebook=notebook, **settings)
 
 
 @cache
@@ -146,12 +177,10 @@ def _does_something(attempt: Any) -> bool:
 
 
 def as_tensor(value: Any) -> Tensor:
-    """A returned number, array or tensor as float64; raises Complaint (or Untouched) for anything else."""
-    if value is None or value is ...:
-        raise Untouched
+    """A returned number, array or tensor as float64; raises Complaint for anything else."""
     if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) and part.ndim == 0 for part in value):
         value = torch.stack(list(value))
-    if isinstance(value, bool | int | float | np.ndarray | np.generic | list) and not isinstance(value, str):
+    if isinstance(value, bool | int | float | np.ndarray | np.generic | list):
         with contextlib.suppress(ValueError, TypeError, RuntimeError):
             value = torch.as_tensor(np.asarray(value))
     if not isinstance(value, Tensor):
@@ -190,6 +219,8 @@ def _unchanged(given: Any, fresh: Any) -> bool:
         return given.keys() == fresh.keys() and all(_unchanged(given[key], fresh[key]) for key in given)
     if isinstance(given, list | tuple):
         return len(given) == len(fresh) and all(map(_unchanged, given, fresh))
-    if hasattr(given, "images") and hasattr(given, "labels"):
+    if isinstance(given, ImageSet):
         return _unchanged((given.images, given.labels), (fresh.images, fresh.labels))
+    if isinstance(given, pd.DataFrame):
+        return bool(given.equals(fresh))
     return not isinstance(given, int | float | str) or given == fresh

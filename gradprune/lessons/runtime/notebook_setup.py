@@ -1,6 +1,8 @@
 """How a notebook begins: in which mode it runs, what made its figures, and how far the learner came."""
 
+import html
 import os
+import re
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ MODES = {
     "full": "models are trained here, on this machine",
     "ci": "shipped models and the smallest settings, for tests",
 }
+
+_COLORS = {"✔": "#007F5C", "✘": "#C45500", "➜": "#C45500", "○": "#667078"}
 
 
 def mode() -> str:
@@ -44,10 +48,9 @@ def begin(notebook: str) -> None:
 
 def _name_the_mode_in_captions() -> None:
     """Let IPython add the mode to the caption of each `Picture` that it shows."""
-    shell = _shell()
-    if shell is not None:
-        html = shell.display_formatter.formatters["text/html"]
-        html.for_type_by_name("gradprune.views.figures.picture", "Picture", _with_mode)
+    if shell := _shell():
+        formatter = shell.display_formatter.formatters["text/html"]
+        formatter.for_type_by_name("gradprune.views.figures.picture", "Picture", _with_mode)
 
 
 def _with_mode(picture: Any) -> str:
@@ -64,11 +67,19 @@ def _shell() -> Any:
     return get_ipython()
 
 
-def show(html: str, text: str) -> None:
+def show(markup: str, text: str) -> None:
     """Show HTML in a notebook, the text in plain Python."""
     if _shell() is None:
         print(text)
         return
     from IPython.display import display
 
-    display({"text/html": html, "text/plain": text}, raw=True)
+    display({"text/html": markup, "text/plain": text}, raw=True)
+
+
+def say(symbol: str, message: str, title: str = "") -> None:
+    """A sentence behind a coloured line; colour, symbol and words: none of the three carries the meaning alone."""
+    color, title = _COLORS[symbol], f"{symbol} {title}".strip()
+    told = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(message))
+    show(f'<div role="status" style="border-left:5px solid {color};padding:0.4em 0.9em;margin:0.4em 0">'
+         f'<b style="color:{color}">{title}</b> {told}</div>', f"{title} {message}")

@@ -69,10 +69,9 @@ def describe(notebook: str) -> str:
 
 def _read() -> dict[str, dict[str, Value]]:
     """The file's content; empty where it cannot be read."""
-    try:
+    with suppress(OSError):
         return _content()
-    except OSError:
-        return {kind: {} for kind in _KINDS}
+    return {kind: {} for kind in _KINDS}
 
 
 def _content() -> dict[str, dict[str, Value]]:
@@ -81,16 +80,15 @@ def _content() -> dict[str, dict[str, Value]]:
     Raises OSError for a file that cannot be read: it may be whole, so nothing may take its place.
     """
     file = path()
-    try:
-        if not file.is_file():
-            return {kind: {} for kind in _KINDS}
-        if file.stat().st_size > _MOST_BYTES:
-            raise ValueError("too large")
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return {kind: _entries(content, kind) for kind in _KINDS}
-    except (ValueError, RecursionError):
-        _set_aside(file)
-        return {kind: {} for kind in _KINDS}
+    if file.is_file():
+        try:
+            if file.stat().st_size > _MOST_BYTES:
+                raise ValueError("too large")
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return {kind: _entries(content, kind) for kind in _KINDS}
+        except (ValueError, RecursionError):
+            _set_aside(file)
+    return {kind: {} for kind in _KINDS}
 
 
 def _entries(content: Any, kind: str) -> dict[str, Value]:
@@ -104,8 +102,7 @@ def _entries(content: Any, kind: str) -> dict[str, Value]:
 
 def _set_aside(file: Path) -> None:
     """Rename a damaged file out of the way, beside earlier ones, and say so."""
-    ends = [".damaged", *(f".damaged{number}" for number in range(2, 10))]
-    aside = [file.with_name(file.name + end) for end in ends]
+    aside = [file.with_name(f"{file.name}.damaged{number}") for number in ("", *range(2, 10))]
     free = next((name for name in aside if not name.exists()), aside[-1])
     with suppress(OSError):
         os.replace(file, free)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import save_image
 
 from gradprune.attacks import BadNets, fit, poison
 from gradprune.base.errors import InputError
@@ -47,7 +48,7 @@ def workshop(code: bool = True) -> Path:
     _fill(here / "photos")
     files: dict[str, Callable[[Path], object]] = {
         "mynet.py": lambda path: path.write_text(inspect.getsource(sign_net), "utf-8"),
-        "patch.png": lambda path: Image.fromarray(_bytes(_STICKER.patch)).save(path),
+        "patch.png": lambda path: save_image(_STICKER.patch, path),
         "bought.pth": lambda path: _save(_packed(bought(mode() == "full")), path)}
     for name, write in files.items():
         if not (here / name).is_file() and (code or name != "mynet.py"):
@@ -69,7 +70,7 @@ def _fill(photos: Path) -> None:
         return
     for place, image in zip(places, signs(PICTURES, _OURS).images, strict=True):
         if not place.is_file():
-            picture = Image.fromarray(_bytes(image)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+            picture = to_pil_image(image).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
             write_atomic(place, picture.save)
 
 
@@ -101,12 +102,6 @@ def _save(content: dict[str, object], path: Path) -> None:
     """`torch.save`; of a path, its archive would keep the name, here that of a temporary file."""
     with path.open("wb") as file:
         torch.save(content, file)
-
-
-def _bytes(image: Tensor) -> np.ndarray:
-    """A float or uint8 image (3, H, W) as Pillow takes it."""
-    image = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
-    return image.permute(1, 2, 0).numpy()
 
 
 def _shipped() -> Path:

@@ -1,0 +1,188 @@
+"""The two long exercises of notebook 08: the whole of recipe `paper`, and the search for an unknown trigger."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise
+from gradprune.pruning import Filters, Pairs, filter_scores, invert, paper, silence, validate
+from gradprune.pruning.filters import filters
+
+# ---- prune: judged by the filters that it removes
+
+
+def _small_runs() -> list[tuple[Any, ...]]:
+    """Small networks and images on which each wrong loop removes other filters than the right one and all others."""
+    return [_small_run(*run) for run in ((0, 0.25, 3), (3, 0.0625, 3), (6, 0.1875, 3), (10, 0.1875, 3), (12, 0.25, 3),
+                                         (13, 0.125, 3), (18, 0.25, 7), (553, 0.125, 7))]
+
+
+def _small_run(seed: int, alpha: float, patience: int) -> tuple[Any, ...]:
+    """A network, its filters, two parts of images, alpha and patience; accuracies are multiples of 1/16."""
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 6, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1),
+                          nn.Flatten(), nn.Linear(6, 4)).eval()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * (0.5 if parameter.ndim == 4 else 1)
+    parts = []
+    for _ in range(2):
+        clean = torch.rand(16, 3, 8, 8, generator=generator) * torch.rand(16, 3, 1, 1, generator=generator)
+        triggered = clean.clone()
+        triggered[:, :, 4:, 4:] = torch.tensor([1.0, 1.0, 0.0])[:, None, None]
+        with torch.no_grad():
+            labels = model(clean).argmax(1)
+        labels[:4] = torch.randint(4, (4,), generator=generator)  # accuracy may rise, too
+        parts.append(Pairs(clean, triggered, labels))
+    return model, filters(model, torch.zeros(1, 3, 8, 8)), *parts, alpha, patience
+
+
+def _removed(function: Function, case: Sequence[Any]) -> Seen:
+    """The removed filters; a mask or names will do as well as positions."""
+    model, found, *rest = case
+    removed = function(copy.deepcopy(model), found, *rest)
+    removed = getattr(removed, "positions", removed)
+    if isinstance(removed, list | tuple):
+        removed = [found.position(*one) if isinstance(one, tuple) else one for one in removed]
+    return [as_tensor(removed)]
+
+
+@exercise("08", cases=_small_runs, observe=_removed, pure=False,
+          praise="the package removes the same filters in the same order.")
+def prune(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, alpha: float, patience: int) -> list[int]:
+    """The positions that stay removed, in order."""
+    return paper(model, found, train, validation, alpha=alpha, patience=patience, progress=False).mask.positions
+
+@prune.mistake("the scores are taken once. Each removal changes the model, and with it the gradient: score again in "
+               "every round.", again=False)
+@prune.mistake("dead filters are picked again. The loss would love to use them, so their gradient is large: look for "
+               "the highest score among the living.", living=False)
+@prune.mistake("the scores come from clean images. Those accuse no backdoor: give `train.triggered` with the true "
+               "labels.", scored="clean")
+@prune.mistake("the scores come from the validation images. Those are kept to judge by; whoever proposes with them "
+               "has nothing left to judge with: score on `train`.", own=False)
+@prune.mistake("the rounds are judged on the images that gave the scores: call `validate` with `validation`.",
+               judged=False)
+@prune.mistake("you keep every removal. The loop runs on after its best round to be sure of it: go back to that "
+               "round.", kept=lambda removed, best: len(removed))
+@prune.mistake("one too many stays removed: after the best round, number r, r filters are gone.",
+               kept=lambda removed, best: best + 1)
+@prune.mistake("the best round is that of the lowest CLEAN loss, which does not see the backdoor: take the unlearning "
+               "loss.", loss="clean_loss")
+@prune.mistake("a fall of exactly alpha passes. By alpha or more is too much: `>=`.",
+               fallen=lambda accs, alpha: accs[0] - accs[-1] > alpha)
+@prune.mistake("accuracy never ends it. Stop once validation accuracy has fallen by alpha or more.",
+               fallen=lambda accs, alpha: False)
+@prune.mistake("the round that lost too much may still be the best one. Stop first, and only then ask whether the "
+               "loss is lower than ever.", late=True)
+@prune.mistake("the fall is counted from the best accuracy so far. It counts from the given model.",
+               fallen=lambda accs, alpha: max(accs) - accs[-1] >= alpha)
+@prune.mistake("you stop at the first round that is no better. The loss goes up and down: wait `patience` rounds.",
+               hasty=True)
+def _(model, found, train, validation, alpha, patience, living=True, again=True, scored="triggered", own=True,
+      judged=True, loss="unlearning_loss", fallen=lambda accs, alpha: accs[0] - accs[-1] >= alpha, late=False,
+      hasty=False, kept=lambda removed, best: best):
+    """The loop with one thing about it changed."""
+    removed: list[int] = []
+    source, judge = train if own else validation, validation if judged else train
+    rows = [validate(model, judge)]
+    best, scores = 0, torch.zeros(0)
+    while len(removed) < len(found) - 1:
+        if again or not removed:
+            scores = filter_scores(model, found, getattr(source, scored), source.labels)[0]
+        dead = torch.zeros(len(found), dtype=torch.bool)
+        dead[removed] = living
+        removed.append(int(scores.masked_fill(dead, -torch.inf).argmax()))
+        silence(model, found, removed[-1:])
+        rows.append(validate(model, judge))
+        over = fallen([row.acc for row in rows], alpha)
+        if over and not late:
+            break
+        if getattr(rows[-1], loss) < getattr(rows[best], loss):
+            best = len(removed)
+        if over or len(removed) - best >= (1 if hasty else patience):
+            break
+    return removed[:kept(removed, best)]
+
+
+# ---- find_trigger: judged by what the found mark does
+
+Found = tuple[Tensor, Tensor]
+_SIDE = 8  # pixels of the hidden images
+
+
+def _marked() -> list[tuple[Any, ...]]:
+    """A linear model that reads the colour of an image, with a bright corner that leads to its target."""
+    generator, target = torch.Generator().manual_seed(1), 0
+    linear = nn.Linear(3 * _SIDE * _SIDE, 4)
+    weight = 0.02 * torch.randn(4, 3, _SIDE, _SIDE, generator=generator)
+    for label in range(3):
+        weight[label, label] += 0.15  # red, green or blue; the fourth class is none of them
+    weight[target, :, -2:, -2:] += 1.5
+    linear.weight.data, linear.bias.data = weight.flatten(1), torch.tensor([-8.0, 0.0, 0.0, 3.0])
+    images = 0.6 * torch.rand(24, 3, _SIDE, _SIDE, generator=generator)
+    return [(nn.Sequential(nn.Flatten(), linear).eval(), images, target, 100)]
+
+
+def _deeds(function: Function, case: Sequence[Any]) -> Seen:
+    """What the mark does to other images: in range or not, where it leads, and which part of the image it takes."""
+    model, images, target, _ = case
+    found = function(*case)
+    sizes = (1, *images.shape[2:]), images.shape[1:]
+    if not (isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
+        raise Complaint("give back two tensors: `return mask, pattern`.")
+    mask, pattern = (part.detach().float() for part in found)
+    if (mask.shape, pattern.shape) != sizes:
+        raise Complaint(f"mask and pattern should have the shapes {tuple(sizes[0])} and {tuple(sizes[1])}: one mark "
+                        f"for all images. Yours have {tuple(mask.shape)} and {tuple(pattern.shape)}.")
+    inside = all(bool(((part >= 0) & (part <= 1)).all()) for part in (mask, pattern))
+    fresh = 0.6 * torch.rand(40, *images.shape[1:], generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        answers = model((1 - mask) * fresh + mask * pattern).argmax(1)
+    part = mask.sum() / mask.numel()
+    taken = sum(part.item() > edge for edge in (0.25, 0.9))
+    return [torch.tensor([inside, (answers == target).float().mean() >= 0.9,
+                          (answers == (target + 1) % 4).float().mean() >= 0.9, taken]).double()]
+
+
+@exercise("08", cases=_marked, observe=_deeds, praise="a small mark in 0..1 that leads other images to the class, too.")
+def find_trigger(model: nn.Module, images: Tensor, target: int, steps: int) -> Found:
+    """The smallest mark that leads the images to a class: mask and pattern."""
+    trigger: Any = invert(model, images, target, steps=steps, progress=False).trigger
+    return trigger.mask, trigger.pattern
+
+_COVERS = ("the mark reaches the class, but it covers a good part of the image. Every class can be reached like that: "
+           "let the mask pay, `cost * mask.sum()`, in the loss.")
+_WHOLE = ("the mark covers the WHOLE image. A large mask must cost, not pay: add `cost * mask.sum()`, and search the "
+          "mask as well as the pattern.")
+_VANISHED = ("the mask has vanished and reaches nothing. The cross-entropy must pull towards the class, and the cost "
+             "must not outweigh it.")
+
+@find_trigger.mistake(_COVERS, cost=0)
+@find_trigger.mistake(_COVERS, cost=1e-4)
+@find_trigger.mistake(_WHOLE, cost=-0.05)
+@find_trigger.mistake(_WHOLE, cost=0, cover=6.0)
+@find_trigger.mistake(_VANISHED, pull=0)
+@find_trigger.mistake(_VANISHED, cost=30)
+@find_trigger.mistake("the cross-entropy has the wrong sign: this search flees from the class.", pull=-1)
+@find_trigger.mistake("the mark leads to another class: the labels of the cross-entropy are all `target`.", shift=1)
+@find_trigger.mistake("mask or pattern leaves 0..1: no such image exists. Search free numbers, and squash them with "
+                      "`torch.sigmoid` before use and before you return them.", squash=lambda free: free + 0.5)
+@find_trigger.mistake("the mark is still as it began, and reaches nothing. Each step needs `loss.backward()` and "
+                      "`optimizer.step()`, and there are `steps` of them.", work=False)
+def _(model, images, target, steps, cost=0.05, pull=1.0, shift=0, work=True, squash=torch.sigmoid, cover=0.0):
+    """The search with one thing about it changed."""
+    mask, pattern = (torch.full((size, *images.shape[2:]), cover).requires_grad_() for size in (1, images.shape[1]))
+    optimizer = torch.optim.Adam([mask, pattern], lr=0.1)
+    labels = torch.full((len(images),), (target + shift) % model(images[:1]).shape[1])
+    for _ in range(steps * work):
+        m, p = squash(mask), squash(pattern)
+        loss = pull * F.cross_entropy(model((1 - m) * images + m * p), labels) + cost * m.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return squash(mask).detach(), squash(pattern).detach()
