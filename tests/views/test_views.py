@@ -567,14 +567,16 @@ def test_report_refuses_what_it_cannot_do(victim, result, tmp_path):
         write_report(tmp_path / "file", victim, result, STAGES)
 
 
-def test_report_counts_the_filters_that_it_does_not_list(victim, result, monkeypatch):
+def test_report_counts_the_filters_that_it_does_not_list(victim, result, tmp_path, monkeypatch):
     mask, model = FilterMask(result.mask.filters), copy.deepcopy(victim.model)
     for position in (4, 5, 6):
         mask.remove(model, position)
     monkeypatch.setattr(report_module, "_LISTED", 2)
-    text = report_module._removed(dataclasses.replace(result, mask=mask))
+    names = "examples", "before_after", "scores", "network", "trajectory", "fine_tuning"
+    monkeypatch.setattr(report_module, "_pictures", lambda *_: dict.fromkeys(names, before_after(STAGES)))
+    text = write_report(tmp_path, victim, dataclasses.replace(result, mask=mask), STAGES).read_text()
     assert "<p>And 1 filter more.</p>" in text
-    assert [str(filter_) in text for filter_ in mask.removed] == [True, True, False]
+    assert [f"<td>{filter_}</td>" in text for filter_ in mask.removed] == [True, True, False]
 
 
 def test_a_room_that_misses_something_else_does_not_blame_ipywidgets(monkeypatch):
