@@ -13,7 +13,7 @@ from gradprune.defenses.scan import OUTLIER, SMALL
 from gradprune.pruning import Inverted, Perturbed
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import show_image
-from gradprune.views.figures.image_change import amplified
+from gradprune.views.figures.example_images import amplified
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.scan_plots import norms
 from gradprune.views.reports.page import told, write_page
