@@ -2,11 +2,13 @@
 
 import copy
 import os
+from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -24,7 +26,7 @@ from gradprune.evaluation import Metrics, der
 from gradprune.models import build
 from gradprune.pruning.filters import filters, silence
 from gradprune.victims import Victim
-from gradprune.views import Picture, PruningPlayer
+from gradprune.views import DefenceComparer, OneNeuron, Picture, PruningPlayer
 
 # One thread a process: on a busy machine two threads that wait for each other make small models 20 x as slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
@@ -162,6 +164,45 @@ def shown(picture):
     return [text.get_text() for text in texts]
 
 
+class Page(HTMLParser):
+    """Tags of a page with their attributes, and its visible words; every tag must be closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.open, self.pieces = [], [], []
+        self.feed(text)
+        assert self.open == []
+        self.words = " ".join(" ".join(self.pieces).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "title"} & set(self.open):
+            self.pieces.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def assert_safe(self) -> None:
+        """Nothing is loaded, and nothing runs."""
+        assert {name for name, _ in self.tags}.isdisjoint({"script", "link", "iframe", "object", "a"})
+        assert not any(key.startswith("on") for _, attrs in self.tags for key in attrs)
+        assert all(image["src"].startswith("data:image/png;base64,") for image in self.all("img"))
+
+
+def family(widget: widgets.Widget):
+    """A widget and all that is in it, in reading order."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from family(child)
+
+
 def put(control: widgets.Widget, value) -> None:
     """Set a control the way the browser does."""
     if isinstance(control, widgets.ToggleButtons | widgets.SelectionSlider):
@@ -224,13 +265,22 @@ def result(victim: Victim) -> DefenseResult:
 
 
 @pytest.fixture
-def make(victim, result):
+def given(victim, result):
+    """What a panel is made of."""
+    cells = pd.DataFrame([row_of(attack, name, seed=seed, acc=0.9 - seed / 50, asr=0.1 + seed / 9)
+                          for attack in ("badnets", "sig") for name in ("ft", "clp") for seed in range(3)])
+    others = {PruningPlayer: (victim, result), OneNeuron: (), DefenceComparer: (cells,)}
+    return lambda kind: others.get(kind, (victim,))
+
+
+@pytest.fixture
+def make(given):
     """Build panels, and close them when the test is over."""
     made = []
 
     def build_panel(kind, of=None, **settings):
-        more = {"result": result} if kind is PruningPlayer and "result" not in settings else {}
-        made.append(kind(of or victim, **more, **settings))
+        usual = given(kind)
+        made.append(kind(*([of or usual[0]] if of or "result" in settings else usual), **settings))
         return made[-1]
 
     yield build_panel

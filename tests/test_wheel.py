@@ -40,6 +40,8 @@ def test_the_wheel_holds_the_models_and_nothing_of_development(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     shipped = {path.relative_to(ROOT / "data").as_posix() for path in (ROOT / "data/checkpoints").rglob("*.json")}
     assert shipped and {f"gradprune/_data/{name}" for name in shipped} <= set(names)
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gradprune/views/reports/templates").iterdir()}
+    assert templates and templates <= set(names)
     assert {name.split("/")[0] for name in names} <= {"gradprune", names[-1].split("/")[0]}
     assert not [name for name in names if name.split("/")[-1].startswith("test_") or name.endswith((".pyc", ".ipynb"))]
     assert wheel.stat().st_size < 30e6

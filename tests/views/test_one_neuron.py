@@ -10,10 +10,8 @@ from gradprune.views.panels.one_neuron import Setting
 
 
 @pytest.fixture
-def panel():
-    made = OneNeuron()
-    yield made
-    made.close()
+def panel(make):
+    return make(OneNeuron)
 
 
 @pytest.mark.parametrize("weights", [(2.0, -6.0), (-8.0, -8.0), (0.0, 0.0), (8.0, 3.5)])

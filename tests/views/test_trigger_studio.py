@@ -19,7 +19,7 @@ from gradprune.victims import Victim
 from gradprune.views import FilterExplorer, TriggerStudio, before_after
 from gradprune.views.figures import trigger_kinds
 from gradprune.views.figures.attack_plots import attack_family
-from gradprune.views.figures.image_change import amplified, difference, typical_changes
+from gradprune.views.figures.example_images import amplified, difference, typical_changes
 from gradprune.views.figures.trigger_kinds import KINDS, learns, shipped
 from gradprune.views.panels import trigger_studio
 

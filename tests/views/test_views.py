@@ -7,14 +7,13 @@ import io
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from itertools import combinations
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import assert_readable, same, says, texts
+from conftest import Page, assert_readable, same, says, texts
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
@@ -442,31 +441,6 @@ def test_the_package_imports_without_matplotlib():
 # ---- the report
 
 
-class Page(HTMLParser):
-    """Tags with their attributes, the visible text, and whether every tag is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags, self.open, self.words = [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("img", "meta"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not {"style", "title"} & set(self.open):
-            self.words.append(data)
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
-
-
 @pytest.fixture(scope="module")
 def report(hostile, result, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "report"
@@ -479,9 +453,7 @@ def test_report_is_one_safe_page(report):
     path, _, text = report
     page = Page(text)
     assert not re.search("https?://", text)
-    assert {name for name, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "a"})
-    assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
-    assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+    page.assert_safe()
     assert "url(" not in text
     assert page.all("html") == [{"lang": "en"}]
     assert "width=device-width" in text
@@ -506,12 +478,11 @@ def test_report_embeds_the_pictures_that_lie_beside_it(report):
 
 def test_report_tells_the_figures(report, hostile, result):
     _, stages, text = report
-    words = " ".join("".join(Page(text).words).split())
+    words = Page(text).words
     before, after = stages["before"], stages["tuned"]
     assert before.asr > 0.9
     for name, metrics in (("before", before), ("pruned", stages["pruned"]), ("fine-tuned", after)):
-        row = name + "".join(f"{value:.1%}" for value in metrics)
-        assert row in words
+        assert " ".join([name, *(f"{value:.1%}" for value in metrics)]) in words
     assert f"{der(before, after):.1%}" in words
     assert f"Now the trigger works on {after.asr:.1%}" in words
     assert f"{len(result.mask.positions)} of {len(result.mask.filters)} filters" in words or "found no filter" in words
@@ -533,7 +504,7 @@ def test_report_is_honest(victim, result, tmp_path, after, verdict):
     bare = DefenseResult(victim.model, victim.model, FilterMask(found), result.rows("prune"), {"prune": 0.1}, "made up",
                          {"recipe": "paper", "score": "gradient", "spc": 2, "seed": 0}, interrupted=True)
     text = write_report(tmp_path, victim, bare, {"before": Metrics(0.99, 0.98, 0.01), "pruned": after, "tuned": after}).read_text()
-    words = " ".join("".join(Page(text).words).split())
+    words = Page(text).words
     assert verdict in words
     assert "found no filter to remove. Now" in words
     assert "interrupted" in words
@@ -549,12 +520,12 @@ def test_report_says_how_a_trained_victim_is_made_again(victim, result, tmp_path
             "training": {"epochs": 8, "seed": 5, "epochs_done": 8, "interrupted": False, "seconds": 3.1,
                          "x=1); __import__('os').system('echo a stranger') #": 0}, "sha256": "abc123"}
     known = Victim(victim.model, victim.trigger, victim.target, victim.data, card)
-    words = "".join(Page(write_report(tmp_path, known, result, STAGES).read_text()).words)
+    words = Page(write_report(tmp_path, known, result, STAGES).read_text()).words
     assert ("gp.attack('badnets', data='own.npz', target=1, rate=0.15, trigger_settings={'size': 3}, "
             "model={'name': 'preact_resnet', 'width': 8, 'blocks': [1, 1]}, label_map='clean_label', epochs=8, seed=5)") in words
     assert "somebody" not in words and "stranger" not in words
     known = dataclasses.replace(known, card=card | {"data": {"name": "pictures", "size": "a stranger's"}})
-    words = "".join(Page(write_report(tmp_path, known, result, STAGES).read_text()).words)
+    words = Page(write_report(tmp_path, known, result, STAGES).read_text()).words
     assert f"data='pictures', size={victim.data.test.images.shape[-1]}, target=1" in words and "stranger" not in words
 
 
@@ -567,14 +538,16 @@ def test_report_refuses_what_it_cannot_do(victim, result, tmp_path):
         write_report(tmp_path / "file", victim, result, STAGES)
 
 
-def test_report_counts_the_filters_that_it_does_not_list(victim, result, monkeypatch):
+def test_report_counts_the_filters_that_it_does_not_list(victim, result, tmp_path, monkeypatch):
     mask, model = FilterMask(result.mask.filters), copy.deepcopy(victim.model)
     for position in (4, 5, 6):
         mask.remove(model, position)
     monkeypatch.setattr(report_module, "_LISTED", 2)
-    text = report_module._removed(dataclasses.replace(result, mask=mask))
+    names = "examples", "before_after", "scores", "network", "trajectory", "fine_tuning"
+    monkeypatch.setattr(report_module, "_pictures", lambda *_: dict.fromkeys(names, before_after(STAGES)))
+    text = write_report(tmp_path, victim, dataclasses.replace(result, mask=mask), STAGES).read_text()
     assert "<p>And 1 filter more.</p>" in text
-    assert [str(filter_) in text for filter_ in mask.removed] == [True, True, False]
+    assert [f"<td>{filter_}</td>" in text for filter_ in mask.removed] == [True, True, False]
 
 
 def test_a_room_that_misses_something_else_does_not_blame_ipywidgets(monkeypatch):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import put, same, without
+from conftest import family, put, same, without
 from ipywidgets.widgets.widget import _instances
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -25,15 +25,16 @@ from gradprune.models import build, predict
 from gradprune.pruning import pair_up, paper, unlearning_loss
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
-from gradprune.views import BeatGradPrune, FilterExplorer, PruningPlayer, TriggerStudio
+from gradprune.views import BeatGradPrune, DefenceComparer, FilterExplorer, OneNeuron, PruningPlayer, TriggerStudio
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import ERROR_CLASS, blank, place
 from gradprune.views.figures.network_picture import corners
+from gradprune.views.figures.plots import heat_map
 from gradprune.views.panels import beat_grad_prune
-from gradprune.views.panels.filter_choice import ALL, heat_map
-from gradprune.views.panels.panel import Panel
+from gradprune.views.panels.filter_explorer import ALL
 
 PANELS = [TriggerStudio, FilterExplorer, PruningPlayer, BeatGradPrune]
+ALL_PANELS = [*PANELS, OneNeuron, DefenceComparer]
 
 
 @pytest.fixture(autouse=True)
@@ -43,16 +44,13 @@ def _strict(monkeypatch):
     monkeypatch.setattr(beat_grad_prune, "BOARD", [])
 
 
-def slider_of(panel: Panel) -> widgets.Widget:
-    """A slider that changes what the panel shows, with a value it does not have."""
-    return {TriggerStudio: lambda: panel.strength, PruningPlayer: lambda: panel.round, BeatGradPrune: lambda: panel.rank}.get(
-        type(panel), lambda: panel.chosen.rank)()
-
-
-def family(widget):
-    yield widget
-    for child in getattr(widget, "children", ()):
-        yield from family(child)
+def slider_of(panel) -> tuple[widgets.Widget, list]:
+    """A control that changes what the panel shows, with some values in turn, the first of which it does not have."""
+    found = {TriggerStudio: lambda: panel.strength, PruningPlayer: lambda: panel.round, BeatGradPrune: lambda: panel.rank,
+             OneNeuron: lambda: panel.sign, DefenceComparer: lambda: panel.metric}.get(type(panel), lambda: panel.chosen.rank)()
+    if found is getattr(panel, "metric", None):
+        return found, ["acc", "asr", "ra"]
+    return found, [found.min + step * found.step for step in ((0, 1, 2) if found.value != found.min else (2, 1, 0))]
 
 
 # ---- what each panel shows
@@ -377,19 +375,19 @@ def test_beat_grad_prune_wants_a_move_before_the_end(make):
 # ---- what all panels keep to
 
 
-@pytest.mark.parametrize("kind", PANELS)
+@pytest.mark.parametrize("kind", ALL_PANELS)
 def test_a_slider_changes_figure_and_sentence(make, kind):
     panel = make(kind)
-    slider = slider_of(panel)
+    slider, values = slider_of(panel)
     before = panel.figure.value, panel.summary.value
-    put(slider, slider.min if slider.value != slider.min else slider.min + 2 * slider.step)
+    put(slider, values[0])
     assert panel.figure.value != before[0]
     assert panel.summary.value != before[1]
     assert 'role="status"' in panel.summary.value
     assert panel.sentence.split(";")[0][:20] in panel.summary.value
 
 
-@pytest.mark.parametrize("kind", PANELS)
+@pytest.mark.parametrize("kind", ALL_PANELS)
 def test_the_same_state_gives_the_same_picture(make, kind):
     panel = make(kind)
     state, before = panel.state(), panel.figure.value
@@ -400,12 +398,11 @@ def test_the_same_state_gives_the_same_picture(make, kind):
     assert panel.picture.png()
 
 
-@pytest.mark.parametrize("kind", PANELS)
+@pytest.mark.parametrize("kind", ALL_PANELS)
 def test_an_error_turns_red_and_is_raised_under_strict_alone(make, monkeypatch, kind):
     panel = make(kind)
-    slider, step = slider_of(panel), slider_of(panel).step
-    low = slider.min
-    put(slider, low)
+    slider, values = slider_of(panel)
+    put(slider, values[0])
 
     def broken(state):
         raise ZeroDivisionError("<b>no</b> such thing")
@@ -413,9 +410,9 @@ def test_an_error_turns_red_and_is_raised_under_strict_alone(make, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(panel, "compute", broken)
         with pytest.raises(ZeroDivisionError):
-            put(slider, low + step)
+            put(slider, values[1])
         patch.setenv("GRADPRUNE_STRICT", "0")
-        put(slider, low + 2 * step)
+        put(slider, values[2])
         assert f'class="{ERROR_CLASS}"' in panel.error.value
         assert "ZeroDivisionError: &lt;b&gt;no&lt;/b&gt; such thing" in panel.error.value
         assert "Traceback (most recent call last)" in panel.error.value
@@ -427,13 +424,13 @@ def test_an_error_turns_red_and_is_raised_under_strict_alone(make, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(panel, "compute", unwilling)
         patch.setenv("GRADPRUNE_STRICT", "0")
-        put(slider, low)
+        put(slider, values[0])
         assert "one must not do that." in panel.error.value and "Traceback" not in panel.error.value
-    put(slider, low + step)
+    put(slider, values[1])
     assert panel.error.value == ""
 
 
-@pytest.mark.parametrize("kind", PANELS)
+@pytest.mark.parametrize("kind", ALL_PANELS)
 def test_every_control_is_described_and_speaks_when_let_go(make, kind):
     panel = make(kind)
     controls = [widget for widget in family(panel) if hasattr(widget, "value") and not isinstance(widget, widgets.HTML)]
@@ -449,7 +446,8 @@ def test_every_control_is_described_and_speaks_when_let_go(make, kind):
 def test_the_victims_model_stays_as_it_is(make, victim, kind):
     before = copy.deepcopy(victim.model.state_dict())
     panel = make(kind)
-    put(slider_of(panel), 1)
+    slider, values = slider_of(panel)
+    put(slider, values[0])
     if kind is BeatGradPrune:
         panel.toggle.click()
         panel.finish.click()
@@ -458,15 +456,16 @@ def test_the_victims_model_stays_as_it_is(make, victim, kind):
     assert all(parameter.requires_grad for parameter in victim.model.parameters())
 
 
-@pytest.mark.parametrize("kind", PANELS)
-def test_closing_leaves_nothing(victim, result, kind):
+@pytest.mark.parametrize("kind", ALL_PANELS)
+def test_closing_leaves_nothing(given, kind):
     gc.collect()
     before = set(_instances)
-    panel = kind(victim, result) if kind is PruningPlayer else kind(victim)
-    put(slider_of(panel), 1)
+    panel = kind(*given(kind))
+    slider, values = slider_of(panel)
+    put(slider, values[0])
     models = [value for value in vars(panel).values() if isinstance(value, torch.nn.Module)]
     assert set(_instances) > before
-    slider, button = slider_of(panel), next((w for w in family(panel) if isinstance(w, widgets.Button)), None)
+    button = next((w for w in family(panel) if isinstance(w, widgets.Button)), None)
     panel.close()
     assert set(_instances) == before
     assert not slider._trait_notifiers.get("value")

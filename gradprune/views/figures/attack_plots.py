@@ -8,7 +8,6 @@ import pandas as pd
 import seaborn
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 
 from gradprune.attacks import Poisoned
@@ -18,7 +17,7 @@ from gradprune.evaluation import Metrics
 from gradprune.models import predict
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import blank, judge, place, show_image, written
-from gradprune.views.figures.image_change import amplified, typical_changes
+from gradprune.views.figures.example_images import amplified, typical_changes
 from gradprune.views.figures.picture import Picture, change, count
 from gradprune.views.figures.style import ATTACKED, METRICS, RIGHT, Verdict, plain
 from gradprune.views.figures.trigger_kinds import KINDS, OTHER
@@ -122,8 +121,7 @@ def poison_rates(measured: pd.DataFrame, own: Mapping[float, Metrics] | None = N
             x = float(np.interp(rate, rates, places))
             ax.axvline(x, color=style.INK, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
             side, offset = ("right", -6) if x > places[-1] / 2 else ("left", 6)
-            ax.annotate(f"★ yours: {rate:.1%}", (x, 0.75), (offset, 0), textcoords="offset points", ha=side,
-                        fontweight="bold", fontsize=style.SMALL)
+            style.label(ax, f"★ yours: {rate:.1%}", (x, 0.75), (offset, 0), ha=side, fontweight="bold")
         lines = {METRICS[key].name: (mean[key].tolist(), METRICS[key]) for key in ("acc", "asr")}
         style.draw_lines(ax, places.tolist(), lines, shares=True)
         ticks = [f"{rate:.1%}\n{images:,.0f}" for rate, images in mean["poisoned_images"].items()]
@@ -162,7 +160,7 @@ def answer_maps(maps: Mapping[str, Tensor], classes: Sequence[str]) -> Picture:
             ax.set_xlabel("answer with the trigger on")
         panels[0].set_ylabel("true class")
         bar = figure.colorbar(grid, ax=list(panels), aspect=30, pad=0.02)
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+        style.percent(bar.ax.yaxis)
     told = [f"{name}: " + ", ".join(f"{shares[row, column]:.0%} of “{classes[row]}” become “{classes[column]}”"
                                     for row, column in _strongest(shares)) for name, shares in maps.items()]
     return Picture(figure, "With the trigger on: " + "; ".join(told) + ".")

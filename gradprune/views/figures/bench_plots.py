@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from gradprune.base.errors import require
 from gradprune.bench import ranking, summarise
@@ -93,7 +93,7 @@ def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
         ax.scatter(given["asr_before"], 1 - given["acc_before"], s=60, facecolors="none", edgecolors=style.INK,
                    linewidths=1.3, zorder=4, clip_on=False, label="given, one an attack")
         ax.scatter([0], [0], s=330, marker="*", color=style.INK, zorder=2, clip_on=False)
-        ax.annotate("ideal", (0, 0), (11, 5), textcoords="offset points", fontweight="bold", annotation_clip=False)
+        style.label(ax, "ideal", (0, 0), (11, 5), fontweight="bold", fontsize=style.NORMAL)
         _root_axis(ax, "x", [0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1], 1.0, "{:.0%}".format)
         _root_axis(ax, "y", [0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 1], 1 - lowest, lambda x: f"{1 - x:.0%}")
         ax.invert_yaxis()
@@ -130,9 +130,7 @@ def mean_ranks(table: pd.DataFrame, spc: int, metric: str = "der") -> Picture:
         figure = style.new_figure(8.4, 1.0 + 0.3 * len(ranked))
         ax = figure.subplots()
         for row, line in ranked.iterrows():
-            look = looks(table)[line["defense"]]
-            ax.plot([line["rank_low"], line["rank_high"]], [row, row], color=look["color"], linewidth=2.2)
-            ax.scatter(line["rank"], row, s=64, zorder=3, clip_on=False, **look)
+            style.draw_range(ax, row, line[["rank_low", "rank_high"]], [line["rank"]], **looks(table)[line["defense"]])
             sure = f"  ({line['rank_low']:.1f} to {line['rank_high']:.1f})" if line["attacks"] > 1 else ""
             style.write(ax, f"{line['rank']:.1f}{sure}", (1, 1 - (row + 0.5) / len(ranked)), (12, 0), va="center")
         _rows(ax, list(ranked["defense"]))
@@ -206,7 +204,7 @@ def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
                             "arrowstyle": "-", "color": look["color"], "lw": 0.7, "shrinkB": 5, "relpos": (0, 0.5)})
         ax.set_xticks(range(len(sizes)), [str(spc) for spc in sizes])
         ax.set_xlabel("clean images per class")
-        ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+        style.percent(ax.yaxis)
         ax.grid(axis="y")
         ax.set_title(f"{metric.upper()} by images per class (bands: lowest to highest seed)", pad=14)
     whole = mean.dropna()
@@ -235,9 +233,7 @@ def _ends(ranked: pd.DataFrame, key: str) -> str:
 
 def _rows(ax: Axes, names: Sequence[str]) -> None:
     """Defences from top to bottom, a row each."""
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_yticks(range(len(names)), [plain(name, _NAME) for name in names])
-    ax.tick_params(axis="y", length=0)
+    style.name_rows(ax, [plain(name, _NAME) for name in names])
     ax.spines["left"].set_visible(False)
 
 

@@ -94,33 +94,22 @@ def draw_comparison(chart: Comparison) -> Picture:
         ax = place(figure, 1.6, _TOP, 4.75, _ROW * len(lines))
         for row, (name, line) in enumerate(lines.iterrows()):
             if line["mean"] == line["mean"]:
-                _draw_line(ax, row, line, chart.looks[name])
+                style.draw_range(ax, row, line["values"], line["values"], **chart.looks[name], hollow=line["lost"] > 0)
+                style.draw_mean(ax, row, line["mean"])
             style.write(ax, _told(line, chart), (1, 1 - (row + 0.5) / len(lines)), (12, 0), va="center")
         _axis(ax, chart)
-        ax.set_yticks(range(len(lines)), [plain(name, 20) for name in lines.index])
-        ax.set_ylim(len(lines) - 0.5, -0.5)
-        ax.tick_params(axis="y", length=0)
+        style.name_rows(ax, [plain(name, 20) for name in lines.index])
         ax.spines["left"].set_visible(False)
         if chart.given is not None:
             ax.axvline(chart.given, color=style.INK, linewidth=1.2, linestyle="--", zorder=1)
             what = "no effect" if chart.metric == "der" else "given model"
             side = "right" if chart.given > sum(ax.get_xlim()) / 2 else "left"
-            ax.annotate(f"{what} {form(chart.given)}", (chart.given, 1), (0, 3), xycoords=("data", "axes fraction"),
-                        textcoords="offset points", ha=side, fontsize=style.SMALL, annotation_clip=False)
+            style.label(ax, f"{what} {form(chart.given)}", (chart.given, 1), (0, 3), xycoords=("data", "axes fraction"),
+                        ha=side)
         figure.text(0.15 / 8.4, 1 - 0.27 / height, f"{_metric(chart.metric)}, {_where(chart)}", fontsize=style.LARGE,
                     fontweight="bold")
         style.write(ax, "mean ± spread" if chart.seeds > 1 else "one seed", (1, 1), (12, 3))
     return Picture(figure, _words(chart, form))
-
-
-def _draw_line(ax: Axes, row: int, line: pd.Series, look: dict[str, Any]) -> None:
-    """Every seed a point (hollow where cells are lost), a line through them, and a bar at the mean."""
-    values = line["values"]
-    ax.plot([min(values), max(values)], [row, row], color=look["color"], linewidth=1.6, zorder=2)
-    faces = style.PAPER if line["lost"] else look["color"]
-    ax.scatter(values, [row] * len(values), s=36, marker=look["marker"], facecolors=faces, edgecolors=look["color"],
-               linewidths=1.2, alpha=0.85, zorder=3, clip_on=False)
-    ax.plot([line["mean"]] * 2, [row - 0.36, row + 0.36], color=style.INK, linewidth=2.2, zorder=4, clip_on=False)
 
 
 def _axis(ax: Axes, chart: Comparison) -> None:

@@ -12,8 +12,8 @@ from gradprune.base.errors import require
 from gradprune.pruning import Filters
 from gradprune.views.figures import style
 from gradprune.views.figures.picture import Picture, count
+from gradprune.views.figures.plots import heat_map
 from gradprune.views.figures.style import CLEAN, TRIGGERED, plain
-from gradprune.views.panels.filter_choice import heat_map
 
 _GUESS = {"color": style.INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 4}
 
@@ -30,17 +30,13 @@ def losses_compared(losses: Mapping[str, float], classes: int, guess: float | No
         ax = figure.subplots()
         for row, (name, value) in enumerate(losses.items()):
             mark = CLEAN if name.startswith("clean") else TRIGGERED
-            ax.barh(row, value, height=0.16, color=mark.color)
-            ax.scatter([value], [row], s=60, color=mark.color, marker=mark.marker, zorder=3, clip_on=False)
-            ax.annotate(f"{value:.2f}", (value, row), (9, 0), textcoords="offset points", va="center",
-                        color=mark.color, fontweight="bold")
+            style.draw_values(ax, [row], [value], mark, ".2f")
         top = max(*losses.values(), chance, guess or 0.0)
         _vertical(ax, chance, f"pure guessing: {chance:.1f}", 0, color=style.FAINT, linewidth=1.2, linestyle="--")
         if guess is not None:
             _vertical(ax, guess, f"your guess: {guess:.1f}", 14, **_GUESS)
-        ax.set(xlim=(-0.012 * top, 1.1 * top), ylim=(len(losses) - 0.4, -0.6), xlabel="mean cross-entropy")
-        ax.set_yticks(range(len(losses)), list(losses), fontsize=style.NORMAL)
-        ax.tick_params(axis="y", length=0)
+        ax.set(xlim=(-0.012 * top, 1.1 * top), xlabel="mean cross-entropy")
+        style.name_rows(ax, list(losses), fontsize=style.NORMAL)
     told = "; ".join(f"{name}: {value:.2f}" for name, value in losses.items())
     return Picture(figure, f"Mean cross-entropy: {told}. Pure guessing among {classes} classes gives {chance:.2f}.")
 
@@ -48,8 +44,8 @@ def losses_compared(losses: Mapping[str, float], classes: int, guess: float | No
 def _vertical(ax: Axes, place: float, text: str, lift: float, **look: object) -> None:
     """A vertical line with its label above the axes."""
     ax.axvline(place, **look)  # type: ignore[arg-type]
-    ax.annotate(text, (place, 1), (0, 4 + lift), xycoords=("data", "axes fraction"), textcoords="offset points",
-                ha="center", fontsize=style.SMALL, color=look["color"], annotation_clip=False)
+    style.label(ax, text, (place, 1), (0, 4 + lift), xycoords=("data", "axes fraction"), ha="center",
+                color=look["color"])
 
 
 def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, name: str,
@@ -70,15 +66,13 @@ def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, 
         ax.plot(shares, line, color=CLEAN.color, linestyle="--", label="predicted")
         ax.plot(shares, losses, color=TRIGGERED.color, marker=TRIGGERED.marker, zorder=3, clip_on=False, label="real")
         for values, mark, word in ((line, CLEAN, "predicted"), (losses, TRIGGERED, "real")):
-            ax.annotate(f"{word}: {values[-1]:.1f}", (shares[-1], values[-1]), (8, 0), textcoords="offset points",
-                        va="center", color=mark.color, fontweight="bold", fontsize=style.SMALL, annotation_clip=False)
+            style.label(ax, f"{word}: {values[-1]:.1f}", (shares[-1], values[-1]), (8, 0), va="center",
+                        color=mark.color, fontweight="bold")
         if guess is not None:
             ax.axhline(guess, **_GUESS)  # type: ignore[arg-type]
-            ax.annotate(f"your guess: {guess:.1f}", (0, guess), (4, 3), textcoords="offset points",
-                        fontsize=style.SMALL)
+            style.label(ax, f"your guess: {guess:.1f}", (0, guess), (4, 3))
         if min(line) < 0:
-            ax.annotate("no cross-entropy is below 0", (0, 0), (4, -12), textcoords="offset points",
-                        fontsize=style.SMALL, color=style.FAINT)
+            style.label(ax, "no cross-entropy is below 0", (0, 0), (4, -12), color=style.FAINT)
         ax.set(xlabel="share of the filter that is gone", ylabel="unlearning loss", xlim=(0, 1))
         ax.set_title(f"Turning {plain(name, 40)} down")
         ax.margins(y=0.06)
@@ -116,8 +110,8 @@ def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, name
             ax.scatter(values[others], fall[others], s=18, color=CLEAN.color, alpha=0.55, linewidths=0)
             ax.scatter(values[best], fall[best], s=34, color=TRIGGERED.color, marker=TRIGGERED.marker, linewidths=0)
             for row, place in enumerate(best):
-                ax.annotate(str(row + 1), (values[place], fall[place]), (-6, 1), textcoords="offset points",
-                            ha="right", fontsize=style.SMALL, fontweight="bold", color=TRIGGERED.color)
+                style.label(ax, str(row + 1), (values[place], fall[place]), (-6, 1), ha="right", fontweight="bold",
+                            color=TRIGGERED.color)
             ax.set_title(f"{name}: order agrees {likeness:.2f}", fontsize=style.NORMAL)
             ax.set_xlabel("predicted fall (dashed: as predicted)" if signed else f"{name} score (not a fall)")
             pads = [0.09 * (data.max() - data.min() or 1) for data in (values, fall)]

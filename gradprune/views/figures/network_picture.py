@@ -10,7 +10,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.patches import FancyArrowPatch
-from matplotlib.ticker import PercentFormatter
 from torch import Tensor, fx, nn
 
 from gradprune.base.errors import require
@@ -49,7 +48,7 @@ def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
                 ax.set_xticks([])
         bar = figure.colorbar(colors, ax=list(panels), location="right", aspect=30, pad=0.01, shrink=0.8,
                               label="signal of the trigger")
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+        style.percent(bar.ax.yaxis)
     told = "; ".join(f"{name}, {share}" for name, share in arrived.items())
     return Picture(figure, f"How much of the trigger's signal reaches the answer: {told}.")
 

@@ -57,6 +57,8 @@ class Picture:
     def _repr_html_(self) -> str:
         return self.html()
 
+    __html__ = _repr_html_  # a template takes a picture as it is
+
     def __str__(self) -> str:
         return self.summary
 

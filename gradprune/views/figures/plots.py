@@ -1,5 +1,6 @@
 """The figures: plain data in, a `Picture` out; nothing here trains, prunes or keeps state."""
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -86,8 +87,7 @@ def _list_highest(ax: Axes, found: Filters, values: np.ndarray, best: Sequence[i
     for row, position in enumerate(best):
         value, across = values[position], ax.get_yaxis_transform()
         ax.barh(row, value, height=0.3, color=colors[position])
-        ax.annotate(f"{value:.2g}", (max(0, value), row), (4, 0), textcoords="offset points", va="center",
-                    fontsize=style.SMALL, color=style.FAINT)
+        style.label(ax, f"{value:.2g}", (max(0, value), row), (4, 0), va="center", color=style.FAINT)
         ax.text(0.01, row - 0.25, f"{row + 1}. {plain(found[position], 28)}", transform=across, va="bottom",
                 fontsize=style.SMALL)
         if position in removed:
@@ -96,6 +96,38 @@ def _list_highest(ax: Axes, found: Filters, values: np.ndarray, best: Sequence[i
     ax.set(xlim=(low, high + 0.25 * (high - low or 1)), ylim=(max(room, len(best)) - 0.5, -0.9))
     ax.set_title(f"Highest {len(best)} of {len(values)}")
     ax.set_axis_off()
+
+
+def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: Iterable[int] = (),
+             top: Sequence[int] | Tensor = ()) -> str:
+    """Draw a layer a row, wide layers in several, with frame, crosses, rings and a colour bar; returns a note on it."""
+    values = scores.double().numpy()
+    columns = min(max(layer.count for layer in found.layers), max(64, math.isqrt(3 * len(found))))
+    rows, places, starts = 0, np.empty((len(found), 2), int), []
+    for layer in found.layers:
+        part = slice(layer.start, layer.start + layer.count)
+        order = np.arange(layer.count)
+        places[part] = np.stack([order % columns, rows + order // columns], 1)
+        starts.append(rows)
+        rows += math.ceil(layer.count / columns)
+    sheet = np.full((rows, columns), np.nan)
+    sheet[places[:, 1], places[:, 0]] = values
+    colors, note = style.score_colors(values)
+    shades = colors.cmap.with_extremes(bad=style.EMPTY)(colors.norm(np.ma.masked_invalid(sheet)), bytes=True)
+    ax.imshow(shades, aspect="auto")  # colours are worked out by cell here, not by pixel
+    ax.hlines(np.array(starts[1:]) - 0.5, -0.5, columns - 0.5, color=style.PAPER, linewidth=3)
+    ax.set_yticks([(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], rows], strict=True)],
+                  [plain(layer.name) for layer in found.layers])
+    style.score_bar(ax, colors)
+    ax.set_xlabel("filter index in the layer")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    dots, crosses = places[list(top)], places[list(removed)]
+    ax.scatter(dots[:, 0], dots[:, 1], s=15, facecolors=style.PAPER, edgecolors=style.INK, linewidths=0.8)
+    ax.scatter(crosses[:, 0], crosses[:, 1], s=34, **style.REMOVED)
+    ax.add_patch(Rectangle(tuple(places[selected] - 0.6), 1.2, 1.2, **style.SELECTED))
+    ax.set(xlim=(-0.7, columns - 0.3), ylim=(rows - 0.4, -0.6))
+    return note
 
 
 def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None = None,
@@ -181,19 +213,13 @@ def before_after(stages: Mapping[str, Metrics]) -> Picture:
     require(len(stages) > 0, "there are no stages to show.")
     with style.in_style():
         figure = style.new_figure(8.4, 0.44 * len(stages) + 0.9)
-        panels, lines = figure.subplots(1, 3, sharey=True), range(len(stages))
-        for ax, (key, mark) in zip(panels, METRICS.items(), strict=True):
+        for ax, (key, mark) in zip(figure.subplots(1, 3, sharey=True), METRICS.items(), strict=True):
             values = [getattr(metrics, key) for metrics in stages.values()]
-            ax.barh(lines, values, height=0.12, color=mark.color)
-            ax.scatter(values, lines, s=70, color=mark.color, marker=mark.marker, clip_on=False, zorder=3)
-            for line, value in enumerate(values):
-                ax.annotate(f"{value:.1%}", (value, line), (8, 0), textcoords="offset points", va="center",
-                            fontweight="bold", color=mark.color, annotation_clip=False)
-            ax.set(xlim=(0, 1), ylim=(len(values) - 0.5, -0.5), xticks=[])
+            style.draw_values(ax, range(len(values)), values, mark)
+            ax.set(xlim=(0, 1), xticks=[])
             ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better", fontsize=style.NORMAL)
             ax.set_xlabel(textwrap.fill(mark.meaning, 23), loc="left")
-            ax.set_yticks(lines, [style.plain_lines(name) for name in stages], fontsize=style.NORMAL)
-            ax.tick_params(length=0)
+            style.name_rows(ax, [style.plain_lines(name) for name in stages], fontsize=style.NORMAL)
             ax.spines["bottom"].set_visible(False)
     names, figures = list(stages), [metrics._asdict() for metrics in stages.values()]
     return Picture(figure, f"From “{names[0]}” to “{names[-1]}”: {changes(figures[0], figures[-1])}.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from gradprune.base.errors import require
 from gradprune.evaluation import Metrics
@@ -33,18 +33,17 @@ def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None, m
             ax.scatter(values, heights, s=42, color=mark.color, marker=mark.marker, alpha=0.75, linewidths=0,
                        zorder=3, clip_on=False)
             mean = fmean(values)
-            ax.plot([mean, mean], [row - 0.26, row + 0.26], color=style.INK, linewidth=2.4, zorder=4, clip_on=False)
+            style.draw_mean(ax, row, mean)
             side = "left" if mean < 0.06 else "right" if mean > 0.94 else "center"
-            ax.annotate(f"mean {mean:.0%}", (mean, row - 0.26), (0, 3), textcoords="offset points", ha=side,
-                        fontsize=style.SMALL, fontweight="bold", annotation_clip=False)
+            style.label(ax, f"mean {mean:.0%}", (mean, row - 0.3), (0, 3), ha=side, fontweight="bold")
         if guess is not None:
             ax.axvline(guess, **_GUESS)
-            ax.annotate("your guess", (guess, 1), (4, -2), xycoords=("data", "axes fraction"), va="top",
-                        textcoords="offset points", fontsize=style.SMALL)
-        ax.set(xlim=(0, 1), ylim=(len(groups) - 0.5, -0.6), xticks=[0, 0.25, 0.5, 0.75, 1])
-        ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
-        ax.set_yticks(range(len(groups)), list(groups), fontsize=style.NORMAL)
-        ax.tick_params(axis="y", length=0, pad=9)  # marks at 0 reach over the axis
+            style.label(ax, "your guess", (guess, 1), (4, -2), xycoords=("data", "axes fraction"), va="top")
+        ax.set(xlim=(0, 1), xticks=[0, 0.25, 0.5, 0.75, 1])
+        style.percent(ax.xaxis)
+        style.name_rows(ax, list(groups), fontsize=style.NORMAL)
+        ax.set_ylim(top=-0.6)
+        ax.tick_params(axis="y", pad=9)  # marks at 0 reach over the axis
         ax.grid(axis="x")
         ax.set_xlabel(f"{mark.name} ({'lower' if metric == 'asr' else 'higher'} is better for the defender)")
     told = "; ".join(f"{' '.join(name.split())}, {fmean(values):.0%} ({min(values):.0%} to {max(values):.0%})"
@@ -71,12 +70,8 @@ def with_and_without(runs: Mapping[str, Mapping[str, Metrics]]) -> Picture:
         figure = style.new_figure(8.4, 0.235 * y + 0.85)
         panels = figure.subplots(1, 3, sharey=True)
         for ax, (key, mark) in zip(panels, METRICS.items(), strict=True):
-            for height, _, metrics in lines:
-                value = getattr(metrics, key)
-                ax.plot([0, value], [height, height], color=mark.color, linewidth=2.5, solid_capstyle="butt")
-                ax.scatter([value], [height], s=48, color=mark.color, marker=mark.marker, clip_on=False, zorder=3)
-                ax.annotate(f"{value:.1%}", (value, height), (8, 0), textcoords="offset points", va="center",
-                            fontsize=style.SMALL, fontweight="bold", color=mark.color, annotation_clip=False)
+            style.draw_values(ax, [height for height, *_ in lines], [getattr(line[2], key) for line in lines], mark,
+                              fontsize=style.SMALL)
             ax.set(xlim=(0, 1), ylim=(y - 0.8, -0.7), xticks=[])
             ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better")
             ax.tick_params(length=0)
@@ -101,7 +96,7 @@ def regrowth(held: Sequence[float], forgotten: Sequence[float], removed: int) ->
         figure = style.new_figure(8.4, 2.7)
         ax = figure.subplots()
         style.draw_lines(ax, steps, {"mask forgotten": (forgotten, TRIGGERED), "mask held": (held, CLEAN)})
-        ax.yaxis.set_major_formatter(PercentFormatter(1, 1))
+        style.percent(ax.yaxis, 1)
         ax.set_title(f"Size of {count(removed, 'removed filter')}, as a share of what it was")
         ax.set_xlabel("training step")
     told = f"{count(len(held) - 1, 'training step')} without a mask, {count(removed, 'removed filter')}"
@@ -128,11 +123,11 @@ def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], gue
             ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better")
             ax.grid(axis="y")
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1, 0))
+        style.percent(panels[0].yaxis)
         if guess is not None:
             panels[1].axhline(guess, **_GUESS)
-            panels[1].annotate("your guess", (1, guess), (0, 3 if guess < 0.9 else -12), ha="right",
-                               xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=style.SMALL)
+            style.label(panels[1], "your guess", (1, guess), (0, 3 if guess < 0.9 else -12), ha="right",
+                        xycoords=("axes fraction", "data"))
         looks = [Line2D([], [], label=plain(name), **_look(style.INK, "o", number)) for number, name in enumerate(runs)]
         ring = Line2D([], [], linestyle="", marker="o", markersize=11, markerfacecolor="none", markeredgewidth=1.3,
                       markeredgecolor=style.INK, label="kept; what follows was taken back")

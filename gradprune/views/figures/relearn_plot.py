@@ -5,7 +5,6 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
 from gradprune.base.errors import require
 from gradprune.views.figures import style
@@ -43,7 +42,7 @@ def relearn_curve(attacks: Mapping[str, Mapping[str, Rows]]) -> Picture:
             ax.set_title(plain(attack))
             ax.set_xticks(range(len(steps)), ["before" if step is None else str(step) for step in steps])
             ax.set(ylim=(0, 1), yticks=[0, 0.5, 1])
-            ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+            style.percent(ax.yaxis)
             ax.grid(axis="y")
         panels[0].set_ylabel("ASR (lower is better for the defender)")
         figure.supxlabel("poisoned samples in the fine-tuning set", fontsize=style.SMALL)

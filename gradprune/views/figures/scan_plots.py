@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import PercentFormatter
 from torch import nn
 
 from gradprune.base.errors import require
@@ -19,7 +17,7 @@ from gradprune.models import predict
 from gradprune.search import outliers
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import blank, judge, place, show_image, written
-from gradprune.views.figures.image_change import amplified, typical_changes
+from gradprune.views.figures.example_images import amplified, typical_changes
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.style import ATTACKED, CLEAN, METRICS, plain
 
@@ -59,8 +57,7 @@ def norm_bars(ax: Axes, values: Sequence[float], classes: Sequence[str], line: f
         ax.axvline(line, color=style.INK, linestyle="--", linewidth=1.2)
     ax.set_xlabel("alarm left of the dashed line" if line is not None else
                   "no norm could be small enough for an alarm")
-    ax.set_yticks(range(len(classes)), [written(label, classes) for label in range(len(classes))])
-    ax.set_ylim(len(classes) - 0.5, -0.5)
+    style.name_rows(ax, [written(label, classes) for label in range(len(classes))])
 
 
 def alarm_line(values: Sequence[float], threshold: float = THRESHOLD) -> float | None:
@@ -92,9 +89,8 @@ def class_norms(values: Sequence[float], index: Sequence[float], classes: Sequen
         for label, (value, own) in enumerate(zip(values, index, strict=True)):
             mark = METRICS["asr" if label in alarms else "acc"]
             symbol = f"{ATTACKED.symbol} " * (label in alarms)
-            ax.annotate(f"{symbol}{value:.0f}, index {round(own, 1) + 0:.1f}", (value, label), (5, 0),
-                        textcoords="offset points", va="center", fontsize=style.SMALL, color=mark.color,
-                        bbox={"facecolor": style.PAPER, "linewidth": 0, "pad": 0.5})
+            style.label(ax, f"{symbol}{value:.0f}, index {round(own, 1) + 0:.1f}", (value, label), (5, 0), va="center",
+                        color=mark.color, bbox={"facecolor": style.PAPER, "linewidth": 0, "pad": 0.5})
         ax.axvline(middle, color=style.FAINT, linewidth=1, zorder=0)
         _above(ax, middle, "median", style.FAINT)
         if guess is not None:
@@ -111,8 +107,7 @@ def class_norms(values: Sequence[float], index: Sequence[float], classes: Sequen
 
 def _above(ax: Axes, x: float, text: str, color: str, lift: float = 0) -> None:
     """A word above the axes, at a place on their horizontal axis."""
-    ax.annotate(text, (x, 1), (0, 3 + lift), xycoords=("data", "axes fraction"), textcoords="offset points",
-                ha="center", fontsize=style.SMALL, color=color, annotation_clip=False)
+    style.label(ax, text, (x, 1), (0, 3 + lift), xycoords=("data", "axes fraction"), ha="center", color=color)
 
 
 def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str, nn.Module], target: int,
@@ -181,14 +176,14 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
             near = (marks["share"] - row["share"]).between(1e-3, 0.04) & ((marks["index"] - row["index"]).abs() < 0.35)
             offset, side = (((-6, -11), "right") if row["index"] <= THRESHOLD else
                             ((-7, 3), "right") if near.any() else ((7, 3), "left"))
-            ax.annotate(plain(row["model"], 16), (row["share"], row["index"]), offset, textcoords="offset points",
-                        ha=side, fontsize=style.SMALL, color=(METRICS["asr"] if row["attacked"] else CLEAN).color,
-                        path_effects=[withStroke(linewidth=3, foreground=style.PAPER)])
+            style.label(ax, plain(row["model"], 16), (row["share"], row["index"]), offset, ha=side,
+                        color=(METRICS["asr"] if row["attacked"] else CLEAN).color,
+                        path_effects=style.HALO)
         ax.axhline(THRESHOLD, color=style.INK, linestyle="--", linewidth=1.2)
         ax.axvline(SMALL, color=style.INK, linestyle="--", linewidth=1.2)
         ax.set(xlim=(0, 1.02), ylim=(0, top), xlabel="norm as a share of the median of the classes",
                ylabel="anomaly index")
-        ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        style.percent(ax.xaxis)
         ax.set_title("The nearest class of each model (grey: both conditions of an alarm hold)")
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=style.SMALL)
     told = []
@@ -221,10 +216,10 @@ def reach(images: ImageSet, given: Sequence[Reach], repaired: Sequence[Reach] = 
             ax.plot([one.share for one, _ in shares], [y] * len(shares), color=style.EMPTY, linewidth=3, zorder=1)
             for one, mark in shares:
                 ax.scatter(one.share, y, s=64, marker=mark.marker, color=mark.color, zorder=3, clip_on=False)
-            ax.annotate(f"to {written(row.label, images.classes)}", (row.share, y), (0, 9), fontsize=style.SMALL,
-                        textcoords="offset points", ha="right" if row.share > 0.5 else "left", color=style.FAINT)
+            style.label(ax, f"to {written(row.label, images.classes)}", (row.share, y), (0, 9),
+                        ha="right" if row.share > 0.5 else "left", color=style.FAINT)
         ax.set(xlim=(0, 1), ylim=(len(given) - 0.5, -0.5), yticks=[])
-        ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        style.percent(ax.xaxis)
         ax.set_title(f"Images led to one class{' (triangle: given, dot: repaired)' * bool(after)}", loc="left")
     most = max(given, key=lambda row: row.share)
     told = f"The family {most.family} leads furthest: {most.share:.0%} of the images to “{images.classes[most.label]}”"

@@ -67,11 +67,10 @@ def pairs_of_bars(ax: Axes, tried: Tried, selected: int | None = None) -> None:
                facecolor=face, edgecolor=color, linewidth=1.3)
     for here, value in zip(places, tried.real, strict=True):
         if value > high:
-            ax.annotate(f"\N{BLACK UP-POINTING TRIANGLE} {value:+.3g}", (here + 0.19, high), (0, 2), ha="center",
-                        textcoords="offset points", fontsize=style.SMALL, fontweight="bold", color=TRIGGERED.color)
-    ax.annotate(f"best trial\n{tried.real[best]:+.3g}", (best + 1.19, low), (0, -1), ha="center", va="top",
-                textcoords="offset points", fontsize=style.SMALL, fontweight="bold", color=TRIGGERED.color,
-                annotation_clip=False)
+            style.label(ax, f"\N{BLACK UP-POINTING TRIANGLE} {value:+.3g}", (here + 0.19, high), (0, 2), ha="center",
+                        fontweight="bold", color=TRIGGERED.color)
+    style.label(ax, f"best trial\n{tried.real[best]:+.3g}", (best + 1.19, low), (0, -1), ha="center", va="top",
+                fontweight="bold", color=TRIGGERED.color)
     ax.set(xlim=(0.4, len(tried.positions) + 0.6), ylim=(low, high - 0.05 * low), xticks=[])
     ax.tick_params(length=0)
     ax.grid(axis="y")

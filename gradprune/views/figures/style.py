@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import seaborn
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import FuncNorm
 from matplotlib.figure import Figure
@@ -57,6 +58,7 @@ INK, FAINT, PAPER, EMPTY = "#1F2328", "#667078", "#FFFFFF", "#EDEFF1"
 REMOVED: dict[str, Any] = {"marker": "X", "c": "black", "edgecolors": "white", "linewidths": 0.8, "zorder": 4}
 SELECTED: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 1.8, "zorder": 3,
                             "path_effects": [withStroke(linewidth=4, foreground="white")]}
+HALO = [withStroke(linewidth=3, foreground=PAPER)]  # around names that lie on lines and dots
 _LINE = 11.0  # points from one small name to the next below it
 SMALL, NORMAL, LARGE = 9, 10, 11.5  # points; shown at 100 pixels an inch, so that 9 points are 12.5 pixels
 _DPI = 150  # 1.5 pixels for each one shown: sharp on fine screens, quick enough for sliders
@@ -148,16 +150,45 @@ def draw_lines(ax: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence
     ax.margins(x=0.012)
     if shares:
         ax.set(ylim=(0, 1), yticks=[0, 0.5, 1])
-        ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+        percent(ax.yaxis)
     else:
         ax.set_ylim(bottom=0)
     ends = [values[-1] for values, _ in series.values()]
     high = _LINE * cast(Figure, ax.figure).dpi / 72 / ax.bbox.height  # a name, as a share: much in a low panel
     gap = min(max(0.12, high), 1 / len(ends))
     for height, (name, (_, mark)) in zip(spread(ends, *ax.get_ylim(), gap), series.items(), strict=True):
-        ax.annotate(name, (x[-1], height), (10, 0), textcoords="offset points", va="center", color=mark.color,
-                    fontsize=SMALL, fontweight="bold", annotation_clip=False,
-                    path_effects=[withStroke(linewidth=3, foreground=PAPER)])  # at 0 a name stands on the axis
+        label(ax, name, (x[-1], height), (10, 0), va="center", color=mark.color, fontweight="bold",
+              path_effects=HALO)  # at 0 a name stands on the axis
+
+
+def name_rows(ax: Axes, names: Sequence[str], **look: Any) -> None:
+    """A row for each name, from top to bottom."""
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_yticks(range(len(names)), names, **look)
+    ax.tick_params(axis="y", length=0)
+
+
+def draw_values(ax: Axes, rows: Sequence[float], values: Sequence[float], mark: Mark, form: str = ".1%",
+                fontsize: float = NORMAL) -> None:
+    """A thin bar from 0 to each value, with its marker at the end and the value beside it."""
+    ax.barh(rows, values, height=0.14, color=mark.color)
+    ax.scatter(values, rows, s=60, color=mark.color, marker=mark.marker, clip_on=False, zorder=3)
+    for row, value in zip(rows, values, strict=True):
+        label(ax, format(value, form), (value, row), (8, 0), va="center", fontweight="bold", color=mark.color,
+              fontsize=fontsize)
+
+
+def draw_range(ax: Axes, row: float, ends: Sequence[float], points: Sequence[float], color: str, marker: str,
+               hollow: bool = False) -> None:
+    """A row of points on a line from the lowest to the highest of `ends`."""
+    ax.plot([min(ends), max(ends)], [row, row], color=color, linewidth=2, zorder=2)
+    ax.scatter(points, [row] * len(points), s=44, marker=marker, facecolors=PAPER if hollow else color, zorder=3,
+               edgecolors=color, linewidths=1.2, alpha=0.9, clip_on=False)
+
+
+def draw_mean(ax: Axes, row: float, mean: float) -> None:
+    """An upright bar at the mean of a row."""
+    ax.plot([mean, mean], [row - 0.3, row + 0.3], color=INK, linewidth=2.2, zorder=4, clip_on=False)
 
 
 def spread(places: Sequence[float], low: float, high: float, gap: float = 0.12) -> list[float]:
@@ -182,11 +213,20 @@ def mark_kept(panels: Sequence[Axes], kept: float, text: str) -> None:
     for ax in panels:
         ax.axvline(kept, color=INK, linewidth=1.2, zorder=2)
     side = "right" if kept > sum(panels[0].get_xlim()) / 2 else "left"
-    panels[0].annotate(text, (kept, 1), (0, 5), xycoords=("data", "axes fraction"), ha=side,
-                       textcoords="offset points", fontsize=SMALL, fontweight="bold")
+    label(panels[0], text, (kept, 1), (0, 5), xycoords=("data", "axes fraction"), ha=side, fontweight="bold")
+
+
+def percent(axis: Axis, digits: int = 0) -> None:
+    """Shares on an axis in per cent."""
+    axis.set_major_formatter(PercentFormatter(1, digits))
+
+
+def label(ax: Axes, text: str, place: Any, offset: tuple[float, float], **look: Any) -> None:
+    """Small text at a place of the data, moved by an offset in points; it may lie outside the axes."""
+    ax.annotate(text, place, offset, textcoords="offset points",
+                **{"fontsize": SMALL, "annotation_clip": False, **look})
 
 
 def write(ax: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
     """Small text at a place of the axes (0..1), moved by an offset in points; it may lie outside the axes."""
-    ax.annotate(text, place, offset, xycoords="axes fraction", textcoords="offset points",
-                **{"fontsize": SMALL, "linespacing": 1.4, "annotation_clip": False, **look})
+    label(ax, text, place, offset, xycoords="axes fraction", **{"linespacing": 1.4, **look})

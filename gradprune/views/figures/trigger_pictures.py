@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import answer_bars, blank, judge, place, show_image, written
-from gradprune.views.figures.image_change import amplified, difference
+from gradprune.views.figures.example_images import amplified, difference
 from gradprune.views.figures.style import CLEAN, TRIGGERED
 
 _SIDE, _LEFT, _FIRST, _HIGH = 1.68, 0.15, 3.35, 2.85  # inches: an image, the left edge, the first row, each other

@@ -85,7 +85,6 @@ class BeatGradPrune(Panel):
         self.finish = self.button("Finish: test figures", self._finish, "Testing ...", _BUTTON)
         self.board = widgets.HTML(_board())
         self.map = FilterMap(self.figure, [str(self.found[place]) for place in range(len(self.found))], self._places())
-        self.on_change([self.rank, self.color])
         self.on_change([self.map.cells], self._touched)
         self.show([self.rank, self.color], [self.toggle, self.reset, self.finish], below=[self.board])
 

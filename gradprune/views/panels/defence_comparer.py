@@ -30,6 +30,8 @@ class DefenceComparer(BasePanel):
     Raises InputError for anything but such a table, and where every cell has failed.
     """
 
+    State = Choice
+
     def __init__(self, table: pd.DataFrame) -> None:
         require(isinstance(table, pd.DataFrame),
                 f"a comparer takes a table of cells (see bench.run), got {type(table).__name__}.")
@@ -42,12 +44,7 @@ class DefenceComparer(BasePanel):
         self.spc = buttons("Images", [(str(spc), spc) for spc in sizes], sizes[0])
         self.metric = buttons("Figure", list(_METRICS.items()), "der")
         self.sort = buttons("Order", [(order, order) for order in SORTS], SORTS[0])
-        self.on_change([self.attack, self.spc, self.metric, self.sort])
         self.show([self.attack, self.spc], [self.metric, self.sort])
-
-    def state(self) -> Choice:
-        """The controls as plain values."""
-        return Choice(self.attack.value, self.spc.value, self.metric.value, self.sort.value)
 
     def compute(self, state: Choice) -> Comparison:
         """Mean and spread of each defence."""

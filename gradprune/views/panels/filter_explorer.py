@@ -11,18 +11,58 @@ from torch import Tensor, nn
 
 from gradprune.datasets import draw_defense_images
 from gradprune.models import evaluating
-from gradprune.pruning import SCORES, filter_scores, pair_up, silence, unlearning_loss
+from gradprune.pruning import SCORES, Filters, filter_scores, pair_up, silence, unlearning_loss
 from gradprune.pruning.filters import filters, keep_filter
 from gradprune.victims import Victim
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import blank, place
 from gradprune.views.figures.filter_picture import montage, responses
 from gradprune.views.figures.picture import Picture
+from gradprune.views.figures.plots import heat_map
 from gradprune.views.figures.shortlist import Tried, describe_tried, pairs_of_bars, try_shortlist
-from gradprune.views.figures.style import CLEAN, TRIGGERED
-from gradprune.views.panels.controls import buttons, number
-from gradprune.views.panels.filter_choice import FilterChoice, heat_map
+from gradprune.views.figures.style import CLEAN, TRIGGERED, plain
+from gradprune.views.panels.controls import buttons, choice, number, slider
 from gradprune.views.panels.panel import Panel
+
+ALL = -1  # in place of a layer: all of them
+
+
+class FilterChoice:
+    """Two controls that choose one filter and keep in step: a layer or all of them, and the rank there by score."""
+
+    def __init__(self, found: Filters, scores: Tensor) -> None:
+        self.found, self.position = found, int(scores.argmax())
+        layers = [(plain(layer.name), layer.start) for layer in found.layers]
+        self.layer = choice("Layer", [("all layers", ALL), *layers], ALL)
+        self.rank = slider("Rank", 1, len(found), 1)
+        self.rescore(scores)
+
+    def rescore(self, scores: Tensor) -> None:
+        """Take new scores: ranks change, the chosen filter stays."""
+        self.scores = scores
+        self.go(self.position)
+
+    def ranking(self) -> list[int]:
+        """Positions in the chosen layer, or in all of them, highest score first."""
+        if self.layer.value == ALL:
+            return self.scores.argsort(descending=True, stable=True).tolist()
+        layer = self.found.layer_of(self.layer.value)
+        part = self.scores[layer.start:layer.start + layer.count]
+        return (part.argsort(descending=True, stable=True) + layer.start).tolist()
+
+    def go(self, position: int) -> None:
+        """Choose a filter by its flat position and set both controls to it."""
+        self.position = position
+        if self.layer.value != ALL:
+            self.layer.value = self.found.layer_of(position).start
+        ranking = self.ranking()
+        self.rank.max = len(ranking)
+        self.rank.value = ranking.index(position) + 1
+
+    def wire(self, panel: Panel) -> None:
+        """Let the panel follow the controls; a new layer starts at its highest score."""
+        panel.on_change([self.layer], lambda: self.go(self.ranking()[0]))
+        panel.on_change([self.rank], lambda: self.go(self.ranking()[self.rank.value - 1]))
 
 
 class Setting(NamedTuple):
@@ -74,7 +114,6 @@ class FilterExplorer(Panel):
         self.below = buttons("Below", [("the filter", False), ("the shortlist, tried", True)], False)
         self.chosen = FilterChoice(self.found, self.scores["gradient"])
         self.on_change([self.score], lambda: self.chosen.rescore(self.scores[self.score.value]))
-        self.on_change([self.image, self.below])
         self.chosen.wire(self)
         self.show([self.score, self.below], [self.chosen.layer, self.chosen.rank, self.image])
 
@@ -173,6 +212,6 @@ def bars(ax: Axes, changes: dict[str, float]) -> None:
     limit = max(map(abs, changes.values())) or 1
     ax.set(xlim=(min(0, *changes.values()) - 0.01 * limit, max(0, *changes.values()) + 0.01 * limit), ylim=(3, 0))
     ax.axvline(0, color=style.INK, linewidth=1)
-    ax.annotate("0", (0, 3), (0, -2), textcoords="offset points", ha="center", va="top", fontsize=style.SMALL)
+    style.label(ax, "0", (0, 3), (0, -2), ha="center", va="top")
     ax.set_axis_off()
     ax.set_title("change of loss if removed", fontsize=style.SMALL)

@@ -47,7 +47,6 @@ class OneNeuron(BasePanel):
         self.sign, self.sticker = (slider(name, -_REACH, _REACH, value, 0.5, "+.1f")
                                    for name, value in zip(_NAMES, (2.0, -6.0), strict=True))
         self.image = buttons("Image", [("clean", False), ("triggered", True)], True)
-        self.on_change([self.sign, self.sticker, self.image])
         self.show([self.sign, self.sticker, self.image])
 
     def state(self) -> Setting:

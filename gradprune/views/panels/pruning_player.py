@@ -63,6 +63,8 @@ class PruningPlayer(Panel):
     them. Raises InputError for a history without pruning rows or of another model.
     """
 
+    State = Moment
+
     def __init__(self, victim: Victim, result: DefenseResult | None = None, each: int = 20) -> None:
         super().__init__(victim)
         self.sample = first_of_each(victim.data.test.to("cpu"), each)
@@ -84,7 +86,6 @@ class PruningPlayer(Panel):
         self.run = self.button("Run Grad-Prune", self._run, "Pruning ...", 146)
         self._go()
         self.on_change([self.recipe], self._go)
-        self.on_change([self.round])
         self.show([self.round, self.next], *[[self.recipe, self.run]] * (own in RECIPES))
 
     def replay_run(self, result: DefenseResult | None) -> Run:
@@ -121,10 +122,6 @@ class PruningPlayer(Panel):
     def _next(self) -> None:
         """One round on; after the last comes the given model again."""
         self.round.value = (self.round.value + 1) % len(self.current.rows)
-
-    def state(self) -> Moment:
-        """The recipe and the round to show."""
-        return Moment(self.recipe.value, self.round.value)
 
     def compute(self, state: Moment) -> Frame:
         """Look the round up; everything was measured once."""

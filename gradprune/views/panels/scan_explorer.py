@@ -14,7 +14,7 @@ from gradprune.search import Inversion, outliers
 from gradprune.victims import Victim
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import blank, judge, place, show_image
-from gradprune.views.figures.image_change import amplified
+from gradprune.views.figures.example_images import amplified
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.scan_plots import alarm_line, norm_bars
 from gradprune.views.figures.style import CLEAN, TRIGGERED
@@ -48,6 +48,8 @@ class ScanExplorer(Panel):
     has its search.
     """
 
+    State = Chosen
+
     def __init__(self, victim: Victim, inversions: Sequence[Inversion], spc: int = 10) -> None:
         super().__init__(victim)
         self.classes = victim.data.defense.classes
@@ -58,12 +60,7 @@ class ScanExplorer(Panel):
         names = [(f"{label}: {name}", label) for label, name in enumerate(self.classes)]
         self.label = choice("Class", names, int(np.argmin(self.norms)))
         self.image = slider("Image", 0, len(self.images) - 1, 0)
-        self.on_change([self.label, self.image])
         self.show([self.label, self.image])
-
-    def state(self) -> Chosen:
-        """The controls as plain values."""
-        return Chosen(self.label.value, self.image.value)
 
     def compute(self, state: Chosen) -> Seen:
         """Lay the trigger over all images of other classes, and over the chosen one."""

@@ -103,7 +103,6 @@ class TriggerStudio(Panel):
         self.board = widgets.HTML()
         self._take_kind()
         self.on_change([self.kind], self._take_kind)
-        self.on_change([self.image, self.strength, *self.knobs, *self.choices, self.below])
         self.show([self.image, self.previous, self.next], [self.kind, self.strength, *self.knobs, *self.choices],
                   [self.below], below=[self.measure, self.board])
 

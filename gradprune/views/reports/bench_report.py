@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,10 @@ from gradprune.bench.summary import KEYS, checked
 from gradprune.defenses import KNOWS_TRIGGER
 from gradprune.views.figures import bench_plots
 from gradprune.views.figures.picture import Picture, count, per_class
-from gradprune.views.reports.page import DEFINITIONS, page, table, terms
+from gradprune.views.reports.page import save_pictures, write_page
 
 _MOST = {"attack": 60, "defense": 60, "spc": 12, "seed": 1000}  # different ones
 _FIGURES = ("acc", "asr", "ra")
-_READING = """<p>Each defence got the same attacked models and the same few clean images of each class. A cell is one
-attack, one defence, one number of images per class and one seed; the seed draws the defender’s images. All figures are
-counted on test images that no defence saw. ± is half the distance from the lowest to the highest seed.</p>{terms}
-<p>Means and ranks over attacks count only attacks and seeds for which every defence has a cell. Every attack weighs the
-same: seeds, and models of one attack (badnets_1, badnets_2), are averaged first. The 95% intervals are Student’s, over
-the attacks’ means, with one degree of freedom less than there are attacks: the next model will have another attack, and
-seeds are only other images for the same one. Two defences differ significantly where the interval of their paired
-difference does not hold 0. The highest of many means is partly luck. A failed cell ranks last and is left out of
-means. Who knows the trigger has it easier, so those that do and those that do not are ranked apart.</p>"""
-_DIFFERENCES = {
-    "network": "PreActResNet-18, about 11 million weights. Here: that of each model; as shipped 78,000 weights for "
-               "signs, 0.7 million for photographs.",
-    "images": "CIFAR-10 or GTSRB, photographs. Here: those of each model; as shipped rendered signs, and photographs "
-              "for the names cifar10/... and gtsrb/...",
-    "poisoned": "10 % of the training images. Here: set for each attack.",
-    "defender": "5 % of the training images: about 250 a class on CIFAR-10, 45 on average on GTSRB. Here: see the "
-                "columns.",
-    "trigger": "unknown to the defences. Here: known to those of which the tables say so; they have no published row.",
-    "runs": "one figure a cell, other code, other settings of the defences. Here: means over seeds.",
-}
 
 
 def write_bench_report(folder: str | Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> Path:
@@ -54,12 +33,14 @@ def write_bench_report(folder: str | Path, table: pd.DataFrame, facts: Mapping[s
     require(not many, f"the bench has more than a page can show: {', '.join(many)}; the most are {_MOST}.")
     folder = output_folder(folder)
     write_atomic(folder / "summary.csv", lambda temporary: summarise(cells).to_csv(temporary, index=False))
-    figures = {}
-    for name, picture in _pictures(cells).items():
-        png = picture.save(folder / f"{name}.png").read_bytes()
-        figures[name] = f'<div class="wide">{picture.html(png)}</div>'
-    text = _page(cells, figures, facts)
-    return write_atomic(folder / "report.html", lambda temporary: temporary.write_text(text, "utf-8"))
+    figures = save_pictures(folder, _pictures(cells))
+    models, defences, seeds = (cells[key].nunique() for key in ("attack", "defense", "seed"))
+    sizes = [_size(cells, ranks, figures) for _, ranks in ranking(cells).groupby("spc")]
+    title = f"A bench: {count(defences, 'defence')} against {count(models, 'attack')}"
+    return write_page(folder / "report.html", "bench.html", title=title, defences=defences, models=models, seeds=seeds,
+                      kinds=cells["attack"].map(attack_kind).nunique(), cells=len(cells),
+                      failed=cells["failed"].sum(), sizes=sizes, figures=figures, published=_published(cells),
+                      settings=_settings(cells, facts), lost=_lost(cells), command=str(facts.get("command") or ""))
 
 
 def _pictures(cells: pd.DataFrame) -> dict[str, Picture]:
@@ -78,81 +59,54 @@ def _pictures(cells: pd.DataFrame) -> dict[str, Picture]:
     return pictures
 
 
-# ---- what it says
+def _size(cells: pd.DataFrame, ranks: pd.DataFrame, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page tells of one spc. contests: of the defences that know the trigger, and of those that do not."""
+    spc, known = ranks["spc"].iloc[0], ranks["defense"].isin(KNOWS_TRIGGER)
+    own, all_alike = cells[cells["spc"] == spc], known.all() or not known.any()
+    attacks = list(dict.fromkeys(own["attack"]))
+    return {"name": per_class(spc), "met": int(ranks["models"].iloc[0]), "every": len(attacks), "attacks": attacks,
+            "common": ranks["der"].notna().any(), "all_alike": all_alike, "adds": _pruning_adds(cells, spc),
+            "contests": [_contest(cells, part) for part in ([ranks] if all_alike else [ranks[known], ranks[~known]])],
+            "figures": [figures[f"{name}_{spc}"] for name in ("der", "acc_asr", "rank") if f"{name}_{spc}" in figures],
+            "results": _results(own, attacks)}
 
 
-def _lead(cells: pd.DataFrame) -> str:
-    """The outcome in plain words (HTML): what was run, then a paragraph for each spc."""
-    kinds, models = cells["attack"].map(attack_kind).nunique(), cells["attack"].nunique()
-    ran = f"{count(cells['defense'].nunique(), 'defence')}, {count(kinds, 'attack')}"
-    ran += f" ({count(models, 'attacked model')})" * (models > kinds) + f", {count(cells['seed'].nunique(), 'seed')}"
-    told = [f"{ran}: {count(len(cells), 'cell')}, {cells['failed'].sum() or 'none'} failed."]
-    for spc, rows in ranking(cells).groupby("spc"):
-        met, every = int(rows["models"].iloc[0]), cells.loc[cells["spc"] == spc, "attack"].nunique()
-        part = f" (over the {met} of {every} attacked models that every defence met)" * (0 < met < every)
-        told.append(f"With <b>{per_class(spc)}</b>{part} {_outcome(cells, rows)}{_pruning_adds(cells, spc)}")
-    return "</p><p>".join(told)
-
-
-def _outcome(cells: pd.DataFrame, ranks: pd.DataFrame) -> str:
-    """Who has the highest mean DER at one spc, among those that know the trigger and among those that do not (HTML)."""
-    known = ranks["defense"].isin(KNOWS_TRIGGER)
-    if ranks["der"].isna().all():
-        return "no attack and seed has figures of every defence, so there is no common mean."
-    if known.all() or not known.any():
-        return _first(cells, ranks)
-    return (f"among the defences that know the trigger {_first(cells, ranks[known])} Among those that do not "
-            f"{_first(cells, ranks[~known])}")
-
-
-def _first(cells: pd.DataFrame, ranks: pd.DataFrame) -> str:
-    """The highest mean DER of some defences, whether it differs from the second's, and where grad_prune stands."""
+def _contest(cells: pd.DataFrame, ranks: pd.DataFrame) -> list[dict[str, Any]]:
+    """The row of the highest mean DER, with what its pairs with the second say, and those of grad_prune."""
     order = ranks.dropna(subset=["der"]).sort_values("der", ascending=False).reset_index(drop=True)
-    told = [] if len(order) else ["no defence has a figure."]
-    for place, row in order.iterrows():
-        if place == 0 or row["defense"].startswith("grad_prune"):
-            stands = "has the highest mean DER" if place == 0 else f"stands at place {place + 1} of {len(ranks)}"
-            sure = f" (95% interval {row['der_low']:.1%} to {row['der_high']:.1%})" if row["der_low"] >= 0 else ""
-            lost = f"; {row['failed']} of its {count(row['blocks'], 'cell')} failed" if row["failed"] else ""
-            told.append(f"<b>{escape(row['defense'])}</b> {stands}: {row['der']:.1%}{sure}{lost}.")
-        if place == 1:
-            pairs = gain(cells, order["defense"][0], row["defense"]).query("spc == @row.spc")
-            second = escape(row["defense"])
-            told[1:1] = [f"It and {second}, the second, {significance(pair)}." for _, pair in pairs.iterrows()]
-    return " ".join(told)
+    told = [{**row, "place": place + 1, "of": len(ranks), "second": ""} for place, row in order.iterrows()
+            if place == 0 or row["defense"].startswith("grad_prune")]
+    if len(order) > 1:
+        for pair in _pairs(cells, ranks["spc"].iloc[0], *order["defense"][:2]):
+            told[0] |= {"second": order["defense"][1], "differ": significance(pair)}
+    return told
 
 
-def _pruning_adds(cells: pd.DataFrame, spc: int) -> str:
-    """The paired differences of both recipes and their controls at one spc, in words; empty where they did not meet."""
-    told = []
-    for recipe, control in (("grad_prune", "ft_unlearn"), ("grad_prune_verified", "ft_distilled")):
-        for _, pair in gain(cells, recipe, control).query("spc == @spc").iterrows():
-            size = f"{100 * abs(pair['gain']):.1f}"
-            lies = "less than 0.1 points from" if size == "0.0" else (
-                f"{size} points {'above' if pair['gain'] > 0 else 'below'}")
-            told.append(f"the DER of {recipe} is {lies} that of {control}, the same fine-tuning without pruning; the "
-                        f"two {significance(pair)}.")
-    return f" What pruning adds: {' And '.join(told)}" if told else ""
+def _pruning_adds(cells: pd.DataFrame, spc: int) -> list[dict[str, Any]]:
+    """The paired differences of both recipes and their controls at one spc; none where they did not meet."""
+    return [{"recipe": recipe, "control": control, "gain": pair["gain"], "points": f"{100 * abs(pair['gain']):.1f}",
+             "differ": significance(pair)}
+            for recipe, control in (("grad_prune", "ft_unlearn"), ("grad_prune_verified", "ft_distilled"))
+            for pair in _pairs(cells, spc, recipe, control)]
 
 
-# ---- tables
+def _pairs(cells: pd.DataFrame, spc: int, first: str, second: str) -> list[pd.Series]:
+    """The paired difference of two defences at one spc, if they met there."""
+    return [pair for _, pair in gain(cells, first, second).iterrows() if pair["spc"] == spc]
 
 
-def _results(cells: pd.DataFrame) -> str:
+def _results(cells: pd.DataFrame, attacks: list[str]) -> list[list[str]]:
     """ACC, ASR and RA after each defence (row) under each attack (column) at one spc, and as given."""
-    attacks, names = list(dict.fromkeys(cells["attack"])), "\n".join(key.upper() for key in _FIGURES)
+    names = "\n".join(key.upper() for key in _FIGURES)
     errors = cells[cells["failed"]].groupby(["defense", "attack"])["error"].first()
     before = cells.groupby("attack")[[f"{key}_before" for key in _FIGURES]].mean()
-    given = ["\n".join(_percent(value) for value in before.loc[attack]) for attack in attacks]
-    rows = [["as given", "", names, *given]]
+    rows = [["as given", "", names, *("\n".join(map(_percent, before.loc[attack])) for attack in attacks)]]
     if not cells["failed"].all():
         found = summarise(cells).set_index(["defense", "attack"])
-        for name in dict.fromkeys(cells["defense"]):
-            own = [_cell(found.loc[name, attack], errors.get((name, attack), ""))
-                   if (name, attack) in found.index else "–" for attack in attacks]
-            rows.append([name, "yes" if name in KNOWS_TRIGGER else "no", names, *own])
-    told = "<p>Per cent on test images after the defence: mean over seeds ± half the range.</p>"
-    return told + table(rows, ["defence", "knows the trigger", "", *attacks], kind="cells")
+        rows += [[name, "yes" if name in KNOWS_TRIGGER else "no", names,
+                  *(_cell(found.loc[name, attack], errors.get((name, attack), "")) if (name, attack) in found.index
+                    else "–" for attack in attacks)] for name in dict.fromkeys(cells["defense"])]
+    return rows
 
 
 def _percent(share: float) -> str:
@@ -169,21 +123,16 @@ def _cell(row: pd.Series, error: str) -> str:
     return "\n".join(lines + [f"{row['failed']:.0f} of {row['cells']:.0f} failed"] * bool(row["failed"]))
 
 
-def _published(cells: pd.DataFrame) -> str:
-    """Published figures beside ours, for the attacks and defences that both have (HTML)."""
+def _published(cells: pd.DataFrame) -> list[list[str]]:
+    """Published figures beside ours, for the attacks and defences that both have: a table, its head first."""
     theirs, ours = published(), cells[~cells["failed"]]
     both = ours[["attack", "defense"]].drop_duplicates().merge(theirs[["attack", "defense"]].drop_duplicates())
-    if both.empty:
-        return ""
     columns = {f"published,\n{data}": _by_pair(rows) for data, rows in theirs.groupby("dataset")}
     columns |= {f"here,\n{per_class(spc)}": _by_pair(rows) for spc, rows in ours.groupby("spc")}
     keys = [(attack, name) for attack, rows in both.groupby("attack", sort=False) for name in ("", *rows["defense"])]
     lines = [[f"{attack}, {name or 'as given'}", *(texts.get((attack, name), "–") for texts in columns.values())]
              for attack, name in keys]
-    return ("<p><b>Not comparable one to one.</b> The published rows come from the leaderboard of BackdoorBench (Wu et "
-            "al., 2022, arXiv:2206.12654; date of retrieval not recorded). What differs:</p>" + terms(_DIFFERENCES)
-            + "<p>ACC / ASR / RA in per cent, as given and after the defence.</p>"
-            + table(lines, ["attack, defence", *columns], kind="cells"))
+    return [["attack, defence", *columns], *lines] if lines else []
 
 
 def _by_pair(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
@@ -193,8 +142,8 @@ def _by_pair(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
     return {key: " / ".join(map(_percent, line)) for key, line in zip(means.index, means.to_numpy(), strict=True)}
 
 
-def _settings(cells: pd.DataFrame, facts: Mapping[str, Any]) -> str:
-    """All that shaped the bench, and the failures (HTML)."""
+def _settings(cells: pd.DataFrame, facts: Mapping[str, Any]) -> list[list[str]]:
+    """All that shaped the bench."""
     told = {"attacks": "attack", "defences": "defense", "images per class": "spc", "seeds": "seed",
             "gradprune": "gradprune", "torch": "torch", "machine": "machine", "threads": "threads"}
     rows = [[name, ", ".join(map(str, dict.fromkeys(cells[key].dropna())))] for name, key in told.items()
@@ -203,26 +152,11 @@ def _settings(cells: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     if "cell_seconds" in cells:
         rows.append(["seconds, all cells", f"{cells['cell_seconds'].sum():.0f}"])
     rows += [[str(key), str(value)] for key, value in facts.items() if key != "command"]
-    text, lost = table([row for row in rows if row[1]]), cells[cells["failed"]]
-    if len(lost):
-        groups = lost.groupby([*KEYS, "error"], sort=False)["seed"]
-        rows = [[attack, name, str(spc), ", ".join(map(str, seeds)), error]
-                for (attack, name, spc, error), seeds in groups]
-        text += "<h3>Failed cells</h3>" + table(rows, ["attack", "defence", "images per class", "seeds", "error"])
-    return text
+    return [row for row in rows if row[1]]
 
 
-# ---- how it looks
-
-
-def _page(cells: pd.DataFrame, figures: Mapping[str, str], facts: Mapping[str, Any]) -> str:
-    sections = {"How to read this page": _READING.format(terms=terms(DEFINITIONS))}
-    for spc, rows in cells.groupby("spc"):
-        own = [figures.get(f"{name}_{spc}", "") for name in ("der", "acc_asr", "rank")]
-        sections[per_class(spc)] = "".join(own) + _results(rows)
-    sections |= {"More images": figures.get("by_spc", ""), "Cost": figures.get("cost", ""),
-                 "Published figures beside ours": _published(cells), "Settings": _settings(cells, facts)}
-    if facts.get("command"):
-        sections["Do it again"] = f"<pre><code>{escape(str(facts['command']))}</code></pre>"
-    kinds = (count(cells[key].nunique(), noun) for key, noun in (("defense", "defence"), ("attack", "attack")))
-    return page(f"A bench: {' against '.join(kinds)}", _lead(cells), sections)
+def _lost(cells: pd.DataFrame) -> list[list[str]]:
+    """The cells that failed, those of one error in a row."""
+    lost = cells[cells["failed"]]
+    groups = lost.groupby([*KEYS, "error"], sort=False)["seed"] if len(lost) else ()
+    return [[attack, name, str(spc), ", ".join(map(str, seeds)), error] for (attack, name, spc, error), seeds in groups]
