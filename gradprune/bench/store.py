@@ -66,7 +66,7 @@ class Store:
         self._lock.release()
 
     def done(self, cell: Cell) -> bool:
-        """Whether the cell has a good row; one that failed is to be run again."""
+        """Whether the cell has a good row; one that failed must be run again."""
         return cell in self.rows and not self.rows[cell]["error"]
 
     def add(self, row: Row) -> None:

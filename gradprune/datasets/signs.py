@@ -158,7 +158,7 @@ def render_signs(seed: int = 0, train_per_class: int = 500, defense_per_class: i
     """Draw a data set of European-style traffic signs: the same seed draws the same pictures.
 
     Returns three parts of uint8 images (N, 3, 32, 32) in random order, N = 12 times the images per class.
-    Every part has a random stream of its own: changing one size leaves the other parts as they are.
+    Every part has its own random stream: changing one size leaves the other parts as they are.
     Hardly a sign reaches the bottom right corner, where the first trigger of the course goes.
     Raises InputError for a part without images.
     """

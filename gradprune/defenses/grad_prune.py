@@ -70,7 +70,7 @@ def grad_prune_paper(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, s
 
 def grad_prune_verified(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, seed: int = 0,
                         progress: bool = True, **settings: Any) -> DefenseResult:
-    """`grad_prune` with recipe "verified", under a name of its own in tables."""
+    """`grad_prune` with recipe "verified", under a separate name in tables."""
     result = grad_prune(model, clean, trigger, spc=spc, recipe="verified", seed=seed, progress=progress, **settings)
     return replace(result, name="grad_prune_verified")
 

@@ -25,7 +25,8 @@ Judge = Callable[[nn.Module], float]
 class Distilled:
     """KL(given(x) || f(trigger(x))) + weight * KL(given(x) || f(x)), a loss for `fine_tune`.
 
-    With the trigger or without, the model is to say what the given one says of the clean image. No label is needed, so
+    The original model is the teacher: with or without the trigger, match its output on the clean image.
+    No label is needed, so
     x may be any image, a mix of two as well. given: the model whose answers are wanted; it is not changed. Source of
     distillation: Hinton et al., 2015.
     """

@@ -83,7 +83,7 @@ def _led(answers: Tensor, part: Part) -> Tensor:
 def inflow(model: nn.Module, parts: Sequence[Part], changes: Sequence[Change]) -> Tensor:
     """How much likelier a change makes each class: float (parts, classes), the mean over the images of its part.
 
-    parts, changes: as many of both. The model is to be in eval mode.
+    parts, changes: as many of both. The model must be in eval mode.
     """
     rows = []
     with torch.no_grad():

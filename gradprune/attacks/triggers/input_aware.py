@@ -1,4 +1,4 @@
-"""Input-aware dynamic attack (Nguyen & Tran, 2020, arXiv:2010.08138): every image gets a trigger of its own."""
+"""Input-aware dynamic attack (Nguyen & Tran, 2020, arXiv:2010.08138): every image gets its own trigger."""
 
 import torch
 import torch.nn.functional as F

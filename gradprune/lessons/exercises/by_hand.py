@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from gradprune.lessons.runtime.feedback import Seen
 from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise
-from gradprune.pruning import Filters, Pairs, filter_scores, invert, paper, silence, validate
+from gradprune.pruning import Filters, Pairs, filter_scores, paper, silence, validate
 from gradprune.pruning.filters import filters
+from gradprune.search import invert
 
 # ---- prune: judged by the filters that it removes
 
