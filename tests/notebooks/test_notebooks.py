@@ -1,16 +1,14 @@
-"""Every notebook: its format, its stubs and solutions, and a run from each place where one can enter it."""
+"""Every notebook: its format, its stubs and solutions."""
 
 import ast
 import base64
 import io
-import os
 import re
-from pathlib import Path
 
 import harness
 import nbformat
 import pytest
-from harness import FOLDER, NOTEBOOKS, tagged, tags
+from harness import FOLDER, NOTEBOOKS, own_environment, tagged, tags  # noqa: F401
 from PIL import Image, ImageChops
 
 import gradprune
@@ -26,14 +24,6 @@ QUICK = "02_see_the_filters"  # the one that `make test` runs
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 each_run = pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=() if path.stem == QUICK else pytest.mark.slow)
                                             for path in NOTEBOOKS])
-
-
-@pytest.fixture(autouse=True)
-def own_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADPRUNE_PROGRESS", str(tmp_path / "progress.json"))
-    monkeypatch.delenv("GRADPRUNE_STRICT", raising=False)
-    if "OMP_NUM_THREADS" not in os.environ:  # two threads that wait for a busy core made a cell 20 x as slow
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def code(notebook):
@@ -215,17 +205,6 @@ def test_solutions_pass_strict_mode_within_the_budget(path, tmp_path, monkeypatc
     monkeypatch.setenv("GRADPRUNE_MODE", "quick")
     outcome = harness.run(harness.with_solutions(harness.read(path)), tmp_path)
     record_property("summary", harness.times(path.stem, "quick", outcome))
-    if outcome.faults:
-        pytest.fail("\n".join(outcome.faults), pytrace=False)
-
-
-@pytest.mark.slow
-@each_notebook
-def test_runs_untouched_and_from_each_restart_point(path: Path, tmp_path, monkeypatch, record_property):
-    """Run All with nothing attempted; then, all names forgotten, from each restart cell to the end."""
-    monkeypatch.setenv("GRADPRUNE_MODE", "ci")
-    outcome = harness.run(harness.with_restarts(harness.read(path)), tmp_path)
-    record_property("summary", harness.times(path.stem, "ci, with restarts", outcome))
     if outcome.faults:
         pytest.fail("\n".join(outcome.faults), pytrace=False)
 
