@@ -116,10 +116,10 @@ def test_lost_cells_keep_a_defence_out_of_the_contest():
     assert found.lines["lost"].to_dict() == {"clp": 2, "anp": 2, "ft": 0, "nad": 0}
     picture = draw_comparison(found)
     assert "2 seeds: ft 80.0% ± 0.0, then nad" in picture.summary
-    assert picture.summary.endswith("2 defences with lost cells left out.")
+    assert picture.summary.endswith("2 defences without all cells left out.")
     texts = [text.get_text() for text in picture.figure.axes[0].texts]
-    assert "95.0% ± 0.0 (2 of 4 lost)" in texts
-    assert "90.0% (2 of 4 lost)" in texts
+    assert "95.0% ± 0.0 (only 2 of 4 cells)" in texts
+    assert "90.0% (only 2 of 4 cells)" in texts
 
 
 def test_defences_without_any_figure_keep_their_row():
@@ -127,7 +127,7 @@ def test_defences_without_any_figure_keep_their_row():
     picture = defences_compared(table, "badnets")
     assert [label.get_text() for label in picture.figure.axes[0].get_yticklabels()] == ["ft", "clp", "anp"]
     assert {"failed", "not run"} <= {text.get_text() for text in picture.figure.axes[0].texts}
-    assert says(picture.summary, "Highest", "DER", "badnets", "2 images", "1 seed", "ft 92.0%", "2 defences with lost cells")
+    assert says(picture.summary, "Highest", "DER", "badnets", "2 images", "1 seed", "ft 92.0%", "2 defences without all cells")
     none = pd.DataFrame([row_of(error="broke"), row_of("sig")])
     assert says(defences_compared(none, "badnets").summary, "DER", "badnets", "2 images", "no defence has all 1 cell")
 

@@ -148,7 +148,7 @@ def _words(chart: Comparison, form: Callable[[float], str]) -> str:
         text += f", then {whole.index[1]} {_with_spread(second, form)}; "
         text += _TOO_FEW.get(chart.seeds) or _lead(lead, spread, chart.metric)
     out = len(chart.lines) - len(whole)
-    return text + f"; {count(out, 'defence')} with lost cells left out" * (out > 0) + "."
+    return text + f"; {count(out, 'defence')} without all cells left out" * (out > 0) + "."
 
 
 def _lead(lead: float, spread: float, metric: str) -> str:
@@ -165,7 +165,7 @@ def _told(line: pd.Series, chart: Comparison) -> str:
     """The text at the end of a row."""
     if line["mean"] != line["mean"]:
         return "failed" if line["failed"] > 0 else "not run"
-    lost = f" ({int(line['lost'])} of {chart.cells} lost)" if line["lost"] else ""
+    lost = f" (only {chart.cells - int(line['lost'])} of {chart.cells} cells)" if line["lost"] else ""
     return _with_spread(line, _form(chart.metric)) + lost
 
 
