@@ -30,7 +30,7 @@ table = pd.DataFrame([{"attack": attack, "defense": name, "spc": 2, "seed": seed
                        "der": 0.9 - 0.1 * rank - 0.03 * seed * (attack == "sig"), "seconds": 2.0, "error": ""}
                       for attack, (rank, name), seed in itertools.product(("badnets", "sig"), enumerate(("ft", "clp")), (0, 1))])
 DefenceComparer(table)"""
-SEARCHES = """from gradprune.pruning import invert
+SEARCHES = """from gradprune.search import invert
 from gradprune.views import ScanExplorer
 clean = victim.data.defense.floats()[:24]
 found = [invert(victim.model, clean, label, steps=3, batch_size=8, progress=False) for label in range(12)]
@@ -224,6 +224,8 @@ def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
     assert list(found) == [kind for kind in PANELS if any(re.search(rf"\b{kind}\b", line) for line in code)]
     for kind, panel in found.items():
         panel.scroll_into_view_if_needed()
+        for handle in filter(lambda one: one.is_visible(), panel.locator('[role="slider"]').all()):
+            sync_api.expect(handle).to_have_accessible_name(re.compile(r"\w"))
         if panel.locator(".noUi-target:not([disabled])").count():
             move_slider(opened, panel)
         if kind == "FilterExplorer":

@@ -31,6 +31,8 @@ def predict(key: str, question: str, low: float = 0, high: float = 1, *, step: f
     import ipywidgets as widgets
     from IPython.display import display
 
+    from gradprune.views.panels.controls import handle_names
+
     earlier = progress.recall("answers", key)
     if options:
         earlier = earlier if earlier in options else None
@@ -58,7 +60,9 @@ def predict(key: str, question: str, low: float = 0, high: float = 1, *, step: f
                 raise
 
     control.observe(answered, "value")
-    display(widgets.VBox([widgets.HTML(f"<b>Predict.</b> {html.escape(question)}"), control, line]))
+    asked = widgets.HTML(f'<span class="gradprune-label"><b>Predict.</b> {html.escape(question)}</span>')
+    names = [] if options else [handle_names()]
+    display(widgets.VBox([asked, control, line, *names]).add_class("gradprune-named"))
 
 
 def reveal(key: str, actual: Any, form: str = ".2f") -> Any:

@@ -3,8 +3,8 @@
 JupyterLab takes the arrow keys of a closed list or a radio button for its own and goes to another cell, where "d d"
 deletes. So there are none here: buttons need no arrows, and sliders and numbers keep theirs.
 
-Two things that ipywidgets 8.1.9 gives no way to mend from Python: an arrow key pressed on a button leads JupyterLab to
-another cell all the same, and a slider's handle has no accessible name (its label stands beside it).
+One thing that ipywidgets 8.1.9 gives no way to mend from Python: an arrow key pressed on a button leads JupyterLab to
+another cell all the same. Nor does it name the handles of sliders: `handle_names` does.
 """
 
 import re
@@ -44,6 +44,30 @@ def slider(text: str, low: float, high: float, value: float, step: float = 1, fo
     """A slider that speaks when it is let go; whole numbers unless the step is not."""
     kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
     return kind(value, min=low, max=high, step=step, readout_format=form, continuous_update=False, **_look(text))
+
+
+def handle_names(style: str = "") -> widgets.HTML:
+    """For a box of class "gradprune-named": gives each slider's handle its label as accessible name, in the browser.
+
+    style: CSS to go with it. It runs when the style is read, and for sliders that appear later.
+    """
+    return widgets.HTML(f'<style onload="{_NAME_HANDLES}">{style}</style>')
+
+
+_NAME_HANDLES = """
+const find = tries => {
+  const box = this.closest('.gradprune-named');
+  if (!box) { if (tries) setTimeout(find, 250, tries - 1); return; }
+  const name = () => box.querySelectorAll('[role=slider]:not([aria-labelledby])').forEach(handle => {
+    const label = (handle.closest('.widget-inline-hbox') || box).querySelector('.widget-label, .gradprune-label');
+    if (!label) return;
+    label.id = label.id || 'gradprune-' + Math.random().toString(36).slice(2);
+    handle.setAttribute('aria-labelledby', label.id);
+  });
+  name();
+  new MutationObserver(name).observe(box, {childList: true, subtree: true});
+};
+find(20);""".strip()
 
 
 def number(text: str, low: int, high: int, value: int, width: int = HALF) -> widgets.BoundedIntText:
