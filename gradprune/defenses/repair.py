@@ -77,9 +77,9 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
 def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int, progress: bool) -> str:
     """Search triggers of the suspected class and unlearn all that are small, round by round; returns how it ended.
 
-    Small is a norm below `SMALL` times the median of the other classes, the scan's own measure. A copy is to say of an
-    image with one of the triggers what the given model says of the clean image (see `Distilled`); the last step of a
-    round is kept.
+    Small is a norm below `SMALL` times the median of the other classes, the scan's own measure. The copy learns to
+    answer an image with one of the triggers as the original model answers the clean image (see `Distilled`); the last
+    step of a round is kept.
     """
     label, kind = scanned.suspect, scanned.kind or "mask"
     usual = median(row.norm for row in scanned.rows if row.kind == kind and row.converged and row.label != label)

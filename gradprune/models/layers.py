@@ -63,7 +63,7 @@ class _Normalized(nn.Module if TYPE_CHECKING else object):  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         make, given, *state = super().__reduce_ex__(protocol)
-        if make is not copyreg.__newobj__:  # type: ignore[attr-defined]  # a class with a way of its own
+        if make is not copyreg.__newobj__:  # type: ignore[attr-defined]  # a class with its own constructor
             return (make, given, *state)
         return (_again, (type(self).__bases__[1], *given[1:]), *state)
 

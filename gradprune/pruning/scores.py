@@ -82,7 +82,7 @@ def _score_tensors(model: nn.Module, layer: Layer, score: str) -> list[Tensor]:
     for name, norm in layer.pairs:
         carriers = [model.get_submodule(place) for place in (norm, name) if place]
         learned = [[tensor for tensor in (carrier.weight, carrier.bias) if isinstance(tensor, nn.Parameter)]
-                   for carrier in carriers]  # a norm may have none, or such as are not learned
+                   for carrier in carriers]  # a norm may have no parameters, or none that are learned
         tensors |= {id(tensor): tensor for tensor in next(filter(None, learned))}
     return list(tensors.values())
 

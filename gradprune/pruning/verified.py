@@ -70,7 +70,7 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
 class Objective:
     """Unlearning loss + weight * KL(given model's answers || answers now) on the clean images, as a mean over pairs.
 
-    The second term asks for what the given model said, right or wrong: it changes with every removal that touches the
+    The second term compares with the original model's answers, right or wrong: it changes with every removal that touches the
     clean task, long before ten images show a mistake.
     """
 

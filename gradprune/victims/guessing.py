@@ -38,13 +38,13 @@ _TIMM = ("resnet10t", "resnet18", "resnet34", "resnet50", "resnet101", "wide_res
          "vgg16_bn", "vgg19_bn", "mnasnet_100", "ghostnet_100", "repvgg_a0", "dla34", "resnetv2_50",
          "vit_tiny_patch16_224", "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 
-Nets = dict[str, nn.Module]  # by stem, a word of `STEMS`; "" where there is no choice
+Nets = dict[str, nn.Module]  # by stem, a name in `STEMS`; "" if there is only one
 
 
 class Guess(NamedTuple):
     """How many of some clean images a network gets right, and its mean loss, if they are read in this way.
 
-    normalisation: a name in `USUAL`. stem: a word of `STEMS`, "" where there is no choice. size: side in pixels.
+    normalisation: a name in `USUAL`. stem: a name in `STEMS`, "" if there is only one. size: side in pixels.
     """
 
     right: int

@@ -163,7 +163,7 @@ class Own:
 
     def _with_stem(self, settings: dict[str, Any], weights: Mapping[str, Tensor], path: Path, data: Dataset
                    ) -> tuple[nn.Module, dict[str, Any], list[str]]:
-        """The network with these weights, its settings, and what is to be said of its stem."""
+        """The network with these weights, its settings, and a note on its stem."""
         if self.stem is not None:
             if self.stem not in STEMS:
                 raise unknown("stem", self.stem, STEMS)

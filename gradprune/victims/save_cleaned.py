@@ -27,7 +27,7 @@ def check(slimmer: bool, exported: Path | None) -> None:
 def deliver(victim: Victim, model: nn.Module, card: Card, path: Path | None, slimmer: bool,
             exported: Path | None) -> dict[str, Any]:
     """Write the cleaned model where asked; returns `out`, `export` (paths, or None) and `slim` (see `slimmed`)."""
-    model.cpu()  # what is written was measured where the model ran, and is to be read anywhere
+    model.cpu()  # measured where the model ran; the file must load anywhere
     images = victim.data.defense.floats()[:_IMAGES]
     told = None
     if slimmer:
