@@ -70,8 +70,8 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
 class Objective:
     """Unlearning loss + weight * KL(given model's answers || answers now) on the clean images, as a mean over pairs.
 
-    The second term compares with the original model's answers, right or wrong: it changes with every removal that touches the
-    clean task, long before ten images show a mistake.
+    The second term compares with the original model's answers, right or wrong: it changes with every removal that
+    touches the clean task, long before ten images show a mistake.
     """
 
     def __init__(self, given: nn.Module, pairs: Pairs, weight: float) -> None:
