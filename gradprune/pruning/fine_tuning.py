@@ -80,7 +80,7 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
         history = fine_tune(model, FilterMask(filters(model)), train, validation, lr=1e-2)
     """
     paper = override("fine-tuning", TUNING, changes)
-    require(all(paper[name] > 0 for name in ("lr", "patience", "max_epochs", "batch_size")),
+    require(paper["lr"] > 0 and all(paper[name] >= 1 for name in ("patience", "max_epochs", "batch_size")),
             "lr, patience, max_epochs and batch_size must be positive.")
     for name, known in (("statistics", STATISTICS), ("keep", KEEP)):
         if paper[name] not in known:
