@@ -220,12 +220,12 @@ def test_a_notebook_runs_and_answers_to_the_keyboard(opened, books, request):
     code = [line for cell in nbformat.read(books / name, 4).cells if cell.cell_type == "code"
             for line in cell.source.splitlines() if not re.match(r"\s*(from|import|#)", line)]
     run_all(opened)
+    for handle in filter(lambda one: one.is_visible(), opened.locator('[role="slider"]').all()):
+        sync_api.expect(handle).to_have_accessible_name(re.compile(r"\w"))
     found = panels(opened)
     assert list(found) == [kind for kind in PANELS if any(re.search(rf"\b{kind}\b", line) for line in code)]
     for kind, panel in found.items():
         panel.scroll_into_view_if_needed()
-        for handle in filter(lambda one: one.is_visible(), panel.locator('[role="slider"]').all()):
-            sync_api.expect(handle).to_have_accessible_name(re.compile(r"\w"))
         if panel.locator(".noUi-target:not([disabled])").count():
             move_slider(opened, panel)
         if kind == "FilterExplorer":

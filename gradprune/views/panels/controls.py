@@ -3,8 +3,8 @@
 JupyterLab takes the arrow keys of a closed list or a radio button for its own and goes to another cell, where "d d"
 deletes. So there are none here: buttons need no arrows, and sliders and numbers keep theirs.
 
-One thing that ipywidgets 8.1.9 gives no way to mend from Python: an arrow key pressed on a button leads JupyterLab to
-another cell all the same. Nor does it name the handles of sliders: `handle_names` does.
+An arrow key pressed on a button still leads JupyterLab to another cell: ipywidgets 8.1.9 gives no way to mend that from
+Python. Nor does it give the handles of sliders an accessible name; `handle_names` does.
 """
 
 import re
@@ -49,6 +49,7 @@ def slider(text: str, low: float, high: float, value: float, step: float = 1, fo
 def handle_names(style: str = "") -> widgets.HTML:
     """For a box of class "gradprune-named": gives each slider's handle its label as accessible name, in the browser.
 
+    A slider without a label is called by the element of class "gradprune-label" in the box, if there is one.
     style: CSS to go with it. It runs when the style is read, and for sliders that appear later.
     """
     return widgets.HTML(f'<style onload="{_NAME_HANDLES}">{style}</style>')
@@ -59,7 +60,8 @@ const find = tries => {
   const box = this.closest('.gradprune-named');
   if (!box) { if (tries) setTimeout(find, 250, tries - 1); return; }
   const name = () => box.querySelectorAll('[role=slider]:not([aria-labelledby])').forEach(handle => {
-    const label = (handle.closest('.widget-inline-hbox') || box).querySelector('.widget-label, .gradprune-label');
+    const own = (handle.closest('.widget-inline-hbox') || box).querySelector('.widget-label');
+    const label = own && own.textContent.trim() ? own : box.querySelector('.gradprune-label') || own;
     if (!label) return;
     label.id = label.id || 'gradprune-' + Math.random().toString(36).slice(2);
     handle.setAttribute('aria-labelledby', label.id);
