@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.pruning.filters import FilterMask, Filters, silent
-from gradprune.pruning.loop import Pruned, validate
+from gradprune.pruning.loop import Pruned, check_limits, validate
 from gradprune.pruning.scores import Pairs
 
 STEP = 0.05  # between the thresholds that are tried
@@ -48,7 +48,7 @@ def close_below(model: nn.Module, found: Filters, mask: Tensor, validation: Pair
     filter is counted as removed, so the result's mask is empty; history rows hold `threshold` and `channels`, and the
     one that was taken says `kept`. Ctrl-C takes the best of those that have been tried.
     """
-    require(0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
+    check_limits(alpha)
     require(0 <= top <= 1, f"threshold must lie in 0..1, got {top}.")
     norms = [model.get_submodule(name) for name in batch_norms(model)]
     given = [norm.weight.detach().clone() for norm in norms]  # type: ignore[operator]

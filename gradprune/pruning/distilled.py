@@ -25,10 +25,9 @@ Judge = Callable[[nn.Module], float]
 class Distilled:
     """KL(given(x) || f(trigger(x))) + weight * KL(given(x) || f(x)), a loss for `fine_tune`.
 
-    The original model is the teacher: with or without the trigger, match its output on the clean image.
-    No label is needed, so
-    x may be any image, a mix of two as well. given: the model whose answers are wanted; it is not changed. Source of
-    distillation: Hinton et al., 2015.
+    The original model is the teacher: with or without the trigger, match its output on the clean image. No label is
+    needed, so x may be any image, a mix of two as well. given: the model whose answers are wanted; it is not changed.
+    Source of distillation: Hinton et al., 2015.
     """
 
     def __init__(self, given: nn.Module, weight: float = 3.0) -> None:

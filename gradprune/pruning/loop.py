@@ -61,24 +61,29 @@ def validate(model: nn.Module, pairs: Pairs, logits: Tensor | None = None) -> Va
 Chosen = tuple[int, dict[str, Any]] | str  # a position with what the history row tells of it, or why none is left
 
 
-def remove_in_rounds(model: nn.Module, found: Filters, choose: Callable[[Tensor], Chosen],
+def check_limits(alpha: float | None, patience: int | None = None) -> None:
+    """Raise InputError for alpha outside of 0..1 or patience below 1; None is no limit."""
+    require(alpha is None or 0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
+    require(patience is None or patience >= 1, f"patience must be at least 1 round, got {patience}.")
+
+
+def remove_in_rounds(model: nn.Module, mask: FilterMask, choose: Callable[[Tensor], Chosen],
                      judge: Callable[[], tuple[Validation, float, dict[str, Any]]], *, rounds: int,
                      alpha: float | None, patience: int | None = None, watched: str = "loss", progress: bool = True
                      ) -> Pruned:
     """The loop of all recipes: choose a filter, remove it, measure, and in the end go back to the best round.
 
-    choose: from which filters are alive, bool (number of filters,), to the next one. judge: measures the model as it
-    is: its validation figures, the value that says which round is best (lower is better), and more for the history.
+    mask: of all the model's filters, none removed yet. choose: from which filters are alive, bool (number of filters,),
+    to the next one. judge: measures the model as it is: its validation figures, the value that says which round is best
+    (lower is better), and more for the history.
     Stops when `choose` names none, once validation accuracy has fallen by `alpha` (0..1), or after `patience` rounds
     without a lower value; a round that lost alpha is never the best. rounds: how many there can be, for the bar;
-    watched: what that value is called. Ctrl-C stops the rounds the same way. `model` is changed in place.
-    Raises InputError for alpha outside of 0..1 or patience below 1.
+    watched: what that value is called. Ctrl-C stops the rounds the same way. `model` and `mask` are changed in place.
+    Raises what `check_limits` does.
     """
-    require(alpha is None or 0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
-    require(patience is None or patience >= 1, f"patience must be at least 1 round, got {patience}.")
-    mask, undo = FilterMask(found, before=silent(model, found)), []
+    check_limits(alpha, patience)
     start, best, more = judge()
-    result, kept = Pruned(mask, [row(0, mask, start, **more)]), 0
+    result, kept, undo = Pruned(mask, [row(0, mask, start, **more)]), 0, []
     bar = tqdm(total=rounds, desc="pruning", unit="filter", disable=not progress, leave=False)
     with bar:
         try:
@@ -88,14 +93,14 @@ def remove_in_rounds(model: nn.Module, found: Filters, choose: Callable[[Tensor]
                     result.stopped = chosen
                     break
                 position, figures = chosen
-                undo.append(keep_filter(model, found, position))
+                undo.append(keep_filter(model, mask.filters, position))
                 mask.remove(model, position)
                 now, value, more = judge()
                 round_ = len(mask.positions)
                 result.history.append(row(round_, mask, now, **figures, **more))
                 bar.update()
-                more = {watched: f"{value:.3f}"} if patience else {}
-                bar.set_postfix(acc=f"{now.acc:.2f}", **more, refresh=False)
+                shown = {watched: f"{value:.3f}"} if patience else {}
+                bar.set_postfix(acc=f"{now.acc:.2f}", **shown, refresh=False)
                 result.stopped = "" if alpha is None else fell(start, now, alpha)
                 if not result.stopped and value < best:
                     best, kept = value, round_
@@ -128,8 +133,8 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
     that ends it; None removes all. Filters that are silent already are passed over. Ctrl-C keeps what has been
     removed and measured.
     """
-    gone = set(silent(model, found))
-    waiting = [position for position in order if position not in gone]
+    mask = FilterMask(found, before=silent(model, found))
+    waiting = [position for position in order if mask.alive[position]]
     queue, rounds = iter(waiting), count(0, -1)  # the last round is the best
 
     def choose(alive: Tensor) -> Chosen:
@@ -138,7 +143,7 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
             return "all filters that the method picked were removed"
         return position, {"score": float(values[position])}
 
-    return remove_in_rounds(model, found, choose, lambda: (validate(model, validation), next(rounds), {}),
+    return remove_in_rounds(model, mask, choose, lambda: (validate(model, validation), next(rounds), {}),
                             rounds=len(waiting), alpha=alpha, progress=progress)
 
 

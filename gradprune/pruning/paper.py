@@ -6,7 +6,7 @@ Source: Dunnett et al., 2024, arXiv:2405.03918.
 import torch
 from torch import Tensor, nn
 
-from gradprune.pruning.filters import Filters
+from gradprune.pruning.filters import FilterMask, Filters, silent
 from gradprune.pruning.loop import Chosen, Pruned, Validation, remove_in_rounds, validate
 from gradprune.pruning.scores import Pairs, filter_scores
 
@@ -30,5 +30,5 @@ def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, 
         now = validate(model, validation)
         return now, now.unlearning_loss, {}
 
-    return remove_in_rounds(model, found, choose, judge, rounds=len(found) - 1, alpha=alpha, patience=patience,
-                            progress=progress)
+    return remove_in_rounds(model, FilterMask(found, before=silent(model, found)), choose, judge, rounds=len(found) - 1,
+                            alpha=alpha, patience=patience, progress=progress)

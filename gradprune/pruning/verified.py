@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from gradprune.base.errors import require
 from gradprune.models.inference import predict
 from gradprune.pruning.candidate_removals import CandidateRemovals
-from gradprune.pruning.filters import Filters
-from gradprune.pruning.loop import Chosen, Pruned, Validation, remove_in_rounds, validate
+from gradprune.pruning.filters import FilterMask, Filters, silent
+from gradprune.pruning.loop import Chosen, Pruned, Validation, check_limits, remove_in_rounds, validate
 from gradprune.pruning.scores import Pairs, filter_scores
 
 K = 16        # filters on the shortlist
 WEIGHT = 3.0  # of the clean term against the unlearning loss
-PIECE = 32  # images between two looks at who is beaten
+PIECE = 32    # images between two looks at who is beaten
 
 
 def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, score: str = "gate",
@@ -38,7 +38,7 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
     """
     require(k >= 1, f"k must be at least 1 filter, got {k}.")
     require(weight >= 0, f"weight must not be negative, got {weight}.")
-    require(0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
+    check_limits(alpha, patience)
     trials = CandidateRemovals(model, found, train.clean[:2])
     goal, check = (Objective(model, pairs, weight) for pairs in (train, validation))
     logits = predict(model, goal.images)
@@ -63,8 +63,8 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
         objective = float(check(logits))
         return validate(model, validation, logits), objective, {"val_objective": objective}
 
-    return remove_in_rounds(model, found, choose, judge, rounds=len(found) - 1, alpha=None, patience=patience,
-                            watched="objective", progress=progress)
+    return remove_in_rounds(model, FilterMask(found, before=silent(model, found)), choose, judge, rounds=len(found) - 1,
+                            alpha=None, patience=patience, watched="objective", progress=progress)
 
 
 class Objective:

@@ -61,7 +61,7 @@ def inspect(weights: str | Path, data: str | None = None, *, size: int | None = 
     content = read_file(path)
     tensors = {name: tensor for name, tensor in state_dict(content, path).items() if not name.startswith("trigger.")}
     inspection = Inspection(path.as_posix(), "a state dict", len(tensors), sum(map(Tensor.numel, tensors.values())),
-                       _layers(tensors), *_ends(tensors))
+                            _layers(tensors), *_ends(tensors))
     options: list[str] | None = []
     known = False  # whether the trigger is
     if path.suffix == ".safetensors" and paths(path)[1].is_file():
@@ -75,7 +75,7 @@ def inspect(weights: str | Path, data: str | None = None, *, size: int | None = 
         options = _found(inspection, tensors, path, data, size, model)
     if options is not None:
         inspection.command = shlex.join(["gradprune", "defend" if known else "repair", str(weights), *options, "--out",
-                                    "out/clean"])
+                                         "out/clean"])
     return inspection
 
 

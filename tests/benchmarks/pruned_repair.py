@@ -24,24 +24,13 @@ from gradprune.evaluation.relearn import relearn
 from gradprune.models import predict
 from gradprune.models.inference import evaluating
 from gradprune.pruning import FilterMask, Pairs, verified
-from gradprune.search import FAMILIES, Alternating, Part, search_changes
+from gradprune.search import FAMILIES, Part, search_changes
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/pruned_repair.csv"
 PRUNED_BY = ("patches", "blend", "smooth", "waves", "bounded")
 JUDGED_BY = tuple(family for family in FAMILIES if family not in PRUNED_BY)
 VICTIMS = "badnets_11,blended_11,sig_11,low_frequency_11,badnets_12,sig_clean_label_12"
 EACH = 4  # changes of a family
-
-
-class Put(torch.nn.Module):
-    """A change as the module that `Alternating` takes."""
-
-    def __init__(self, change):
-        super().__init__()
-        self.change = change
-
-    def forward(self, images):
-        return self.change(images)
 
 
 def paired(given, pairs, families, seed):
@@ -52,7 +41,10 @@ def paired(given, pairs, families, seed):
         loss._fill(given, Part(part.images[:16], part.wanted[:16]))
         begun = [change for pool in loss.pools.values() for _, change in pool[:EACH]]
         found = search_changes(given, [part] * len(begun), begun, steps=20)
-    return Pairs(pairs.clean, Alternating([Put(change) for change in found])(pairs.clean), pairs.labels)
+    changed = pairs.clean.clone()
+    for place, change in enumerate(found):
+        changed[place::len(found)] = change(pairs.clean[place::len(found)])
+    return Pairs(pairs.clean, changed, pairs.labels)
 
 
 def rows_of(victim, spc, seed):
