@@ -63,7 +63,8 @@ def _corrupts(layer: nn.Module) -> bool:
 
 def layout(model: nn.Module) -> dict[str, bool]:
     """For each tensor of four dimensions, by name: whether it lies in memory as torch makes it, not channels_last."""
-    return {name: tensor.is_contiguous() for name, tensor in _tensors(model).items() if tensor.ndim == 4}
+    return {name: _lies_so(tensor, torch.contiguous_format) for name, tensor in _tensors(model).items()
+            if tensor.ndim == 4}
 
 
 def lay_out(model: nn.Module, wanted: dict[str, bool]) -> None:
@@ -71,8 +72,13 @@ def lay_out(model: nn.Module, wanted: dict[str, bool]) -> None:
     for name, tensor in _tensors(model).items():
         if name in wanted:
             kind = torch.contiguous_format if wanted[name] else torch.channels_last
-            if not tensor.is_contiguous(memory_format=kind):
-                tensor.data = tensor.data.clone(memory_format=kind)
+            if not _lies_so(tensor, kind):
+                tensor.data = torch.empty_like(tensor, memory_format=kind).copy_(tensor.data)
+
+
+def _lies_so(tensor: Tensor, kind: torch.memory_format) -> bool:
+    """Whether its strides are those of this format; with one channel `is_contiguous` says yes to two; sums differ."""
+    return tensor.stride() == torch.empty_like(tensor, device="meta", memory_format=kind).stride()
 
 
 def hand_back(copied: Net, model: nn.Module) -> Net:
