@@ -31,7 +31,7 @@ def predict(key: str, question: str, low: float = 0, high: float = 1, *, step: f
     import ipywidgets as widgets
     from IPython.display import display
 
-    from gradprune.views.panels.controls import handle_names
+    from gradprune.views.panels.controls import HANDLE_NAMES
 
     earlier = progress.recall("answers", key)
     if options:
@@ -60,9 +60,8 @@ def predict(key: str, question: str, low: float = 0, high: float = 1, *, step: f
                 raise
 
     control.observe(answered, "value")
-    asked = widgets.HTML(f'<span class="gradprune-label"><b>Predict.</b> {html.escape(question)}</span>')
-    names = [] if options else [handle_names()]
-    display(widgets.VBox([asked, control, line, *names]).add_class("gradprune-named"))
+    asked = widgets.HTML(f'<span class="gradprune-label"><b>Predict.</b> {html.escape(question)}</span>{HANDLE_NAMES}')
+    display(widgets.VBox([asked, control, line]).add_class("gradprune-named"))
 
 
 def reveal(key: str, actual: Any, form: str = ".2f") -> Any:

@@ -4,7 +4,7 @@ JupyterLab takes the arrow keys of a closed list or a radio button for its own a
 deletes. So there are none here: buttons need no arrows, and sliders and numbers keep theirs.
 
 An arrow key pressed on a button still leads JupyterLab to another cell: ipywidgets 8.1.9 gives no way to mend that from
-Python. Nor does it give the handles of sliders an accessible name; `handle_names` does.
+Python. Nor does it give the handles of sliders an accessible name; `HANDLE_NAMES` does.
 """
 
 import re
@@ -46,16 +46,9 @@ def slider(text: str, low: float, high: float, value: float, step: float = 1, fo
     return kind(value, min=low, max=high, step=step, readout_format=form, continuous_update=False, **_look(text))
 
 
-def handle_names(style: str = "") -> widgets.HTML:
-    """For a box of class "gradprune-named": gives each slider's handle its label as accessible name, in the browser.
-
-    A slider without a label is called by the element of class "gradprune-label" in the box, if there is one.
-    style: CSS to go with it. It runs when the style is read, and for sliders that appear later.
-    """
-    return widgets.HTML(f'<style onload="{_NAME_HANDLES}">{style}</style>')
-
-
-_NAME_HANDLES = """
+# At the end of an HTML widget in a box of class "gradprune-named": gives the handle of each slider there its label as
+# accessible name, in the browser; a slider without a label is called by the element of class "gradprune-label".
+HANDLE_NAMES = """<style onload="
 const find = tries => {
   const box = this.closest('.gradprune-named');
   if (!box) { if (tries) setTimeout(find, 250, tries - 1); return; }
@@ -69,7 +62,7 @@ const find = tries => {
   name();
   new MutationObserver(name).observe(box, {childList: true, subtree: true});
 };
-find(20);""".strip()
+find(20);">/* for its onload */</style>"""
 
 
 def number(text: str, low: int, high: int, value: int, width: int = HALF) -> widgets.BoundedIntText:

@@ -16,11 +16,12 @@ from gradprune.base.errors import require
 from gradprune.victims import Victim
 from gradprune.views.figures.drawing import error_html, image_html, named, written
 from gradprune.views.figures.picture import Picture
-from gradprune.views.panels.controls import HALF, WIDE, Button, handle_names, nothing
+from gradprune.views.panels.controls import HALF, HANDLE_NAMES, WIDE, Button, nothing
 
-_LOOK = """/* names on sliders are shown whole, labels stand beside the buttons */
+_LOOK = """<style>  /* names on sliders are shown whole, labels stand beside the buttons */
 .gradprune-panel .widget-readout { max-width: none; flex: none; padding-right: 8px; }
-.gradprune-panel .widget-toggle-buttons { display: flex; flex-flow: row nowrap; align-items: baseline; }"""
+.gradprune-panel .widget-toggle-buttons { display: flex; flex-flow: row nowrap; align-items: baseline; }
+</style>"""
 _ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, and what is said here of a single target "
                "class does not count.")
 
@@ -73,7 +74,7 @@ class BasePanel(widgets.VBox):
         self.on_change([control for row in rows for control in row
                         if control not in self._followed and not isinstance(control, Button)])
         boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")) for row in rows]
-        self.children = (*boxes, self.error, self.stand, self.summary, *below, handle_names(_LOOK))
+        self.children = (*boxes, self.error, self.stand, self.summary, *below, widgets.HTML(_LOOK + HANDLE_NAMES))
         self.refresh()
 
     def refresh(self) -> None:
