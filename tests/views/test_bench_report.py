@@ -150,7 +150,9 @@ def test_figures_refuse_what_they_cannot_show():
 
 
 def page(folder, table, **facts) -> Page:
-    return Page(write_bench_report(folder, table, facts).read_text("utf-8"))
+    text = write_bench_report(folder, table, facts).read_text("utf-8")
+    assert not re.search(r"[.,;:)]<b>", text), "a space is missing between two sentences"
+    return Page(text)
 
 
 @some(sorted(set(TABLES) - {"large", "one attack", "one seed"}), {"hostile", "no common cell"})
