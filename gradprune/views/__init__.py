@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from gradprune.views.panels.filter_explorer import FilterExplorer
     from gradprune.views.panels.one_neuron import OneNeuron
     from gradprune.views.panels.pruning_player import PruningPlayer
+    from gradprune.views.panels.repair_panel import RepairPanel
     from gradprune.views.panels.scan_explorer import ScanExplorer
     from gradprune.views.panels.trigger_studio import TriggerStudio
 
 __all__ = ["BeatGradPrune", "DefenceComparer", "FilterExplorer", "OneNeuron", "Picture", "PruningPlayer",
-           "ScanExplorer", "TriggerStudio", "before_after", "examples", "loss_curves", "pruning_trajectory",
-           "score_heatmap", "write_bench_report", "write_report"]
+           "RepairPanel", "ScanExplorer", "TriggerStudio", "before_after", "examples", "loss_curves",
+           "pruning_trajectory", "score_heatmap", "write_bench_report", "write_report"]
 
 _PANELS = {"BeatGradPrune": "beat_grad_prune", "DefenceComparer": "defence_comparer",
            "FilterExplorer": "filter_explorer", "OneNeuron": "one_neuron", "PruningPlayer": "pruning_player",
-           "ScanExplorer": "scan_explorer", "TriggerStudio": "trigger_studio"}
+           "RepairPanel": "repair_panel", "ScanExplorer": "scan_explorer", "TriggerStudio": "trigger_studio"}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "out" / "browser"
 NOTEBOOKS = [path.name for number in ("00", "02", "03", "04", "05", "06", "07") for path in sorted((ROOT / "notebooks").glob(f"{number}_*.ipynb"))]
 QUICK, SLOW = "07_playground.ipynb", pytest.mark.slow  # the one that `make test` opens has four panels
-PANELS = ("TriggerStudio", "FilterExplorer", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer", "OneNeuron")
+PANELS = ("TriggerStudio", "FilterExplorer", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer", "OneNeuron", "RepairPanel")
 OWN = "panels.ipynb"  # all panels on one page, written by this file
 TABLE = """import itertools
 import pandas as pd

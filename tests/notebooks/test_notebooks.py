@@ -17,7 +17,7 @@ from gradprune.lessons.runtime import start
 from gradprune.lessons.runtime.check import EXERCISES
 from gradprune.lessons.runtime.restart_points import POINTS
 
-PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer", "OneNeuron")
+PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "DefenceComparer", "ScanExplorer", "OneNeuron", "RepairPanel")
 TAGS = {"setup", "exercise", "restart", "widget"}
 
 QUICK = "02_see_the_filters"  # the one that `make test` runs
