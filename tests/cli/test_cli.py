@@ -148,7 +148,7 @@ def test_defend_slims_and_exports(store, here, kind):
     pytest.importorskip("torch_pruning", reason="--slim needs torch-pruning")
     for package in export_module.NEEDS[kind]:
         pytest.importorskip(package, reason=f"--export needs {package}")
-    told = last_json(run("defend", store / "victim", "--spc", 5, "--seed", 3, "--slim", "--out", "new/slim",
+    told = last_json(run("defend", store / "victim", "--spc", 5, "--recipe", "paper", "--seed", 3, "--slim", "--out", "new/slim",
                          "--export", f"other/model{kind}", "--json"))
     slim = told["slim"]
     assert sorted(slim["cut"] + slim["left"]) == sorted(told["filters_removed"])
@@ -175,7 +175,7 @@ def test_a_slim_model_can_be_defended_and_slimmed_again(store, here):
     small, card, _ = slimmed(model, card, torch.rand(2, 3, 16, 16))
     assert card["model"]["sizes"]["stages.0.0.conv1"] == [10, 12]
     save_checkpoint("first", small, card)
-    told = last_json(run("defend", here / "first", "--spc", 3, "--slim", "--out", "second", "--json"))
+    told = last_json(run("defend", here / "first", "--spc", 3, "--recipe", "paper", "--slim", "--out", "second", "--json"))
     again, card = load_checkpoint(here / "second")
     assert card["model"]["sizes"]["stages.0.0.conv1"][0] <= 10 and card["slim"]["cut"] == told["slim"]["cut"]
     assert sum(parameter.numel() for parameter in again.parameters()) == told["slim"]["parameters"][1]
@@ -437,7 +437,7 @@ def test_defend_refuses(store, here, arguments, words):
 
 def test_a_cleaned_model_goes_into_a_folder_that_is_there(store, here):
     (here / "models").mkdir()
-    told = last_json(run("defend", store / "victim", "--spc", 2, "--out", "models", "--json"))
+    told = last_json(run("defend", store / "victim", "--spc", 2, "--recipe", "paper", "--out", "models", "--json"))
     assert told["out"] == "models/victim-cleaned.safetensors" and Path(told["out"]).is_file()
 
 

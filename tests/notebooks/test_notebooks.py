@@ -21,7 +21,7 @@ PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "
 TAGS = {"setup", "exercise", "restart", "widget"}
 
 QUICK = "02_see_the_filters"  # the one that `make test` runs
-LONG = ("01", "03", "04", "06")  # in mode "quick" they take half of all notebooks' time: `make notebooks` runs them so, the tests in mode "ci"
+LONG = ("01", "02", "03", "04", "06")  # in mode "quick" they take half of all notebooks' time: `make notebooks` runs them so, the tests in mode "ci"
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 each_run = pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=() if path.stem == QUICK else pytest.mark.slow)
                                             for path in NOTEBOOKS])

@@ -565,6 +565,7 @@ def test_help_says_that_own_code_is_run():
 # ---- in Python, as the page says
 
 
+@pytest.mark.slow
 def test_the_page_works_as_written(here, victim, capsys, monkeypatch):
     page = (Path(__file__).resolve().parents[2] / "docs" / "own_model.md").read_text(encoding="utf-8")
     code = page.split("```python\n")[1].split("```")[0]
