@@ -82,7 +82,7 @@ def pairs(table):
     for one, other in PAIRS:
         for _, pair in gain(table, one, other).iterrows():
             words = significance(pair).split(" (")[0]
-            print(f"| {one} less {other} | {pair['spc']:.0f} | {100 * pair['gain']:+.2f} ({100 * pair['gain_low']:+.2f} to "
+            print(f"| {one} minus {other} | {pair['spc']:.0f} | {100 * pair['gain']:+.2f} ({100 * pair['gain_low']:+.2f} to "
                   f"{100 * pair['gain_high']:+.2f}) | {pair['attacks']:.0f}, {pair['models']:.0f}, {pair['blocks']:.0f} | {words} |")
 
 
@@ -141,8 +141,8 @@ def cell(part, form):
     if not len(part):
         return "not run"
     values = [100 * part[form.format(name)] for name in FIGURES]
-    return " / ".join(f"{value.mean():.1f}" + (f" ± {(value.max() - value.min()) / 2:.1f}" if "before" not in form else "")
-                      for value in values)
+    spread = len(part) > 1 and "before" not in form  # one draw has none
+    return " / ".join(f"{value.mean():.1f}" + f" ± {(value.max() - value.min()) / 2:.1f}" * spread for value in values)
 
 
 def by_model(table):
