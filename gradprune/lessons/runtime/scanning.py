@@ -50,7 +50,8 @@ def index_alone(scans: pd.DataFrame) -> pd.DataFrame:
     """The table data/results/scan.csv with the `suspect` that the anomaly index alone would have named.
 
     One row per model: `mask_class` and `whole_class` hold the class with the smallest norm, `..._share` its share of
-    the median, `..._index_alone_alarms` whether its index is above 2. Where both kinds accuse, the smaller share decides.
+    the median, `..._index_alone_alarms` whether its index is above 2. Where both kinds accuse, the smaller share
+    decides.
     """
     shares, classes = (pd.DataFrame({kind: scans[f"{kind}_{part}"].where(scans[f"{kind}_index_alone_alarms"])
                                      for kind in ("mask", "whole")}) for part in ("share", "class"))
