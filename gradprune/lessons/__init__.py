@@ -1,4 +1,4 @@
-"""What the notebooks lean on: checks of exercises, predictions, restart points, and progress that is kept.
+"""What the notebooks use: checks of exercises, predictions, restart points, and saved progress.
 
 A notebook begins with `from gradprune.lessons import begin, check, checkpoint, predict, reveal` and `begin("02")`.
 """

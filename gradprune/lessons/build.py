@@ -30,7 +30,7 @@ _PAGE = """{% extends "lab/index.html.j2" %}
 {% block html_head_js_requirejs %}{% endblock %}
 {% block any_cell %}{% if cell.outputs or not cell.metadata.get("jupyter", {}).get("source_hidden") %}{{ super() }}
 {%- endif %}{% endblock %}"""
-_PATIENCE = 600  # seconds a cell may take before it counts as hanging
+_PATIENCE = 600  # seconds a cell may take before it counts as hung
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     output_folder(options.out)
     failed = [path.name for path in paths if not _build(path, options.out)]
     _write_texts(paths, options.out)
-    print(f"FAILED: {', '.join(failed)}" if failed else f"All is well: open {options.out / 'index.html'}")
+    print(f"FAILED: {', '.join(failed)}" if failed else f"All notebooks ran: open {options.out / 'index.html'}")
     return bool(failed)
 
 
@@ -85,7 +85,7 @@ def execute(path: Path) -> tuple[NotebookNode, list[str]]:
         except CellExecutionError as error:
             return notebook, [str(error)]
         except Exception as error:  # a kernel that dies or hangs
-            return notebook, [f"the run broke off: {type(error).__name__}: {error}"]
+            return notebook, [f"the run stopped early: {type(error).__name__}: {error}"]
     return notebook, list(_faults(notebook))
 
 

@@ -100,5 +100,5 @@ def test_the_checklist_says_what_to_do(monkeypatch, capsys):
     start.checklist()
     told = capsys.readouterr().out
     assert "✔ Python: 3.12" in told and "! memory: 1.0 GB free What to do: Close other programs." in told
-    assert "✘ cache: cannot write What to do: Set a folder." in told and "To be mended: cache." in told
+    assert "✘ cache: cannot write What to do: Set a folder." in told and "To be fixed: cache." in told
     assert "package-0 1.0" in told and "package-19" not in told

@@ -92,7 +92,7 @@ def test_main_runs_writes_and_fails_loudly(tmp_path, monkeypatch, capsys):
     assert build.main(["--out", str(out)]) == 1
     told = capsys.readouterr()
     assert "FAILED: 01_bad.ipynb, 02_dead.ipynb" in told.out
-    assert "02_dead: the run broke off: DeadKernelError" in told.err
+    assert "02_dead: the run stopped early: DeadKernelError" in told.err
     assert "00_good" in told.out
     assert "ZeroDivisionError" in told.err
     assert "quick True" in (out / "00_good.html").read_text("utf-8")

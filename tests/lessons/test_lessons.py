@@ -118,7 +118,7 @@ told("score", "With `weight = tensor([[[[1., 2.]]], [[[3., 4.]]]]), gradient = "
 told("score", "leave out `keepdim=True`")(lambda w, g: g.abs().mean(dim=(1, 2, 3), keepdim=True))
 told("score", "changes its input in place")(lambda w, g: g.abs_().mean(dim=(1, 2, 3)))
 told("stopping_rule", "a whole row is returned")(lambda rows, alpha: rows[reference("stopping_rule")(rows, alpha)])
-told("stopping_rule", "gives nothing back (None)")(lambda rows, alpha: next((row["round"] for row in rows if row["round"] > 5), None))
+told("stopping_rule", "returns nothing (None)")(lambda rows, alpha: next((row["round"] for row in rows if row["round"] > 5), None))
 told("anomaly", "Each class needs its own")(lambda norms: norms.min())
 told("anomaly", "half above it and half below")(
     lambda norms: (norms.quantile(0.5) - norms) / (1.4826 * (norms - norms.quantile(0.5)).quantile(0.5)))
@@ -135,7 +135,7 @@ told("prune", "should have no entry, yours has 3 entries")(
     lambda model, found, train, *_: filter_scores(model, found, train.triggered, train.labels)[0].topk(3).indices.tolist())
 
 
-@told("anomaly", "gives nothing back (None)")
+@told("anomaly", "returns nothing (None)")
 def forgets_to_return(norms):
     norms = reference("anomaly")(norms)
 
@@ -219,7 +219,7 @@ def test_an_own_trigger_keeps_the_images_precision():
 def test_a_wrong_function_that_fails_on_the_inputs_explains_nothing():
     broken = dataclasses.replace(EXERCISES["score"], mistakes={"divided by nothing": [lambda *_: 1 / 0]})
     verdict = broken.judge(lambda weight, gradient: gradient.abs().sum(dim=(1, 2, 3)) + 1)
-    assert verdict.state == "wrong" and verdict.message.startswith("your function does something else than it should")
+    assert verdict.state == "wrong" and verdict.message.startswith("your function does not do what it should")
 
 
 @each_exercise

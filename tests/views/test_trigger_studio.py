@@ -264,7 +264,7 @@ def test_differences_by_hand():
 def test_the_family_figure_says_what_is_true(data, capsys):
     triggers = attacking.nine_triggers()
     assert list(triggers) == list(TRIGGERS)
-    assert capsys.readouterr().out == ("Shown before they learned anything, as no checkpoint is installed: low_frequency, "
+    assert capsys.readouterr().out == ("Shown untrained, because no checkpoint is installed: low_frequency, "
                                        "input_aware, trojannn.\n")
     images = data.test.subset(torch.arange(40))
     sizes = typical_changes(images, triggers)

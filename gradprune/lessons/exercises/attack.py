@@ -1,4 +1,4 @@
-"""The exercises of notebook 01: a trigger of one's own, and counting the attack success rate."""
+"""The exercises of notebook 01: a trigger of your own, and counting the attack success rate."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -63,7 +63,7 @@ def _will_it_be_learned(trigger: Function) -> str:
 
 
 @exercise("01", cases=_two_batches, observe=_facts, same=_same_first_fault, caution=_will_it_be_learned,
-          praise="same shape, pixels in 0..1, the same small mark on each image every time.")
+          praise="same shape, pixels in 0..1, and the same small mark on each image every time.")
 def trigger(images: Tensor) -> Tensor:
     """The images with a white square."""
     images = images.clone()
@@ -74,7 +74,7 @@ def trigger(images: Tensor) -> Tensor:
 def _(images):
     return images[0]
 
-@trigger.mistake("some pixels are not finite (nan or inf).")
+@trigger.mistake("some pixels are not finite (nan or inf): look for a division by 0.")
 def _(images):
     return images / 0
 
@@ -82,7 +82,7 @@ def _(images):
 def _(images):
     return images + 0.1
 
-@trigger.mistake("nothing changes: the images come back as they were.")
+@trigger.mistake("nothing changes: the images come back as they were. Change some pixels of a copy.")
 def _(images):
     return images.clone()
 
@@ -91,8 +91,8 @@ def _(images):
 def _(images):
     return torch.cat([trigger.reference(images[:1]), images[1:]])
 
-@trigger.mistake("two calls give two different marks. The model could learn no fixed sign: draw random numbers from "
-                 "`torch.Generator().manual_seed(...)`, or once and outside the function.")
+@trigger.mistake("two calls give two different marks. The model cannot learn a mark that changes: draw random numbers "
+                 "from `torch.Generator().manual_seed(...)`, or once and outside the function.")
 def _(images):
     return (images + 0.1 * torch.rand_like(images)).clamp(0, 1)
 
@@ -101,7 +101,7 @@ def _(images):
     return 0.9 * images + 0.1 * images.mean(0, keepdim=True)
 
 @trigger.mistake(f"too much changes (over {_LARGEST_CHANGE:.0%} of the pixel range on average): people would see it, "
-                 "and the sign under it is gone. Make it smaller or fainter.")
+                 "and it hides the sign. Make it smaller or fainter.")
 def _(images):
     return torch.zeros_like(images)
 
@@ -163,8 +163,8 @@ def asr(model: nn.Module, images: ImageSet, trigger: Function, target: int) -> T
     """Attack success rate."""
     return _share(_outputs(model, images, trigger, target)[2].argmax(1) == target)
 
-@asr.mistake("the target class is counted, too. An image of the target class that is given the target class is no "
-             "success of the attacker: leave those images out.")
+@asr.mistake("the target class is counted, too. An image of the target class that is answered with the target is no "
+             "success for the attacker: leave those images out.")
 def _(model, images, trigger, target):
     return _share(model(trigger(images.floats())).argmax(1) == target)
 
@@ -173,7 +173,7 @@ def _(model, images, trigger, target):
 def _(model, images, trigger, target):
     return asr.reference(model, images, trigger, target) * _share(images.labels != target)
 
-@asr.mistake("`argmax(0)` asks for each class which IMAGE is most like it. An answer for each image is `argmax(1)`.")
+@asr.mistake("`argmax(0)` finds, for each class, the IMAGE most like it. The answer for each image is `argmax(1)`.")
 def _(*case):
     return _share(_outputs(*case)[2].argmax(0) == case[-1])
 
@@ -207,7 +207,7 @@ def _(*case):
     labels, clean, marked = _outputs(*case)
     return _share((marked.argmax(1) == case[-1])[clean.argmax(1) == labels])
 
-@asr.mistake("this is the target's mean chance. An attack succeeds or fails, image by image: count the answers, "
+@asr.mistake("this is the target's mean probability. An attack succeeds or fails, image by image: count the answers, "
              "`argmax(1)`, that are the target.")
 def _(*case):
     return _outputs(*case)[2].softmax(1)[:, case[-1]].mean()

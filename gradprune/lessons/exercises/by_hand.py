@@ -58,29 +58,29 @@ def prune(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, alp
     """The positions that stay removed, in order."""
     return paper(model, found, train, validation, alpha=alpha, patience=patience, progress=False).mask.positions
 
-@prune.mistake("the scores are taken once. Each removal changes the model, and with it the gradient: score again in "
-               "every round.", again=False)
-@prune.mistake("dead filters are picked again. The loss would love to use them, so their gradient is large: look for "
-               "the highest score among the living.", living=False)
-@prune.mistake("the scores come from clean images. Those accuse no backdoor: give `train.triggered` with the true "
-               "labels.", scored="clean")
-@prune.mistake("the scores come from the validation images. Those are kept to judge by; whoever proposes with them "
-               "has nothing left to judge with: score on `train`.", own=False)
+@prune.mistake("the scores are computed only once. Each removal changes the model, and with it the gradient: score "
+               "again in every round.", again=False)
+@prune.mistake("removed filters are picked again. The loss would fall if they came back, so their gradient is large: "
+               "look for the highest score among the living filters.", living=False)
+@prune.mistake("the scores come from clean images. Those say nothing about the backdoor: use `train.triggered` with "
+               "the true labels.", scored="clean")
+@prune.mistake("the scores come from the validation images. Those are kept for judging; if they also give the scores, "
+               "nothing is left to judge with: score on `train`.", own=False)
 @prune.mistake("the rounds are judged on the images that gave the scores: call `validate` with `validation`.",
                judged=False)
-@prune.mistake("you keep every removal. The loop runs on after its best round to be sure of it: go back to that "
-               "round.", kept=lambda removed, best: len(removed))
-@prune.mistake("one too many stays removed: after the best round, number r, r filters are gone.",
+@prune.mistake("you keep every removal. The loop runs on after its best round to make sure that it was the best: go "
+               "back to that round.", kept=lambda removed, best: len(removed))
+@prune.mistake("one filter too many stays removed: after round r, exactly r filters are gone.",
                kept=lambda removed, best: best + 1)
-@prune.mistake("the best round is that of the lowest CLEAN loss, which does not see the backdoor: take the unlearning "
-               "loss.", loss="clean_loss")
-@prune.mistake("a fall of exactly alpha passes. By alpha or more is too much: `>=`.",
+@prune.mistake("you choose the round with the lowest CLEAN loss, which says nothing about the backdoor: take the "
+               "unlearning loss.", loss="clean_loss")
+@prune.mistake("a fall of exactly alpha passes. A fall of alpha or more is too much: `>=`.",
                fallen=lambda accs, alpha: accs[0] - accs[-1] > alpha)
-@prune.mistake("accuracy never ends it. Stop once validation accuracy has fallen by alpha or more.",
+@prune.mistake("accuracy never stops the loop. Stop once validation accuracy has fallen by alpha or more.",
                fallen=lambda accs, alpha: False)
 @prune.mistake("the round that lost too much may still be the best one. Stop first, and only then ask whether the "
-               "loss is lower than ever.", late=True)
-@prune.mistake("the fall is counted from the best accuracy so far. It counts from the given model.",
+               "loss is the lowest so far.", late=True)
+@prune.mistake("the fall is counted from the best accuracy so far. Count it from the given model.",
                fallen=lambda accs, alpha: max(accs) - accs[-1] >= alpha)
 @prune.mistake("you stop at the first round that is no better. The loss goes up and down: wait `patience` rounds.",
                hasty=True)
@@ -135,7 +135,7 @@ def _deeds(function: Function, case: Sequence[Any]) -> Seen:
     found = function(*case)
     sizes = (1, *images.shape[2:]), images.shape[1:]
     if not (isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
-        raise Complaint("give back two tensors: `return mask, pattern`.")
+        raise Complaint("return two tensors: `return mask, pattern`.")
     mask, pattern = (part.detach().float() for part in found)
     if (mask.shape, pattern.shape) != sizes:
         raise Complaint(f"mask and pattern should have the shapes {tuple(sizes[0])} and {tuple(sizes[1])}: one mark "
@@ -150,17 +150,17 @@ def _deeds(function: Function, case: Sequence[Any]) -> Seen:
                           (answers == (target + 1) % 4).float().mean() >= 0.9, taken]).double()]
 
 
-@exercise("08", cases=_marked, observe=_deeds, praise="a small mark in 0..1 that leads other images to the class, too.")
+@exercise("08", cases=_marked, observe=_deeds, praise="a small mark in 0..1 that also leads new images to the class.")
 def find_trigger(model: nn.Module, images: Tensor, target: int, steps: int) -> Found:
     """The smallest mark that leads the images to a class: mask and pattern."""
     trigger: Any = invert(model, images, target, steps=steps, progress=False).trigger
     return trigger.mask, trigger.pattern
 
 _COVERS = ("the mark reaches the class, but it covers a good part of the image. Every class can be reached like that: "
-           "let the mask pay, `cost * mask.sum()`, in the loss.")
-_WHOLE = ("the mark covers the WHOLE image. A large mask must cost, not pay: add `cost * mask.sum()`, and search the "
-          "mask as well as the pattern.")
-_VANISHED = ("the mask has vanished and reaches nothing. The cross-entropy must pull towards the class, and the cost "
+           "make the mask costly, with `cost * mask.sum()` in the loss.")
+_WHOLE = ("the mark covers the WHOLE image. A large mask must raise the loss, not lower it: add `cost * mask.sum()`, "
+          "and search for the mask as well as the pattern.")
+_VANISHED = ("the mask has vanished and leads nowhere. The cross-entropy must pull towards the class, and the cost "
              "must not outweigh it.")
 
 @find_trigger.mistake(_COVERS, cost=0)
@@ -169,12 +169,12 @@ _VANISHED = ("the mask has vanished and reaches nothing. The cross-entropy must 
 @find_trigger.mistake(_WHOLE, cost=0, cover=6.0)
 @find_trigger.mistake(_VANISHED, pull=0)
 @find_trigger.mistake(_VANISHED, cost=30)
-@find_trigger.mistake("the cross-entropy has the wrong sign: this search flees from the class.", pull=-1)
-@find_trigger.mistake("the mark leads to another class: the labels of the cross-entropy are all `target`.", shift=1)
+@find_trigger.mistake("the cross-entropy has the wrong sign: this search moves away from the class.", pull=-1)
+@find_trigger.mistake("the mark leads to another class: all labels in the cross-entropy must be `target`.", shift=1)
 @find_trigger.mistake("mask or pattern leaves 0..1: no such image exists. Search free numbers, and squash them with "
                       "`torch.sigmoid` before use and before you return them.", squash=lambda free: free + 0.5)
-@find_trigger.mistake("the mark is still as it began, and reaches nothing. Each step needs `loss.backward()` and "
-                      "`optimizer.step()`, and there are `steps` of them.", work=False)
+@find_trigger.mistake("the mark has not changed since the start, and leads nowhere. Each step needs `loss.backward()` "
+                      "and `optimizer.step()`, and there are `steps` of them.", work=False)
 def _(model, images, target, steps, cost=0.05, pull=1.0, shift=0, work=True, squash=torch.sigmoid, cover=0.0):
     """The search with one thing about it changed."""
     mask, pattern = (torch.full((size, *images.shape[2:]), cover).requires_grad_() for size in (1, images.shape[1]))

@@ -28,34 +28,34 @@ def _one_defence() -> list[tuple[Any, ...]]:
 
 
 der = exercise("05", cases=_models, examples=_one_defence,
-               praise="falls of ASR count for the defence, falls of ACC against it, rises count for nothing."
+               praise="falls of ASR count for the defence, falls of ACC count against it, and rises count for nothing."
                )(evaluation.der)
 
-@der.mistake("before and after are exchanged: a fall is before minus after.")
+@der.mistake("before and after are swapped: a fall is before minus after.")
 def _(before, after):
     return evaluation.der(after, before)
 
 @der.mistake("max(0, ...) is missing in both terms. A defence that raises ACC must not earn points for it, or a "
-             "harmless change could make up for a living backdoor.", rate=lambda asr, acc: (asr - acc + 1) / 2)
+             "gain in ACC could make up for a working backdoor.", rate=lambda asr, acc: (asr - acc + 1) / 2)
 @der.mistake("a rise of ACC earns points: put max(0, ...) around the fall of ACC, too.",
              rate=lambda asr, acc: (max(0, asr) - acc + 1) / 2)
 @der.mistake("a rise of ASR costs points: put max(0, ...) around the fall of ASR, too.",
              rate=lambda asr, acc: (asr - max(0, acc) + 1) / 2)
-@der.mistake("the fall of ACC is added. It is the price, so subtract it.",
+@der.mistake("the fall of ACC is added. It is the cost, so subtract it.",
              rate=lambda asr, acc: (max(0, asr) + max(0, acc) + 1) / 2)
-@der.mistake("1 is added after halving. Python divides before it adds: put brackets around all that is halved.",
-             rate=lambda asr, acc: (max(0, asr) - max(0, acc)) / 2 + 1)
-@der.mistake("only the 1 is halved. Python divides before it adds: put brackets around all that is halved.",
-             rate=lambda asr, acc: max(0, asr) - max(0, acc) + 1 / 2)
-@der.mistake("ACC is left out. A model that answers nonsense has no backdoor either.",
+@der.mistake("1 is added after halving. Python divides before it adds: put brackets around everything "
+             "that is halved.", rate=lambda asr, acc: (max(0, asr) - max(0, acc)) / 2 + 1)
+@der.mistake("only the 1 is halved. Python divides before it adds: put brackets around everything that is "
+             "halved.", rate=lambda asr, acc: max(0, asr) - max(0, acc) + 1 / 2)
+@der.mistake("ACC is left out. A model that answers nonsense has no backdoor either: subtract the fall of ACC.",
              rate=lambda asr, acc: (max(0, asr) + 1) / 2)
-@der.mistake("one max(0, ...) stands around the whole difference. Each fall needs its own, or no defence could be "
+@der.mistake("one max(0, ...) is around the whole difference. Each fall needs its own, or no defence could be rated "
              "worse than useless.", rate=lambda asr, acc: (max(0, asr - acc) + 1) / 2)
 def _(before, after, rate):
     return rate(before.asr - after.asr, before.acc - after.acc)
 
-@der.mistake("the rise of RA stands in place of the fall of ASR. A good idea, but another figure: DER does not know "
-             "RA, and section 4 shows what that costs.")
+@der.mistake("the rise of RA is used in place of the fall of ASR. A good idea, but a different figure: DER ignores "
+             "RA, and section 4 shows what that costs. Use ASR here.")
 def _(before, after):
     return (max(0, after.ra - before.ra) - max(0, before.acc - after.acc) + 1) / 2
 
@@ -64,7 +64,7 @@ def _(before, after):
 
 
 def _scores() -> list[tuple[Any, ...]]:
-    """Scores with ties, failures and harm done (below 0.5), in which no two wrong ways lead to the same ranks.
+    """Scores with ties, failures and harm (below 0.5), on which no two wrong ways give the same ranks.
 
     One failure a block: whether two share the last places or are both the very last is left open.
     """
@@ -94,16 +94,17 @@ def _ranks(scores: pd.DataFrame, **settings: Any) -> pd.DataFrame:
 
 
 @exercise("05", cases=_scores, observe=_one_a_defence, examples=_two_blocks,
-          praise="each block ranked by itself, ties share a rank, failures come last.")
+          praise="each block is ranked by itself, ties share a rank, and failures come last.")
 def mean_rank(scores: pd.DataFrame) -> pd.Series:
     """The mean rank of each defence; 1 is the best."""
     return _ranks(scores).mean()
 
-_TURNED = "the order is turned around: rank 1 is for the HIGHEST score (`ascending=False`)."
-_COLUMNS = "each column is ranked by itself, attack against attack. Defence against defence is meant: `axis=1`."
+_TURNED = "the order is reversed: rank 1 is for the HIGHEST score (`ascending=False`)."
+_COLUMNS = "each column is ranked by itself, attack against attack. Rank defence against defence: `axis=1`."
 
-@mean_rank.mistake("failed cells get no rank, and the mean leaves them out. Whoever fails on the hard attacks and "
-                   "shines on the easy ones would win: rank failures last (`na_option=\"bottom\"`).", na_option="keep")
+@mean_rank.mistake("failed cells get no rank, and the mean leaves them out. A defence that fails on the hard attacks "
+                   "and shines on the easy ones would win: rank failures last (`na_option=\"bottom\"`).",
+                   na_option="keep")
 @mean_rank.mistake(_TURNED, ascending=True, na_option="keep")
 @mean_rank.mistake(_TURNED, ascending=True)
 @mean_rank.mistake(_COLUMNS, axis=0, ascending=True, na_option="keep")
@@ -114,7 +115,7 @@ _COLUMNS = "each column is ranked by itself, attack against attack. Defence agai
 def _(scores, **settings):
     return _ranks(scores, **settings).mean()
 
-@mean_rank.mistake("a failure gets a rank behind the last: of four defences the last one is 4th.")
+@mean_rank.mistake("a failure gets a rank beyond the last: among four defences, the last rank is 4.")
 def _(scores):
     return _ranks(scores, na_option="keep").fillna(scores.shape[1] + 1).mean()
 
@@ -123,16 +124,17 @@ def _(scores):
 def _(scores):
     return _ranks(scores.dropna()).mean()
 
-@mean_rank.mistake("failures are filled in with 0.5, no effect. That beats a defence that does harm, and a user of "
-                   "either has a working backdoor: rank failures last.")
+@mean_rank.mistake("failures are scored 0.5, no effect. That beats a defence that does harm, although both leave the "
+                   "user with a working backdoor: rank failures last.")
 def _(scores):
     return _ranks(scores.fillna(0.5)).mean()
 
-@mean_rank.mistake("these are the ranks of the mean scores. One easy attack with large differences would decide for "
-                   "all: rank in each block first, then take the mean.")
+@mean_rank.mistake("these are the ranks of the mean scores. One easy attack with large differences would decide "
+                   "everything: rank in each block first, then take the mean.")
 def _(scores):
     return scores.mean().rank(ascending=False)
 
-@mean_rank.mistake("this is the mean score. Scores of different attacks are on no common scale; ranks are.")
+@mean_rank.mistake("this is the mean score. Scores on different attacks share no common scale; ranks do. Rank in each "
+                   "block first, then take the mean.")
 def _(scores):
     return scores.mean()

@@ -1,4 +1,4 @@
-"""The exercises of notebook 06: somebody's weights, somebody's pixels, and who reads whom."""
+"""The exercises of notebook 06: someone else's weights, someone else's pixels, and which layer reads which."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,10 +39,11 @@ def _names_and_values(function: Function, case: Sequence[Any]) -> Seen:
     except KeyError as error:
         if error.args == ("state_dict",) and "state_dict" not in case[0]:
             raise Complaint("a hidden file is a state dict already, so there is no “state_dict” in it to open. Open "
-                            "the nest only where there is one.") from error
+                            "the inner dict only where there is one.") from error
         raise
     if not isinstance(found, Mapping):
-        raise Complaint("a dict is wanted, name -> tensor, as `model.state_dict()` gives and `load_state_dict` takes.")
+        raise Complaint("a dict is wanted, name -> tensor, as `model.state_dict()` returns and `load_state_dict` "
+                        "takes.")
     seen = [torch.tensor(len(found)).double()]
     for name, value in sorted((str(name), value) for name, value in found.items()):
         seen += [torch.tensor([*name.encode()]).double(),
@@ -51,35 +52,39 @@ def _names_and_values(function: Function, case: Sequence[Any]) -> Seen:
 
 
 @exercise("06", cases=_files, observe=_names_and_values, examples=_short_files,
-          praise="the nest is opened where there is one, and only a leading “module.” goes.")
+          praise="the inner dict is opened where there is one, and only a leading “module.” is removed.")
 def unwrap(content: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict in a file: name -> tensor."""
     return {name.removeprefix("module."): value for name, value in content.get("state_dict", content).items()}
 
-@unwrap.mistake("`lstrip(\"module.\")` takes away LETTERS, any of m, o, d, u, l, e and the dot, as long as it finds "
-                "them: “module.model.conv” becomes “conv”. `removeprefix` takes the word.",
+@unwrap.mistake("`lstrip(\"module.\")` removes LETTERS, any of m, o, d, u, l, e and the dot, as long as it finds "
+                "them: “module.model.conv” becomes “conv”. `removeprefix` removes the whole word.",
                 rename=lambda name: name.lstrip("module."))
-@unwrap.mistake("`replace` takes “module.” away wherever it stands. Inside a name it belongs to the network: use "
+@unwrap.mistake("`replace` removes “module.” wherever it is. Inside a name it belongs to the network: use "
                 "`removeprefix`.", rename=lambda name: name.replace("module.", ""))
-@unwrap.mistake("seven letters are cut off every name, also where there is no “module.” in front.",
+@unwrap.mistake("seven characters are cut off every name, even where there is no “module.” in front: use "
+                "`removeprefix`.",
                 rename=lambda name: name[7:])
-@unwrap.mistake("everything up to the first dot is cut off, whatever it is: “conv.weight” becomes “weight”.",
+@unwrap.mistake("everything up to the first dot is cut off, whatever it is: “conv.weight” becomes “weight”. Remove "
+                "only “module.”, with `removeprefix`.",
                 rename=lambda name: name.split(".", 1)[-1])
-@unwrap.mistake("a dot stays in front: the prefix is “module.”, with its dot.",
+@unwrap.mistake("a dot is left in front: the prefix is “module.”, with its dot.",
                 rename=lambda name: name.removeprefix("module"))
-@unwrap.mistake("the names still begin with “module.”, which the network does not know.", rename=str)
+@unwrap.mistake("the names still begin with “module.”, which the network does not know: remove it.", rename=str)
 def _(content, rename):
     return {rename(name): value for name, value in content.get("state_dict", content).items()}
 
-@unwrap.mistake("the nest is not opened: where there is a “state_dict” inside, the weights are there.")
+@unwrap.mistake("the inner dict is not opened: where there is a “state_dict” inside, the weights are in it.")
 def _(content):
     return {name.removeprefix("module."): value for name, value in content.items()}
 
-@unwrap.mistake("a single tensor comes back: the `return` stands inside the loop and ends it at once.")
+@unwrap.mistake("a single tensor comes back: the `return` is inside the loop and ends it at once. Move it below the "
+                "loop.")
 def _(content):
     return dict([*unwrap.reference(content).items()][:1])
 
-@unwrap.mistake("only names that begin with “module.” are kept. A file from a single GPU has none such.")
+@unwrap.mistake("only names that begin with “module.” are kept. A file from a single GPU has no such names: keep "
+                "the others as they are.")
 def _(content):
     inner = content.get("state_dict", content)
     return {name[7:]: value for name, value in inner.items() if name.startswith("module.")}
@@ -110,31 +115,32 @@ def _for_a_network(function: Function, case: Sequence[Any]) -> Seen:
 
 
 @exercise("06", cases=_pixels, observe=_for_a_network, examples=_one_pixel,
-          praise="each channel is shifted by its own mean, then scaled by its own spread.")
+          praise="each channel is shifted by its own mean, then divided by its own std.")
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Shift and scale each channel by its own numbers."""
     return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
-@normalise.mistake("three numbers alone are laid along the LAST axis, the columns. These hidden images are three "
-                   "pixels wide, so nobody complains. Make them (3, 1, 1).", shape=(3,))
-@normalise.mistake("the numbers lie along the rows: (3, 1) is one axis too few. Make them (3, 1, 1).", shape=(3, 1))
-@normalise.mistake("std is multiplied. To bring the spread to 1, divide by it.",
+@normalise.mistake("the three numbers are matched with the LAST axis, the columns. These hidden images are three "
+                   "pixels wide, so torch raises no error. Give the numbers the shape (3, 1, 1).", shape=(3,))
+@normalise.mistake("the numbers are matched with the rows: (3, 1) is one axis too few. Give them the shape (3, 1, "
+                   "1).", shape=(3, 1))
+@normalise.mistake("you multiply by std. To bring the standard deviation to 1, divide by it.",
                    scale=lambda images, mean, std: (images - mean) * std)
-@normalise.mistake("divided first, shifted then: the mean is one of pixels in 0..1; take it away before dividing.",
+@normalise.mistake("you divide first and shift then. The mean is that of pixels in 0..1: subtract it before dividing.",
                    scale=lambda images, mean, std: images / std - mean)
-@normalise.mistake("the brackets are missing: Python divides before it subtracts.",
+@normalise.mistake("the brackets are missing: Python divides before it subtracts. Write `(images - mean) / std`.",
                    scale=lambda images, mean, std: images - mean / std)
-@normalise.mistake("the images are divided by 255 first. Here they are in 0..1 already.",
+@normalise.mistake("the images are divided by 255 first. Here they are in 0..1 already: leave that out.",
                    scale=lambda images, mean, std: (images / 255 - mean) / std)
-@normalise.mistake("the result is cut to 0..1. Half of the values belong below zero: leave them.",
+@normalise.mistake("the result is cut to 0..1. About half of the values belong below zero: leave them.",
                    scale=lambda images, mean, std: ((images - mean) / std).clamp(0, 1))
 def _(images, mean, std, shape=(3, 1, 1), scale=lambda images, mean, std: (images - mean) / std):
     return scale(images, torch.tensor(mean).view(shape), torch.tensor(std).view(shape))
 
-@normalise.mistake("the images' OWN mean and spread are used. The network was trained with fixed numbers, the same "
-                   "for every batch.", axes=(0, 2, 3))
-@normalise.mistake("each image's own mean and spread are used. The network was trained with fixed numbers.",
-                   axes=(2, 3))
+@normalise.mistake("the images' OWN mean and std are used. The network was trained with fixed numbers, the same for "
+                   "every batch: use `mean` and `std`.", axes=(0, 2, 3))
+@normalise.mistake("each image's own mean and std are used. The network was trained with fixed numbers: use `mean` "
+                   "and `std`.", axes=(2, 3))
 def _(images, mean, std, axes):
     return (images - images.mean(dim=axes, keepdim=True)) / images.std(dim=axes, keepdim=True)
 
@@ -166,7 +172,7 @@ def _small_graph() -> list[tuple[Any, ...]]:
 
 
 def _pairs_found(function: Function, case: Sequence[Any]) -> Seen:
-    """A table of ones and zeros, a row and a column for each name; who has no partner may be there with None."""
+    """A table of ones and zeros, a row and a column for each name; None as a partner counts as no partner."""
     found = function(*case)
     if not isinstance(found, Mapping):
         raise Complaint("a dict is wanted, convolution -> BatchNorm, without those that have no partner.")
@@ -185,41 +191,42 @@ def _reached(reads: Reads, conv: str, norms: Sequence[str]) -> str | None:
 
 
 @exercise("06", cases=_graphs, observe=_pairs_found, examples=_small_graph,
-          praise="the BatchNorm reads this convolution alone, and nobody else reads it.")
+          praise="the BatchNorm reads this convolution alone, and nothing else reads the convolution.")
 def partners(reads: Reads, convs: Sequence[str], norms: Sequence[str]) -> dict[str, str]:
     """The BatchNorm of each convolution that has one."""
     read, reading = [source for source, _ in reads], [reader for _, reader in reads]
     return {source: reader for source, reader in reads if source in convs and reader in norms
             and read.count(source) == 1 and reading.count(reader) == 1}
 
-@partners.mistake("the first convolution gets the first BatchNorm, and so on. The lists say in which order somebody "
-                  "WROTE the layers, not who reads whom: look into `reads`.")
+@partners.mistake("the first convolution gets the first BatchNorm, and so on. The lists give the order in which the "
+                  "layers were WRITTEN, not which reads which: look into `reads`.")
 def _(reads, convs, norms):
     return dict(zip(convs, norms, strict=True))
 
-@partners.mistake("these are the partners in the seller's network, written down. The hidden networks are others: work "
-                  "them out from `reads`.")
+@partners.mistake("these are the partners in the seller's network, written down as they are. The hidden networks are "
+                  "different: work the partners out from `reads`.")
 def _(reads, convs, norms):
     return {"conv1": "norm1", "conv2": "norm2"}
 
-@partners.mistake("the names decide. Nobody has to call the partner of conv3 norm3, and here it is not: look into "
+@partners.mistake("you go by the names. The partner of conv3 need not be called norm3, and here it is not: look into "
                   "`reads`.")
 def _(reads, convs, norms):
     return {conv: norm for conv in convs for norm in norms if conv[4:] == norm[4:]}
 
-@partners.mistake("it is enough for yours that the BatchNorm reads the convolution. If somebody else reads it, too, "
-                  "its filters speak past the BatchNorm; if the BatchNorm has a second source, silencing it hits that "
+@partners.mistake("you only check that the BatchNorm reads the convolution. If another layer reads it, too, its "
+                  "filters still have an effect there; if the BatchNorm has a second source, silencing it hits that "
                   "as well. Check both.", suits=lambda readers, sources: True)
-@partners.mistake("you check that nobody else reads the convolution, but not that the BatchNorm has no other source. "
-                  "Silencing it would hit that as well.", suits=lambda readers, sources: readers == 1)
-@partners.mistake("you check that the BatchNorm has no other source, but not that nobody else reads the convolution. "
-                  "Its filters would still speak there.", suits=lambda readers, sources: sources == 1)
+@partners.mistake("you check that nothing else reads the convolution, but not that the BatchNorm has no other source. "
+                  "Silencing it would hit that source as well.", suits=lambda readers, sources: readers == 1)
+@partners.mistake("you check that the BatchNorm has no other source, but not that nothing else reads the "
+                  "convolution. Its filters would still have an effect there.",
+                  suits=lambda readers, sources: sources == 1)
 def _(reads, convs, norms, suits):
     read, reading = [source for source, _ in reads], [reader for _, reader in reads]
     return {source: reader for source, reader in reads if source in convs and reader in norms
             and suits(read.count(source), reading.count(reader))}
 
-@partners.mistake("you follow the output through whatever comes next. Behind a ReLU or a sum the BatchNorm does not "
-                  "hold this filter's channel alone: its ONLY source must be the convolution itself.")
+@partners.mistake("you follow the output through whatever comes next. After a ReLU or a sum, the BatchNorm no longer "
+                  "reads the convolution itself: its ONLY source must be the convolution.")
 def _(reads, convs, norms):
     return {conv: norm for conv in convs if (norm := _reached(reads, conv, norms))}

@@ -20,10 +20,10 @@ Rows = list[dict[str, Any]]
 
 
 def _histories() -> list[tuple[Rows, float]]:
-    """Runs as `paper` leaves them, ended by a fall of alpha or by patience; each wrong rule keeps another round.
+    """Runs as `paper` leaves them, ended by a fall of alpha or by patience; each wrong rule keeps a different round.
 
-    Accuracies are multiples of 1/64, so that a fall of exactly alpha is one in floating point, too; test figures lie
-    there as a temptation.
+    Accuracies are multiples of 1/64, so that a fall of exactly alpha is exact in floating point, too; the test
+    figures are there as a temptation.
     """
     return [(_rows([56, 58, 62, 57, 55, 50, 44], [4.0, 2.6, 2.8, 1.9, 2.0, 1.2, 0.6], [9, 8, 10, 90, 20, 50, 30],
                    [99, 80, 20, 40, 1, 30, 2]), 0.125),
@@ -43,7 +43,7 @@ def _rows(*columns: Sequence[float]) -> Rows:
 
 
 def _short_run() -> list[tuple[Rows, float]]:
-    """A history short enough to be read."""
+    """A history short enough to read."""
     rows = ((1.0, 3.0), (0.95, 0.5), (0.97, 0.8), (0.6, 0.1))
     return [([{"round": number, "val_acc": acc, "val_unlearning_loss": loss}
               for number, (acc, loss) in enumerate(rows)], 0.1)]
@@ -53,7 +53,7 @@ def _round(function: Function, case: Sequence[Any]) -> Seen:
     """The chosen round; what follows in the notebook cannot use a whole row."""
     chosen = function(*case)
     if isinstance(chosen, dict):
-        raise Complaint("a whole row is returned. How many filters stay removed is its `\"round\"`.")
+        raise Complaint("a whole row is returned. Return its `\"round\"`, the number of filters that stay removed.")
     return [as_tensor(chosen)]
 
 
@@ -72,7 +72,7 @@ def stopping_rule(history: Rows, alpha: float) -> int:
     return _lowest(_within(history, alpha))
 
 @stopping_rule.mistake("you keep the last round, or the first that loses too much. Pruning goes on for a while after "
-                       "its best moment to be sure that it was the best: go BACK to the round with the lowest "
+                       "its best round to make sure that it was the best: go BACK to the round with the lowest "
                        "validation unlearning loss.")
 def _(history, alpha):
     return history[-1]["round"]
@@ -82,10 +82,10 @@ def _(history, alpha):
 def _(history, alpha):
     return _within(history, alpha)[-1]["round"]
 
-@stopping_rule.mistake("a fall of exactly alpha passes. “Fallen by alpha” means by alpha or more, so what may stay "
-                       "has lost LESS than alpha: `<`, not `<=`.",
+@stopping_rule.mistake("a fall of exactly alpha passes. “Fallen by alpha” means by alpha or more, so a round that may "
+                       "be kept has lost LESS than alpha: `<`, not `<=`.",
                        fall=lambda accs, place: accs[0] - accs[place] - 1e-9)
-@stopping_rule.mistake("the fall is counted from the best accuracy so far. It counts from the given model, row 0; a "
+@stopping_rule.mistake("the fall is counted from the best accuracy so far. Count it from the given model, row 0; a "
                        "lucky round in between changes nothing.",
                        fall=lambda accs, place: max(accs[:place]) - accs[place])
 @stopping_rule.mistake("the fall is counted from one round to the next. Many small losses would add up unseen: "
@@ -99,12 +99,12 @@ def _(history, alpha, fall):
 def _(history, alpha):
     return _lowest(history)
 
-@stopping_rule.mistake("you chose by the test ASR. Whoever picks by test figures reports a result that nobody can get "
-                       "on new data: the test set must decide nothing.")
+@stopping_rule.mistake("you chose by the test ASR. A result chosen by test figures does not hold on new data: the "
+                       "test set must decide nothing. Use the validation unlearning loss.")
 def _(history, alpha):
     return _lowest(history, "test_asr")
 
-@stopping_rule.mistake("you chose by the clean loss. It does not see the backdoor: use the unlearning loss.")
+@stopping_rule.mistake("you chose by the clean loss. It says nothing about the backdoor: use the unlearning loss.")
 def _(history, alpha):
     return _lowest(_within(history, alpha), "val_clean_loss")
 
@@ -136,7 +136,7 @@ class _Net(nn.Module):
 
 
 def _training() -> list[tuple[Any, ...]]:
-    """A model in the midst of training (the optimizer has momentum); two of its filters have just been removed."""
+    """A model in the middle of training (the optimizer has momentum); two of its filters have just been removed."""
     generator = torch.Generator().manual_seed(3)
     model = _Net().eval()
     for parameter in model.parameters():
@@ -166,7 +166,7 @@ def _three_steps(function: Function, case: Sequence[Any]) -> Seen:
 
 
 @exercise("03", cases=_training, observe=_three_steps, stub=_plain_step, pure=False,
-          praise="the step trains what lives, and the removed filters stay silent, BatchNorm included.")
+          praise="the step trains the other filters, and the removed ones stay silent, BatchNorm included.")
 def hold_mask(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Tensor) -> None:
     """One training step after which all filters in the mask are silent."""
     _plain_step(model, optimizer, mask, loss)
@@ -174,7 +174,7 @@ def hold_mask(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Te
 
 _MOMENTUM = ("the gradients are masked, yet the filters grow back: momentum still carries the old gradients, and "
              "weight decay moves weights, too. Silence the filters AFTER the step.")
-_MOVES_FREELY = ("the convolution's gradients are masked; momentum moves it all the same, and its BatchNorm moves "
+_MOVES_FREELY = ("the convolution's gradients are masked; momentum still moves it, and its BatchNorm moves "
                  "freely. Silence the filters AFTER the step, BatchNorm included.")
 
 @hold_mask.mistake(_MOVES_FREELY, names=("conv.weight", "norm.weight"))
@@ -189,13 +189,13 @@ def _(model, optimizer, mask, loss, names):
         model.get_parameter(name).grad[mask.positions] = 0
     optimizer.step()
 
-_SHIFT = ("weights and bias are silent, but the BatchNorm behind them is not: its shift makes the channel say the "
-          "same constant to every image. Silence scale and shift, too (`mask.apply` does).")
+_SHIFT = ("weights and bias are silent, but the BatchNorm behind them is not: its shift makes the channel output the "
+          "same constant for every image. Silence scale and shift, too (`mask.apply` does).")
 
 @hold_mask.mistake(_SHIFT, silent=3)
 @hold_mask.mistake(_SHIFT, silent=2)
-@hold_mask.mistake("the weights are zero, but the bias and the BatchNorm behind them are not: the channel still "
-                   "speaks. `mask.apply` silences all that belongs to a filter.", silent=1)
+@hold_mask.mistake("the weights are zero, but the bias and the BatchNorm behind them are not: the channel is "
+                   "still active. `mask.apply` silences everything that belongs to a filter.", silent=1)
 def _(model, optimizer, mask, loss, silent):
     _plain_step(model, optimizer, mask, loss)
     for position in mask.positions:
@@ -216,8 +216,8 @@ def _(model, optimizer, mask, loss):
     mask.apply(model)
     _plain_step(model, optimizer, mask, loss)
 
-@hold_mask.mistake("`mask.hold` acts after every LATER step of the optimizer; this one was made before, so the "
-                   "filters are awake when it ends. `mask.apply` silences them now.")
+@hold_mask.mistake("`mask.hold` acts after every LATER step of the optimizer; this one came before, so the "
+                   "filters are active when it ends. `mask.apply` silences them now.")
 def _(model, optimizer, mask, loss):
     _plain_step(model, optimizer, mask, loss)
     mask.hold(optimizer, model)

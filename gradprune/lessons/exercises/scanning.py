@@ -16,7 +16,7 @@ from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, ex
 
 
 def _searches() -> list[tuple[Any, ...]]:
-    """A linear model, a batch, and a mask and pattern in the midst of a search, twice."""
+    """A linear model, a batch, and a mask and pattern in the middle of a search, twice."""
     cases = []
     for seed, count, target, cost in ((0, 6, 1, 0.2), (1, 9, 3, 0.05)):
         generator = torch.Generator().manual_seed(seed)
@@ -51,33 +51,33 @@ def _error(outputs: Tensor, target: int, **settings: Any) -> Tensor:
 
 
 @exercise("04", cases=_searches, observe=_loss_and_gradients,
-          praise="the pattern is laid over the images where the mask is, the class is asked for, and each bit of mask "
-                 "costs.")
+          praise="the pattern covers the images where the mask is, the loss pulls towards the class, and the mask has "
+                 "its cost.")
 def search_loss(model: nn.Module, images: Tensor, mask: Tensor, pattern: Tensor, target: int, cost: float) -> Tensor:
     """What the search for a trigger makes small."""
     return _error(model(_laid(images, mask, pattern)), target) + cost * mask.sum()
 
 @search_loss.mistake("the size of the mask costs nothing. Every class can be reached by painting over the whole "
                      "image: add `cost * mask.sum()`.", whole=lambda error, mask, pattern, cost: error)
-@search_loss.mistake("the mask's mean, not its sum. That is 1,024 times smaller on these images, and the same cost "
-                     "would mean another thing for each image size.",
+@search_loss.mistake("you took the mask's mean, not its sum. That is 1,024 times smaller on the notebook's images, and "
+                     "the same cost would mean something else for each image size: `mask.sum()`.",
                      whole=lambda error, mask, pattern, cost: error + cost * mask.mean())
-@search_loss.mistake("the cost has the wrong sign: a LARGE mask is rewarded.",
+@search_loss.mistake("the cost has the wrong sign: a LARGE mask is rewarded. Add the cost to the loss.",
                      whole=lambda error, mask, pattern, cost: error - cost * mask.sum())
-@search_loss.mistake("the cross-entropy has the wrong sign: this search flees from the class. Whatever reaches the "
-                     "class must make the loss LOW.",
+@search_loss.mistake("the cross-entropy has the wrong sign: this search moves away from the class. Reaching the class "
+                     "must make the loss LOW.",
                      whole=lambda error, mask, pattern, cost: cost * mask.sum() - error)
 def _(model, images, mask, pattern, target, cost, whole):
     return whole(_error(model(_laid(images, mask, pattern)), target), mask, pattern, cost)
 
-@search_loss.mistake("mask and image are exchanged: where the mask is 0, the IMAGE must stay.",
+@search_loss.mistake("mask and image are swapped: where the mask is 0, the IMAGE must stay.",
                      lay=lambda images, mask, pattern: mask * images + (1 - mask) * pattern)
-@search_loss.mistake("the pattern is added to the image, and pixels leave 0..1. Take away what it covers: `(1 - mask) "
+@search_loss.mistake("the pattern is added to the image, and pixels leave 0..1. Remove what it covers: `(1 - mask) "
                      "* images + mask * pattern`.", lay=lambda images, mask, pattern: images + mask * pattern)
 @search_loss.mistake("the images are clean: lay the pattern over them first.", lay=lambda images, mask, pattern: images)
-@search_loss.mistake("the sum over the images, not the mean: with more images the mask would count for less.",
+@search_loss.mistake("you took the sum over the images, not the mean: with more images the mask would count for less.",
                      reduction="sum")
-@search_loss.mistake("softmax came first. `F.cross_entropy` takes the model's raw outputs and does the softmax "
+@search_loss.mistake("softmax is applied first. `F.cross_entropy` takes the model's raw outputs and does the softmax "
                      "itself.", squash=lambda outputs: outputs.softmax(1))
 def _(model, images, mask, pattern, target, cost, lay=_laid, squash=lambda outputs: outputs, reduction="mean"):
     return _error(squash(model(lay(images, mask, pattern))), target, reduction=reduction) + cost * mask.sum()
@@ -90,7 +90,7 @@ def _(*case):
 
 # ---- anomaly
 
-_HUGE = 1e4  # above all that any other fault gives: a division by 0, or by what rounding left of it
+_HUGE = 1e4  # above anything that another fault gives: a division by 0, or by what rounding left of it
 
 
 def _norms() -> list[tuple[Tensor]]:
@@ -100,10 +100,10 @@ def _norms() -> list[tuple[Tensor]]:
 
 
 def _below(function: Function, case: Sequence[Any]) -> Seen:
-    """The index of each class; what stands for a class above the median is no matter, as long as it is not positive."""
+    """The index of each class; the value above the median does not matter, as long as it is not positive."""
     index = as_tensor(function(*case))
     if index.ndim == 0:
-        raise Complaint("one number is returned. Each class needs its own: leave `norms` a whole tensor.")
+        raise Complaint("one number is returned. Each class needs its own: keep `norms` a whole tensor.")
     if not bool(torch.isfinite(index).all()) or bool((index.abs() > _HUGE).any()):
         raise Complaint("the scatter in the denominator comes out as 0. Distances from the median without `abs()` lie "
                         "half above it and half below, so their median is always 0: take the absolute values first.")
@@ -115,7 +115,7 @@ def _middle(values: Tensor) -> Tensor:
 
 
 @exercise("04", cases=_norms, observe=_below, examples=lambda: [(torch.tensor([10.0, 40.0, 50.0, 60.0]),)],
-          praise="the distance below the median, in units that no outlier can stretch.")
+          praise="the distance below the median, in a unit that outliers cannot stretch.")
 def anomaly(norms: Tensor) -> Tensor:
     """How far below the median each norm lies, in robust standard deviations."""
     below = _middle(norms) - norms
@@ -123,7 +123,7 @@ def anomaly(norms: Tensor) -> Tensor:
 
 
 def _either(message: str, **settings: Any) -> Callable[[Function], Function]:
-    """A mistake that is told first, whichever median stands beside it."""
+    """A mistake that is reported first, whichever median goes with it."""
     def register(wrong: Function) -> Function:
         for median in (_middle, torch.median):
             anomaly.mistake(message, median=median, **settings)(wrong)
@@ -132,33 +132,33 @@ def _either(message: str, **settings: Any) -> Callable[[Function], Function]:
     return register
 
 
-_HIDDEN = ("mean and standard deviation. The outlier pulls the mean towards itself and stretches the deviation, and "
-           "so hides itself: take medians.")
+_HIDDEN = ("you took mean and standard deviation. The outlier pulls the mean towards itself and stretches the "
+           "deviation, and so hides itself: take medians.")
 
 @_either(_HIDDEN, index=lambda norms, below, scatter: (norms.mean() - norms) / norms.std(correction=0))
 @_either(_HIDDEN, index=lambda norms, below, scatter: (norms - norms.mean()) / norms.std())
 @_either(_HIDDEN, index=lambda norms, below, scatter: (norms.mean() - norms) / norms.std())
 @_either("the median is right, the standard deviation is not: one outlier stretches it. Take the median of the "
          "absolute distances.", index=lambda norms, below, scatter: below / norms.std())
-@_either("the mean of the absolute distances, not their median: one outlier stretches it.",
+@_either("you took the mean of the absolute distances: one outlier stretches it. Take their median.",
          index=lambda norms, below, scatter: below / (1.4826 * below.abs().mean()))
 @_either("the factor 1.4826 is missing. It makes the index a number of standard deviations for normal data, and only "
          "then does a threshold of 2 mean anything.", index=lambda norms, below, scatter: below / scatter)
 @_either("the brackets below the fraction line are missing: Python divides by 1.4826 and MULTIPLIES by the scatter.",
          index=lambda norms, below, scatter: below / 1.4826 * scatter)
-@_either("the distance alone. 40 less is much where all others agree to within 5, and little where they scatter by "
-         "50: divide by the scatter.", index=lambda norms, below, scatter: below)
-@_either("the sign is turned around: a class is suspected for needing LESS than the median, so the index is positive "
-         "below it.", index=lambda norms, below, scatter: -below / (1.4826 * scatter))
-@_either("the distance counts in both directions. A class that needs far MORE than the others is no suspect: leave "
-         "`abs()` out of the numerator.", index=lambda norms, below, scatter: below.abs() / (1.4826 * scatter))
+@_either("you return the distance alone. 40 less is much where all others agree to within 5, and little where they "
+         "scatter by 50: divide by the scatter.", index=lambda norms, below, scatter: below)
+@_either("the sign is wrong: a class is suspected for needing LESS than the median, so the index is positive below "
+         "it.", index=lambda norms, below, scatter: -below / (1.4826 * scatter))
+@_either("the distance counts in both directions. A class that needs far MORE than the others is not suspect: "
+         "leave `abs()` out of the numerator.", index=lambda norms, below, scatter: below.abs() / (1.4826 * scatter))
 def _(norms, median, index):
     below = median(norms) - norms
     return index(norms, below, median(below.abs()))
 
-@anomaly.mistake("`norms.median()` returns the lower one of two values in the middle, and with 12 classes there are "
-                 "two. Halfway between them lies `norms.quantile(0.5)`.", center=torch.median)
-@anomaly.mistake("the scatter is measured with `.median()`, which returns the lower one of two values in the middle. "
+@anomaly.mistake("`norms.median()` returns the lower of the two values in the middle, and with 12 classes there are "
+                 "two. `norms.quantile(0.5)` is halfway between them.", center=torch.median)
+@anomaly.mistake("the scatter is measured with `.median()`, which returns the lower of the two values in the middle. "
                  "Use `.quantile(0.5)` for both.", center=_middle)
 def _(norms, center):
     below = center(norms) - norms
@@ -180,7 +180,7 @@ def _tables() -> list[tuple[pd.DataFrame]]:
 
 
 def _few_scans() -> list[tuple[pd.DataFrame]]:
-    """Four scans: one target named, one missed, one false alarm, one rest."""
+    """Four scans: one target named, one missed, one false alarm, one clean model left alone."""
     return [(pd.DataFrame({"attacked": [True, True, False, False], "target": [2, 3, np.nan, np.nan],
                            "suspect": [2, np.nan, 0, np.nan]}),)]
 
@@ -198,11 +198,11 @@ def alarm_rates(scans: pd.DataFrame) -> tuple[float, float]:
     attacked, clean = scans[scans["attacked"]], scans[~scans["attacked"]]
     return (attacked["suspect"] == attacked["target"]).mean(), clean["suspect"].notna().mean()
 
-@alarm_rates.mistake("both are divided by ALL models. How many attacked ones somebody happened to scan would then "
-                     "decide: divide each count by its own group.",
+@alarm_rates.mistake("both are divided by ALL models. The shares would then depend on how many attacked models were "
+                     "scanned: divide each count by the size of its own group.",
                      rates=lambda attacked, alarm, named: (named.mean(), (alarm & ~attacked).mean()))
-@alarm_rates.mistake("any alarm on an attacked model counts as found. If it names the wrong class, the trigger made "
-                     "for that class opens no door: compare `suspect` with `target`.",
+@alarm_rates.mistake("any alarm on an attacked model counts as found. If it names the wrong class, the trigger found "
+                     "for that class is not the attacker's: compare `suspect` with `target`.",
                      rates=lambda attacked, alarm, named: (alarm[attacked].mean(), alarm[~attacked].mean()))
 @alarm_rates.mistake("false alarms are divided by the alarms. That is a good question, too (how often is an alarm "
                      "wrong?), but it depends on how many models were attacked: divide by the CLEAN models.",
@@ -210,13 +210,13 @@ def alarm_rates(scans: pd.DataFrame) -> tuple[float, float]:
 @alarm_rates.mistake("accusing the wrong class of an attacked model is a miss, not a false alarm: the second share is "
                      "about clean models alone.",
                      rates=lambda attacked, alarm, named: (named[attacked].mean(), (alarm & ~named).mean()))
-@alarm_rates.mistake("attacked models without an alarm are left out of the first share (`dropna`). A trigger that was "
-                     "missed is a miss: divide by ALL attacked models.",
+@alarm_rates.mistake("attacked models without an alarm are left out of the first share (`dropna`). A missed trigger "
+                     "counts as a miss: divide by ALL attacked models.",
                      rates=lambda attacked, alarm, named: (named[attacked & alarm].mean(), alarm[~attacked].mean()))
-@alarm_rates.mistake("the two are exchanged: first the share found, then the share of false alarms.",
+@alarm_rates.mistake("the two are swapped: first comes the share found, then the share of false alarms.",
                      rates=lambda attacked, alarm, named: (alarm[~attacked].mean(), named[attacked].mean()))
 @alarm_rates.mistake("every clean model counts as accused. In pandas an empty cell is NaN, which is neither None nor "
-                     "equal to itself: ask `notna()`.",
+                     "equal to itself: use `notna()`.",
                      rates=lambda attacked, alarm, named: (named[attacked].mean(), 1.0))
 @alarm_rates.mistake("no clean model can be accused this way: its `target` is NaN, and NaN equals nothing. For clean "
                      "models any suspect is a false alarm.",

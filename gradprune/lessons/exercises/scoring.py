@@ -1,4 +1,4 @@
-"""The exercises of notebook 02: the unlearning loss, a slope that is measured, and the score of a filter."""
+"""The exercises of notebook 02: the unlearning loss, a measured slope, and the score of a filter."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,37 +49,37 @@ def unlearning_loss(model: nn.Module, images: Tensor, labels: Tensor, trigger: F
     """Mean cross-entropy of triggered images and their true labels."""
     return F.cross_entropy(model(trigger(images)), labels)
 
-@unlearning_loss.mistake("the labels are the attacker's. This loss is LOW while the backdoor lives, and following it "
-                         "down would teach the backdoor. Unlearning asks for the TRUE labels.")
+@unlearning_loss.mistake("the labels are the attacker's. This loss is LOW while the backdoor works, and minimising "
+                         "it would teach the backdoor. Unlearning needs the TRUE labels.")
 def _(model, images, labels, trigger, target):
     return F.cross_entropy(model(trigger(images)), torch.full_like(labels, target))
 
-@unlearning_loss.mistake("this is that loss negated: climbing away from the target. It says where the images should "
-                         "not go, but not where they should; ask for the TRUE labels instead.")
+@unlearning_loss.mistake("this is the attacker's loss, negated. It says where the images should not go, but not "
+                         "where they should; use the TRUE labels instead.")
 def _(model, images, labels, trigger, target):
     return -F.cross_entropy(model(trigger(images)), torch.full_like(labels, target))
 
-@unlearning_loss.mistake("the images are clean. On those the model is right already, so the gradient knows nothing of "
-                         "the backdoor: put the trigger on first.")
+@unlearning_loss.mistake("the images are clean. On those the model is right already, so the gradient says nothing "
+                         "about the backdoor: put the trigger on first.")
 def _(model, images, labels, trigger, target):
     return F.cross_entropy(model(images), labels)
 
-@unlearning_loss.mistake("the sum over the images, not the mean: it would grow with the size of the batch.")
+@unlearning_loss.mistake("you took the sum over the images, not the mean: it would grow with the size of the batch.")
 def _(model, images, labels, trigger, target):
     return F.cross_entropy(model(trigger(images)), labels, reduction="sum")
 
-@unlearning_loss.mistake("softmax came first. `F.cross_entropy` takes the model's raw outputs and does the softmax "
-                         "itself.")
+@unlearning_loss.mistake("softmax is applied first. `F.cross_entropy` takes the model's raw outputs and does the "
+                         "softmax itself.")
 def _(model, images, labels, trigger, target):
     return F.cross_entropy(model(trigger(images)).softmax(1), labels)
 
 @unlearning_loss.mistake("the value is right, but no gradient flows from it. Leave out `.item()`, `.detach()` and "
-                         "`torch.no_grad()`: the gradient is what we are after.")
+                         "`torch.no_grad()`: the gradient is what we need.")
 def _(*case):
     return unlearning_loss.reference(*case).detach()
 
-@unlearning_loss.mistake("clean and triggered images are both in it. That is the loss of fine-tuning (notebook 03); "
-                         "here only triggered ones count.")
+@unlearning_loss.mistake("the loss includes both clean and triggered images. That is the loss of fine-tuning "
+                         "(notebook 03); here only triggered ones count.")
 def _(model, images, labels, trigger, target):
     return F.cross_entropy(model(images), labels) + F.cross_entropy(model(trigger(images)), labels)
 
@@ -96,7 +96,7 @@ Loss = Callable[[Tensor], Any]
 
 
 def _curved() -> list[tuple[Any, ...]]:
-    """Losses that bend, in double precision, with steps so large that each way to measure gives another number."""
+    """Losses that bend, in double precision, with steps so large that each way of measuring gives its own number."""
     weights = torch.tensor([2.0, -6.0, 0.5], dtype=torch.float64)
     return [(_bent, weights, 1, 0.1), (_bent, weights, 0, 0.25), (_bent, weights[[1, 2, 0]], 1, 0.5)]
 
@@ -122,10 +122,10 @@ def slope(loss: Loss, weights: Tensor, place: int, step: float) -> float:
     """How fast the loss rises with one weight."""
     return _rise(loss, weights, place, step, -step) / (2 * step)
 
-@slope.mistake("only one step is taken, upwards. That measures a slope, too, but half a step on. Go both ways, and "
-               "the errors cancel.", ahead=1, behind=0)
+@slope.mistake("only one step is taken, upwards. That measures a slope, too, but half a step further on. Go both "
+               "ways, and the errors cancel.", ahead=1, behind=0)
 @slope.mistake("only one step is taken, downwards. Go both ways: the errors of the two then cancel.", ahead=0, behind=1)
-@slope.mistake("divided by one step, but the two places lie TWO steps apart.", ahead=1, behind=1)
+@slope.mistake("you divide by one step, but the two places are TWO steps apart.", ahead=1, behind=1)
 def _(loss, weights, place, step, ahead, behind):
     return _rise(loss, weights, place, ahead * step, -behind * step) / step
 
@@ -134,7 +134,7 @@ def _(loss, weights, place, step, ahead, behind):
 def _(loss, weights, place, step, behind):
     return _rise(loss, weights, place, step, -behind * step)
 
-@slope.mistake("the sign is turned around: the loss at the larger weight comes first.")
+@slope.mistake("the sign is wrong: the loss at the larger weight comes first.")
 def _(*case):
     return -slope.reference(*case)
 
@@ -152,7 +152,7 @@ def _(loss, weights, place, step):
 
 
 def _layers() -> list[tuple[Tensor, Tensor]]:
-    """Weights and gradients of a 3x3, a 1x1 and a square layer: shapes that betray a wrong axis."""
+    """Weights and gradients of a 3x3, a 1x1 and a square layer: shapes that reveal a wrong axis."""
     generator = torch.Generator().manual_seed(5)
     shapes = ((6, 4, 3, 3), (3, 5, 1, 1), (4, 4, 3, 3))
     return [(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)) for shape in shapes]
@@ -184,8 +184,8 @@ def _(weight, gradient):
 def _(weight, gradient):
     return gradient.mean(dim=(1, 2, 3))
 
-@score.mistake("the sum, not the mean. A filter with more weights would score higher for its size alone, and one "
-               "ranking over all layers would be unfair.")
+@score.mistake("you took the sum, not the mean. A filter with more weights would score higher for its size alone, and "
+               "one ranking over all layers would be unfair.")
 def _(weight, gradient):
     return gradient.abs().sum(dim=(1, 2, 3))
 
@@ -194,11 +194,11 @@ def _(weight, gradient):
 def _(weight, gradient):
     return gradient.abs().mean(dim=(0, 2, 3))
 
-@score.mistake("gradients are squared, not made absolute: single large ones would drown all others.")
+@score.mistake("the gradients are squared: a few large ones would outweigh all others. Use abs().")
 def _(weight, gradient):
     return gradient.square().mean(dim=(1, 2, 3))
 
 @score.mistake("this is the `taylor` score, sum of weight times gradient: a good one, which you meet further down. "
-               "Here the weights play no part.")
+               "Here use the gradient alone.")
 def _(weight, gradient):
     return (weight * gradient).sum(dim=(1, 2, 3))

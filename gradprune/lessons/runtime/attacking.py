@@ -1,4 +1,4 @@
-"""What notebook 01 leans on: a short training, tables that take long to measure, and the learner's own picture.
+"""What notebook 01 uses: a short training, tables that take long to measure, and the learner's own picture.
 
 `python -m gradprune.lessons.runtime.attacking` measures the tables of data/results/lessons/ again, in about ten
 minutes; what is finished is kept.
@@ -40,7 +40,7 @@ STICKER = {"size": 5}  # in the tables: larger than the shipped victim's, so tha
 
 
 class OwnTrigger(Trigger):
-    """A function images -> images as a trigger; pixels are held in 0..1."""
+    """A function images -> images as a trigger; pixels are kept in 0..1."""
 
     name = "own"
 
@@ -81,7 +81,7 @@ def nine_triggers() -> dict[str, Trigger]:
     """A trigger of each kind as its shipped victim has it; says in one line which have not learned what they should."""
     found = {kind: shipped(kind) for kind in TRIGGERS}
     if unlearned := [kind for kind, (_, complete) in found.items() if not complete]:
-        print(f"Shown before they learned anything, as no checkpoint is installed: {', '.join(unlearned)}.")
+        print(f"Shown untrained, because no checkpoint is installed: {', '.join(unlearned)}.")
     return {kind: trigger for kind, (trigger, _) in found.items()}
 
 
@@ -91,13 +91,13 @@ def nine_triggers() -> dict[str, Trigger]:
 def table(name: str) -> pd.DataFrame:
     """A measured table; every row says rate, seed, the training ("short" or "full": see `train_on`) and the machine.
 
-    "poison_rate": a row a short training: poisoned_images, acc, asr, ra. "label_maps": a row for each pair of classes
-    of two full trainings: label_map, true, answer, images, the number of triggered test images so answered.
+    "poison_rate": one row per short training: poisoned_images, acc, asr, ra. "label_maps": a row for each pair of
+    classes of two full trainings: label_map, true, answer, images, the number of triggered test images so answered.
     Raises InputError where the table is not installed.
     """
     path = data_folder() / "results" / "lessons" / f"{name}.csv"
     if not path.is_file():
-        raise InputError(f"there is no measured table at {path}; it stands in the repository's data/results/lessons/.")
+        raise InputError(f"there is no measured table at {path}; it belongs in the repository's data/results/lessons/.")
     return pd.read_csv(path)
 
 
@@ -157,7 +157,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 def own_picture(path: str | Path | None, judge: nn.Module, like: ImageSet) -> ImageSet:
     """A picture file as the model sees it: a set of one image like those of `like`, cut square and made small.
 
-    path: a photo or drawing as PNG, JPEG, WEBP, BMP or PPM; None draws a tree. Nobody knows its true class, so its
+    path: a photo or drawing as PNG, JPEG, WEBP, BMP or PPM; None draws a tree. Its true class is unknown, so its
     label is what `judge`, an honest model, answers. Raises InputError, in one sentence, for a file that is missing or
     no picture.
     """

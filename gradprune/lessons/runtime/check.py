@@ -22,7 +22,7 @@ class CheckFailed(AssertionError):
 
 
 class Checks:
-    """All checks, one attribute an exercise.
+    """All checks, one attribute per exercise.
 
         score = check.score(score)
 

@@ -1,4 +1,4 @@
-"""What a learner is told of a fault that nobody foresaw: the exception and its line, or both results on an example."""
+"""What a learner is told about an unforeseen fault: the exception and its line, or both results on an example."""
 
 import math
 import sysconfig
@@ -32,7 +32,7 @@ def describe_error(error: BaseException) -> str:
     try:
         words = shorten(str(error), 300, placeholder=" ...")
     except Exception:
-        words = "(it cannot say what)"
+        words = "(its message cannot be shown)"
     where = f" (line {line} of its cell)" if line else ""
     if isinstance(error, NotImplementedError) and not words:
         return f"your function raises NotImplementedError{where}: its body is still to be written."
@@ -45,7 +45,7 @@ def _learners(file: str) -> bool:
 
 
 def difference(seen: Seen, expected: Seen) -> str:
-    """Where the attempt parts from the reference, for faults that nobody foresaw."""
+    """Where the attempt differs from the reference, for unforeseen faults."""
     for mine, right in zip(seen, expected, strict=False):
         if mine.shape != right.shape and right.ndim == 0:
             return (f"on a hidden example the result should be one number, yours holds {mine.numel()}: is a mean or a "
@@ -65,7 +65,7 @@ def difference(seen: Seen, expected: Seen) -> str:
             wanted, got = next(pair for digits in (4, 6, 17) if len(set(
                 pair := (_number(right, place, digits), _number(mine, place, digits)))) > 1)
             return (f"on a hidden example the result should be {wanted}{at}, yours is {got}.")
-    return "on a hidden example your function does something else than it should."
+    return "on a hidden example your function does not do what it should."
 
 
 def _entries(values: Tensor) -> str:
@@ -86,7 +86,7 @@ def kind(value: Any) -> str:
 def an_example(given: Mapping[str, Any], right: Any, mine: Any) -> str:
     """Both results on a small input, each argument by its name."""
     told = ", ".join(f"{name} = {_written(value)}" for name, value in given.items())
-    return (f"your function does something else than it should. With `{told}` the result should be "
+    return (f"your function does not do what it should. With `{told}` the result should be "
             f"`{_written(right)}`, yours is `{_written(mine)}`.")
 
 

@@ -25,14 +25,14 @@ _LONGEST_STUB = 12  # bytes of code of a function that does nothing but return N
 
 
 class Verdict(NamedTuple):
-    """The state, "untouched", "correct" or "wrong", and what to tell."""
+    """The state, "untouched", "correct" or "wrong", and the message."""
 
     state: str
     message: str
 
 
 class Complaint(Exception):
-    """A fault that can be told without comparing: wrong type, changed input, nothing returned."""
+    """A fault that can be reported without comparing: wrong type, changed input, nothing returned."""
 
 
 class Untouched(Complaint):
@@ -99,8 +99,8 @@ class Exercise:
             seen = self.run(attempt)
         except Untouched:
             if _does_something(attempt):
-                return Verdict("wrong", "your function gives nothing back (None) on a hidden example. Whatever way it "
-                                        "takes, it must end in a `return` with a value.")
+                return Verdict("wrong", "your function returns nothing (None) on a hidden example. Every path through "
+                                        "it must end in a `return` with a value.")
             return Verdict("untouched", f"write the body of {self.signature}, then run this cell again.")
         except Complaint as complaint:
             return Verdict("wrong", str(complaint))
@@ -133,7 +133,7 @@ class Exercise:
         if function is None or function is ...:
             raise Untouched
         if isinstance(function, type):
-            raise Complaint(f"{function.__name__} is a class: hand over an object of it, {function.__name__}().")
+            raise Complaint(f"{function.__name__} is a class: pass an object of it, {function.__name__}().")
         if not callable(function):
             raise Complaint(f"a function {self.signature} is expected, but this is {kind(function)}.")
 
@@ -148,7 +148,7 @@ class Exercise:
             with _quiet():
                 seen += self.observe(returned, case)
             if self.pure and not all(map(_unchanged, case, untouched)):
-                raise Complaint("your function changes its input in place. Whoever calls it needs that again: work on "
+                raise Complaint("your function changes its input in place. The caller still needs that input: work on "
                                 "a copy (`x.clone()` of a tensor, `x.copy()` of a table or a dict), or use operations "
                                 "without a trailing underscore.")
         return seen
@@ -191,8 +191,8 @@ def as_tensor(value: Any) -> Tensor:
 def require_no_backward(*tensors: Tensor) -> None:
     """Raise Complaint where a function has sent the gradient through already: it was to return the loss alone."""
     if any(tensor.grad is not None for tensor in tensors):
-        raise Complaint("`.backward()` is called inside. It uses up the graph, and nobody can follow the gradient any "
-                        "more: return the loss alone, and whoever called your function takes its gradient.")
+        raise Complaint("`.backward()` is called inside. It uses up the graph, so the gradient cannot be taken again: "
+                        "return the loss alone; the caller takes its gradient.")
 
 
 @contextlib.contextmanager

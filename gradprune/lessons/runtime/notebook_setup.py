@@ -1,4 +1,4 @@
-"""How a notebook begins: in which mode it runs, what made its figures, and how far the learner came."""
+"""How a notebook begins: in which mode it runs, what made its figures, and how far the learner has come."""
 
 import html
 import os
@@ -34,7 +34,7 @@ def mode() -> str:
 def begin(notebook: str) -> None:
     """Open a notebook: print the mode, the versions, and what the learner has done in it so far, a line each.
 
-    notebook: its number, "00" to "07". From here on each picture's caption names the mode that made it.
+    notebook: its number, "00" to "08". From here on each picture's caption names the mode that made it.
     Nothing is seeded and no data is loaded. Raises InputError for a bad `GRADPRUNE_MODE`.
     """
     now = mode()

@@ -65,7 +65,7 @@ def predict(key: str, question: str, low: float = 0, high: float = 1, *, step: f
 
 
 def reveal(key: str, actual: Any, form: str = ".2f") -> Any:
-    """Say guess against result in one sentence; returns the guess, or None where there is none.
+    """Compare guess and result in one sentence; returns the guess, or None where there is none.
 
     actual: a number (or a tensor with one), or the right one of the options. form: how to write numbers.
     """
@@ -74,7 +74,7 @@ def reveal(key: str, actual: Any, form: str = ".2f") -> Any:
     actual = actual if in_words else float(actual)
     told = (lambda value: f"“{value}”") if in_words else (lambda value: _written(value, form))
     if not isinstance(guess, str if in_words else int | float):
-        say("○", f"The answer is {told(actual)} (you made no guess, and that is fine).")
+        say("○", f"The answer is {told(actual)} (you made no guess; that is fine).")
         return None
     if in_words:
         right, verdict = guess == actual, "Right" if guess == actual else "Not what you expected"

@@ -1,4 +1,4 @@
-"""What a learner has answered and solved, kept in one small JSON file so that tomorrow goes on from there.
+"""What a learner has answered and solved, kept in one small JSON file so that work can go on the next day.
 
 The file is read, changed and renamed into place under a lock, so two open notebooks do not lose each other's
 answers. A damaged file is set aside, never overwritten. Where nothing can be written, answers live in memory.
@@ -106,7 +106,7 @@ def _set_aside(file: Path) -> None:
     free = next((name for name in aside if not name.exists()), aside[-1])
     with suppress(OSError):
         os.replace(file, free)
-        _say(f"The progress file {file} was damaged; it was renamed to {free.name} and a new one is begun.")
+        _say(f"The progress file {file} was damaged; it was renamed to {free.name}, and a new one was started.")
 
 
 @contextmanager

@@ -145,7 +145,7 @@ def victim_and_synthesised() -> tuple[Victim, nn.Module]:
 
 @point("04_table")
 def measured_scans() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`scans, defended`: measured scans, a row a model, and models cleaned with known, synthesised and no trigger."""
+    """`scans, defended`: measured scans, one row each, and models cleaned with known, synthesised and no trigger."""
     results = data_folder() / "results"
     defended, cells = pd.read_csv(results / "scan_defense.csv"), read_results(results / "signs")
     chosen = cells[(cells["defense"] == "repair") & (cells["spc"] == SPC) & (cells["seed"] == 0)]
@@ -155,7 +155,7 @@ def measured_scans() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 @point("05_table", "05_rank", "05_more")
 def bench() -> pd.DataFrame:
-    """`table`: the measured bench of this repository, one row a cell; the same in every mode."""
+    """`table`: the measured bench of this repository, one row per cell; the same in every mode."""
     return read_results(data_folder() / "results" / "signs")
 
 

@@ -1,4 +1,4 @@
-"""What notebook 04 leans on: how long its work may be, a search with the learner's own loss, another alarm."""
+"""What notebook 04 uses: settings by mode, a search with the learner's own loss, and a second alarm rule."""
 
 from collections.abc import Callable
 from typing import Any
@@ -49,8 +49,9 @@ def own_search(loss: Callable[..., Tensor], model: nn.Module, images: Tensor, ta
 def index_alone(scans: pd.DataFrame) -> pd.DataFrame:
     """The table data/results/scan.csv with the `suspect` that the anomaly index alone would have named.
 
-    A row a model: `mask_class` and `whole_class` hold the class with the smallest norm, `..._share` its share of the
-    median, `..._index_alone_alarms` whether its index is above 2. Where both kinds accuse, the smaller share decides.
+    One row per model: `mask_class` and `whole_class` hold the class with the smallest norm, `..._share` its share of
+    the median, `..._index_alone_alarms` whether its index is above 2. Where both kinds accuse, the smaller share
+    decides.
     """
     shares, classes = (pd.DataFrame({kind: scans[f"{kind}_{part}"].where(scans[f"{kind}_index_alone_alarms"])
                                      for kind in ("mask", "whole")}) for part in ("share", "class"))

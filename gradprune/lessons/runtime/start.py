@@ -1,4 +1,4 @@
-"""What notebook 00 leans on: its first picture, and the checks of `gradprune.cli.doctor` as a list to look at."""
+"""What notebook 00 uses: its first picture, and the checks of `gradprune.cli.doctor` as a list to look at."""
 
 import html
 
@@ -12,7 +12,7 @@ from gradprune.lessons.runtime.notebook_setup import show
 
 _LOOKS = {True: ("#007F5C", "✔"), "warn": ("#C45500", "!"), False: ("#B00020", "✘")}
 _STOP, _SIDE = 1, 256  # which of the stop signs, and how many pixels wide it is shown
-_LONGEST = 90  # characters of a finding: a list of versions is cut, what to do never is
+_LONGEST = 90  # characters of a finding: a list of versions is cut; advice never is
 
 
 def story() -> Image.Image:
@@ -28,7 +28,7 @@ def story() -> Image.Image:
 
 
 def checklist() -> None:
-    """Check the machine and show a line for each check: ✔ fine, ! usable with limits, ✘ to be mended, and how."""
+    """Check the machine and show a line for each check: ✔ fine, ! usable with limits, ✘ to be fixed, and how."""
     done = doctor.checks()
     lines, texts = [], []
     for check in done:
@@ -40,6 +40,6 @@ def checklist() -> None:
         lines.append(f'<li style="list-style:none"><b style="color:{color}">{symbol}</b> {text}</li>')
         texts.append(f"{symbol} {check.name}: {found} {advice}".rstrip())
     failed = [check.name for check in done if check.ok is False]
-    verdict = f"To be mended: {', '.join(failed)}." if failed else "This machine is ready."
+    verdict = f"To be fixed: {', '.join(failed)}." if failed else "This machine is ready."
     show(f'<ul role="status" style="padding-left:0.5em">{"".join(lines)}</ul><b>{html.escape(verdict)}</b>',
          "\n".join([*texts, verdict]))

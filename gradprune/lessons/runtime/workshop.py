@@ -1,4 +1,4 @@
-"""What notebook 06 leans on: a folder as its reader may have one, with pictures, a network's file, weights, a sticker.
+"""What notebook 06 uses: a folder like one of the reader's own, with pictures, a network's file, weights, a sticker.
 
 `python -m gradprune.lessons.runtime.workshop` trains the shipped weights again, in about half a minute.
 """
@@ -64,7 +64,7 @@ def _home() -> Path:
 
 
 def _fill(photos: Path) -> None:
-    """Write the pictures that are not there yet: signs that nobody trained on, twice as large as the network's."""
+    """Write the pictures that are not there yet: signs no model was trained on, twice as large as the network's."""
     places = [photos / name / f"{number:03}.png" for name in CLASSES for number in range(PICTURES)]
     if all(place.is_file() for place in places):
         return
@@ -93,7 +93,7 @@ def bought(train: bool = False, progress: bool = True) -> dict[str, Tensor]:
 
 
 def _packed(weights: dict[str, Tensor]) -> dict[str, object]:
-    """A file as training scripts leave it: the weights of a DataParallel, in a nest, beside other things."""
+    """A file as training scripts leave it: the weights of a DataParallel, one level down, beside other things."""
     names = sign_net.SignNet(len(CLASSES)).state_dict()  # their order, which safetensors does not keep
     return {"epoch": 20, "optimizer": {"lr": 0.0}, "state_dict": {f"module.{name}": weights[name] for name in names}}
 
