@@ -95,7 +95,6 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
 
     images: the training set, clean or poisoned.
     seed: of all random numbers.
-    progress: show a bar.
     hook: may change every batch (see `Hook`); attacks that take part in training use it.
     changes: any value of `RECIPE`.
     Ctrl-C stops after the current step and keeps the weights reached. If memory runs out, training starts again with

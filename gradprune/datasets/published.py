@@ -90,7 +90,6 @@ def get(name: str, folder: str | Path | None = None, *, progress: bool = True) -
 
     name: "cifar10", "gtsrb" or "fashion_mnist".
     folder: where its files go, by default `GRADPRUNE_DATA` or data/downloads/.
-    progress: show bars.
     An interrupted download resumes where it stopped; two processes at once wait for each other.
     Raises InputError for an unknown name, a folder that is not writable, a full disk, or a failed download; the message
     says which file to put where by hand.

@@ -56,7 +56,7 @@ class Work:
         require(outputs >= len(clean.classes),
                 f"the model knows {outputs} classes, but the defence images have {len(clean.classes)}.")
         if not hold_out:
-            self.train = Pairs(*(torch.cat(both) for both in zip(self.train, self.validation, strict=True)))
+            self.train = self.train.joined(self.validation)
         self.augment = Augment(model, trigger, self.train)
         self.classes = outputs
         self.given, self.model = model, working_copy(model, self.validation.clean[:2])

@@ -107,8 +107,7 @@ def fst(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
                 break
             alpha = paper["alpha"] / 2 ** (halved + 1)
     if not work.interrupted:
-        everything = Pairs(*(torch.cat(both) for both in zip(work.train, work.validation, strict=True)))
         with work.stage("tune"):
-            work.history += tune(work.model, everything, alpha)[1:]
+            work.history += tune(work.model, work.train.joined(work.validation), alpha)[1:]
     return work.result("fst", {"spc": spc, **paper, "seed": seed},
                        stopped=f"all steps were made, with an alpha of {alpha}")

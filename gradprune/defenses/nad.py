@@ -86,7 +86,6 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     """
     paper = override_positive("nad", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
-    everything = Pairs(*(torch.cat(both) for both in zip(work.train, work.validation, strict=True)))
     views = work.augment.add_to(work.validation, seed)
 
     def tune(network: nn.Module, images: Pairs, loss: Loss, steps: int, lr: float) -> list[dict[str, Any]]:
@@ -117,6 +116,6 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
         work.history = [{**taught[0], "interrupted": True}]
     else:
         with work.stage("tune"):
-            work.history = tune(work.model, everything, distill, paper["steps"], lr)
+            work.history = tune(work.model, work.train.joined(work.validation), distill, paper["steps"], lr)
     stopped = "" if "interrupted" in work.history[-1] else f"all steps were made, from a rate of {lr} on"
     return work.result("nad", {"spc": spc, **paper, "seed": seed}, stopped=stopped)

@@ -97,7 +97,8 @@ def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int,
             return f" After {turn} rounds of unlearning it needs what the others need."
         triggers += small
         augment = Augment(work.given, Alternating(triggers), work.train)
-        work.history += tune_on_views(work.model, work.mask, augment.paired(work.train), work.validation, augment,
-                                      Distilled(work.given), lr=paper["suspect_lr"], epochs=epochs,
-                                      batch_size=paper["batch_size"], seed=seed + turn, progress=progress)
+        work.history += tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
+                                      work.validation, augment, Distilled(work.given), lr=paper["suspect_lr"],
+                                      epochs=epochs, batch_size=paper["batch_size"], seed=seed + turn,
+                                      progress=progress)
     return f" After {paper['rounds']} rounds of unlearning it was not looked at again."

@@ -36,13 +36,9 @@ class Augment:
     def __call__(self, pairs: Pairs, generator: torch.Generator, copies: int = 1) -> Pairs:
         """`copies` new views of every image, (copies * N) pairs with their labels."""
         clean = relight(shift_and_flip(pairs.clean.repeat(copies, 1, 1, 1), SHIFT, self.flip, generator), generator)
-        return self._paired(clean, pairs.labels.repeat(copies))
+        return self.paired(clean, pairs.labels.repeat(copies))
 
-    def paired(self, pairs: Pairs) -> Pairs:
-        """The clean images unchanged, with their triggered copies."""
-        return self._paired(pairs.clean, pairs.labels)
-
-    def _paired(self, clean: Tensor, labels: Tensor) -> Pairs:
+    def paired(self, clean: Tensor, labels: Tensor) -> Pairs:
         """Clean images with their triggered copies, if a trigger is known."""
         clean = clean.contiguous()  # a model's code may require it
         with torch.no_grad():
@@ -54,8 +50,7 @@ class Augment:
         more = copies_for(len(pairs.labels)) - 1
         if more < 1:
             return pairs
-        new = self(pairs, torch.Generator().manual_seed(seed), more)
-        return Pairs(*(torch.cat(both) for both in zip(pairs, new, strict=True)))
+        return pairs.joined(self(pairs, torch.Generator().manual_seed(seed), more))
 
     def mixed(self, pairs: Pairs, generator: torch.Generator) -> Pairs:
         """The pairs and at least `ENOUGH` new views; half of all are mixed with another image before the trigger.
@@ -68,7 +63,7 @@ class Augment:
         share, coin = (torch.rand(len(clean), 1, 1, 1, generator=generator).to(clean) for _ in range(2))
         other = clean[torch.randperm(len(clean), generator=generator).to(clean.device)]
         clean = torch.where(coin < 0.5, share * clean + (1 - share) * other, clean)
-        return self._paired(clean, torch.cat([pairs.labels, views.labels]))
+        return self.paired(clean, torch.cat([pairs.labels, views.labels]))
 
 
 def copies_for(count: int) -> int:

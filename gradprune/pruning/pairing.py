@@ -46,11 +46,6 @@ class _Call(NamedTuple):
     inputs: Tensor
 
 
-def batch_norm_of(model: nn.Module, example: Tensor | None = None) -> dict[str, str]:
-    """The `norms` of `pair`."""
-    return pair(model, example).norms
-
-
 def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
     """Map each convolution's name to the norm that takes its output alone and is the only step to do so.
 

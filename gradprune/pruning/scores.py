@@ -35,6 +35,10 @@ class Pairs(NamedTuple):
     triggered: Tensor
     labels: Tensor
 
+    def joined(self, other: "Pairs") -> "Pairs":
+        """These pairs followed by the others."""
+        return Pairs(*(torch.cat(both) for both in zip(self, other, strict=True)))
+
 
 def pair_up(images: ImageSet, trigger: nn.Module, device: torch.device | str = "cpu") -> Pairs:
     """Stamp the trigger on every image; raises InputError if that changes the shape or leaves [0, 1]."""

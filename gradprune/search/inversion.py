@@ -86,8 +86,6 @@ def invert(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, prog
     """Search for the smallest mask and pattern that send `images` to class `target`; the model is not changed.
 
     images: float (N, C, H, W) in [0, 1], clean, on the model's device.
-    seed: of all random numbers.
-    progress: show a bar.
     changes: any value of `SEARCH`.
     The mask with the lowest L1 norm among the steps that reached the goal is kept; if none did, the last one is.
     Raises InputError for unknown settings or no images.

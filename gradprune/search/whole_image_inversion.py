@@ -44,8 +44,6 @@ def perturb(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, pro
     """Search for the smallest pattern that, added to `images`, sends them to class `target`; the model is not changed.
 
     images: float (N, C, H, W) in [0, 1], clean, on the model's device.
-    seed: of all random numbers.
-    progress: show a bar.
     changes: any value of `WHOLE`.
     The pattern with the lowest L2 norm among the steps that reached the goal is kept; if none did, the last one is.
     Raises InputError for unknown settings, a bound outside 0..1, or no images.
