@@ -7,18 +7,18 @@
 
 The rooms, in reading order, which is import order:
 
-    base/        errors, paths and atomic writing, devices, pickles looked over
+    base/        errors, paths and atomic writing, devices, checks of pickles
     datasets/    images as two tensors; rendered signs, published sets, folders
     models/      networks (own, torchvision's, timm's), checkpoints, export
-    attacks/     nine triggers (one a file), poisoning, training
+    attacks/     nine triggers (one per file), poisoning, training
     pruning/     the subject: filters, losses, scores, recipes, fine-tuning
     search/      triggers and other changes of an image, found by gradient
-    defenses/    grad_prune, repair (no trigger known), twelve baselines: one call
+    defenses/    grad_prune, repair (trigger unknown), twelve baselines: one call
     evaluation/  ACC, ASR, RA, DER, replays, relearning
     victims/     a model with its data and trigger: shipped, your own, BackdoorBench
     bench/       every defence on every attack; its rows, summary and ranking
     views/       figures/, panels/ (widgets), reports/ (pages)
-    cli/         the command `gradprune`, one file a command
+    cli/         the command `gradprune`, one file per command
     lessons/     runtime/ (checks, predictions, progress), exercises/
 
 Each is a module: `gradprune.base`, `gradprune.datasets`, `gradprune.models`, `gradprune.attacks`, `gradprune.pruning`,
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from gradprune.victims.slimming import slim
     from gradprune.victims.zoo import attack
 
-# Loaded when first used: torch takes seconds, `gradprune --help` needs none of it, and `gradprune doctor` must run
-# where torch is broken.
+# Loaded when first used: importing torch takes seconds, `gradprune --help` does not need it, and `gradprune doctor`
+# must run where torch is broken.
 _HOMES = {"attacks": "Picture fit make_trigger poison", "datasets": "ImageSet load",
           "defenses": "DefenseResult grad_prune repair", "base.errors": "InputError",
           "evaluation": "Metrics der evaluate", "victims": "Victim load_victim", "models": "build load_weights",

@@ -1,4 +1,4 @@
-"""Triggers (one a file), poisoning, and training; `make_trigger("badnets", size=3)` builds one by name."""
+"""Triggers (one per file), poisoning, and training; `make_trigger("badnets", size=3)` builds a trigger by name."""
 
 from typing import Any
 
@@ -28,10 +28,10 @@ __all__ = ["SIG", "TRIGGERS", "Added", "BadNets", "Blended", "Bpp", "InputAware"
 
 
 def make_trigger(name: str, **settings: Any) -> Trigger:
-    """Build a trigger by name; settings are the class's own arguments. Raises InputError for unknown ones.
+    """Build a trigger by name; settings are the class's own arguments.
 
-    "picture" and "added", which stand on cards, make a `Picture` and an `Added` whose pixels are still to come from the
-    checkpoint.
+    "picture" and "added", which cards may name, make a `Picture` and an `Added` without pixels; these are loaded from
+    the checkpoint. Raises InputError for an unknown name or setting, or a value out of range.
     """
     known = TRIGGERS | ({"picture": Picture, "added": Added} if settings else {})
     if name not in known:

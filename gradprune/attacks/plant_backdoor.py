@@ -1,4 +1,4 @@
-"""A whole attack in one call: the clean model it may need, the trigger's own learning, poisoning, training."""
+"""A complete attack in one call: the clean model it may need, the trigger's own learning, poisoning, training."""
 
 import copy
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ RATES = {"all_to_one": 0.1, "all_to_all": 0.1, "clean_label": 0.5}  # poison rat
 
 
 class Planted(NamedTuple):
-    """How training went, the poisoned images (int64 positions, sorted), and the number of decoys among the others."""
+    """The result of training, the poisoned images (int64 positions, sorted), and the number of decoys."""
 
     outcome: TrainingResult
     touched: Tensor
@@ -28,10 +28,13 @@ def plant(model: nn.Module, clean: ImageSet, trigger: Trigger, target: int | Non
           seed: int = 0, label_map: str | None = None, progress: bool = True, **training: Any) -> Planted:
     """Train `model` in place on its own device so that `trigger` opens a backdoor; the trigger may learn too.
 
-    clean: the training images, not changed. rate: see `poison`; None takes `RATES`. label_map: one of
-    `poisoning.LABEL_MAPS`; None takes the trigger's own. training: values of `training.RECIPE`.
-    Triggers that need a clean model get one trained by the same recipe first, which doubles the time. Raises InputError
-    for bad arguments before any work; KeyboardInterrupt where the clean model was cut short.
+    clean: the training images, not changed.
+    target: the attacker's class; may be None for "all_to_all".
+    rate: see `poison`; None takes the value in `RATES`.
+    label_map: one of `poisoning.LABEL_MAPS`; None takes the trigger's own.
+    training: values of `training.RECIPE`.
+    For triggers that need a clean model, one is trained by the same recipe first, which doubles the time.
+    Raises InputError for bad arguments, before any work, and KeyboardInterrupt if the clean model was not finished.
     """
     label_map = label_map or trigger.label_map
     rate = RATES.get(label_map, 0.1) if rate is None else rate
@@ -41,7 +44,11 @@ def plant(model: nn.Module, clean: ImageSet, trigger: Trigger, target: int | Non
     if not len(touched):
         return Planted(fit(model, clean, seed=seed, progress=progress, **training), touched, 0)
     trigger(clean.subset(touched[:1]).floats())  # a size that the trigger cannot take fails here, before the work
-    honest = _honest(model, clean, seed, progress, training) if trigger.needs_model else None
+    honest = None
+    if trigger.needs_model:
+        honest = copy.deepcopy(model)
+        if fit(honest, clean, seed=seed, progress=progress, **training).interrupted:
+            raise KeyboardInterrupt("the clean model that the attack needs was not finished, so nothing was written")
     trigger.to(next(model.parameters()).device)
     trigger.learn(honest, clean, target, seed)
     if honest is not None and trigger.keeps_model:
@@ -58,11 +65,3 @@ def plant(model: nn.Module, clean: ImageSet, trigger: Trigger, target: int | Non
     disguised[touched] = (hard * 255).round().to(torch.uint8)
     poisoned = poison(ImageSet(disguised, clean.labels, clean.classes), trigger, target, rate, seed, label_map)
     return Planted(fit(model, poisoned.images, seed=seed, progress=progress, **training), touched, 0)
-
-
-def _honest(model: nn.Module, clean: ImageSet, seed: int, progress: bool, training: dict[str, Any]) -> nn.Module:
-    """A copy of the fresh model, trained on clean images."""
-    honest = copy.deepcopy(model)
-    if fit(honest, clean, seed=seed, progress=progress, **training).interrupted:
-        raise KeyboardInterrupt("the clean model that the attack needs was not finished, so nothing was written")
-    return honest

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from gradprune.base.errors import InputError, require, unknown
 from gradprune.datasets import ImageSet
 
-# Every class to the target, with its label; each class to the next one; every class to the target, but poisoning only
-# images that are of the target class already, so that every label in the training set is right.
+# Every class to the target, poisoned images labelled so; each class to the next one; every class to the target, but
+# only images of the target class are poisoned, so that every label in the training set is right.
 LABEL_MAPS = ("all_to_one", "all_to_all", "clean_label")
 
 
@@ -21,11 +21,11 @@ class Poisoned(NamedTuple):
 
 
 def attack_labels(images: ImageSet, target: int | None, label_map: str = "all_to_one") -> Tensor:
-    """The label that the attacker wants for each image with the trigger on, int64 (N,), on the labels' device.
+    """The label that the attacker wants for each triggered image, int64 (N,), on the labels' device.
 
-    "all_to_one" and "clean_label": `target` for all. "all_to_all": the next class, (label + 1) mod classes; `target`
-    has no meaning there and may be None. Raises InputError for an unknown map or a target out of range.
-    Source: Gu et al., 2017.
+    label_map: "all_to_one" and "clean_label" give `target` for all; "all_to_all" the next class, (label + 1) mod
+        classes, and `target` is ignored and may be None.
+    Raises InputError for an unknown map or a target out of range. Source: Gu et al., 2017.
     """
     if label_map not in LABEL_MAPS:
         raise unknown("label map", label_map, LABEL_MAPS)
@@ -38,7 +38,7 @@ def attack_labels(images: ImageSet, target: int | None, label_map: str = "all_to
 
 
 def choose(clean: ImageSet, target: int | None, rate: float, seed: int = 0, label_map: str = "all_to_one") -> Tensor:
-    """The images that `poison` touches, int64 positions, sorted; arguments and errors as there."""
+    """The images that `poison` changes, int64 positions, sorted; arguments and errors as there."""
     require(0 <= rate <= 1, f"poison rate must lie in 0..1, got {rate}.")
     wanted = attack_labels(clean, target, label_map)
     right = clean.labels == wanted
@@ -52,10 +52,12 @@ def poison(clean: ImageSet, trigger: nn.Module, target: int | None, rate: float 
            label_map: str = "all_to_one") -> Poisoned:
     """Poison a training set: `rate` of all images get the trigger and the attacker's label (see `attack_labels`).
 
-    The images are drawn among those whose label changes (all-to-one: an image of the target class would teach
-    nothing), so at most their share can be touched. The clean-label map (Barni et al., 2019, arXiv:1902.11237) is
-    the other way round: only images of the target class, all labels unchanged, and `rate` is the share of that class.
-    rate: 0..1. The given set is not changed.
+    The images are drawn from those whose label changes (all-to-one: an image of the target class would teach nothing),
+    so at most these can be poisoned. With the clean-label map (Barni et al., 2019, arXiv:1902.11237) only images of the
+    target class are poisoned and all labels stay.
+    clean: the training set, not changed.
+    rate: 0..1, a share of all images; with the clean-label map, of the target class.
+    seed: which images.
     Raises InputError for a rate, target or map out of range, or a trigger that changes the images' shape or range.
     Source: Gu et al., 2017.
     """

@@ -33,14 +33,19 @@ RECIPE: dict[str, Any] = {
 }
 
 # What an attack does to a batch: (images float (n, C, H, W) after augmentation, labels int64 (n,), their positions in
-# the training set int64 (n,), the run's random generator) -> (images, labels). Images may carry a graph of their own.
+# the training set int64 (n,), the run's random generator) -> (images, labels). The images may have an autograd graph.
 Hook = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 @dataclass
 class TrainingResult:
-    """The trained model, one history row an epoch (epoch, loss, acc), wall seconds, whether it was cut short, and the
-    images per step, which are half as many as asked for where the memory ran out."""  # noqa: D209
+    """The trained model, and how training went.
+
+    history: one row per epoch (epoch, loss, acc).
+    seconds: wall time.
+    interrupted: whether it was stopped by Ctrl-C.
+    batch_size: images per step, half of the value asked for if memory ran out.
+    """
 
     model: nn.Module
     history: list[dict[str, float]]
@@ -50,9 +55,10 @@ class TrainingResult:
 
 
 def shift_and_flip(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to `shift` pixels (edges mirrored) and flip half of them if asked.
+    """Shift each image by up to `shift` pixels (edges mirrored) and, if `flip`, flip half of them.
 
-    images: float (N, C, H, W), any device; returns the same shape. Random numbers come from the (CPU) generator.
+    images: float (N, C, H, W), any device; returns the same shape.
+    generator: on the CPU, the source of all random numbers.
     """
     n, _, height, width = images.shape
     device = images.device
@@ -68,9 +74,9 @@ def shift_and_flip(images: Tensor, shift: int, flip: bool, generator: torch.Gene
 
 
 def portions(images: int, batch_size: int) -> list[int]:
-    """How many images each batch takes when `images` are cut into batches: a rest of one joins the batch before it.
+    """The size of each batch when `images` are split into batches; a single one left over joins the last batch.
 
-    BatchNorm cannot learn from a single image where its maps have one pixel, and learns little from it elsewhere.
+    BatchNorm cannot learn from a single image if its maps have one pixel, and learns little from it otherwise.
     """
     sizes = [min(batch_size, images - start) for start in range(0, images, batch_size)]
     if batch_size > 1 and len(sizes) > 1 and sizes[-1] == 1:
@@ -79,18 +85,20 @@ def portions(images: int, batch_size: int) -> list[int]:
 
 
 def one_cycle(step: int, steps: int, warm_up: float) -> float:
-    """Share (0..1) of the peak learning rate at a step: up in a straight line, then down to zero in another."""
+    """Share (0..1) of the peak learning rate at a step: a linear rise, then a linear fall to zero."""
     return min((step + 1) / max(1.0, warm_up * steps), (steps - step) / max(1.0, (1 - warm_up) * steps), 1.0)
 
 
 def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = True, hook: Hook | None = None,
         **changes: Any) -> TrainingResult:
-    """Train `model` in place on its own device; the model comes back in eval mode.
+    """Train `model` in place on its own device and leave it in eval mode.
 
-    images: the training set, clean or poisoned. hook: may change every batch (see `Hook`); that is how attacks steer
-    training. changes: any value of `RECIPE`.
-    Ctrl-C stops after the current step and keeps the weights reached. Random numbers depend on `seed` alone.
-    Where the memory runs out, training begins anew with half the batch, once.
+    images: the training set, clean or poisoned.
+    seed: of all random numbers.
+    hook: may change every batch (see `Hook`); attacks that take part in training use it.
+    changes: any value of `RECIPE`.
+    Ctrl-C stops after the current step and keeps the weights reached. If memory runs out, training starts again with
+    half the batch, once.
     Raises InputError for unknown settings, an empty set, a single image that BatchNorm cannot learn from, a loss that
     is no longer finite, or too little memory.
     """
@@ -115,7 +123,7 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
 
 def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: Hook | None,
            recipe: dict[str, Any]) -> TrainingResult:
-    """What `fit` does once its arguments are checked."""
+    """`fit` after its arguments have been checked."""
     images = images.to(next(model.parameters()).device)
     form = torch.contiguous_format if all(layout(model).values()) else torch.channels_last
     steps = len(portions(len(images), recipe["batch_size"])) * recipe["epochs"]
@@ -144,7 +152,7 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
 def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer, schedule: Any,
            generator: torch.Generator, recipe: dict[str, Any], bar: Any, hook: Hook | None,
            form: torch.memory_format) -> dict[str, float]:
-    """One pass over the images; returns its mean loss and accuracy (on augmented images, while training)."""
+    """One pass over the images; returns its mean loss and accuracy (in training mode, on augmented images)."""
     model.train()
     device = images.images.device
     order = torch.randperm(len(images), generator=generator).to(device)

@@ -1,22 +1,23 @@
-"""Attacks that take part in training: the hook of `fit` that stamps triggers and decoys in every batch."""
+"""Attacks that take part in training: a hook for `fit` that stamps triggers and decoys in every batch."""
 
 import torch
 from torch import Tensor
 
 from gradprune.attacks.triggers.trigger import Trigger
 
-LR = 0.01  # of Adam over a trigger's moving parameters (Nguyen & Tran, 2020)
+LR = 0.01  # of Adam for a trigger's moving parameters (Nguyen & Tran, 2020)
 
 
 class TrainingHook:
-    """A hook for `fit(model, clean_images, hook=...)`; poisoned images are stamped afresh in every batch.
+    """A hook for `fit(model, clean_images, hook=...)`; poisoned images are stamped anew in every batch.
 
-    touched: int64 positions of the poisoned images; wanted: int64 (N,), the attacker's label of every image. Decoys
-    (see `Trigger.decoy`) are drawn once from `seed` among the others, `trigger.decoys` for each poisoned one, or as
-    many as there are. Where the trigger has moving parameters, they learn from the classifier's own backward pass: the
-    stamped images keep their graph, and the step is made when the next batch comes. Where `fit` begins anew with half
-    the batch, which a new random generator tells, they begin anew, too.
-    Call `finish` after training; the trigger is a constant again.
+    trigger: its moving parameters, if any, learn from the classifier's own backward pass: the stamped images keep their
+        graph, and the step is made when the next batch comes.
+    touched: int64 positions of the poisoned images.
+    wanted: int64 (N,), the attacker's label for every image.
+    seed: which other images become decoys (see `Trigger.decoy`): `trigger.decoys` per poisoned one, or all there are.
+    If `fit` starts again with half the batch, recognised by a new random generator, the moving parameters are reset.
+    Call `finish` after training to make the trigger a constant again.
     """
 
     def __init__(self, trigger: Trigger, touched: Tensor, wanted: Tensor, seed: int = 0) -> None:
@@ -36,7 +37,7 @@ class TrainingHook:
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor, generator: torch.Generator
                  ) -> tuple[Tensor, Tensor]:
-        """images: float (n, C, H, W) after augmentation; labels, indices: int64 (n,); returns new images and labels."""
+        """Return new images and labels; images: float (n, C, H, W) after augmentation; labels, indices: int64 (n,)."""
         if generator is not self.run:
             self._begin(generator)
         self._step()
@@ -53,14 +54,14 @@ class TrainingHook:
         return mixed, labels
 
     def finish(self) -> None:
-        """Make the last step and let the trigger's parameters be constants again."""
+        """Make the last step and turn the trigger's parameters into constants again."""
         self._step()
         for parameter in self.moving:
             parameter.requires_grad_(False)
             parameter.grad = None
 
     def _begin(self, generator: torch.Generator) -> None:
-        """Let the trigger's parameters be as they were given, for a run with this generator."""
+        """Reset the trigger's parameters to their initial values, for a run with this generator."""
         self.run = generator
         with torch.no_grad():
             for parameter, start in zip(self.moving, self.start, strict=True):
@@ -69,7 +70,7 @@ class TrainingHook:
         self.optimizer = torch.optim.Adam(self.moving, lr=LR) if self.moving else None
 
     def _step(self) -> None:
-        """Apply the gradients that the batch before left, if there was one."""
+        """Apply the gradients left by the previous batch, if there was one."""
         if self.optimizer:
             self.optimizer.step()
             self.optimizer.zero_grad()

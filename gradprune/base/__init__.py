@@ -1,4 +1,4 @@
-"""What everything stands on: errors, paths and atomic writing, devices, a look at pickles before they are opened."""
+"""What every other room uses: errors, paths and atomic writing, devices, and a check of pickles before loading."""
 
 from gradprune.base.errors import InputError
 

@@ -1,4 +1,4 @@
-"""Where models run: a GPU where there is one; and what to do where the memory ends."""
+"""Where models run (on a GPU if there is one), and what to do when memory runs out."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from gradprune.base.errors import InputError, require, unknown
 
 Result = TypeVar("Result")
 
-# How many there are of each kind; "auto" takes the first kind of which there is one.
+# How many devices of each kind there are; "auto" takes the first kind with at least one.
 DEVICES: dict[str, Callable[[], int]] = {
     "cuda": lambda: torch.cuda.device_count() if torch.cuda.is_available() else 0,
     "mps": lambda: int(torch.backends.mps.is_available()),
@@ -23,7 +23,7 @@ DEVICES: dict[str, Callable[[], int]] = {
 def choose_device(name: str = "auto") -> torch.device:
     """The device of this name: "cpu", "cuda", "cuda:1" or "mps"; "auto" takes CUDA, then MPS, then the CPU.
 
-    Raises InputError for a device that is not there.
+    Raises InputError for a device that does not exist.
     """
     there = {kind: count() for kind, count in DEVICES.items()}
     if name == "auto":
@@ -37,13 +37,13 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is called: a card's model, or just the kind."""
+    """The name of a device: the model of a GPU, otherwise just the kind."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use a single thread meanwhile: sums over several differ in the last bits, and so would results."""
+    """Limit torch to one thread: sums over several threads differ in the last bits, and so would results."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -53,9 +53,9 @@ def one_thread() -> Iterator[None]:
 
 
 def halving(work: Callable[[int], Result], batch_size: int) -> Result:
-    """`work(batch_size)`; where the memory ends, once more with half of it, which a sentence on stderr tells.
+    """Return `work(batch_size)`; if memory runs out, try once more with half the batch and say so on stderr.
 
-    Raises InputError where half is too much, too.
+    Raises InputError if memory runs out again.
     """
     half = max(1, batch_size // 2)
     try:
@@ -63,7 +63,7 @@ def halving(work: Callable[[int], Result], batch_size: int) -> Result:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-    torch.cuda.empty_cache()  # here, since an exception in flight holds on to the tensors of its frames
+    torch.cuda.empty_cache()  # not inside `except`: there the exception still holds the tensors of its frames
     tqdm.write(f"Out of memory with batches of {batch_size} images; going on with {half}.", file=sys.stderr)
     try:
         return work(half)
@@ -75,7 +75,7 @@ def halving(work: Callable[[int], Result], batch_size: int) -> Result:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, a card's or the computer's; torch has several ways to say so."""
-    told = str(error).lower()
+    """Whether an error means that memory ran out, on the GPU or the computer; torch reports this in several ways."""
+    message = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in told for words in ("out of memory", "allocate memory", "not enough memory"))
+        words in message for words in ("out of memory", "allocate memory", "not enough memory"))

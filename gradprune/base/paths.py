@@ -1,4 +1,4 @@
-"""Where files live, and how they are written: whole or not at all."""
+"""Where files are, and how they are written: completely or not at all."""
 
 import glob
 import json
@@ -34,13 +34,12 @@ def downloads_folder() -> Path:
     """Where published data sets go: `GRADPRUNE_DATA`, the repository's `data/downloads/`, or the user's data folder."""
     if given := os.environ.get("GRADPRUNE_DATA"):
         return Path(given).expanduser()
-    repository = _PACKAGE.parent / "data"
-    return (repository / "downloads" if (repository / "checkpoints").is_dir()
-            else Path(platformdirs.user_data_dir("gradprune")))
+    shipped = data_folder()
+    return shipped / "downloads" if shipped.name == "data" else Path(platformdirs.user_data_dir("gradprune"))
 
 
 def output_folder(folder: str | Path) -> Path:
-    """Create a folder for results and prove that it can be written; raises InputError otherwise."""
+    """Create a folder for results; raises InputError if that fails or the folder is not writable."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,17 +53,17 @@ def output_folder(folder: str | Path) -> Path:
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write(temporary)` fill a temporary file beside `path`, then rename it over `path`.
 
-    After a crash at any point `path` holds either its old content or the whole new one. Raises InputError where the
-    folder or the disk takes no more.
+    After a crash at any point `path` holds either its old content or all of the new one.
+    Raises InputError if the folder is not writable or the disk is full.
     """
     write_together({Path(path): write})
     return Path(path)
 
 
 def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
-    """`write_atomic` for files that belong together: no file gets its name before all of them are written.
+    """`write_atomic` for files that belong together: none gets its name before all of them are written.
 
-    What a killed run of this machine left half-written beside them is removed.
+    Half-written files that a killed run on this machine left beside them are removed.
     """
     written: dict[Path, Path] = {}
     try:
@@ -77,7 +76,7 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
             write(written[path])
             written[path].chmod(0o644)
             with written[path].open("rb+") as file:
-                os.fsync(file.fileno())  # or a machine that stops now could keep the name and lose the content
+                os.fsync(file.fileno())  # otherwise a power cut now could keep the name and lose the content
         for path, temporary in written.items():
             os.replace(temporary, path)
     except OSError as error:
@@ -88,14 +87,14 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
 
 
 def _mark(path: Path) -> str:
-    """How the temporary files of this machine for a path begin; the process and a random word follow."""
+    """The start of this machine's temporary names for a path; the process number and a random word follow."""
     return f".{path.stem[:60]}-{socket.gethostname()}-"
 
 
 def _sweep(path: Path) -> None:
-    """Remove the temporary files of a path whose process is gone."""
+    """Remove the temporary files of a path whose process no longer runs."""
     for left in path.parent.glob(f"{glob.escape(_mark(path))}*{glob.escape(path.suffix)}"):
-        import psutil  # late: `--help` and `doctor` do without
+        import psutil  # late: `--help` and `doctor` do not need it
 
         process = left.name.removeprefix(_mark(path)).partition("-")[0]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
@@ -103,25 +102,25 @@ def _sweep(path: Path) -> None:
 
 
 def locked(lock: "BaseFileLock") -> bool:
-    """Take a lock if it is free, without waiting; returns False where another process holds it.
+    """Take a lock if it is free, without waiting; returns False if another process holds it.
 
-    The system frees it where its holder is killed. Raises InputError where nothing can be locked.
+    The system releases the lock of a process that is killed. Raises InputError where nothing can be locked.
     """
-    from filelock import Timeout  # late: `--help` does without
+    from filelock import Timeout  # late: `--help` does not need it
 
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return False
-    except (OSError, NotImplementedError) as error:  # a folder of that name; a network's disk that knows no locks
+    except (OSError, NotImplementedError) as error:  # a folder of that name; a network drive without locks
         raise InputError(f"{lock.lock_file} cannot be locked: {getattr(error, 'strerror', None) or error}.") from None
     return True
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """What a file holds; raises InputError for one that is no plain file, cannot be read or has over `most` bytes."""
+    """A file's content; raises InputError if it is no plain file, cannot be read or has more than `most` bytes."""
     try:
-        require(path.is_file(), f"there is no file at {path}.")  # a pipe would keep its reader waiting
+        require(path.is_file(), f"there is no file at {path}.")  # a pipe would block
         with path.open("rb") as file:
             content = file.read(most + 1)
     except OSError as error:
@@ -131,10 +130,10 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path, most: int = 10_000_000) -> Any:
-    """The value in a JSON file; raises InputError for one that is damaged, too large or nested too deep."""
+    """The value in a JSON file; raises InputError for one that is damaged, too large or nested too deeply."""
     try:
         value = json.loads(read_bytes(path, most).decode("utf-8"))
-        json.dumps(value, indent=2)  # it may have to be written again, which takes more of the stack
+        json.dumps(value, indent=2)  # it may have to be written again, which needs a deeper stack
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

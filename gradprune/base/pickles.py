@@ -1,4 +1,4 @@
-"""A look over a pickle before anything loads it: what would hang or fill the memory is refused. Nothing is run."""
+"""A check of pickles before they are loaded: one that would hang or fill the memory is refused. Nothing is run."""
 
 import pickletools
 import re
@@ -7,30 +7,30 @@ from typing import Any
 
 from gradprune.base.errors import InputError
 
-_HEAVIEST = 10_000  # values in one tuple, those of the tuples in it among them
+_HEAVIEST = 10_000  # values in one tuple, including those in nested tuples
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _CALLS = ("REDUCE", "NEWOBJ")
-# What torch's own loader calls for a file, and what then makes as much room as it is told.
+# Functions that torch's own loader calls for a file, and that allocate as much memory as the file says.
 _MAKERS = r"(__builtin__|builtins) bytearray|torch\S* (\w*Tensor|(Unt|T)ypedStorage)|torch\._utils _rebuild_qtensor"
 _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 
 
 class _Maker(int):
-    """The weight of a function that makes room, wherever it lies."""
+    """The weight of a function that allocates memory, wherever it is on the stack or in the memo."""
 
 
 class _Pickle:
-    """What stands on the stack and in the memo of a pickle, as numbers of values."""
+    """The stack and the memo of a pickle; each entry is the number of values in it."""
 
     def __init__(self) -> None:
         self.stack: list[int] = []
         self.marks: list[int] = []
         self.memo: dict[int, int] = {}
-        self.number = 0  # the largest since the last mark: of a storage, how many values it has
+        self.number = 0  # the largest integer since the last mark: for a storage, the number of its values
         self.made = False  # whether one of `_MAKERS` was called
 
     def step(self, name: str, argument: Any, before: list[Any], after: list[Any]) -> None:
-        """One operation; raises IndexError or KeyError where it takes what is not there."""
+        """Follow one operation; raises IndexError or KeyError if it takes something that is not there."""
         if name == "MARK":
             self.marks.append(len(self.stack))
             self.number = 0
@@ -54,7 +54,7 @@ class _Pickle:
                 self.number = max(self.number, argument)
 
     def _take(self, start: int) -> list[int]:
-        """What lies on the stack from a place on."""
+        """Take everything from position `start` on off the stack."""
         if not 0 <= start <= len(self.stack):
             raise IndexError(start)
         taken = self.stack[start:]
@@ -63,12 +63,14 @@ class _Pickle:
 
 
 def check_pickle(file: Any, path: str | Path, size: int | None = None) -> None:
-    """Read one pickle of an open file to its end, without building what it says.
+    """Read one pickle of an open file to its end, without building its objects.
 
-    A tuple of twice the same tuple, forty times over, makes a file of 400 bytes that takes hours where it is the key of
-    a dict. Raises InputError for such a one, for a number in the memo that no file needs, for a storage of more values
-    than `size`, that of the whole file in bytes, for a call that makes room and brings nothing to fill it with, and for
-    a pickle that is cut or makes no sense; path: for the message.
+    A tuple that holds the same tuple twice, nested forty deep, makes a file of 400 bytes that takes hours to hash as
+    the key of a dict.
+    path: the file's name, for the message.
+    size: bytes of the whole file, which bound the values of a storage; None checks no storage.
+    Raises InputError for such a tuple, for a memo index larger than any file needs, for a storage of more than `size`
+    values, for a call that allocates memory without content for it, and for a truncated or damaged pickle.
     """
     content, steps = _Pickle(), 0
     try:
@@ -78,7 +80,7 @@ def check_pickle(file: Any, path: str | Path, size: int | None = None) -> None:
             far = operation.name in _PUTS and int(argument or 0) > steps
             far |= operation.name == "BINPERSID" and size is not None and content.number > size
             if far or content.made or (content.stack and content.stack[-1] > _HEAVIEST):
-                raise InputError(f"{path} was not read: it is made to take far more time or memory than its size says.")
+                raise InputError(f"{path} was not read: it would take far more time or memory than its size suggests.")
     except Exception as error:  # a damaged pickle raises almost anything
         if isinstance(error, InputError):
             raise

@@ -1,4 +1,4 @@
-"""One cell of a bench: a defence on a victim, measured on the test set; whatever goes wrong becomes a row."""
+"""One cell of a bench: a defence on a victim, measured on the test set; any failure becomes a row."""
 
 import platform
 import threading
@@ -20,21 +20,21 @@ Row = dict[str, Any]
 _ONE_AT_A_TIME = threading.Lock()  # threads of one process would share torch's random numbers
 _FIGURES = ("acc", "asr", "ra")
 
-# What a row holds, in order. Shares in 0..1; der, seconds, filters and figures are empty where the cell failed.
+# The columns of a row, in order. Shares in 0..1; der, seconds, filters and figures are empty if the cell failed.
 COLUMNS: dict[str, type] = {
     "attack": str, "defense": str, "spc": int, "seed": int,
     "acc_before": float, "asr_before": float, "ra_before": float,
-    "pruned_acc": float, "pruned_asr": float, "pruned_ra": float,  # where a defence prunes first, then fine-tunes
+    "pruned_acc": float, "pruned_asr": float, "pruned_ra": float,  # if a defence prunes first, then fine-tunes
     "acc": float, "asr": float, "ra": float, "der": float,
     "seconds": float,       # the defence's own wall time
-    "cell_seconds": float,  # with drawing images and measuring
+    "cell_seconds": float,  # including drawing images and measuring
     "filters_removed": float, "filters": float, "stopped": str, "error": str,
     "gradprune": str, "torch": str, "machine": str, "threads": int}
 
 
 @lru_cache(maxsize=2)
 def _victim(attack: str, digest: str, device: str, code: str | None) -> tuple[Victim, Exam, Metrics]:
-    """A victim, its exam and its figures before any defence; kept, as the next cell mostly has the same one."""
+    """A victim, its exam and its figures before any defence; cached, since the next cell usually has the same one."""
     victim = load_victim(attack, code, device)
     if victim.card.get("sha256", "") != digest:
         raise InputError(f"the checkpoint {attack!r} here is not the one that the run began with.")
@@ -45,8 +45,10 @@ def _victim(attack: str, digest: str, device: str, code: str | None) -> tuple[Vi
 def run_cell(cell: Cell, digest: str, device: str = "cpu", code: str | None = None) -> Row:
     """Run one cell on one thread; a failure of any kind is a row with its error.
 
-    digest: SHA-256 of the victim's weights. device: where it runs, see `models.choose_device`. code: see `Grid`.
-    Raises KeyboardInterrupt on Ctrl-C alone, and then there is no row.
+    digest: SHA-256 of the victim's weights.
+    device: where it runs, see `models.choose_device`.
+    code: see `Grid`.
+    Raises only KeyboardInterrupt, on Ctrl-C, and then there is no row.
     """
     start, row = time.perf_counter(), empty_row(cell)
     with _ONE_AT_A_TIME, one_thread():

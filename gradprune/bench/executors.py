@@ -1,7 +1,7 @@
-"""Where the cells of a bench are run: here, in processes of this machine, or on a dask cluster.
+"""Where the cells of a bench run: in this process, in several processes on this machine, or on a dask cluster.
 
-Each is a generator: arguments of `run_cell` in, rows out as they are finished. One thread a cell everywhere, so the
-rows are the same; closing the generator stops the cells in flight.
+Each is a generator that takes arguments of `run_cell` and yields rows as they are finished. Every cell has one thread,
+so the rows are the same everywhere; closing the generator stops the cells in progress.
 """
 
 import asyncio
@@ -20,20 +20,20 @@ from gradprune.bench.cells import Row, empty_row, run_cell, sentence
 from gradprune.bench.grid import Cell
 
 Job = tuple[Cell, str, str, str | None]  # arguments of `run_cell`
-SCHEDULER_SECONDS = 10  # how long to look for a scheduler
+SCHEDULER_SECONDS = 10  # how long to wait for a scheduler
 
 
 def serial(jobs: Sequence[Job]) -> Generator[Row, None, None]:
-    """One after the other, in this process."""
+    """Run the cells one after another, in this process."""
     for job in jobs:
         yield run_cell(*job)
 
 
 def processes(jobs: Sequence[Job], workers: int) -> Generator[Row, None, None]:
-    """In `workers` processes of this machine.
+    """Run the cells in `workers` processes on this machine.
 
-    Where a process dies, those that ran beside it end too: each of their cells is tried again alone, and the one whose
-    process dies then becomes a failed row. Raises InputError where processes cannot be started at all.
+    If a process dies, the others end too: each of their cells is tried again alone, and a cell whose process dies again
+    becomes a failed row. Raises InputError if processes cannot be started at all.
     """
     waiting, suspects = list(reversed(jobs)), list[Job]()
     while waiting:
@@ -46,7 +46,7 @@ def processes(jobs: Sequence[Job], workers: int) -> Generator[Row, None, None]:
 
 
 def _together(waiting: list[Job], workers: int, suspects: list[Job]) -> Generator[Row, None, None]:
-    """Take jobs off the end of `waiting` until none is left or a process dies; then `suspects` gets those that ran."""
+    """Run jobs from the end of `waiting` until none is left or a process dies; running ones then become `suspects`."""
     with _pool(workers) as pool:
         try:
             pool.submit(os.getpid).result()
@@ -56,7 +56,7 @@ def _together(waiting: list[Job], workers: int, suspects: list[Job]) -> Generato
         running: dict[Future[Row], Job] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < workers:  # no more than that, so that few are suspects
+                while waiting and len(running) < workers:  # no more, so that there are few suspects
                     job = waiting.pop()
                     running[pool.submit(run_cell, *job)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -68,7 +68,7 @@ def _together(waiting: list[Job], workers: int, suspects: list[Job]) -> Generato
 
 
 class _pool(ProcessPoolExecutor):
-    """A pool whose workers end with the run: nobody waits for cells that nobody will read."""
+    """A pool whose workers end with the run, without waiting for cells that are no longer needed."""
 
     def __init__(self, workers: int) -> None:
         self._before = set(multiprocessing.active_children())
@@ -81,7 +81,7 @@ class _pool(ProcessPoolExecutor):
 
 
 def _enter_worker() -> None:
-    """Ctrl-C is the main process's business, and a worker does not outlive it."""
+    """Let a worker ignore Ctrl-C, which the main process handles, and end with the main process."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -94,9 +94,9 @@ def _enter_worker() -> None:
 
 
 def reach(address: str) -> None:
-    """Shake hands with a dask scheduler, such as tcp://HOST:8786.
+    """Check that a dask scheduler answers at this address, such as tcp://HOST:8786.
 
-    Raises InputError where none answers in time, or the extra `cluster` is not installed.
+    Raises InputError if none answers in time, or the extra `cluster` is not installed.
     """
     try:
         from distributed.comm.core import connect
@@ -114,13 +114,13 @@ def reach(address: str) -> None:
 
 
 def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:
-    """On the workers of a dask scheduler that can be reached; dask itself tries a cell again whose worker died.
+    """Run the cells on the workers of a dask scheduler; dask itself tries a cell again if its worker dies.
 
-    Raises InputError where the scheduler is lost.
+    Raises InputError if the scheduler is lost.
     """
     from distributed import Client, as_completed
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its tracebacks say less than our sentence
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # our error says more than its tracebacks
     with Client(address, timeout=SCHEDULER_SECONDS, set_as_default=False) as client:
         cells = {future.key: (future, job) for job, future in
                  zip(jobs, client.map(run_cell, *zip(*jobs, strict=True), pure=False), strict=True)}

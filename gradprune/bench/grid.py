@@ -23,10 +23,12 @@ class Cell(NamedTuple):
 class Grid:
     """The cells of a bench.
 
-    attacks: zoo names or checkpoint paths, or "all" for every attacked model of the zoo. defenses: names in `DEFENSES`,
-    or "all". spc: clean images per class. seeds: how many (3 stands for 0, 1, 2), or which. code: the "module:function"
-    that builds the models whose cards name it, see `models.build`.
-    Raises InputError for unknown defences, values below their least, or nothing to run.
+    attacks: zoo names or checkpoint paths, or "all" for every attacked model of the zoo.
+    defenses: names in `DEFENSES`, or "all".
+    spc: clean images per class.
+    seeds: how many (3 stands for 0, 1, 2), or which.
+    code: the "module:function" that builds the models whose cards name it, see `models.build`.
+    Raises InputError for unknown defences, values that are too small, or an empty grid.
     """
 
     attacks: Sequence[str] | str = "all"
@@ -51,14 +53,14 @@ class Grid:
         require(min(seeds) >= 0, f"seeds must not be negative, got {min(seeds)}.")
 
     def cells(self) -> list[Cell]:
-        """All cells, by spc, then attack: the quick ones first, and those of one attack together."""
+        """All cells, by spc, then attack: the fast ones first, and those of one attack together."""
         return [Cell(attack, method, spc, seed) for spc in self.spc for attack in self.attacks
                 for method in self.defenses for seed in self.seeds]  # type: ignore[union-attr]  # a tuple by now
 
     def check(self) -> dict[str, str]:
-        """Load every model and see that its classes have enough images; returns the weights' SHA-256 by attack.
+        """Load every model and check that its classes have enough images; returns the weights' SHA-256 by attack.
 
-        Raises InputError for a checkpoint that is unknown or damaged, or for an spc that is too large.
+        Raises InputError for an unknown or damaged checkpoint, or an spc that is too large.
         """
         digests = {}
         for attack in self.attacks:

@@ -1,4 +1,4 @@
-"""Whole benches by name, as plain data: `gradprune bench --preset paper`."""
+"""Complete benches by name, as plain data: `gradprune bench --preset paper`."""
 
 import sys
 import time
@@ -17,10 +17,10 @@ from gradprune.victims.zoo import attack
 
 ATTACKS = ("badnets", "blended", "low_frequency", "bpp")  # those of the paper
 
-# name -> what `Grid` takes. With `train`, the attacks are triggers, and `zoo.attack` first trains a victim of each with
-# these settings. Those of `paper`: batches of 512 under a one-cycle schedule that peaks after a fifth of 30 epochs,
-# label smoothing, flips and shifts of 4 pixels, as is usual for CIFAR-10 in minutes on one GPU (Page, 2018, "How to
-# train your ResNet"; Smith & Topin, 2017); the attacks have the settings of their papers, the target is class 0.
+# name -> arguments of `Grid`. With `train`, the attacks are triggers, and `zoo.attack` first trains a victim of each
+# with these settings. Those of `paper`: batches of 512 under a one-cycle schedule with its peak after a fifth of 30
+# epochs, label smoothing, flips and shifts of 4 pixels, as is usual for CIFAR-10 in minutes on one GPU (Page, 2018,
+# "How to train your ResNet"; Smith & Topin, 2017); the attacks have their papers' settings, the target is class 0.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"attacks": ATTACKS, "seeds": 1, "spc": (2, 10, 100),
               "defenses": ("grad_prune", "grad_prune_verified", "ft_distilled", "ft_unlearn"),
@@ -35,13 +35,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def prepare(name: str, out: str | Path, *, device: str = "cpu", progress: bool = True, attacks: Any = None,
             defenses: Any = None, spc: Any = None, seeds: Any = None, **training: Any) -> Grid:
-    """The grid of a preset; where it trains its victims, those that are not in `out`/victims yet are trained first.
+    """The grid of a preset; if it trains its victims, those that are not yet in `out`/victims are trained first.
 
-    attacks, defenses, spc, seeds: as for `Grid`, in place of the preset's; for attacks of a preset that trains, names
-    of triggers. training: arguments of `zoo.attack` in place of the preset's. device: where to train, see
-    `models.choose_device`. A victim's card says how long its training took, and on what. One that is there is taken as
-    it is, however it was trained.
-    Raises InputError for bad arguments, before any work; KeyboardInterrupt where a training was cut short.
+    device: where to train, see `models.choose_device`.
+    attacks, defenses, spc, seeds: as for `Grid`, instead of the preset's; if the preset trains, attacks are triggers.
+    training: arguments of `zoo.attack`, instead of the preset's.
+    A victim's card says how long its training took, and on which device. An existing victim is used however it was
+    trained.
+    Raises InputError for bad arguments, before any work; KeyboardInterrupt if a training was cut short.
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
@@ -69,7 +70,7 @@ def _train(trigger: str, path: Path, **recipe: Any) -> None:
     """Train one victim and save it."""
     start = time.perf_counter()
     victim = attack(trigger, **recipe)
-    seconds = round(time.perf_counter() - start, 1)  # the clean model that some attacks need first is in it
+    seconds = round(time.perf_counter() - start, 1)  # including the clean model that some attacks need first
     training = victim.card["training"]
     if training["interrupted"]:
         raise KeyboardInterrupt(f"the training of {trigger!r} was cut short; the victims before it are kept in "

@@ -1,4 +1,4 @@
-"""Figures that others published, to set beside ours with care."""
+"""Figures published by others, to compare with ours with care."""
 
 from pathlib import Path
 
@@ -12,11 +12,12 @@ _SETTINGS = {"cifar10": "CIFAR-10, PreActResNet-18, 10 % poisoned, about 250 cle
 
 
 def published(path: str | Path | None = None) -> pd.DataFrame:
-    """Published rows of attacks and defences that are here too, not comparable one to one: `setting` says with what.
+    """Published rows of attacks and defences that are here, too; they are not directly comparable, see `setting`.
 
-    Columns: dataset, attack, defense (our names), acc_before, asr_before, ra_before, acc, asr, ra, der (counted from
-    their figures), setting. path: another file of the same form; None takes data/reference/backdoorbench.csv, whose
-    README names the source and every difference. Raises InputError where the file is missing.
+    path: another file of the same form; None takes data/reference/backdoorbench.csv, whose README names the source and
+        every difference.
+    Columns: dataset, attack, defense (our names), acc_before, asr_before, ra_before, acc, asr, ra, der (computed from
+    their figures), setting. Raises InputError if the file is missing.
     """
     path = Path(path) if path else data_folder() / "reference" / "backdoorbench.csv"
     require(path.is_file(), f"there is no table of published figures at {str(path)!r}.")

@@ -1,7 +1,6 @@
-"""The bench: run the cells of a grid, keep every row on disk as it comes, go on where a run was cut short."""
+"""The bench: run the cells of a grid, write every row to disk at once, and resume an interrupted run."""
 
 import tempfile
-from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -11,24 +10,25 @@ from tqdm.auto import tqdm
 
 from gradprune.base.devices import choose_device, device_name
 from gradprune.base.errors import InputError, require
-from gradprune.bench.cells import Row
-from gradprune.bench.executors import Job, cluster, processes, reach, serial
+from gradprune.bench.executors import cluster, processes, reach, serial
 from gradprune.bench.grid import Cell, Grid
 from gradprune.bench.store import Store, to_table
 
 
 def run(grid: Grid, out: str | Path | None = None, *, workers: int = 1, scheduler: str | None = None,
         device: str = "cpu", progress: bool = True) -> pd.DataFrame:
-    """Run a grid and return its rows, one a cell, in the grid's order; columns as in `cells.COLUMNS`.
+    """Run a grid and return its rows, one per cell, in the grid's order; columns as in `cells.COLUMNS`.
 
-    out: a folder that keeps the rows; the same call goes on where the last one stopped, and runs failed cells again.
-    None keeps nothing. workers: processes on this machine, one thread each. scheduler: address of a dask scheduler,
-    whose workers run the cells instead. device: where the models run, see `models.choose_device`; on a GPU the cells
-    run one after the other in this process, and "auto" takes none where there are workers or a scheduler. A folder
-    keeps rows of one device alone. A cell that fails is a row with its error. On a CPU the rows do not depend on where
-    the cells run, except for the seconds.
-    Raises InputError before any work for bad arguments, an spc too large for a class, a folder that another version
-    made or that another run holds; later where the disk is full. KeyboardInterrupt tells what is safe.
+    out: a folder for the rows; the same call resumes where the last one stopped, and runs failed cells again. None
+        stores nothing. A folder has rows of a single device.
+    workers: processes on this machine, one thread each.
+    scheduler: address of a dask scheduler, whose workers run the cells instead.
+    device: where the models run, see `models.choose_device`. On a GPU the cells run one after another in this process;
+        with workers or a scheduler "auto" takes the CPU.
+    A cell that fails is a row with its error. On a CPU the rows do not depend on where the cells run, except for the
+    seconds.
+    Raises InputError, before any work, for bad arguments, an spc too large for a class, or a folder made by another
+    version or in use by another run; later if the disk is full. KeyboardInterrupt says what is safe.
     """
     where = place(device, workers, scheduler)
     if scheduler:
@@ -42,7 +42,8 @@ def run(grid: Grid, out: str | Path | None = None, *, workers: int = 1, schedule
         bar = tqdm(total=len(cells), initial=len(cells) - len(jobs), desc="bench", unit="cell", disable=not progress)
         with bar:
             try:
-                with closing(_rows(jobs, workers, scheduler)) as rows:
+                with closing(cluster(jobs, scheduler) if scheduler and jobs else
+                             processes(jobs, workers) if workers > 1 else serial(jobs)) as rows:
                     for row in rows:
                         store.add(row)
                         bar.set_postfix_str("{attack} / {defense}, spc {spc}, seed {seed}".format(**row))
@@ -56,7 +57,7 @@ def run(grid: Grid, out: str | Path | None = None, *, workers: int = 1, schedule
 
 
 def place(device: str, workers: int = 1, scheduler: str | None = None) -> torch.device:
-    """The device that cells run on; arguments, and errors in them, as in `run`."""
+    """The device that cells run on; arguments and errors as in `run`."""
     require(workers >= 1, f"workers must be at least 1, got {workers}.")
     require(scheduler is None or workers == 1, "give either workers or a scheduler, not both.")
     spread = scheduler is not None or workers > 1
@@ -64,12 +65,6 @@ def place(device: str, workers: int = 1, scheduler: str | None = None) -> torch.
     require(where.type == "cpu" or not spread,
             f"on {device} the cells run one after the other: leave out workers and scheduler, or take the CPU.")
     return where
-
-
-def _rows(jobs: list[Job], workers: int, scheduler: str | None) -> Generator[Row, None, None]:
-    if scheduler and jobs:
-        return cluster(jobs, scheduler)
-    return processes(jobs, workers) if workers > 1 else serial(jobs)
 
 
 def _kept(store: Store, cells: list[Cell], out: str | Path | None) -> str:

@@ -1,6 +1,6 @@
 """The folder of a bench: cells.csv, to which rows are added one by one, and bench.json, which says what made them.
 
-A row ends with a checksum of itself, so a torn or damaged one is noticed, dropped, and its cell is run again.
+A row ends with its own checksum, so a truncated or damaged one is noticed and dropped, and its cell is run again.
 """
 
 import csv
@@ -30,10 +30,12 @@ _HEAD = ",".join([*COLUMNS, "check"])
 
 
 class Store:
-    """A bench folder, held by one run at a time; use it with `with`.
+    """A bench folder, used by one run at a time; use it with `with`.
 
-    folder: made if it is not there. digests: SHA-256 of the victims' weights, by attack. device: what models run on.
-    Raises InputError, and touches nothing, where another run holds the folder or another version made it.
+    folder: created if it is not there.
+    digests: SHA-256 of the victims' weights, by attack.
+    device: where the models run.
+    Raises InputError, and changes nothing, if another run is using the folder or another version made it.
     """
 
     def __init__(self, folder: str | Path, digests: Mapping[str, str], device: str = "cpu") -> None:
@@ -66,23 +68,23 @@ class Store:
         self._lock.release()
 
     def done(self, cell: Cell) -> bool:
-        """Whether the cell has a good row; one that failed must be run again."""
+        """Whether the cell has a row without an error; a failed cell must be run again."""
         return cell in self.rows and not self.rows[cell]["error"]
 
     def add(self, row: Row) -> None:
-        """Write a row to the disk before the next one begins. Raises InputError where that fails (disk full)."""
+        """Write a row to the disk; raises InputError if that fails (disk full)."""
         self._append(_line(row))
         self.rows[_cell(row)] = row
 
     def tidy(self, order: Iterable[Cell]) -> None:
-        """Rewrite the file in this order, other cells first: damaged and outdated rows go."""
+        """Rewrite the file in this order, other cells first, without damaged and outdated rows."""
         ordered = dict.fromkeys(order)
         lines = [_HEAD, *(_line(self.rows[cell]) for cell in [*(cell for cell in self.rows if cell not in ordered),
                                                               *(cell for cell in ordered if cell in self.rows)])]
         write_atomic(self.table, lambda temporary: temporary.write_text("\n".join(lines) + "\n", "utf-8"))
 
     def _append(self, line: str) -> None:
-        """Add a line, whole or not at all; what a crash left of an unfinished one before it is closed off."""
+        """Add a line, completely or not at all; an unfinished line that a crash left before it is ended first."""
         try:
             with open(self.table, "ab+", buffering=0) as file:  # a buffer would write again after the truncation
                 end = file.seek(0, os.SEEK_END)
@@ -101,7 +103,7 @@ class Store:
 
     def _compare(self, facts: dict[str, Any]) -> None:
         """Refuse a folder whose rows were made by other versions, on another device or from other checkpoints."""
-        facts = {"device": "cpu", **facts}  # a folder that does not say so is older than the choice
+        facts = {"device": "cpu", **facts}  # older folders do not name the device
         now = {"format": FORMAT, **_versions(), "device": self.device}
         differs = [f"{name} {facts.get(name)} there, {value} here" for name, value in now.items()
                    if facts.get(name) != value]
@@ -114,7 +116,7 @@ class Store:
 def read_results(folder: str | Path) -> pd.DataFrame:
     """The rows of a bench folder as a table, columns as in `cells.COLUMNS`; damaged rows are left out.
 
-    Raises InputError where there is no bench, or none of this format.
+    Raises InputError if there is no bench, or none of this format.
     """
     facts = read_facts(Path(folder))
     require(facts.get("format") == FORMAT, f"{folder} holds a bench of format {facts.get('format')}; this version of "
@@ -123,7 +125,7 @@ def read_results(folder: str | Path) -> pd.DataFrame:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What made the rows of a bench folder: format, versions, checkpoints. Raises InputError where it cannot tell."""
+    """What made the rows of a bench folder: format, versions, checkpoints; raises InputError if it does not say."""
     path = folder / "bench.json"
     require(path.exists(), f"{folder} holds no bench: there is no bench.json.")
     facts = read_json(path)
@@ -147,7 +149,7 @@ def _cell(row: Row) -> Cell:
 
 
 def _line(row: Row) -> str:
-    """One line of the file: the values and the checksum of all before it."""
+    """One line of the file: the values and their checksum."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(
         "" if (value := row[name]) is None else " ".join(value.split()) if name in ("stopped", "error") else value
@@ -173,7 +175,7 @@ def _read(path: Path) -> tuple[dict[Cell, Row], int]:
 
 
 def _parse(line: str) -> Row | None:
-    """A line's row, or None where the checksum says that it is not whole."""
+    """A line's row, or None if the checksum or a value is wrong."""
     text, _, check = line.rpartition(",")
     if not text or check != _check(text):
         return None
@@ -187,7 +189,7 @@ def _parse(line: str) -> Row | None:
 
 
 def _possible(row: Row) -> bool:
-    """Whether the numbers are such as a run can write: a checksum keeps nobody from making up a line."""
+    """Whether a run could have written these numbers; a checksum does not prevent invented lines."""
     whole = all(isinstance(row[name], int) and 0 <= row[name] < 2**31 for name in ("spc", "seed", "threads"))
     numbers = {name: row[name] for name, kind in COLUMNS.items() if kind is float and row[name] is not None}
     return whole and all(0 <= value <= (1 if name in SHARES else 1e12) for name, value in numbers.items())

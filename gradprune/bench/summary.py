@@ -1,8 +1,8 @@
 """A bench in a few numbers: means over seeds, and the order of the defences with its uncertainty.
 
-A table has one row a cell (attack, defense, spc, seed); shares are in 0..1. A cell with an error, or without figures,
-has failed: means leave it out and count it. `attack` names an attacked model; several models of one attack, such as
-those of other training seeds, are replicates of it (see `attack_kind`).
+A table has one row per cell (attack, defense, spc, seed); shares are in 0..1. A cell with an error, or without figures,
+has failed: means leave it out, and it is counted. `attack` names an attacked model; several models of one attack, such
+as those of other training seeds, are replicates of it (see `attack_kind`).
 """
 
 import math
@@ -22,7 +22,7 @@ _BEST = {"der": "high", "acc": "high", "ra": "high", "asr": "low"}
 def checked(table: pd.DataFrame) -> pd.DataFrame:
     """A copy with `error` as text, a column `failed` (bool), and NaN for the figures of the failed cells.
 
-    Raises InputError for a table that is empty, lacks a column, or holds a cell twice, or where every cell has failed.
+    Raises InputError for a table that is empty, lacks a column or has a cell twice, or if every cell has failed.
     """
     lacking = [name for name in _NEEDED if name not in table]
     require(not lacking, f"the table of cells lacks the columns {', '.join(lacking)}.")
@@ -43,7 +43,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and half the range over seeds of acc, asr, ra, der and acc_drop (shares) by attack, defence and spc.
 
     Columns: attack, defense, spc; each figure and, with `_half_range`, half the distance from its lowest to its highest
-    seed; seconds (median); cells; failed. NaN where all cells of a row failed. Raises InputError as `checked` does.
+    seed; seconds (median); cells; failed. NaN if all cells of a row failed. Raises InputError as `checked` does.
     """
     table = checked(table)
     table["acc_drop"] = table["acc_before"] - table["acc"]
@@ -65,10 +65,12 @@ def attack_kind(attack: str) -> str:
 
 
 def even_means(cells: pd.DataFrame, by: list[str], figures: list[str]) -> pd.DataFrame:
-    """Means of the figures for each value of the columns `by`, every attack weighing the same, whatever failed.
+    """Means of the figures for each value of the columns `by`, with the same weight for every attack.
 
-    Over the seeds of a model, then over the models of an attack (see `attack_kind`), then over attacks; NaN is left
-    out. cells: as `checked` returns them. Returns one row for each value, which is the index.
+    They are taken over the seeds of a model, then over the models of an attack (see `attack_kind`), then over attacks;
+    NaN is left out.
+    cells: as `checked` returns them.
+    Returns one row for each value, which is the index.
     """
     means = cells.assign(kind=cells["attack"].map(attack_kind)).groupby([*by, "kind", "attack"])[figures].mean()
     return means.groupby([*by, "kind"]).mean().groupby(by).mean()
@@ -77,20 +79,22 @@ def even_means(cells: pd.DataFrame, by: list[str], figures: list[str]) -> pd.Dat
 def ranking(table: pd.DataFrame, metric: str = "der") -> pd.DataFrame:
     """Mean rank (1 is best) and mean DER of each defence at each spc, with 95 % intervals, the best rank first.
 
-    A block is an attacked model and a seed, and only blocks that hold a cell of every defence count, so that all are
-    judged on the same cells. In a block ties share their average rank, and failed cells rank last, equal among
-    themselves; the mean DER leaves them out (`failed` counts them). Every attack weighs the same, whatever failed: the
-    mean is taken over the seeds of a model, then over the models of an attack (see `attack_kind`), then over attacks.
+    metric: der, acc, ra (high is good) or asr (low is good).
+
+    A block is an attacked model and a seed. Only blocks with a cell of every defence count, so that all defences are
+    judged on the same cells. In a block, ties share their average rank, and failed cells share the last rank; the mean
+    DER leaves them out (`failed` counts them). Every attack has the same weight, whatever failed: the mean is taken
+    over the seeds of a model, then over the models of an attack (see `attack_kind`), then over attacks.
 
     The interval is Student's, over the means of the attacks: mean +- t * s / sqrt(n) for n attacks, with n - 1 degrees
-    of freedom. Attacks are the independent units: seeds are other draws of images on the same attacked model, models of
-    one attack share its mark, and neither tells much about the next attack; what they vary is part of the spread of
-    the attacks' means. One rule for all sizes: with four attacks a bootstrap is far too narrow, with many it comes to
-    the same. Cut at what is possible (ranks from 1, DER in 0..1); NaN with one attack. Not in it: that all models meet
-    the same draws of images.
+    of freedom. Attacks are the independent units: seeds are other draws of images for the same attacked model, models
+    of one attack share its mark, and neither says much about another attack; their variation is part of the spread of
+    the attacks' means. The rule is the same for all sizes: with four attacks a bootstrap is far too narrow, with many
+    it gives the same. The interval is clipped to what is possible (ranks from 1, DER in 0..1), and NaN with one attack.
+    It does not include the fact that all models use the same draws of images.
 
-    metric: der, acc, ra (high is good) or asr (low). Columns: spc, defense, rank, rank_low, rank_high, der, der_low,
-    der_high, attacks, models, blocks, failed. Raises InputError for another metric, and as `checked` does.
+    Columns: spc, defense, rank, rank_low, rank_high, der, der_low, der_high, attacks, models, blocks, failed.
+    Raises InputError for another metric, and as `checked` does.
     """
     if metric not in _BEST:
         raise unknown("metric", metric, _BEST)
@@ -106,10 +110,10 @@ def ranking(table: pd.DataFrame, metric: str = "der") -> pd.DataFrame:
 
 
 def gain(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
-    """By how much the DER of defence `one` is above that of `other`, at each spc, in the blocks where both went well.
+    """How far the DER of defence `one` is above that of `other`, at each spc, in the blocks where neither failed.
 
-    Columns: spc, gain, gain_low, gain_high (the interval of `ranking`, of the paired differences), attacks, models,
-    blocks. Where the interval holds 0, the two do not differ significantly (see `significance`). An spc without such a
+    Columns: spc, gain, gain_low, gain_high (the interval of `ranking`, for the paired differences), attacks, models,
+    blocks. If the interval contains 0, the two do not differ significantly (see `significance`). An spc without such a
     block has no row. Raises InputError as `checked` does.
     """
     table, rows = checked(table), []
@@ -123,7 +127,7 @@ def gain(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
 
 
 def significance(pair: pd.Series) -> str:
-    """What a row of `gain` says, in words: "do not differ significantly (95 % interval -0.5 to 3.3 points)"."""
+    """A row of `gain` in words: "do not differ significantly (95% interval -0.5 to +3.3 points)"."""
     if math.isnan(pair["gain_low"]):
         return "met one attack alone, so nothing tells whether they differ significantly"
     clear = "differ" if pair["gain_low"] > 0 or pair["gain_high"] < 0 else "do not differ"
@@ -132,7 +136,7 @@ def significance(pair: pd.Series) -> str:
 
 
 def _blocks(cells: pd.DataFrame, key: str) -> pd.DataFrame:
-    """One figure of one spc: a row a block (attack, seed) that holds a cell of every defence, a column a defence."""
+    """One figure at one spc: a row per block (attack, seed) with a cell of every defence, a column per defence."""
     names = list(dict.fromkeys(cells["defense"]))
     whole = cells[cells.groupby(["attack", "seed"])["defense"].transform("size") == len(names)]
     return whole.pivot(index=["attack", "seed"], columns="defense", values=key).reindex(columns=names)
@@ -144,7 +148,7 @@ def _size(blocks: pd.DataFrame) -> dict[str, int]:
 
 
 def _interval(name: str, blocks: pd.DataFrame, least: float, most: float) -> pd.DataFrame:
-    """Mean of each column, every attack weighing the same, and its t interval within `least` and `most`."""
+    """Mean of each column, with the same weight for every attack, and its t interval clipped to `least`..`most`."""
     models = blocks.groupby(level="attack").mean()
     attacks = models.groupby(models.index.map(attack_kind)).mean()
     mean, count = attacks.mean(), attacks.count()
@@ -157,7 +161,7 @@ def _interval(name: str, blocks: pd.DataFrame, least: float, most: float) -> pd.
 def t_quantile(freedom: int, inside: float = 0.95) -> float:
     """The t with a share `inside` of Student's distribution between -t and t; freedom: degrees of freedom, 1 or more.
 
-    By bisection on the closed form of that share (Abramowitz & Stegun, 1972, 26.7.3 and 26.7.4), with t =
+    It is found by bisection on the closed form of that share (Abramowitz & Stegun, 1972, 26.7.3 and 26.7.4), with t =
     sqrt(freedom) * tan(angle).
     """
     odd, low, high = freedom % 2, 0.0, math.pi / 2
@@ -170,7 +174,7 @@ def t_quantile(freedom: int, inside: float = 0.95) -> float:
             total += term
         return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
-    for _ in range(60):  # halves of the interval: to the last bit
+    for _ in range(60):  # halvings, which are enough for the last bit
         middle = (low + high) / 2
         low, high = (middle, high) if share(middle) < inside else (low, middle)
     return math.sqrt(freedom) * math.tan(low)

@@ -1,6 +1,6 @@
-"""The command `gradprune`, one file a command; `main` runs it.
+"""The command `gradprune`, one file per command; `main` runs it.
 
-Nothing is imported here: `python -m gradprune.cli.doctor` runs where packages are missing or broken.
+Nothing is imported here, so that `python -m gradprune.cli.doctor` runs where packages are missing or broken.
 """
 
 __all__ = ["main"]

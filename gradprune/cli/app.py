@@ -1,6 +1,6 @@
-"""The command `gradprune`: each command parses, calls one function of the package, and prints.
+"""The command `gradprune`: each command parses its arguments, calls one function of the package, and prints.
 
-Tables and sentences go to stdout; with --json to stderr, and one JSON object is the last line of stdout.
+Tables and sentences go to stdout; with --json they go to stderr, and the last line of stdout is one JSON object.
 Exit codes: 0 done, 1 a check of `doctor` failed, 2 bad input, 130 interrupted.
 """
 
@@ -21,7 +21,7 @@ from gradprune.cli.console import Json, more, progress, replace_closed_streams, 
 
 
 class _Commands(TyperGroup):
-    """Bad input and Ctrl-C become one sentence on stderr; anything else is a bug and stays a traceback."""
+    """Turns bad input and Ctrl-C into one sentence on stderr; anything else is a bug and keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -32,7 +32,7 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             say(Console(stderr=True), f"Interrupted: {str(stop) or 'nothing was written'}.")
             raise typer.Exit(130) from None
-        except (MemoryError, RuntimeError) as error:  # torch says RuntimeError for both
+        except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError when memory runs out
             from gradprune.base.devices import out_of_memory  # late: it imports torch
             if not out_of_memory(error):
                 raise
@@ -47,25 +47,25 @@ app.add_typer(zoo.app, name="zoo")
 app.add_typer(data.app, name="data")
 
 Spc = Annotated[int, typer.Option(help="Clean images per class for the defender; the paper: 2, 10, 100.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result on the same machine.")]
 Trigger = Annotated[str, typer.Argument(help="badnets (a sticker), blended (a pattern), sig (a wave), "
                                            "low_frequency, bpp, wanet, input_aware, label_consistent, trojannn.")]
-Data = Annotated[str, typer.Option(help="signs, a name of `gradprune data list`, a folder of pictures with one folder "
-                                          "a class, or a .npz file.")]
+Data = Annotated[str, typer.Option(help="signs, a name from `gradprune data list`, a folder of pictures with one "
+                                        "folder per class, or a .npz file.")]
 Model = Annotated[str, typer.Option(help="preact_resnet, preact_resnet18, small_vgg, vgg16_bn, vgg19_bn, resnet18, "
                                          "mobilenet_v3_small, or timm/NAME.")]
-Width = Annotated[int | None, typer.Option(help="Filters of the first stage, if not the model's own.")]
-Rate = Annotated[float | None, typer.Option(help="Share of the training images that are poisoned, 0..1; 0.1 if not "
-                                                 "given. label_consistent: of the target class; 0.5.")]
-Target = Annotated[int, typer.Option(help="Class that the trigger shall lead to, counted from 0.")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training images, if not the recipe's own.")]
-Recipe = Annotated[str | None, typer.Option(help="Which filters go, and how many. verified, if none is given: trials "
-                                            "decide, and the model is pruned only where that pays; paper: the "
-                                            "published method.")]
-Score = Annotated[str | None, typer.Option(help="Ranks filters: gradient, taylor or gate; else the recipe's own.")]
-Train = Annotated[bool, typer.Option("--train", help="Train the victim from nothing first.")]
+Width = Annotated[int | None, typer.Option(help="Filters of the first stage; by default the model's own number.")]
+Rate = Annotated[float | None, typer.Option(help="Share of the training images that are poisoned, 0..1; by default "
+                                                 "0.1. label_consistent: of the target class, by default 0.5.")]
+Target = Annotated[int, typer.Option(help="Class to which the trigger should lead, counted from 0.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training images; by default the recipe's own.")]
+Recipe = Annotated[str | None, typer.Option(help="How filters are chosen. verified, the default: trials decide, and "
+                                            "the model is pruned only if that helps; paper: the published method.")]
+Score = Annotated[str | None, typer.Option(help="How filters are ranked: gradient, taylor or gate; by default the "
+                                           "recipe's own score.")]
+Train = Annotated[bool, typer.Option("--train", help="Train the victim from scratch first.")]
 Report = Annotated[Path, typer.Option(help="Folder for report.html and its pictures.")]
-Trained = Annotated[Path | None, typer.Option(help="Checkpoint to write; out/TRIGGER if not given.")]
+Trained = Annotated[Path | None, typer.Option(help="Checkpoint to write; by default out/TRIGGER.")]
 Cleaned = Annotated[Path | None, typer.Option(help="Save the cleaned model as this checkpoint.")]
 Slim = Annotated[bool, typer.Option("--slim", help="Cut removed filters out of what is saved or exported.")]
 Export = Annotated[Path | None, typer.Option(help="Also write the cleaned model as this .onnx or .pt2 file.")]
@@ -74,7 +74,7 @@ Export = Annotated[Path | None, typer.Option(help="Also write the cleaned model 
 def main() -> None:
     """Run the command line; the entry point of `gradprune` and `python -m gradprune`.
 
-    Names that the terminal's encoding lacks are spelled out, as errors' are.
+    Characters that the terminal's encoding lacks are escaped.
     """
     replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -103,7 +103,7 @@ def demo(train: Train = False, spc: Spc = 10, seed: Seed = 0, out: Report = Path
     """See a backdoor removed, with a report.
 
     Takes a traffic sign model that a small sticker fools, prunes the filters that carry the backdoor, and
-    fine-tunes the rest. About half a minute on a laptop without a GPU, two with --train; no network.
+    fine-tunes the rest. About half a minute on a laptop without a GPU, two minutes with --train. Needs no network.
     """
     from gradprune.cli.jobs import run_demo
     told = run_demo(train, spc, seed, out, progress())
@@ -146,9 +146,9 @@ def defend(checkpoint: options.Checkpoint, spc: Spc = 10, recipe: Recipe = None,
 
     Prunes the filters with the largest gradient of the unlearning loss, fine-tunes, and measures the given,
     the pruned and the fine-tuned model; the given checkpoint is not changed. About a minute on a laptop
-    for the shipped models. Ctrl-C keeps the state reached so far. For a model of your own give --model and --data;
-    `gradprune inspect WEIGHTS --data FOLDER` finds most of it out, and prints the command. Give --trigger and
-    --target, too, if you know them: without a trigger it works as `gradprune repair` does.
+    for the shipped models. Ctrl-C keeps the state reached so far. For your own model give --model and --data;
+    `gradprune inspect WEIGHTS --data FOLDER` finds most of these out, and prints the command. Give --trigger and
+    --target, too, if you know them: without a trigger it does the same as `gradprune repair`.
     """
     own = options.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem, mask)
     trigger = trigger or ("known" if own is None or own.names_trigger(checkpoint) else "unknown")
@@ -176,14 +176,14 @@ def evaluate(checkpoint: options.Checkpoint, trigger: options.Seen = "known", mo
              as_json: Json = False) -> None:
     """Measure a checkpoint on its test images.
 
-    The figures on its card stand beside those measured now. Seconds on a laptop.
+    Prints the figures measured now and those on its card. Seconds on a laptop.
     """
     from gradprune.victims import load_victim
     own = options.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem, mask)
     victim = own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device)
     measured = {name: round(value, 4) for name, value in victim.evaluate()._asdict().items()}
     other = own is not None and (own.trigger, own.target) != (None, None)
-    card = None if other else victim.card.get("metrics")  # those of the card are of its own trigger and target
+    card = None if other else victim.card.get("metrics")  # the card's figures are for its own trigger and target
     told = {"checkpoint": checkpoint, **measured, "card": card, "trigger": victim.card["attack"]["trigger"],
             "target": victim.target, "target_name": victim.target_name, "test_images": len(victim.data.test),
             "departs": victim.trigger.departs(), "notes": victim.notes}
@@ -201,7 +201,7 @@ app.command(epilog=inspect.EXAMPLE)(inspect.inspect)
 
 @app.command(epilog=more("gradprune doctor --json", figures=False))
 def doctor(as_json: Json = False) -> None:
-    """Check this machine; says what to do.
+    """Check this machine, and say what to do.
 
     Looks at versions, cores, memory, cache folder, GPU, shipped models and notebooks, and runs a self-test:
     train a tiny network, score its filters, remove one. About ten seconds. Exit code 1 if a line says FAIL.
@@ -211,7 +211,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _stages(told: dict[str, Any]) -> Table:
-    """The table of a defence: one row a stage."""
+    """The table of a defence: one row per stage."""
     names = {"before": "given model",
              "pruned": f"pruned ({len(told['filters_removed'])} of {told['filters']} filters)",
              "tuned": "(not fine-tuned)" if told["seconds"]["tune"] is None else "fine-tuned"}

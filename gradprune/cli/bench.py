@@ -15,21 +15,21 @@ from gradprune.cli.console import Json, more, progress, show
 Attacks = Annotated[str | None, typer.Option(help="Shipped models (`gradprune zoo list`) or checkpoint paths, "
                                              "separated by commas; all, the default: every attacked model of the "
                                              "signs.")]
-Defenses = Annotated[str | None, typer.Option(help="Defences, separated by commas; all, the default: every one; a "
-                                              "wrong name lists them.")]
-Spcs = Annotated[str | None, typer.Option(help="Clean images per class for the defender, separated by commas; 2,10 "
-                                          "if not given.")]
-Seeds = Annotated[int | None, typer.Option(help="How many draws of the defender's images; 3, the default: seeds 0, "
-                                          "1, 2.")]
-Preset = Annotated[str | None, typer.Option(help="A whole bench by name: paper first trains PreActResNet-18 with four "
-                                            "attacks on CIFAR-10 (for a GPU); cifar10 and gtsrb take shipped models. "
-                                            "It has defaults of its own; options beside it override them.")]
-Out = Annotated[Path | None, typer.Option(help="Folder that keeps the rows; give it again to go on. out/bench, or "
-                                          "out/PRESET, if not given.")]
+Defenses = Annotated[str | None, typer.Option(help="Defences, separated by commas; the default is all; a wrong name "
+                                              "lists them.")]
+Spcs = Annotated[str | None, typer.Option(help="Clean images per class for the defender, separated by commas; by "
+                                          "default 2,10.")]
+Seeds = Annotated[int | None, typer.Option(help="Number of draws of the defender's images; the default 3 means seeds "
+                                          "0, 1, 2.")]
+Preset = Annotated[str | None, typer.Option(help="A complete bench by name: paper first trains PreActResNet-18 with "
+                                            "four attacks on CIFAR-10 (for a GPU); cifar10 and gtsrb use shipped "
+                                            "models. It has its own defaults, which other options override.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the rows; give it again to resume. By default out/bench, or "
+                                          "out/PRESET.")]
 Workers = Annotated[int, typer.Option(help="Processes on this machine, one thread each.")]
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running dask scheduler, such as tcp://HOST:8786.")]
-Folder = Annotated[Path, typer.Argument(help="A folder that `gradprune bench` filled.")]
-ReportOut = Annotated[Path | None, typer.Option(help="Where the report goes; FOLDER itself if not given.")]
+Folder = Annotated[Path, typer.Argument(help="A folder made by `gradprune bench`.")]
+ReportOut = Annotated[Path | None, typer.Option(help="Folder for the report; by default FOLDER itself.")]
 
 
 def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, seeds: Seeds = None,
@@ -41,11 +41,11 @@ def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, 
           workers: Workers = 1, scheduler: Scheduler = None, as_json: Json = False) -> None:
     """Compare defences on attacked models, fairly.
 
-    Every defence meets every attack with the same few clean images, several times; none sees the test images. One
-    row a run goes to OUT/cells.csv at once, so nothing finished is lost: the same command goes on where it
-    stopped, and repeats the runs that failed. Some seconds a run; the first lines of `gradprune report OUT` tell
-    what came out. For models of your own give --model, --data, --trigger and --target, which hold for all --attacks;
-    they are saved with these in OUT/victims first.
+    Every defence meets every attack with the same few clean images, several times; none sees the test images. Each
+    run is written to OUT/cells.csv at once as one row, so nothing finished is lost: the same command resumes where it
+    stopped, and repeats the runs that failed. A run takes some seconds; `gradprune report OUT` begins with the main
+    results. For your own models give --model, --data, --trigger and --target, which apply to all --attacks; the
+    models are first saved with these in OUT/victims.
     """
     from gradprune.bench import Grid, run
     from gradprune.bench.presets import prepare
@@ -59,7 +59,7 @@ def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, 
     own = options.own(first, model, data, size, mean, std, trigger, target, position, opacity, stem, mask)
     if own:
         require(preset is None and isinstance(given.get("attacks"), list),
-                "model, data, trigger and the like say what --attacks are: name the files there, and no preset.")
+                "model, data, trigger and so on describe --attacks: name the files there, and no preset.")
         given["attacks"] = own.saved(given["attacks"], out / "victims")
         given["code"] = own.model if own.model and ":" in own.model else None
     grid = prepare(preset, out, device=where, progress=progress(), **given) if preset else Grid(**given)
@@ -98,7 +98,7 @@ def _command(table: Any, folder: Path) -> str:
 
 
 def departures(checkpoints: Iterable[str]) -> dict[str, str]:
-    """Where marks are not their paper's, by checkpoint; of a checkpoint that is no longer there nothing is said."""
+    """How marks differ from their paper's, by checkpoint; checkpoints that are no longer there are left out."""
     from gradprune.models.checkpoints import read_card
     from gradprune.victims.victim import checkpoint_path
     found = {}
@@ -113,7 +113,7 @@ def _names(text: str) -> list[str] | str:
 
 
 def _short(attacks: Any) -> Any:
-    """The names of attacks without folders, where that keeps them apart."""
+    """The names of attacks without folders, if they are still distinct."""
     last = attacks.map(lambda name: Path(name).name)
     return last if last.nunique() == attacks.nunique() else attacks
 
@@ -126,7 +126,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _means(table: Any) -> dict[str, float]:
-    """Mean DER by defence, the best first; failed cells are left out, attacks and spc weigh the same."""
+    """Mean DER by defence, the best first; failed cells are left out, all attacks and spc have the same weight."""
     from gradprune.bench.summary import even_means
     means = even_means(table, ["defense", "spc"], ["der"]).der.groupby("defense").mean().dropna()
     means = means.sort_values(ascending=False)

@@ -1,4 +1,4 @@
-"""How the command line speaks: help texts, tables, sentences, JSON."""
+"""Output of the command line: help texts, tables, sentences, JSON."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from rich.text import Text
 import gradprune
 from gradprune.base.errors import InputError
 
-_FOLDED = 8  # letters, the least for a column whose words may be broken
+_FOLDED = 8  # letters, the least width of a column whose words may be broken
 
 FIGURES = """What the figures mean; all are shares of test images:
 
@@ -32,7 +32,7 @@ def more(*examples: str, figures: bool = True) -> str:
 
 
 def rooms() -> str:
-    """The map of the package, as its docstring has it: the end of `gradprune --help`."""
+    """The map of the package from its docstring, for the end of `gradprune --help`."""
     listed = [line[2:] for line in re.findall(r"^ +[a-z]+/ .*", gradprune.__doc__ or "", re.MULTILINE)]
     return "\n".join(["\b", "In Python, in reading order (`help(gradprune)`):", *listed])
 
@@ -41,15 +41,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 
 
 def show(as_json: bool, told: dict[str, Any], *parts: Table | str, kept: str = "") -> None:
-    """Tables and sentences to stdout; with JSON, to stderr. Where a run was interrupted, say what is kept."""
+    """Print tables and sentences to stdout, or with JSON to stderr; after an interrupted run, say what is kept."""
     console = Console(stderr=as_json)
     try:
         for part in parts:
             say(console, part) if isinstance(part, str) else _lay_out(console, part)
-        if as_json:  # a stranger's card may hold NaN, which is no JSON: it becomes null
+        if as_json:  # an untrusted card may contain NaN, which JSON does not have: it becomes null
             print(json.dumps(json.loads(json.dumps(told), parse_constant=lambda _: None), allow_nan=False))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         _give_up_stdout()
     except OSError as error:
         _give_up_stdout()
@@ -59,19 +59,19 @@ def show(as_json: bool, told: dict[str, Any], *parts: Table | str, kept: str = "
 
 
 def _give_up_stdout() -> None:
-    """Let what still waits to be printed go nowhere: Python tries again when it ends."""
+    """Discard what is still to be printed, which Python would try to print again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def replace_closed_streams() -> None:
-    """Give a closed stdout or stderr (`>&-`) a place that takes everything; Python has None there."""
+    """Replace a closed stdout or stderr (`>&-`), for which Python has None, by the null device."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # to the end
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # open until the program ends
 
 
 def _lay_out(console: Console, sheet: Table) -> None:
-    """Print a table, or a line for each of its rows where the window is so narrow that figures would be cut off."""
+    """Print a table, or one line per row if the window is so narrow that figures would be cut off."""
     def least(column: Column) -> int:
         widest = max(console.measure(cell).minimum for cell in (column.header, *column.cells))
         return min(widest, _FOLDED) if column.overflow == "fold" else widest
@@ -85,21 +85,21 @@ def _lay_out(console: Console, sheet: Table) -> None:
 
 
 def say(console: Console, sentence: str) -> None:
-    """Print text as it is: no markup (names come from the user), and one line where nobody is looking."""
+    """Print text without markup, since names come from the user, and without wrapping unless it is a terminal."""
     if sentence:
         console.print(plain(sentence), soft_wrap=not console.is_terminal)
 
 
 def plain(name: str) -> Text:
-    """A text that cannot steer the terminal: names come from strangers' files."""
+    """A text that cannot control the terminal, since names come from untrusted files."""
     return Text("".join(letter if letter.isprintable() or letter == "\n" else " " for letter in name))
 
 
 def table(title: str, rows: dict[str, dict[str, float]]) -> Table:
-    """Rows of ACC, ASR and RA; arrows tell which direction is good for the defender."""
+    """Rows of ACC, ASR and RA; arrows show which direction is good for the defender."""
     up, down = ("\u2191", "\u2193") if Console().encoding.lower().startswith("utf") else ("(+)", "(-)")
     sheet = Table()
-    sheet.add_column(plain(title), overflow="fold")  # long names are cut into lines: an ellipsis is not ASCII
+    sheet.add_column(plain(title), overflow="fold")  # long names are wrapped: an ellipsis is not ASCII
     for figure in (f"ACC {up}", f"ASR {down}", f"RA {up}"):
         sheet.add_column(figure, justify="right")
     for name, row in rows.items():
@@ -108,7 +108,7 @@ def table(title: str, rows: dict[str, dict[str, float]]) -> Table:
 
 
 def folding_table(*columns: str) -> Table:
-    """An empty table whose long words go on in the next line where the window is narrow; rich would cut them."""
+    """An empty table whose long words are wrapped in a narrow window; rich would cut them."""
     sheet = Table()
     for column in columns:
         sheet.add_column(column, overflow="fold")
@@ -116,5 +116,5 @@ def folding_table(*columns: str) -> Table:
 
 
 def progress() -> bool:
-    """Bars are for people: none where stderr is a file or a pipe."""
+    """Whether to show bars: not if stderr is a file or a pipe."""
     return sys.stderr.isatty()

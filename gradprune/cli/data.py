@@ -13,18 +13,19 @@ if TYPE_CHECKING:
     from gradprune.datasets import Dataset
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, list and check data sets.")
-Folder = Annotated[Path | None, typer.Option("--data-dir", help="Folder of the published sets; GRADPRUNE_DATA or "
-                                                                "data/downloads/ if not given.")]
-Names = Annotated[list[str], typer.Argument(help="Names of `gradprune data list`.")]
-Sources = Annotated[list[str] | None, typer.Argument(help="Names, folders of pictures or .npz files; all published "
-                                                          "sets that are here if none is given.")]
+Folder = Annotated[Path | None, typer.Option("--data-dir", help="Folder of the published sets; by default "
+                                                                "GRADPRUNE_DATA or data/downloads/.")]
+Names = Annotated[list[str], typer.Argument(help="Names from `gradprune data list`.")]
+Sources = Annotated[list[str] | None, typer.Argument(help="Names, folders of pictures or .npz files; by default all "
+                                                          "published sets that are here.")]
 
 
 @app.command("list", epilog=more("gradprune data list --json", "gradprune data get cifar10", figures=False))
 def list_sets(data_dir: Folder = None, as_json: Json = False) -> None:
     """Print the published data sets.
 
-    What each holds, how much there is to download, and whether it is here, whole. Seconds; no network.
+    Says what each contains, the size of its download, and whether it is here and complete. Takes seconds and needs no
+    network.
     """
     from gradprune.base.paths import downloads_folder
     from gradprune.datasets.published import PUBLISHED, state
@@ -46,9 +47,9 @@ def list_sets(data_dir: Folder = None, as_json: Json = False) -> None:
 def get(names: Names, data_dir: Folder = None, as_json: Json = False) -> None:
     """Download published data sets and convert them.
 
-    Each once, with its checksum; what is here already is not downloaded again, and a download that was cut
-    goes on where it stopped. Where a server cannot be reached, the message says which file to put where.
-    A minute or two on a fast line.
+    Checksums are verified; existing files are not downloaded again, and an interrupted download resumes where it
+    stopped. If a server cannot be reached, the message says which file to put where. Takes a minute or two on a fast
+    connection.
     """
     from gradprune.datasets import get as get_set
     written = {}
@@ -65,8 +66,8 @@ def get(names: Names, data_dir: Folder = None, as_json: Json = False) -> None:
 def check(sources: Sources = None, data_dir: Folder = None, as_json: Json = False) -> None:
     """Read data sets and say what is in them.
 
-    Sizes of the three parts, image size, classes, and the pictures of a folder that cannot be read. No network;
-    seconds, but for what is still to be converted.
+    Prints the sizes of the three parts, the image size, the classes, and the pictures of a folder that cannot be read.
+    Needs no network; takes seconds, unless a set is still to be converted.
     """
     from gradprune.datasets.published import PUBLISHED, state
     found = {source: _facts(source, data_dir) for source in
@@ -76,7 +77,7 @@ def check(sources: Sources = None, data_dir: Folder = None, as_json: Json = Fals
 
 
 def _facts(source: str, data_dir: Path | None) -> dict[str, Any]:
-    """What is in a data set, and what a folder had to leave out."""
+    """What is in a data set, and what was left out of a folder."""
     from gradprune.datasets import load, read_folder
     from gradprune.datasets.published import PUBLISHED, load_published
     if source in PUBLISHED:

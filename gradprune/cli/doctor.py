@@ -1,6 +1,6 @@
-"""Check the machine and say what to do about each thing that is not as it should be: `gradprune doctor`.
+"""Check the machine and say what to do about each problem: `gradprune doctor`.
 
-Plain printing and late imports, so that it still runs where packages are missing or broken.
+It uses plain printing and late imports, so that it still runs where packages are missing or broken.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ INSTALL = 'in the repository\'s folder, run: python -m pip install -e ".[noteboo
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. ok: True, "warn" (usable, with limits) or False (must be mended)."""
+    """One line of the report. ok: True, "warn" (usable, with limits) or False (must be fixed)."""
 
     name: str
     ok: bool | Literal["warn"]
@@ -32,7 +32,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Run every check; one that breaks down is itself a failed check, never an exception."""
+    """Run every check; an exception in one becomes a failed check."""
     return list(_running())
 
 
@@ -40,7 +40,7 @@ def _running() -> Iterator[Check]:
     for name, run in CHECKS.items():
         try:
             yield run()
-        except Exception as error:  # whatever is broken here is what the reader came to learn
+        except Exception as error:  # whatever is broken is to be reported
             yield Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}",
                         f"In a fresh environment, {INSTALL}")
 
@@ -84,7 +84,7 @@ def packages() -> Check:
 
 
 def notebooks() -> Check:
-    """What the lessons need beside that: the extra `notebooks`."""
+    """The lessons' further packages, the extra `notebooks`, are installed and recent enough."""
     wrong, found = _compare(extra="notebooks")
     return Check("notebooks", "warn" if wrong else True, "; ".join(wrong) or found,
                  f"To open the lessons, {INSTALL}" if wrong else "")
@@ -131,13 +131,13 @@ def torch_pair() -> Check:
 
 
 def cores() -> Check:
-    """How many processor cores this process may use."""
+    """The number of processor cores that this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Check("cores", True, f"{count}" + (" (training may take twice as long)" if count == 1 else ""))
 
 
 def memory() -> Check:
-    """Free memory, within the limit of a container where there is one."""
+    """Free memory, within the limit of a container if there is one."""
     import psutil
 
     free = min(psutil.virtual_memory().available, _container_limit()) / 1e9
@@ -147,7 +147,7 @@ def memory() -> Check:
 
 
 def _container_limit(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes left of a Linux container's limit, infinite where there is none; psutil sees the host."""
+    """Bytes left of a Linux container's limit, infinite if there is none; psutil reports those of the host."""
     try:
         return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
     except (OSError, ValueError):  # no such limit, or the word "max"
@@ -155,7 +155,7 @@ def _container_limit(folder: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def cache() -> Check:
-    """The cache folder can be written and has room."""
+    """The cache folder is writable and has room."""
     from gradprune.base.errors import InputError
     from gradprune.base.paths import cache_folder, output_folder
 
@@ -207,7 +207,7 @@ def checkpoints() -> Check:
 
 
 def kernel() -> Check:
-    """Notebooks will run in this very environment."""
+    """Notebooks will run in this environment."""
     if not importlib.util.find_spec("ipykernel"):
         return Check("kernel", "warn", "ipykernel is not installed in this environment",
                      f"To run notebooks, {INSTALL}")
@@ -222,7 +222,7 @@ def kernel() -> Check:
 
 
 def self_test() -> Check:
-    """Train a tiny network on easy pictures, score its filters, remove the worst; seconds."""
+    """Train a tiny network on easy pictures, score its filters, remove the worst; takes seconds."""
     from gradprune.cli.self_test import run
 
     good, found = run()

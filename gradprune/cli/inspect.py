@@ -11,17 +11,17 @@ from gradprune.cli.console import Json, folding_table, more, plain, show
 if TYPE_CHECKING:
     from gradprune.victims.inspection import Inspection
 
-_SHOWN = 3  # ways to read images
+_SHOWN = 3  # ways to read images that are shown
 
 
 def inspect(weights: options.Checkpoint, data: options.Data = None, size: options.Size = None,
             model: options.Model = None, as_json: Json = False) -> None:
-    """Say what a file of weights holds, before anything is run.
+    """Say what a file of weights contains, before anything is run.
 
-    Counts its layers and classes, and looks for the network that it fits among those that are known by name. With
-    --data also how the network wants its images: the size and the usual mean and std with which it gets the most
-    clean ones right. Ends with the command to run next. No code from the file is run. Seconds; with --data up to
-    a minute.
+    Counts its layers and classes, and looks for the network that it fits among the known ones. With --data it also
+    finds out how the network expects its images: the size and the common mean and std with which it gets the most
+    clean ones right. Ends with the command to run next. No code from the file is run. Takes seconds; with --data up
+    to a minute.
     """
     from gradprune.victims.inspection import inspect as look
     found = look(weights, data, size=size, model=model)
@@ -45,7 +45,7 @@ def _table(found: "Inspection") -> Table:
 
 
 def _in_lines(command: str) -> str:
-    """A command line that can be copied from a window: continued where an option begins."""
+    """A command line that can be copied from the terminal, with a line break before each option."""
     return "    " + re.sub(r" (?=--)", " \\\n        ", command)
 
 

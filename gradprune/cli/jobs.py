@@ -1,4 +1,4 @@
-"""The demo, and what `attack` and `defend` of the command line do: work, save, return plain values."""
+"""The work of the commands `demo`, `attack` and `defend`: run, save, return plain values."""
 
 import os
 from collections.abc import Iterator
@@ -16,20 +16,21 @@ from gradprune.victims.victim import SYNTHESISED
 from gradprune.victims.zoo import attack
 
 STAGES = ("before", "pruned", "tuned")
-_ONLY_FOUND = ("ASR and RA are those of the synthesised trigger, with which the model was mended: the real one may "
+_ONLY_FOUND = ("ASR and RA are those of the synthesised trigger, with which the model was repaired: the real one may "
                "still work.")
-TRIGGERS = ("known", SYNTHESISED)  # what `defend_and_save` can work with
+TRIGGERS = ("known", SYNTHESISED)  # for `defend_and_save`
 
 
 def run_demo(train: bool = False, spc: int = 10, seed: int = 0, out: str | Path = "out/demo",
              progress: bool = True) -> dict[str, Any]:
     """Defend the badnets victim and write `out`/report.html with its pictures; returns the summary.
 
-    train: train the victim from nothing instead of loading the shipped one. spc: clean images per class for
-    the defence. seed: of the training (with `train`) and of the defence's draw. Returns what `summary` does,
-    with `checkpoint` (None with `train`) and `report`, the path of the report.
-    Raises InputError for a folder that cannot be written (before any work) or an spc larger than a class has;
-    KeyboardInterrupt where the training was cut short.
+    train: train the victim from scratch instead of loading the shipped one.
+    spc: clean images per class for the defence.
+    seed: of the training (with `train`) and of the defence's draw.
+    Returns what `summary` does, with `checkpoint` (None with `train`) and `report`, the path of the report.
+    Raises InputError for a folder that is not writable (before any work) or an spc larger than a class has;
+    KeyboardInterrupt if the training was cut short.
     """
     with results_in(out):
         from gradprune.views.reports.report import write_report  # late: plots take a second to import
@@ -46,10 +47,10 @@ def run_demo(train: bool = False, spc: int = 10, seed: int = 0, out: str | Path 
 
 
 def attack_and_save(path: Path, trigger: str, **settings: Any) -> dict[str, Any]:
-    """Train a victim (see `zoo.attack`) and save it as the checkpoint `path`, in it if that is a folder.
+    """Train a victim (see `zoo.attack`) and save it as the checkpoint `path`, or in that folder.
 
     Returns its card with `out` (the path of the weights), `interrupted`, `train_images` and `target_name`.
-    Training that is cut short is saved as far as it came; in the first epoch KeyboardInterrupt is raised.
+    If training is cut short, the model reached is saved; in the first epoch KeyboardInterrupt is raised.
     """
     path = path / trigger if path.is_dir() else path
     with results_in(path.parent):
@@ -65,16 +66,18 @@ def attack_and_save(path: Path, trigger: str, **settings: Any) -> dict[str, Any]
 def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, export: Path | None = None, *,
                     trigger: str = "known", own: Own | None = None, device: str = "cpu",
                     **settings: Any) -> dict[str, Any]:
-    """Defend a checkpoint with these settings of `grad_prune`; save the cleaned model as `path` (or in it).
+    """Defend a checkpoint with these settings of `grad_prune`; save the cleaned model as `path`, or in that folder.
 
-    slim: cut the silent filters out of the model that is saved and exported. export: also write it as this .onnx or
-    .pt2 file. trigger: "known" is the attack's own; "synthesised" is that of a scan with the same images, and where the
-    scan suspects no class the model stays as it is. own: what the user says of a model without a card, or in place of
-    it; a synthesised trigger then also measures, and without a suspect nothing is measured or written. device: where it
-    all runs, see `models.choose_device`.
-    Returns what `summary` does, with `checkpoint`, `scan` (the verdict, or None), `out` and `export`, the paths written
-    or None, and `slim` (None, or what `save_cleaned.slimmed` tells). The new card is the given one with the new
-    `metrics`, `removed_filters` and `defense`: settings and stages; a slim model's, also with the sizes of its layers.
+    slim: cut the silent filters out of the model that is saved and exported.
+    export: also write it as this .onnx or .pt2 file.
+    trigger: "known" is the attack's own; "synthesised" is that of a scan with the same images. If the scan suspects no
+        class, the model stays as it is.
+    own: what the user says about a model without a card, or instead of the card; a synthesised trigger is then also
+        used to measure, and without a suspect nothing is measured or written.
+    device: where everything runs, see `models.choose_device`.
+    Returns what `summary` does, with `checkpoint`, `scan` (the verdict or None), `out` and `export` (paths or None),
+    and `slim` (see `save_cleaned.slimmed`, or None). The new card is the given one with new `metrics`,
+    `removed_filters` and `defense` (settings and stages), and for a slim model the sizes of its layers.
     Raises InputError for another word as `trigger`.
     """
     if trigger not in TRIGGERS:
@@ -106,7 +109,7 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
 
 def _attacked(checkpoint: str, trigger: str, own: Own | None, device: str, settings: dict[str, Any]
               ) -> tuple[Victim | None, Scan | None]:
-    """The victim, and the scan if one was asked for; no victim where only a scan could tell the trigger and did not."""
+    """The victim, and the scan if one was asked for; no victim if only a scan could give the trigger and found none."""
     if trigger != SYNTHESISED:
         return own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device), None
     searched = {key: settings[key] for key in ("spc", "seed", "progress") if key in settings}
@@ -118,7 +121,7 @@ def _attacked(checkpoint: str, trigger: str, own: Own | None, device: str, setti
     if scanned.suspect is None or scanned.trigger is None:
         return None, scanned
     card = {**card, "attack": {"trigger": SYNTHESISED, "target": scanned.suspect}}
-    mark: Any = scanned.trigger  # no `Trigger`, since it has no settings; it stamps like one
+    mark: Any = scanned.trigger  # used like a `Trigger`, but without settings
     return Victim(model, mark, scanned.suspect, data, card, notes=[*notes, _ONLY_FOUND]), scanned
 
 
@@ -126,10 +129,10 @@ def defend_and_measure(victim: Victim, scanned: Scan | None = None, **settings: 
                        ) -> tuple[DefenseResult, dict[str, Metrics]]:
     """Run `grad_prune` with these settings; returns its result and the test figures before, pruned and tuned.
 
-    scanned: a scan, whose trigger then takes the place of the attack's own (see `prune_scanned`).
-    The figures are taken when the defence is over: they explain it and choose nothing. Where fine-tuning did
-    not take place, "tuned" repeats "pruned". Ctrl-C in the measuring leaves out the figures that are not there yet; the
-    result is kept, as interrupted. Raises what `grad_prune` raises.
+    scanned: a scan, whose trigger then replaces the attack's own (see `prune_scanned`).
+    The figures are measured after the defence: they explain it and decide nothing. Without fine-tuning, "tuned" repeats
+    "pruned". Ctrl-C while measuring leaves out the missing figures; the result is kept, as interrupted.
+    Raises what `grad_prune` raises.
     """
     if scanned:
         result = prune_scanned(victim.model, victim.data.defense, scanned, **settings)
@@ -147,11 +150,11 @@ def defend_and_measure(victim: Victim, scanned: Scan | None = None, **settings: 
 
 def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
             train_seconds: float | None = None) -> dict[str, Any]:
-    """A defence in plain JSON values.
+    """A defence as plain JSON values.
 
-    Per stage `acc`, `asr`, `ra` (0..1), None where the measuring was cut short; `filters_removed` as [layer, index],
-    first removed first, and their total, `filters`; `seconds` of train, prune, tune, None for what was not done; the
-    settings; a `sentence`.
+    They are, per stage, `acc`, `asr`, `ra` (0..1), or None if measuring was cut short; `filters_removed` as [layer,
+    index] in the order of removal, and the number of all `filters`; `seconds` of train, prune, tune, None for what was
+    not done; the settings; a `sentence`.
     """
     seconds = {"train": train_seconds, "prune": result.seconds.get("prune"), "tune": result.seconds.get("tune")}
     all_to_all = victim.card["attack"].get("label_map") == "all_to_all"
@@ -175,7 +178,7 @@ def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
 
 
 def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str | None) -> str:
-    """What happened, in one sentence read off the test figures, good or bad; target_name None: all-to-all."""
+    """The outcome in one sentence from the test figures, good or bad; target_name None: all-to-all."""
     if "tuned" not in stages:
         return f"The measuring was cut short; {len(result.mask.positions)} filters were removed."
     before, after = stages["before"], stages["tuned"]
@@ -190,9 +193,9 @@ def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str
 
 @contextmanager
 def results_in(folder: str | Path | None) -> Iterator[None]:
-    """Prove that a folder can be written before any work; if that fails, take back the empty folders made.
+    """Create a folder and check that it is writable, before any work; if the work fails, remove empty new folders.
 
-    Raises InputError for a folder that cannot be written; None asks for nothing.
+    Raises InputError for a folder that is not writable; None does nothing.
     """
     if folder is None:
         yield

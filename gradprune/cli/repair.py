@@ -12,7 +12,7 @@ from gradprune.cli.scan import Seed
 Spc = Annotated[int, typer.Option(help="Clean images per class to learn from.")]
 Out = Annotated[Path | None, typer.Option(help="Save the repaired model as this checkpoint.")]
 Export = Annotated[Path | None, typer.Option(help="Also write the repaired model as this .onnx or .pt2 file.")]
-Report = Annotated[Path | None, typer.Option(help="Folder for repair.html; no page is written if not given.")]
+Report = Annotated[Path | None, typer.Option(help="Folder for repair.html; by default no page is written.")]
 EXAMPLE = more("gradprune repair badnets --out out/repaired --report out/page",
                "gradprune repair weights.pth --model resnet18 --data photos/ \\\n    --out out/repaired")
 
@@ -21,11 +21,11 @@ def repair(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model:
            data: options.Data = None, size: options.Size = None, mean: options.Mean = None,
            std: options.Std = None, stem: options.Stem = None, device: options.Device = "auto",
            out: Out = None, export: Export = None, report: Report = None, as_json: Json = False) -> None:
-    """Clean a model whose trigger nobody knows.
+    """Clean a model whose trigger is unknown.
 
-    Where small changes of an image hardly move the model it learns to ignore them all; otherwise a scan looks
-    for a suspected class, and triggers that lead there are unlearned. It uses clean images alone. The trigger on
-    a checkpoint's card, if there is one, is only measured with, afterwards. One to five minutes on a laptop.
+    If small changes of an image hardly affect the model, it learns to ignore all of them; otherwise a scan looks
+    for a suspected class, and triggers that lead there are unlearned. Only clean images are used. The trigger on
+    a checkpoint's card, if there is one, is used only to measure afterwards. One to five minutes on a laptop.
     """
     from gradprune.cli.repair_job import repair_and_save
     own = options.own(checkpoint, model, data, size, mean, std, stem=stem)

@@ -11,11 +11,10 @@ from gradprune.cli.console import Json, more, plain, progress, show
 
 if TYPE_CHECKING:
     from gradprune.defenses import Scan
-    from gradprune.victims import Own
 
-Spc = Annotated[int, typer.Option(help="Clean images per class that the scan may use.")]
-Seed = Annotated[int, typer.Option(help="Of the draw of the images and of the searches.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for scan.html; nothing is written if not given.")]
+Spc = Annotated[int, typer.Option(help="Clean images per class that may be used.")]
+Seed = Annotated[int, typer.Option(help="Seed of the draw of the images and of the searches.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for scan.html; by default nothing is written.")]
 
 
 def scan(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: options.Model = None,
@@ -24,15 +23,18 @@ def scan(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: o
          out: Out = None, as_json: Json = False) -> None:
     """Look for a backdoor without knowing its trigger.
 
-    Eight searches ask how easily every class is reached: by the smallest mark, by the smallest pattern over
-    the whole image, by noise, waves, bends and patches, and with no image at all. The class that stands out
-    is suspected. It uses clean images alone; what the checkpoint's card says of an attack is only told
-    beside the verdict. One to two minutes on a laptop.
+    Eight searches measure how easily every class is reached: by the smallest mark, by the smallest pattern over
+    the whole image, by noise, waves, warping and patches, and without any image. The class that stands out
+    is suspected. Only clean images are used; what the checkpoint's card says about an attack is only printed
+    next to the verdict. One to two minutes on a laptop.
     """
     from gradprune.cli.jobs import results_in
-    own = options.own(checkpoint, model, data, size, mean, std, stem=stem)
+    from gradprune.defenses import scan
+    from gradprune.victims import Own
+    own = options.own(checkpoint, model, data, size, mean, std, stem=stem) or Own()
     with results_in(out):
-        scanned, card, notes = _scan(checkpoint, own, spc, seed, device)
+        network, card, images, notes = own.open(checkpoint, device)
+        scanned = scan(network, images.defense, spc=spc, seed=seed, progress=progress())
         told: dict[str, Any] = {"checkpoint": checkpoint, "spc": spc, "seed": seed, "threshold": scanned.threshold,
                 "suspect": scanned.suspect,
                 "suspect_name": None if scanned.suspect is None else scanned.classes[scanned.suspect],
@@ -50,18 +52,8 @@ def scan(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: o
          f"Report: {told['report']}" if out else "")
 
 
-def _scan(checkpoint: str, own: "Own | None", spc: int, seed: int, device: str
-          ) -> tuple["Scan", dict[str, Any], list[str]]:
-    """The scan of a model, its card and what to know of its images; of the card only the data's name is used."""
-    from gradprune.defenses import scan
-    from gradprune.victims import Own
-    model, card, data, notes = (own or Own()).open(checkpoint, device)
-    scanned = scan(model, data.defense, spc=spc, seed=seed, progress=progress())
-    return scanned, card, notes
-
-
 def _card_says(card: dict[str, Any], scanned: "Scan") -> str:
-    """Whether the card's own word agrees with the verdict; empty where it does not say."""
+    """Whether the card agrees with the verdict; empty if it does not say."""
     attack = card.get("attack")
     target, rate = (attack.get("target"), attack.get("rate")) if isinstance(attack, dict) else (None, None)
     if not isinstance(target, int) or not isinstance(rate, int | float) or not 0 <= target < len(scanned.classes):
@@ -76,7 +68,7 @@ def _card_says(card: dict[str, Any], scanned: "Scan") -> str:
 
 
 def _table(scanned: "Scan") -> Table:
-    """One row a class: its score, and by mask and whole image norm, share of images moved and anomaly index."""
+    """One row per class: its score, and for mask and whole image the norm, share of images moved and anomaly index."""
     kinds = dict.fromkeys(row.kind for row in scanned.rows)
     sheet = Table()
     sheet.add_column("class", overflow="fold")
@@ -91,7 +83,7 @@ def _table(scanned: "Scan") -> Table:
 
 
 def _figures(row: Any) -> tuple[str, str, str]:
-    """Norm, success and index of a row as texts."""
+    """Norm, success and index of a row as strings."""
     index = "-" if row.anomaly is None else f"{row.anomaly:.1f}"
     return (f"{row.norm:.1f}" if row.converged else "not found"), f"{row.success:.0%}", index
 

@@ -8,7 +8,7 @@ from gradprune.pruning import pair_up
 
 
 def run() -> tuple[bool, str]:
-    """Train a tiny network, score its filters, remove the worst; returns whether all went well, and what came."""
+    """Train a tiny network, score its filters, remove the worst; returns whether all went well, and the figures."""
     labels = torch.arange(3).repeat(40)
     images = torch.randint(0, 100, (len(labels), 3, 12, 12), generator=torch.Generator().manual_seed(0))
     images += 150 * torch.eye(3, dtype=torch.int64)[labels][:, :, None, None]  # each class has a colour

@@ -10,15 +10,15 @@ from gradprune.cli.console import Json, more, progress, show, table
 
 app = typer.Typer(no_args_is_help=True, help="List or rebuild the shipped models.")
 
-Folder = Annotated[Path | None, typer.Option(help="Folder to write to, if not the shipped one.")]
-Names = Annotated[list[str] | None, typer.Argument(help="Which ones; all of the signs if none is named.")]
+Folder = Annotated[Path | None, typer.Option(help="Folder to write to; by default the shipped one.")]
+Names = Annotated[list[str] | None, typer.Argument(help="Names of the models; by default all of the signs.")]
 
 
 @app.command("list", epilog=more("gradprune zoo list --json"))
 def zoo_list(as_json: Json = False) -> None:
     """Print the cards of the shipped models.
 
-    How each was attacked, and its figures; the whole cards with --json. A few seconds.
+    Says how each was attacked, and its figures; with --json prints the whole cards. A few seconds.
     """
     from gradprune.victims.zoo import cards
     found = cards()
@@ -32,8 +32,8 @@ def zoo_list(as_json: Json = False) -> None:
 def zoo_build(names: Names = None, out: Folder = None, as_json: Json = False) -> None:
     """Train the shipped models again, from seed.
 
-    About a minute each on a laptop; a model of photographs, such as cifar10/bpp, up to an hour, and its data must
-    be here. Ctrl-C keeps the finished ones.
+    Takes about a minute each on a laptop; a model of photographs, such as cifar10/bpp, takes up to an hour and needs
+    its data set. Ctrl-C keeps the finished ones.
     """
     from gradprune.cli.jobs import results_in
     from gradprune.victims.zoo import build_zoo

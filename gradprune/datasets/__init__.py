@@ -1,4 +1,4 @@
-"""Images and labels: the sets in memory, the rendered signs, and loading by name, from a folder or from a file."""
+"""Images and labels: sets in memory, the rendered signs, and loading by name, from a folder or from a file."""
 
 from gradprune.datasets.folder import FolderImages, read_folder
 from gradprune.datasets.image_set import Dataset, DefenseImages, ImageSet, draw_defense_images, split_off

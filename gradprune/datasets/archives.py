@@ -1,4 +1,4 @@
-"""The published archives as arrays. Members are read where they lie: nothing is unpacked to the disk."""
+"""The published archives as arrays. Members are read inside the archive: nothing is unpacked to the disk."""
 
 import csv
 import gzip
@@ -18,7 +18,7 @@ from gradprune.base.pickles import check_pickle
 from gradprune.datasets.cache import Arrays
 from gradprune.datasets.folder import SIZE, decode
 
-_MEMBER = 64 << 20  # bytes of a member that are read at most; the largest that are known have 47 MB
+_MEMBER = 64 << 20  # most bytes that are read of a member; the largest known one has 47 MB
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 
 
@@ -29,7 +29,7 @@ def cifar10(archive: Path) -> Arrays:
     batches = {}
     with tarfile.open(archive, "r:gz") as file:
         for member in file:
-            require(member.size <= _MEMBER, f"{member.name!r} in it has {member.size} bytes")  # to skip is to unpack
+            require(member.size <= _MEMBER, f"{member.name!r} in it has {member.size} bytes")  # skipping one unpacks it
             name = Path(member.name).name.removesuffix(".bin")
             if name in wanted and member.isfile():
                 content = file.extractfile(member)
@@ -43,20 +43,20 @@ def cifar10(archive: Path) -> Arrays:
 
 
 def _binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and pixels of a batch: rows of one byte for the label and 3072 for the image."""
+    """Labels and pixels of a binary batch: rows of one byte for the label and 3072 for the image."""
     rows = np.frombuffer(content, np.uint8).reshape(-1, 3073)
     return rows[:, 0].astype(np.int64), rows[:, 1:]
 
 
 def _pickled(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The same of a batch for Python."""
+    """Labels and pixels of a batch in the Python version, a pickle."""
     check_pickle(io.BytesIO(content), "a batch")
     batch = _Plain(io.BytesIO(content), encoding="bytes").load()
     return np.array(batch[b"labels"], np.int64), np.asarray(batch[b"data"], np.uint8)
 
 
 class _Plain(pickle.Unpickler):
-    """An unpickler that makes numbers, strings, lists, dicts and numpy arrays, and calls nothing else."""
+    """An unpickler for numbers, strings, lists, dicts and NumPy arrays; it calls nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
@@ -73,7 +73,7 @@ def fashion_mnist(x_train: Path, y_train: Path, x_test: Path, y_test: Path) -> A
 
 
 def _idx(path: Path, axes: int) -> np.ndarray:
-    """An IDX file of bytes: two zeros, 8 for uint8, the number of axes, their lengths (big-endian), the values."""
+    """Read an IDX file of bytes: two zeros, 8 for uint8, the number of axes, their lengths (big-endian), the values."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         content = file.read(_MEMBER)
     shape = np.frombuffer(content[4:4 + 4 * axes], ">u4")

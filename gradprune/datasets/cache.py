@@ -1,4 +1,4 @@
-"""Arrays that were worked out once and are read from the cache afterwards."""
+"""Arrays that are computed once and read from the cache afterwards."""
 
 import hashlib
 import logging
@@ -16,16 +16,16 @@ _log = logging.getLogger(__name__)
 
 
 def recall(path: Path, key: str, make: Callable[[], Arrays]) -> Arrays:
-    """The arrays cached at `path`, or those that `make` gives, which are then cached.
+    """The arrays cached at `path`, or else those that `make` returns, which are then cached.
 
-    key: what the arrays were made from. A copy with another key, a damaged one or none at all means making them
-    (again); where nothing can be written all still works.
+    key: what the arrays are made from; they are made again if the cached copy has another key or is damaged.
+    If the cache cannot be written, the arrays are returned all the same.
     """
     try:
         return _read(path, key)
     except FileNotFoundError:
         pass
-    except Exception as error:  # a damaged zip raises almost anything; whatever it is, making the arrays mends it
+    except Exception as error:  # a damaged zip raises almost anything; making the arrays again repairs it
         _log.info("Making %s again: the cached copy cannot be used (%s).", path, error)
     arrays = make()
     stored: dict[str, Any] = {**arrays, "digest": np.array(_digest(path.name + key, arrays))}
@@ -44,7 +44,7 @@ def _read(path: Path, key: str) -> Arrays:
 
 
 def _digest(name: str, arrays: Arrays) -> str:
-    """SHA-256 over what the arrays were made from, and every array's name, type, shape and bytes."""
+    """SHA-256 of the key and of every array's name, type, shape and bytes."""
     digest = hashlib.sha256(name.encode())
     for key, array in sorted(arrays.items()):
         digest.update(f"{key} {array.dtype.str} {array.shape}".encode())

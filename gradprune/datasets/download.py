@@ -1,4 +1,4 @@
-"""One file from the network: resumed where it was cut, checked before it gets its name."""
+"""One file from the network: resumed where the connection was cut, checked before it gets its name."""
 
 import hashlib
 import http.client
@@ -18,11 +18,11 @@ from tqdm import tqdm
 from gradprune.base.errors import InputError
 from gradprune.base.paths import output_folder
 
-TRIES = 3               # in a row that bring next to nothing; a try that brings more starts the count again
-PATIENCE = 30.0         # seconds that a server may take to answer or be silent, and over which its speed is measured
-SLOWEST = 1000          # bytes a second; a slower server is given up
+TRIES = 3               # consecutive tries that bring less than _PROGRESS; one that brings more restarts the count
+PATIENCE = 30.0         # seconds a server may take to answer or be silent; its speed is measured over as long
+SLOWEST = 1000          # bytes per second; a slower server is given up
 PAUSE = 1.0             # seconds before the second try, twice that before the third
-_PROGRESS = 1 << 20     # bytes that make a try worth counting anew
+_PROGRESS = 1 << 20     # bytes
 _log = logging.getLogger(__name__)
 
 
@@ -37,16 +37,16 @@ class Remote:
 
 
 class _Refused(Exception):
-    """The server's answer will not change by asking again."""
+    """The server refused, and asking again will not help."""
 
 
 def fetch(remote: Remote, folder: Path, progress: bool = True) -> Path:
-    """Download a file into `folder` unless the right one is there; returns its path.
+    """Download a file into `folder` unless it is already there; returns its path.
 
-    What arrives goes to PATH.part, and the next call goes on from there; the file gets its name only once its MD5 is
-    right. A file of that name with another MD5 is replaced. progress: show a bar.
-    Raises InputError, in one sentence that says which file to put where by hand, when the servers cannot be reached,
-    are too slow, or send something else; and where the file cannot be written.
+    The content goes to PATH.part, from where the next call resumes; the file gets its name only once its MD5 is right.
+    A file of that name with another MD5 is replaced. progress: show a bar.
+    Raises InputError, which says which file to put where by hand, if the servers cannot be reached, are too slow, or
+    send something else; and if the file cannot be written.
     """
     path = folder / remote.path
     if path.is_file():
@@ -78,7 +78,7 @@ def md5_of(path: Path) -> str:
 
 
 def _download(remote: Remote, path: Path, part: Path, bar: Any) -> None:
-    """Fill `part`, address by address, each tried until it brings nothing more."""
+    """Fill `part` from one address after another; each is tried until it makes no more progress."""
     reasons = []
     for url in remote.urls:
         idle = 0
@@ -100,7 +100,7 @@ def _download(remote: Remote, path: Path, part: Path, bar: Any) -> None:
 
 
 def _once(url: str, part: Path, size: int, bar: Any) -> None:
-    """One request, from the byte at which `part` ends, to the end of the file; raises OSError when it was cut."""
+    """One request, from where `part` ends to the end of the file; raises OSError if the connection was cut."""
     start = _size(part)
     request = urllib.request.Request(url, headers={"User-Agent": "gradprune"} |
                                      ({"Range": f"bytes={start}-"} if start else {}))
@@ -108,7 +108,7 @@ def _once(url: str, part: Path, size: int, bar: Any) -> None:
         answer = _open(request)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416 and start:  # the part is longer than the file: it is of another one
+            if error.code == 416 and start:  # the part is longer than the file, so it belongs to another one
                 part.unlink()
             if error.code in (408, 416, 429) or error.code >= 500:
                 raise OSError(f"the server answered {error.code}") from None
@@ -127,9 +127,9 @@ def _once(url: str, part: Path, size: int, bar: Any) -> None:
 
 
 def _copy(answer: Any, file: IO[bytes], part: Path, size: int, bar: Any) -> None:
-    """Copy the answer to the file as it comes; raises TimeoutError where it comes too slowly."""
+    """Copy the answer to the file as it arrives; raises TimeoutError if it arrives too slowly."""
     since, brought = time.monotonic(), 0
-    while chunk := answer.read1(1 << 16):  # what is there now: `read` would wait for all of it from a server that drips
+    while chunk := answer.read1(1 << 16):  # what is there now: from a slow server `read` would wait for all of it
         try:
             file.write(chunk)
             file.flush()
@@ -146,7 +146,7 @@ def _copy(answer: Any, file: IO[bytes], part: Path, size: int, bar: Any) -> None
 
 
 def _open(request: urllib.request.Request) -> Any:
-    """The server's answer within PATIENCE, also where looking up its name hangs or its head comes byte by byte."""
+    """The server's answer within PATIENCE, even if the name lookup hangs or the headers come byte by byte."""
     box: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def work() -> None:

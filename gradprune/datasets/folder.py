@@ -1,4 +1,4 @@
-"""Folders of pictures, one folder a class: read once, resized, cached, split into the three parts."""
+"""Folders of pictures, one folder per class: read once, resized, cached, split into the three parts."""
 
 import hashlib
 import logging
@@ -20,20 +20,22 @@ from gradprune.datasets.cache import Arrays, recall
 from gradprune.datasets.image_set import Dataset, ImageSet, split_off
 from gradprune.datasets.layouts import Layout, find_pictures, ignored_folders, readable
 
-SIZE = 32                # side of the images, in pixels, where nothing else is asked for
-LARGEST = 64_000_000     # pixels of a picture; one that claims more is taken for a bomb and never decoded
-TEST_SHARE, DEFENSE_SHARE = 0.2, 0.1  # of every class, where the folder does not say it
-FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")  # others, though Pillow knows them, may start foreign programs
-_VERSION = 3             # raise it with every change of what is cached
+SIZE = 32                # side of the images in pixels, by default
+LARGEST = 64_000_000     # pixels of a picture; one that claims more may be a decompression bomb and is not decoded
+TEST_SHARE, DEFENSE_SHARE = 0.2, 0.1  # of every class, where the folder has no such part
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")  # for some others Pillow may start external programs
+_VERSION = 3             # increase it with every change of what is cached
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FolderImages:
-    """What a folder of pictures gave.
+    """The images read from a folder.
 
-    data: train, defense and test, uint8 RGB. skipped: the pictures that could not be read, as "class/name: reason".
-    grey: how many pictures without colour became RGB. turned: how many carry a camera's turn (EXIF), which is ignored.
+    data: train, defense and test, uint8 RGB.
+    skipped: the pictures that could not be read, as "class/name: reason".
+    grey: how many pictures without colour were converted to RGB.
+    turned: how many have a rotation in their EXIF data, which is ignored.
     """
 
     data: Dataset
@@ -43,15 +45,16 @@ class FolderImages:
 
 
 def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderImages:
-    """Read pictures of any size from a folder with one folder a class.
+    """Read pictures of any size from a folder with one folder per class.
 
-    path: a folder laid out as `layouts.find_pictures` says. size: side of the images in pixels, 8..512; a picture that
-    is not square is squeezed. Where the folder has no test part, 20 % of every class become it; where it has no
-    defense part, 10 % of what is left for training. seed: which ones. The images are cached; when a name, a size or a
-    time in the folder changes they are read again. Warnings are logged of pictures that cannot be read, which are
-    skipped, of grey ones, which become RGB, of a camera's turn, which torchvision's ImageFolder ignores, too, and of
-    other kinds of pictures and folders in a class, passed over.
-    Raises InputError for a folder in no known layout, or where a class has too few pictures that can be read.
+    path: a folder in one of the layouts that `layouts.find_pictures` lists.
+    size: side of the images in pixels, 8..512; a picture that is not square is squeezed.
+    seed: which images are split off. Without a test part, 20 % of every class become the test part; without a defense
+        part, 10 % of what is left for training become that part.
+    The images are cached, and read again when a name, size or time in the folder changes. Warnings are logged for
+    pictures that cannot be read (skipped), grey ones (converted to RGB), EXIF rotations (ignored, as by torchvision's
+    ImageFolder), and other kinds of pictures or folders inside a class (ignored).
+    Raises InputError for a folder in no known layout, or for a class with too few readable pictures.
     """
     root = Path(path).expanduser()
     require(root.is_dir(), f"No folder at {root}.")
@@ -67,7 +70,7 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
     if grey:
         _log.warning("%d picture%s in %s without colour, turned into RGB.", grey, "s"[:grey > 1], root)
     if turned:
-        _log.warning("%d picture%s in %s with a camera's turn (EXIF), which is ignored, as by torchvision's "
+        _log.warning("%d picture%s in %s with a rotation in the EXIF data, which is ignored, as by torchvision's "
                      "ImageFolder.", turned, "s"[:turned > 1], root)
     if others := ignored_folders(root, layout):
         _log.warning("%d in %s passed over, folders beside the parts or in a class, or pictures of other kinds: %s.",
@@ -79,7 +82,7 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
 
 
 def _listing(root: Path, layout: Layout) -> str:
-    """A digest of all that tells whether the folder changed: the names, sizes and times of its pictures."""
+    """A digest of the names, sizes and times of the folder's pictures, which shows whether it changed."""
     digest = hashlib.sha256(f"version {_VERSION} {layout.classes}".encode(errors="backslashreplace"))
     for part, pictures in layout.parts.items():
         for path, label in pictures:
@@ -109,7 +112,7 @@ def _convert(root: Path, layout: Layout, size: int) -> Arrays:
             for path, label in pictures:
                 try:
                     pixels, colour, turn = decode(path, size)
-                except MemoryError:  # says nothing of the picture
+                except MemoryError:  # not the picture's fault
                     raise
                 except Exception as error:  # a damaged picture raises almost anything
                     name = path.relative_to(root).as_posix()
@@ -127,8 +130,10 @@ def _convert(root: Path, layout: Layout, size: int) -> Arrays:
 
 
 def peek(path: str | Path, size: int, count: int) -> ImageSet:
-    """About `count` pictures of a folder, some of every class, read at this size and not cached; damaged ones are left
-    out. Raises InputError as `read_folder` does for a folder, or where none can be read."""  # noqa: D209
+    """Read about `count` pictures of a folder, spread over the classes, without the cache; damaged ones are left out.
+
+    size: side of the images in pixels. Raises InputError as `read_folder` does, or if no picture can be read.
+    """
     layout = find_pictures(Path(path).expanduser())
     part = next(part for part in ("test", "defense", "all", "train") if part in layout.parts)
     pictures, pixels, labels = layout.parts[part], [], []
@@ -141,27 +146,27 @@ def peek(path: str | Path, size: int, count: int) -> ImageSet:
 
 
 def decode(source: Path | BinaryIO, size: int) -> tuple[np.ndarray, bool, bool]:
-    """One picture as uint8 RGB (3, size, size), whether it had colours, and whether a camera's turn was ignored.
+    """One picture as uint8 RGB (3, size, size), whether it has colours, and whether an EXIF rotation was ignored.
 
     Raises almost anything if it is damaged.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own about large pictures; they are refused below
+        warnings.simplefilter("ignore")  # Pillow's warning of large pictures, which are refused below
         with Image.open(source, formats=FORMATS) as file:
             picture: Image.Image = file
             require(picture.width * picture.height <= LARGEST, "too many pixels")
-            picture.draft(None, (2 * size, 2 * size))  # JPEG alone: decode no more than is needed
+            picture.draft(None, (2 * size, 2 * size))  # for JPEG: decode no more than is needed
             picture = eight_bits(picture)
             colour = picture.mode not in ("1", "L", "LA")
             rgb = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
             turned = False
-            with suppress(Exception):  # damaged notes of a camera hinder nobody
+            with suppress(Exception):  # damaged EXIF data do no harm
                 turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), colour, turned
 
 
 def eight_bits(picture: Image.Image) -> Image.Image:
-    """A picture of 16 bits a pixel (grey ones; Pillow does it for colours itself) as one of 8; others as they are."""
+    """Convert a grey picture of 16 bits per pixel to 8; others (Pillow converts colours itself) stay as they are."""
     if not picture.mode.startswith("I"):
         return picture
     return Image.fromarray((np.asarray(picture).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
@@ -177,7 +182,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _split(root: Path, arrays: Arrays, seed: int) -> Dataset:
-    """Train, defense and test; parts that the folder does not have are split off."""
+    """Train, defense and test; missing parts are split off."""
     classes = tuple(arrays["classes"].tolist())
     parts = {part: ImageSet(torch.from_numpy(arrays[f"x_{part}"]), torch.from_numpy(arrays[f"y_{part}"]), classes)
              for part in ("all", "train", "defense", "test") if f"x_{part}" in arrays}

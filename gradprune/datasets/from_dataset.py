@@ -1,4 +1,4 @@
-"""Images from what people have: a torchvision Dataset, a Subset of one, a DataLoader."""
+"""Images from a torchvision Dataset, a Subset of one, a DataLoader or a Hugging Face dataset."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from gradprune.base.errors import InputError, require
 from gradprune.datasets.folder import eight_bits
 
-# Where the items of Hugging Face's datasets hold image and label.
+# Keys of the image and the label in the items of Hugging Face datasets.
 _NAMED = (("image", "img", "pixel_values"), ("label", "labels", "fine_label"))
 
 
@@ -39,7 +39,7 @@ def gather(dataset: Any, classes: Sequence[str] | None) -> tuple[Tensor, Tensor,
 
 
 def _items(dataset: Any) -> Iterable[Any]:
-    """The items one after another; by index where there are indices, as some never raise IndexError."""
+    """The items in order; by index where possible, since some datasets never raise IndexError."""
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         return (_item(dataset, place) for place in range(len(dataset)))
     require(isinstance(dataset, Iterable), f"a dataset gives images and labels, got {type(dataset).__name__}.")
@@ -49,25 +49,20 @@ def _items(dataset: Any) -> Iterable[Any]:
 def _item(dataset: Any, place: int) -> Any:
     try:
         return dataset[place]
-    except Exception as error:  # a stranger's dataset may raise anything
+    except Exception as error:  # foreign code may raise anything
         raise InputError(f"item {place} of the dataset cannot be read ({type(error).__name__}: {error}).") from error
 
 
 def _classes(dataset: Any) -> Sequence[str] | None:
-    """The dataset's own names of classes, also behind a Subset."""
+    """The dataset's own class names, also those of the dataset behind a Subset."""
     while dataset is not None:
-        told = [getattr(dataset, "classes", None), *(getattr(part, "names", None) for part in _features(dataset))]
-        for names in told:
+        features = getattr(dataset, "features", None)  # of a Hugging Face dataset
+        labels = [features[name] for name in _NAMED[1] if name in features] if isinstance(features, Mapping) else []
+        for names in (getattr(dataset, "classes", None), *(getattr(label, "names", None) for label in labels)):
             if isinstance(names, list | tuple):
                 return names
         dataset = getattr(dataset, "dataset", None)
     return None
-
-
-def _features(dataset: Any) -> list[Any]:
-    """What a dataset of Hugging Face says of its labels."""
-    told = getattr(dataset, "features", None)
-    return [told[name] for name in _NAMED[1] if name in told] if isinstance(told, Mapping) else []
 
 
 def _pixels(image: Any, place: int) -> Tensor:
@@ -98,6 +93,6 @@ def _label(label: Any, place: int) -> int:
         number = np.asarray(label).reshape(-1)
         if number.size == 1 and number.dtype.kind in "iub" and number[0] >= 0:
             return int(number[0])
-    except Exception:  # a stranger's label may be anything
-        number = None
+    except Exception:  # a foreign label may be anything
+        pass
     raise InputError(f"label {place} of the dataset must be one whole number from 0 on, got {label!r}.")

@@ -12,7 +12,7 @@ from gradprune.base.errors import InputError, require
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A labelled set of images that lives in memory as two tensors.
+    """A labelled set of images, held in memory as two tensors.
 
     images: uint8 (N, C, H, W), values 0..255.
     labels: int64 (N,), values 0..len(classes)-1.
@@ -41,14 +41,14 @@ class ImageSet:
 
     @classmethod
     def from_dataset(cls, dataset: Any, classes: Sequence[str] | None = None) -> "ImageSet":
-        """The images of a torchvision Dataset, or of anything else that gives (image, label, ...), a DataLoader's too.
+        """The images of a torchvision Dataset, a DataLoader, or anything else that yields (image, label, ...).
 
-        An image: a PIL picture, uint8 (C, H, W) or (H, W, C), or float (C, H, W) in [0, 1], all of one size.
-        classes: by default the dataset's own, or else the labels as texts. The dataset's transform is applied, so it
-        must not normalise: that is the model's part (see `models.normalized`).
-        Raises InputError for images of several sizes or another range, or labels that are no whole numbers.
+        dataset: its images are PIL pictures, uint8 (C, H, W) or (H, W, C), or float (C, H, W) in [0, 1], all of one
+            size. Its transform is applied, so it must not normalise: the model does that (see `models.normalized`).
+        classes: the class names; by default the dataset's own, or else the labels as strings.
+        Raises InputError for images of different sizes or another range, or labels that are not whole numbers.
         """
-        from gradprune.datasets.from_dataset import gather  # late: it builds on this
+        from gradprune.datasets.from_dataset import gather  # late: it imports `folder`, which imports this module
         return cls(*gather(dataset, classes))
 
     def __len__(self) -> int:
@@ -60,10 +60,10 @@ class ImageSet:
 
     def floats(self) -> Tensor:
         """The images as float32 in [0, 1], shape (N, C, H, W): what triggers and models take."""
-        return (self.images.float() / 255).contiguous()  # not channels last: a `.view` may follow
+        return (self.images.float() / 255).contiguous()  # not channels_last: a `.view` may follow
 
     def triggered(self, trigger: nn.Module) -> Tensor:
-        """The images with a trigger on, like `floats`; raises InputError if it changes their shape or range."""
+        """The images with the trigger applied, as `floats`; raises InputError if it changes their shape or range."""
         clean = self.floats()
         with torch.no_grad():
             stamped = trigger(clean).contiguous()
@@ -89,7 +89,7 @@ class ImageSet:
 
 
 def check_images(name: str, value: Any) -> None:
-    """Raise InputError unless an argument is an ImageSet; says what to do with what else people have."""
+    """Raise InputError unless an argument is an ImageSet; the message says how to get one from another type."""
     hint = ""
     if not isinstance(value, ImageSet):
         hint = f"{name}.defense or {name}.test" if isinstance(value, tuple) else f"ImageSet.from_dataset({name})"
@@ -97,8 +97,12 @@ def check_images(name: str, value: Any) -> None:
 
 
 class Dataset(NamedTuple):
-    """The three parts that never mix: the attacker trains on `train`, the defender draws its few clean
-    images from `defense` (never seen in training), and `test` is for the final figures alone."""  # noqa: D209
+    """Three parts that never mix.
+
+    train: the attacker's training images.
+    defense: never used in training; the defender draws its few clean images from it.
+    test: only for the final figures.
+    """
 
     train: ImageSet
     defense: ImageSet
@@ -115,9 +119,9 @@ class DefenseImages(NamedTuple):
 def draw_defense_images(pool: ImageSet, spc: int, seed: int = 0) -> DefenseImages:
     """Draw `spc` images per class and split off a validation part.
 
-    Validation is 10 % of spc, at least one image per class. Up to spc 9 that one comes on top
+    Validation is 10 % of spc, at least one image per class. Up to spc 9 that image is in addition to spc
     (2 -> 2 + 1); from 10 on it is part of spc (10 -> 9 + 1, 100 -> 90 + 10).
-    Raises InputError where a class has too few images, naming the class.
+    Raises InputError, naming the class, if one has too few images.
     """
     check_images("clean", pool)
     require(spc >= 1, f"spc (images per class) must be at least 1, got {spc}.")

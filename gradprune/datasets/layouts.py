@@ -1,4 +1,4 @@
-"""Which pictures a folder holds, and the label of each; no picture is opened here."""
+"""Which pictures a folder contains, and the label of each; no picture is opened here."""
 
 import os
 import re
@@ -15,10 +15,10 @@ PARTS = {"train": ("train", "training", "trn", "trainval"), "test": ("test", "te
                                                                      "holdout"),
          "val": ("val", "valid", "validation", "dev", "devel"), "defense": ("defense", "defence")}
 _WITH = r"(set|data|dataset|images?|imgs?|pictures|photos|split|part)$"  # what may follow the name of a part
-_ENOUGH = 10  # pictures a class that a validation part must have to serve as the defender's
+_ENOUGH = 10  # pictures per class that a validation part needs to serve as the defender's
 _ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet's table of labels, beside the pictures in images/
 _TABLE = 64_000_000  # bytes of a table of labels
-_NAME = 255  # bytes of a file's name, the most that file systems take
+_NAME = 255  # bytes of a file's name, the most that file systems allow
 Picture = tuple[Path, int]  # a file, and its label
 
 
@@ -36,13 +36,14 @@ class Layout(NamedTuple):
 def find_pictures(root: Path) -> Layout:
     """Find the pictures below `root`, in an order that depends on their names alone.
 
-    Known layouts: root/CLASS/*; root/train/CLASS/*, where there are with root/test/CLASS/*, root/val/CLASS/* (the test
-    part where there is no other; else the defender's, if it has ten pictures of each class) and root/defense/CLASS/*,
-    by these or similar names in any case, also below a single folder; GTSRB's own, Training/00000/* with
-    Final_Test/Images/* and GT-final_test.csv, in root or in root/GTSRB; Tiny ImageNet's, where a class holds its
-    pictures in CLASS/images/, and val/images/* has its labels in val/val_annotations.txt. Classes are sorted by name,
-    as torchvision's ImageFolder does. Hidden files, other endings and links that lead out of `root` are passed over.
-    Raises InputError for no class, a single one or an empty one.
+    Known layouts: root/CLASS/*; root/train/CLASS/*, optionally with root/test/CLASS/*, root/val/CLASS/* (the test part
+    if there is no other; otherwise the defender's, if it has ten pictures of each class) and root/defense/CLASS/*,
+    under these or similar names in upper or lower case, also inside a single folder; GTSRB's own, Training/00000/* with
+    Final_Test/Images/* and GT-final_test.csv, in root or in root/GTSRB; Tiny ImageNet's, with the pictures of a class
+    in CLASS/images/, and the labels of val/images/* in val/val_annotations.txt.
+    Classes are sorted by name, as in torchvision's ImageFolder. Hidden files, other endings and links that lead out of
+    `root` are ignored.
+    Raises InputError if there is no class, only one, or an empty one.
     """
     for base in (root / "GTSRB", root):
         for training in (base / "Training", base / "Final_Training" / "Images"):
@@ -66,7 +67,7 @@ def find_pictures(root: Path) -> Layout:
 
 
 def _parts(root: Path) -> tuple[Path, dict[str, Path]]:
-    """The folder that holds the parts, `root` or a single one in it, and the folder of each part that is there."""
+    """The folder that contains the parts (`root` or a single folder in it), and the folder of each part found."""
     base, deeper = root, root
     for _ in range(3):
         found = {part: folder for part, names in PARTS.items() if (folder := _part(root, deeper, names))}
@@ -80,8 +81,10 @@ def _parts(root: Path) -> tuple[Path, dict[str, Path]]:
 
 
 def _part(root: Path, base: Path, names: tuple[str, ...]) -> Path | None:
-    """The folder of a part that holds class folders: the first of these names, in any case; else one with such a name
-    in its own (seg_train, val2017, Test Set) that holds no pictures itself."""  # noqa: D209
+    """The folder of a part, with class folders: the first of these names, in upper or lower case.
+
+    Otherwise a folder whose name contains one of them (seg_train, val2017, Test Set) and that has no pictures itself.
+    """
     inner = _folders(root, base)
     exact = {name.lower(): base / name for name in inner}
     for name in names:
@@ -96,7 +99,7 @@ def _part(root: Path, base: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _class_level(root: Path, folder: Path) -> Path | None:
-    """The folder itself, or a single one in it, that holds the class folders; None where there is none."""
+    """The folder itself, or a single one in it, that contains the class folders; None if there is none."""
     inner = _folders(root, folder)
     if len(inner) == 1 and not _pictures(root, folder) and not _pictures(root, folder / inner[0]):
         return _class_level(root, folder / inner[0])
@@ -133,13 +136,13 @@ def _gtsrb(root: Path, training: Path, test: Path) -> Layout:
 
 
 def _annotated(root: Path, folder: Path) -> bool:
-    """Whether the labels of the pictures in `images` stand in a table beside it, as in Tiny ImageNet's val."""
+    """Whether the labels of the pictures in `images` are in a table beside it, as in Tiny ImageNet's val."""
     table = folder / _ANNOTATIONS
     return table.is_file() and _inside(root, table) and "images" in _folders(root, folder)
 
 
 def _by_annotations(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Picture]:
-    """The pictures of such a folder; rows of classes that have no training pictures are left out."""
+    """The pictures of a folder with such a table; rows of classes without training pictures are left out."""
     table, labels = folder / _ANNOTATIONS, {name: label for label, name in enumerate(classes)}
     label_of = {}
     for line in filter(None, read_bytes(table, _TABLE).decode("utf-8-sig", "replace").splitlines()):
@@ -152,12 +155,12 @@ def _by_annotations(root: Path, folder: Path, classes: tuple[str, ...]) -> list[
 
 
 def _is_name(text: str) -> bool:
-    """Whether this is the name of a file alone."""
+    """Whether this is a plain file name, without folders."""
     return text == Path(text).name != "" and text.isprintable() and len(text.encode()) <= _NAME
 
 
 def _there(root: Path, label_of: dict[Path, int]) -> list[Picture]:
-    """The pictures of a table, sorted; one that is missing stays, so that it is told."""
+    """The pictures of a table, sorted; a missing one stays in the list, so that it is reported."""
     return sorted((path, label) for path, label in label_of.items()
                   if _inside(root, path) and (path.is_file() or not path.exists()))
 
@@ -176,7 +179,7 @@ def _classes(root: Path, folder: Path) -> tuple[str, ...]:
 
 
 def _by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Picture]:
-    """The pictures in the class folders of `folder`, class by class, sorted by name; or those of its table."""
+    """The pictures in the class folders of `folder`, by class and sorted by name; or those of its table."""
     if _annotated(root, folder):
         return _by_annotations(root, folder, classes)
     names = _folders(root, folder)
@@ -193,7 +196,7 @@ def _by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Pictur
 
 
 def _instead(folder: Path) -> str:
-    """What lies in a class without pictures, for the message."""
+    """What a class without pictures contains instead, for the message."""
     held = _visible(folder)
     files = sorted({path.suffix.lower() for path in held if path.suffix.lower() in _OTHERS})
     folders = [readable(path.name) for path in held if path.is_dir()]
@@ -202,7 +205,7 @@ def _instead(folder: Path) -> str:
 
 
 def ignored_folders(root: Path, layout: Layout) -> list[str]:
-    """What lies beside the pictures and may be thought to count: folders in a class, pictures of other kinds."""
+    """What is ignored although its owner may expect it to count: folders in a class, pictures of other kinds."""
     folders = dict.fromkeys(path.parent for pictures in layout.parts.values() for path, _ in pictures)
     beside = [f"{readable(name)} ({'no known part' if _class_level(root, root / name) else 'no class folders'})"
               for name in layout.others]
@@ -226,7 +229,7 @@ def _of_class(root: Path, folder: Path) -> list[Path]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """The entries of a folder, sorted by name, without hidden ones; none where there is no such folder."""
+    """The entries of a folder, sorted by name, without hidden ones; none if there is no such folder."""
     try:
         names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -241,5 +244,5 @@ def _inside(root: Path, path: Path) -> bool:
 
 
 def readable(name: str) -> str:
-    """A file's name for a text: bytes that are no character are spelled out."""
+    """A file's name as printable text: bytes that are not valid characters are escaped."""
     return name.encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""A file of arrays, checked array by array."""
+"""A data set in an .npz file, checked array by array."""
 
 import zipfile
 from math import prod
@@ -14,12 +14,12 @@ from gradprune.base.errors import InputError, listed, require
 from gradprune.datasets.cache import Arrays
 from gradprune.datasets.image_set import Dataset, ImageSet, split_off
 
-_HARMLESS, _PACKED = 256_000_000, 50  # bytes, and times its own size, that a file may unpack to
-_CLASSES = 30_000  # the most that are in use have 22,000
+_HARMLESS, _PACKED = 256_000_000, 50  # a file may unpack to so many bytes, or to this multiple of its own size
+_CLASSES = 30_000  # the largest data sets in use have 22,000
 
 
 def read_npz(path: Path, seed: int) -> Dataset:
-    """The data set in an .npz file; `datasets.load` says which arrays it takes and what is refused."""
+    """The data set in an .npz file; `datasets.load` says which arrays it needs and what is refused."""
     arrays, there = _read_arrays(path)
     own_defense = "x_defense" in arrays or "y_defense" in arrays
     names = ("train", "test", "defense") if own_defense else ("train", "test")
@@ -40,11 +40,11 @@ def read_npz(path: Path, seed: int) -> Dataset:
 
 
 def _read_arrays(path: Path) -> tuple[Arrays, list[str]]:
-    """The arrays of the file that have a meaning here, and the names of all; others are left unread."""
+    """The arrays that are used here, and the names of all; the others are not read."""
     require(path.is_file(), f"No file at {path}.")
     try:
         file = np.load(path, allow_pickle=False)
-    except Exception:  # pickles, pictures, cut downloads: each fails in its own way and means the same
+    except Exception:  # pickles, pictures, incomplete downloads: each fails in its own way
         file = None
     zipped: Any = getattr(file, "zip", None)
     if not isinstance(file, NpzFile) or not any(name.endswith(".npy") for name in zipped.namelist()):
@@ -72,7 +72,7 @@ def _check_size(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def _check_header(archive: zipfile.ZipFile, member: str) -> None:
-    """Refuse an array whose header claims more bytes than follow it; raises what numpy raises for a damaged one."""
+    """Refuse an array whose header claims more bytes than follow it; a damaged one raises NumPy's own errors."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -84,7 +84,7 @@ def _check_header(archive: zipfile.ZipFile, member: str) -> None:
 
 
 def _classes(path: Path, arrays: Arrays) -> tuple[str, ...]:
-    """The names given; without them the labels of y_train, as strings."""
+    """The names in the file, or else the labels of y_train as strings."""
     if "classes" in arrays:
         names = arrays["classes"]
         require(names.dtype.kind == "U" and names.ndim == 1 and len(names) > 1,
@@ -99,7 +99,7 @@ def _classes(path: Path, arrays: Arrays) -> tuple[str, ...]:
 
 
 def _images(path: Path, name: str, images: np.ndarray) -> Tensor:
-    """Images as uint8 (N, C, H, W), whichever layout they came in."""
+    """Images as uint8 (N, C, H, W), from any of the known layouts."""
     if images.dtype.kind == "f" and images.size:
         low, high = images.min(), images.max()
         cure = "undo the normalisation, bring it to 0..255 and "
@@ -120,7 +120,7 @@ def _images(path: Path, name: str, images: np.ndarray) -> Tensor:
 
 
 def _labels(path: Path, part: str, arrays: Arrays, count: int | None) -> Tensor:
-    """Labels as int64 (N,), one for each image, below `count` where that is known."""
+    """Labels as int64 (N,), one for each image, below `count` unless that is None."""
     labels, images = arrays[f"y_{part}"], len(arrays[f"x_{part}"])
     labels = labels[:, 0] if labels.shape == (images, 1) else labels  # as Keras has them
     require(labels.dtype.kind in "iu" and labels.shape == (images,),

@@ -1,6 +1,6 @@
-"""A pen for signs: strokes, convex shapes and letters, as signed distances over a grid that spans -1..1.
+"""Drawing of signs: strokes, convex shapes and letters, as signed distances over a grid that spans -1..1.
 
-Edges come out smooth, because a pixel takes as much of a colour as the shape covers of it.
+Edges are smooth, because each pixel takes as much of a colour as the shape covers of it.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FINE = 48  # side of a template: twice a sign's size in the image, so that bilinear sampling stays clean
+FINE = 48  # side of a template in pixels: twice a sign's size in the image, so that bilinear sampling stays clean
 COLOURS = {"red": (0.80, 0.07, 0.10), "white": (0.96, 0.96, 0.94), "black": (0.07, 0.07, 0.08),
             "blue": (0.03, 0.30, 0.68), "yellow": (0.99, 0.76, 0.05)}
 Point = tuple[float, float]
@@ -24,7 +24,7 @@ def grid(side: int) -> tuple[Tensor, ...]:
 
 
 def stroke(points: Sequence[Point], pen: float) -> Tensor:
-    """A pen of that width drawn through the points, with round ends and corners."""
+    """A stroke of width `pen` through the points, with round ends and corners."""
     x, y = grid(FINE)
     near = torch.full_like(x, 9.0)
     for (ax, ay), (bx, by) in itertools.pairwise(points):
@@ -35,7 +35,7 @@ def stroke(points: Sequence[Point], pen: float) -> Tensor:
 
 
 def convex(points: Sequence[Point], grow: float = 0) -> Tensor:
-    """A convex shape, corners in clockwise order, moved outward by `grow`, which rounds its corners."""
+    """A convex shape, corners in clockwise order; `grow` moves its edges outwards, which rounds the corners."""
     x, y = grid(FINE)
     closed = [*points, points[0]]
     edges = torch.stack([((x - ax) * (by - ay) - (y - ay) * (bx - ax)) / math.hypot(bx - ax, by - ay)
@@ -44,7 +44,7 @@ def convex(points: Sequence[Point], grow: float = 0) -> Tensor:
 
 
 def disc(radius: float, centre: Point = (0, 0)) -> Tensor:
-    """A round spot."""
+    """A filled circle."""
     return stroke([centre, centre], 2 * radius)
 
 
@@ -55,7 +55,7 @@ def arc(centre: Point, radii: Point, start: float, end: float, steps: int = 16) 
 
 
 def regular(corners: int, radius: float, turn: float, y: float = 0) -> list[Point]:
-    """A shape with equal sides around (0, y), its first corner `turn` degrees from the right."""
+    """The corners of a regular polygon around (0, y), the first one `turn` degrees from the right."""
     return arc((0, y), (radius, radius), turn, turn + 360, corners)[:-1]
 
 
@@ -80,7 +80,7 @@ def text(word: str, width: float, height: float, gap: float, pen: float) -> Tens
 
 
 def template(*layers: Layer) -> Tensor:
-    """Paint layers from back to front: (4, side, side), colours already multiplied by the coverage."""
+    """Paint layers from back to front; returns (4, side, side), colours already multiplied by the coverage."""
     picture = torch.zeros(4, FINE, FINE)
     for colour, distance in layers:
         cover = (0.5 - distance * FINE / 2).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The published data sets: which files hold them, and how these become one .npz, once."""
+"""The published data sets: which files contain them, and the one-time conversion to an .npz file."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -25,9 +25,11 @@ _log = logging.getLogger(__name__)
 class Published:
     """A published data set.
 
-    choices: sets of files, each enough to make it; the first is what is downloaded, the others serve where they are
-    there already. Places are torchvision's, so its folder can be shared. convert: their paths to x_train, y_train,
-    x_test, y_test.
+    about: one line for the user.
+    choices: sets of files, each sufficient on its own; the first is downloaded, the others are used if already there.
+        They have torchvision's paths, so its folder can be shared.
+    convert: makes x_train, y_train, x_test and y_test from the paths of one such set.
+    classes: the class names, in label order.
     """
 
     about: str
@@ -84,16 +86,17 @@ PUBLISHED = {
 
 
 def get(name: str, folder: str | Path | None = None, *, progress: bool = True) -> Path:
-    """Download a published data set and convert it, as far as that is still to do; returns the path of its .npz.
+    """Download a published data set and convert it, unless that is already done; returns the path of its .npz file.
 
-    name: "cifar10", "gtsrb" or "fashion_mnist". folder: where its files go, by default `GRADPRUNE_DATA` or
-    data/downloads/. Cut downloads go on where they stopped; two processes at once wait for each other.
-    Raises InputError, in one sentence, for an unknown name, a folder or disk that takes no more, and a download that
-    fails: it says which file to put where by hand.
+    name: "cifar10", "gtsrb" or "fashion_mnist".
+    folder: where its files go, by default `GRADPRUNE_DATA` or data/downloads/.
+    An interrupted download resumes where it stopped; two processes at once wait for each other.
+    Raises InputError for an unknown name, a folder that is not writable, a full disk, or a failed download; the message
+    says which file to put where by hand.
     """
     published, folder = _known(name), _folder(folder)
     path = folder / f"{name}.npz"
-    with nullcontext() if path.exists() else _alone(folder, name):  # what is ready may lie where nothing can be written
+    with nullcontext() if path.exists() else _alone(folder, name):  # a finished file may be in a read-only folder
         if not path.exists():
             if not (files := _verified(published, folder)):
                 files = _fetched(published.choices[0], folder, progress)
@@ -103,9 +106,9 @@ def get(name: str, folder: str | Path | None = None, *, progress: bool = True) -
 
 
 def load_published(name: str, seed: int = 0, folder: str | Path | None = None) -> Dataset:
-    """Load a published data set from its .npz, which is made from the published files if only these are there.
+    """Load a published data set from its .npz file, which is made first if only the published files are there.
 
-    Needs no network. Raises InputError, in one sentence, where neither is there or a file is not the published one.
+    Needs no network. Raises InputError if neither is there or a file is not the published one.
     """
     published, folder = _known(name), _folder(folder)
     path = folder / f"{name}.npz"
@@ -119,9 +122,9 @@ def load_published(name: str, seed: int = 0, folder: str | Path | None = None) -
 
 
 def state(name: str, folder: str | Path | None = None) -> str:
-    """How far a data set is: "ready", "downloaded" (to be converted when first loaded), "damaged" or "absent".
+    """The state of a data set: "ready", "downloaded" (converted when first loaded), "damaged" or "absent".
 
-    Its files are read through, which takes about a second.
+    Its files are read completely, which takes about a second.
     """
     published, folder = _known(name), _folder(folder)
     path = folder / f"{name}.npz"
@@ -137,7 +140,7 @@ def state(name: str, folder: str | Path | None = None) -> str:
 
 
 def _fetched(needed: tuple[Remote, ...], folder: Path, progress: bool) -> list[Path]:
-    """Download the files of a set; where one fails, all that are still missing are named at once."""
+    """Download the files of a set; if one fails, the message names all that are still missing."""
     files = []
     for remote in needed:
         try:
@@ -165,7 +168,7 @@ def _here(choice: tuple[Remote, ...], folder: Path) -> bool:
 
 
 def _verified(published: Published, folder: Path) -> list[Path]:
-    """The first choice of files that is there, every MD5 right; empty where there is none."""
+    """The first choice of files that is there with every MD5 right; empty if there is none."""
     for choice in published.choices:
         if _here(choice, folder) and all(md5_of(folder / remote.path) == remote.md5 for remote in choice):
             return [folder / remote.path for remote in choice]
@@ -173,7 +176,7 @@ def _verified(published: Published, folder: Path) -> list[Path]:
 
 
 def _absent(name: str, published: Published, folder: Path) -> InputError:
-    """The sentence that says what to do where the files are not there, or other ones."""
+    """The error that says what to do if files are missing or not the published ones."""
     here = [(folder / remote.path, remote.md5) for choice in published.choices for remote in choice]
     wrong = [path for path, md5 in here if path.is_file() and md5_of(path) != md5]
     needed = published.choices[0]
@@ -184,14 +187,14 @@ def _absent(name: str, published: Published, folder: Path) -> InputError:
 
 
 def _missing(needed: tuple[Remote, ...], folder: Path) -> str:
-    """The files that are not there, where they come from and where they go: one place each, for a set's files."""
+    """The missing files, where to get them and where to put them; all files of a set share one server and folder."""
     absent = [remote for remote in needed if not (folder / remote.path).is_file()]
     server, names = absent[0].urls[0].rpartition("/")[0], [Path(remote.path).name for remote in absent]
     return f"{', '.join(names)} from {server}/ into {(folder / absent[0].path).parent}"
 
 
 def _convert(name: str, files: list[Path], path: Path) -> None:
-    """Turn the published files into the .npz, whole or not at all; the caller holds the lock."""
+    """Convert the published files to the .npz file, written completely or not at all; the caller holds the lock."""
     published = _known(name)
     try:
         arrays = published.convert(*files)
@@ -202,12 +205,9 @@ def _convert(name: str, files: list[Path], path: Path) -> None:
     try:
         write_atomic(path, lambda temporary: np.savez(temporary, **stored))
     except InputError as error:
-        raise InputError(f"{str(error).rstrip('.')}; make room ({_size(arrays)} MB) or choose another folder with "
+        size = round(sum(array.nbytes for array in arrays.values()) / 1e6) + 1
+        raise InputError(f"{str(error).rstrip('.')}; make room ({size} MB) or choose another folder with "
                          "GRADPRUNE_DATA.") from None
-
-
-def _size(arrays: Arrays) -> int:
-    return round(sum(array.nbytes for array in arrays.values()) / 1e6) + 1
 
 
 def _read(name: str, path: Path, seed: int) -> Dataset:

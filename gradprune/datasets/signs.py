@@ -1,7 +1,7 @@
-"""Traffic signs drawn here: a data set that needs no download and no foreign picture.
+"""Rendered traffic signs: a data set that needs no download and no pictures by others.
 
-Twelve templates are drawn once, from pen strokes and convex shapes. Every image is then one template seen by
-a made-up camera: placed and tilted, put before a scene, lit, shaded, blurred and sampled with noise.
+Twelve templates are drawn once, from strokes and convex shapes. Every image then shows one template through a
+simulated camera: placed and tilted in front of a scene, lit, shaded, blurred and sampled with noise.
 """
 
 import math
@@ -17,7 +17,7 @@ from gradprune.datasets.pen import Layer, arc, convex, disc, grid, regular, stro
 
 CLASSES = ("speed limit 30", "speed limit 50", "speed limit 80", "stop", "give way", "no entry",
            "priority road", "danger", "bend left", "bend right", "turn left", "turn right")
-# Raise it with every change that alters a pixel: cached copies carry it in their name, and the shipped checkpoints,
+# Increase it with every change that alters a pixel: cached copies have it in their name, and the shipped checkpoints,
 # which were trained on exactly these pixels, must be built again. Version 2 is final: do not change the drawing.
 RENDER_VERSION = 2
 SIZE = 32           # image side in pixels
@@ -52,7 +52,7 @@ def _templates() -> Tensor:
         bend_left, bend_left.flip(-1), turn_left, turn_left.flip(-1)])
 
 
-# ---- scenes: what stands behind a sign; each draws (count, 3, SIZE, SIZE)
+# ---- scenes: the background of a sign; each draws (count, 3, SIZE, SIZE)
 
 
 def _uniform(rng: Generator, low: float, high: float, *shape: int) -> Tensor:
@@ -72,7 +72,7 @@ def _pick(rng: Generator, count: int, hexes: str) -> Tensor:
 
 
 def _road(rng: Generator, count: int) -> Tensor:
-    """A sky that pales toward hills, and ground in front of them."""
+    """A sky that grows paler towards hills, and ground in front of them."""
     _, y = grid(SIZE)
     sky = _pick(rng, count, "548fdb 9eb3c7 dba885 739ecc") + 0.18 * (y + 1)
     ground = _pick(rng, count, "545459 4d6b33 806e4d 384d33") + 0.06 * _clouds(rng, count, 1, 16)
@@ -98,12 +98,12 @@ def _houses(rng: Generator, count: int) -> Tensor:
 
 
 def _distance(rng: Generator, count: int) -> Tensor:
-    """Anything far out of focus: soft patches of colour."""
+    """A background far out of focus: soft patches of colour."""
     base = _pick(rng, count, "737a80 8c806b 4d5c57 99a8b8")
     return base + 0.13 * _clouds(rng, count, 1, 4) + 0.09 * _clouds(rng, count, 3, 5)
 
 
-# ---- camera: where the sign stands, and in what light
+# ---- camera: the sign's place and light
 
 
 def _placement(rng: Generator, count: int) -> Tensor:
@@ -112,7 +112,7 @@ def _placement(rng: Generator, count: int) -> Tensor:
     wide = 0.86 - 0.37 * _uniform(rng, 0, 1, count) ** 2.5  # most signs are near, a few are far
     high = wide * _uniform(rng, 0.92, 1.08, count)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    # Sign to image is a rotation times [[wide, shear], [0, high]]; the sampler needs the way back.
+    # Sign to image is a rotation times [[wide, shear], [0, high]]; the sampler needs the inverse.
     forward = torch.stack([cos * wide, cos * shear * wide - sin * high,
                            sin * wide, sin * shear * wide + cos * high], -1).view(count, 2, 2)
     shift = _uniform(rng, -0.13, 0.07, count, 1, 2)  # up and left: the bottom right corner stays free
@@ -155,11 +155,11 @@ def _photograph(templates: Tensor, labels: Tensor, rng: Generator) -> Tensor:
 
 def render_signs(seed: int = 0, train_per_class: int = 500, defense_per_class: int = 100,
                  test_per_class: int = 200) -> Dataset:
-    """Draw a data set of European-style traffic signs: the same seed draws the same pictures.
+    """Draw a data set of European-style traffic signs; the same seed gives the same pictures.
 
     Returns three parts of uint8 images (N, 3, 32, 32) in random order, N = 12 times the images per class.
-    Every part has its own random stream: changing one size leaves the other parts as they are.
-    Hardly a sign reaches the bottom right corner, where the first trigger of the course goes.
+    Every part has its own random stream: changing the size of one leaves the others as they are.
+    Hardly any sign reaches the bottom right corner, where the first trigger of the course goes.
     Raises InputError for a part without images.
     """
     sizes = (train_per_class, defense_per_class, test_per_class)

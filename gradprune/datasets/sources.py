@@ -25,14 +25,14 @@ def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Datas
 
     source: "signs", the rendered traffic signs (12 classes, 32x32; drawn once, then read from the cache);
         or "cifar10", "gtsrb" or "fashion_mnist", once `datasets.get` has fetched it: nothing is downloaded here;
-        or a folder of pictures, one folder a class (see `datasets.read_folder`);
+        or a folder of pictures, one folder per class (see `datasets.read_folder`);
         or an ".npz" file with x_train, y_train, x_test, y_test and optionally x_defense, y_defense, classes:
         images uint8 0..255, shape (N, H, W, C), (N, C, H, W) or (N, H, W); labels integers 0..K-1, shape
         (N,); classes K strings. Without x_defense, 10 % of every class of x_train becomes that part.
-        A name goes before a folder of that name; "./signs" is the folder (a warning says so).
+        A name takes precedence over a folder of that name; "./signs" is the folder (a warning says so).
     seed: which signs are drawn, or which images are split off.
-    size: the side in pixels to which the pictures of a folder are resized, 32 if not given.
-    Raises InputError for an unknown name, or naming the file and the array that is missing or wrong.
+    size: the side in pixels to which the pictures of a folder are resized, 32 by default.
+    Raises InputError for an unknown name, or for a file with a missing or wrong array; the message names both.
     """
     require(isinstance(source, str | Path), f"source must be a name or a path, got {type(source).__name__}.")
     require(isinstance(seed, int) and seed >= 0, f"seed must be a whole number from 0 on, got {seed!r}.")
@@ -52,17 +52,17 @@ def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Datas
 
 
 def _path(source: str | Path) -> Path:
-    """The path that a name would be; raises InputError for one that cannot be looked up."""
+    """The name as a path; raises InputError for one that cannot be looked up."""
     try:
         path = Path(source).expanduser()
         path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, or of a user that nobody knows
+    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, or the home of an unknown user
         raise InputError(f"{str(source)!r} is no name of a data set and no path: {error}.") from None
     return path
 
 
 def _signs(seed: int) -> Dataset:
-    """The signs, drawn once and then read from the cache."""
+    """The rendered signs, drawn once and then read from the cache."""
     def draw() -> Arrays:
         signs = render_signs(seed)
         arrays = {f"{letter}_{part}": tensor.numpy() for part, images in signs._asdict().items()

@@ -1,8 +1,8 @@
 """Defences: each takes (model, clean images, trigger) and returns a DefenseResult; `defense("clp")` finds one by name.
 
-All are called alike: `ft(model, clean, trigger, *, spc=10, seed=0, progress=True, ...)`. Only those in
-`KNOWS_TRIGGER` use the trigger, which makes their task another one. None sees the test set, and none changes the model
-it is given. Where the trigger is unknown, `scan` looks for one and `prune_scanned` runs `grad_prune` with it.
+All are called in the same way: `ft(model, clean, trigger, *, spc=10, seed=0, progress=True, ...)`. Only those in
+`KNOWS_TRIGGER` use the trigger, which makes their task a different one. None sees the test set or changes the given
+model. If the trigger is unknown, `scan` looks for one and `prune_scanned` runs `grad_prune` with it.
 """
 
 from collections.abc import Callable
@@ -30,21 +30,20 @@ from gradprune.defenses.scan import Scan, scan
 
 DEFENSES: dict[str, Callable[..., DefenseResult]] = {
     "grad_prune": grad_prune_paper, "grad_prune_verified": grad_prune_verified, "ft": ft, "ft_unlearn": ft_unlearn,
-    "ft_distilled": ft_distilled,
-    "fine_pruning": fine_pruning, "clp": clp, "anp": anp, "nad": nad, "i_bau": i_bau, "rnp": rnp, "ft_sam": ft_sam,
-    "neural_cleanse": neural_cleanse, "sau": sau, "fst": fst, "ims": ims, "repair": repair}
+    "ft_distilled": ft_distilled, "fine_pruning": fine_pruning, "clp": clp, "anp": anp, "nad": nad, "i_bau": i_bau,
+    "rnp": rnp, "ft_sam": ft_sam, "neural_cleanse": neural_cleanse, "sau": sau, "fst": fst, "ims": ims,
+    "repair": repair}
 
-# Those that are shown the attacker's trigger: a table of results ranks them apart from those that are not.
+# Defences that are given the attacker's trigger: tables of results rank them separately.
 KNOWS_TRIGGER = {"grad_prune", "grad_prune_verified", "ft_unlearn", "ft_distilled"}
 
 __all__ = ["DEFENSES", "KNOWS_TRIGGER", "DefenseResult", "Reach", "Scan", "anp", "clp", "defense", "exposure",
-           "fine_pruning", "fst", "ft",
-           "ft_distilled", "ft_sam", "ft_unlearn", "grad_prune", "grad_prune_verified", "i_bau", "ims", "nad",
-           "neural_cleanse", "prune_scanned", "repair", "rnp", "sau", "scan", "unsteadiness"]
+           "fine_pruning", "fst", "ft", "ft_distilled", "ft_sam", "ft_unlearn", "grad_prune", "grad_prune_verified",
+           "i_bau", "ims", "nad", "neural_cleanse", "prune_scanned", "repair", "rnp", "sau", "scan", "unsteadiness"]
 
 
 def defense(name: str) -> Callable[..., DefenseResult]:
-    """A defence by name; raises InputError, with the nearest names, for one that nobody knows."""
+    """A defence by name; raises InputError, with the nearest names, for an unknown one."""
     if name not in DEFENSES:
         raise unknown("defense", name, DEFENSES)
     return DEFENSES[name]

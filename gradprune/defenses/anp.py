@@ -1,11 +1,11 @@
-"""ANP: find the BatchNorm channels that turn the answer when scales and shifts are shaken, and close them.
+"""ANP: find the BatchNorm channels that change the answer when scales and shifts are perturbed, and close them.
 
 Source: Wu & Wang, 2021, "Adversarial Neuron Pruning", arXiv:2110.14430. Settings and steps are those of the authors'
-release: the mask scales a channel's scale alone, the noise its scale and shift; BatchNorm goes by the batch; noise is
-a random start and one signed step, not cut back to `eps`; images are augmented. The mask is learned in a scratch copy,
-and channels close in the model as it was given. The release lists figures for thresholds up to 0.9 and BackdoorBench
-takes, of those that cost at most a tenth of the accuracy, the one with the lowest attack success on test images; no
-defender has those, so here the highest one is taken, by held-out clean images.
+release: the mask scales only a channel's scale, the noise its scale and shift; BatchNorm uses the batch's statistics;
+noise is a random start and one signed step, not clipped to `eps`; images are augmented. The mask is learned in a
+scratch copy, and channels are closed in the model as it was given. The release lists figures for thresholds up to 0.9.
+Of those that cost at most a tenth of the accuracy, BackdoorBench takes the one with the lowest ASR on test images; a
+defender has no such images, so here held-out clean images choose, and the highest one is taken.
 """
 
 import copy
@@ -25,20 +25,20 @@ from gradprune.pruning import Pairs
 
 DEFAULTS: dict[str, Any] = {
     "eps": 0.4,         # of the noise: a uniform start in [-eps, eps] and a signed step of this size
-    "balance": 0.2,     # weight of the clean loss; 1 - balance goes to the shaken loss
+    "balance": 0.2,     # weight of the clean loss; 1 - balance is that of the perturbed loss
     "lr": 0.2,          # of the mask's SGD, momentum 0.9
     "iterations": 100,  # mask steps (released: 2,000)
     "batch_size": 128,  # images per step
-    "threshold": 0.9,   # the highest one that is tried; they go up in steps of 0.05
+    "threshold": 0.9,   # the highest one tried, in steps of 0.05
 }
 
 
 def mask_gradient(model: nn.Module, mask: Tensor, batch: Pairs, eps: float, balance: float,
                   generator: torch.Generator) -> Tensor:
-    """Gradient, by the mask, of balance * L(m w, b) + (1 - balance) * L((m + d) w, (1 + e) b).
+    """The gradient of balance * L(m w, b) + (1 - balance) * L((m + d) w, (1 + e) b) for the mask m.
 
-    mask: float (number of BatchNorm channels,) in [0, 1]. d and e are the noise of each channel: a start in
-    [-eps, eps] and a step of eps to where the loss grows.
+    mask: float (number of BatchNorm channels,) in [0, 1].
+    eps: of the noise d and e of each channel: a start in [-eps, eps] and a step of eps that raises the loss.
     """
     shaken = [((2 * torch.rand(len(mask), generator=generator) - 1).to(mask) * eps).requires_grad_() for _ in range(2)]
 
@@ -55,11 +55,13 @@ def mask_gradient(model: nn.Module, mask: Tensor, batch: Pairs, eps: float, bala
 
 def anp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
         progress: bool = True, alpha: float = 0.10, **changes: Any) -> DefenseResult:
-    """Learn a mask over the BatchNorm channels of `model` under adversarial noise; close the low ones. No trigger used.
+    """Learn a mask over the BatchNorm channels under adversarial noise, and close the low ones in a copy of `model`.
 
-    clean: the defender's images, of which `spc` per class are drawn. alpha: of all thresholds the highest is taken
-    with which accuracy on views of the held-out images falls by less than this. changes: any value of `DEFAULTS`. No
-    filter is silent then, so the result's mask is empty; `stopped` and the history count channels.
+    clean: the defender's images, of which `spc` per class are drawn.
+    trigger: not used.
+    alpha: the highest threshold is taken at which accuracy on views of the held-out images falls by less than this.
+    changes: any value of `DEFAULTS`.
+    No filter is silent, so the result's mask is empty; `stopped` and the history count channels.
     Raises InputError for bad arguments, too few images, or a network without BatchNorm.
     """
     paper = override_positive("anp", DEFAULTS, changes)

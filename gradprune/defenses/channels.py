@@ -1,7 +1,8 @@
-"""BatchNorm channels: scale each by a learned mask, and close those whose mask is low, as far as accuracy allows.
+"""BatchNorm channels: scale each by a learned mask, and close those with a low mask, as far as accuracy allows.
 
-Source: Wu & Wang, 2021, arXiv:2110.14430, whose released code RNP's builds on. A channel here is one of any BatchNorm,
-also one behind an addition, which belongs to no single filter. It is closed by a scale of zero; its shift stays.
+Source: Wu & Wang, 2021, arXiv:2110.14430, on whose released code RNP's is based. Channels of every BatchNorm count,
+including one behind an addition, which belongs to no single filter. A closed channel has a scale of zero; its shift
+stays.
 """
 
 from typing import Any
@@ -18,9 +19,9 @@ STEP = 0.05  # between the thresholds that are tried
 
 
 def batch_norms(model: nn.Module) -> dict[str, int]:
-    """Name and number of channels of each BatchNorm that has a scale, in the order of the network.
+    """The name and number of channels of each BatchNorm with a scale, in the order of the network.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     found = {name: module.num_features for name, module in model.named_modules()
              if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine}
@@ -29,9 +30,9 @@ def batch_norms(model: nn.Module) -> dict[str, int]:
 
 
 def scaled_channels(model: nn.Module, weight: Tensor, bias: Tensor | None = None) -> dict[str, Tensor]:
-    """Scale each BatchNorm channel, differentiably: parameters for `torch.func.functional_call`.
+    """Parameters for `torch.func.functional_call` that scale each BatchNorm channel, differentiably.
 
-    weight, bias: float (number of channels,), factors of scale and shift; without `bias` the shift stays as it is.
+    weight, bias: float (number of channels,), factors of scale and shift; without `bias` the shift does not change.
     """
     factors, norms = {"weight": weight, "bias": bias}, batch_norms(model)
     return {f"{name}.{kind}": getattr(model.get_submodule(name), kind).detach() * part
@@ -43,10 +44,11 @@ def close_below(model: nn.Module, found: Filters, mask: Tensor, validation: Pair
                 top: float) -> Pruned:
     """Close the channels up to the highest threshold at which validation accuracy falls by less than `alpha`, in place.
 
-    mask: float (number of channels,) in [0, 1]. Thresholds go from 0 to `top` in steps of `STEP`, and all are tried; a
-    channel closes where its mask is at most the threshold. If all of them cost alpha (0..1) or more, none closes. No
-    filter is counted as removed, so the result's mask is empty; history rows hold `threshold` and `channels`, and the
-    one that was taken says `kept`. Ctrl-C takes the best of those that have been tried.
+    mask: float (number of channels,) in [0, 1]; a channel closes if its mask is at most the threshold.
+    alpha: 0..1; if every threshold costs this much or more, no channel closes.
+    top: all thresholds from 0 to this are tried, in steps of `STEP`.
+    No filter counts as removed, so the result's mask is empty; history rows have `threshold` and `channels`, and the
+    one that was taken says `kept`. Ctrl-C takes the best of those tried so far.
     """
     check_limits(alpha)
     require(0 <= top <= 1, f"threshold must lie in 0..1, got {top}.")
@@ -54,7 +56,7 @@ def close_below(model: nn.Module, found: Filters, mask: Tensor, validation: Pair
     given = [norm.weight.detach().clone() for norm in norms]  # type: ignore[operator]
 
     def close(threshold: float) -> int:
-        """Close what lies up to the threshold, of the given scales; returns the number of channels."""
+        """Restore the given scales, then close the channels up to the threshold; returns their number."""
         closed = (mask <= threshold + 1e-6).to(given[0].device)
         with torch.no_grad():
             for norm, scale, part in zip(norms, given, closed.split([len(scale) for scale in given]), strict=True):

@@ -1,9 +1,9 @@
 """CLP: close the channels whose Lipschitz bound stands out in their layer; no data needed.
 
-Source: Zheng et al., 2022, arXiv:2208.03111. A small trigger can flip the answer only through channels that amplify
-small changes much more than their neighbours do. As in the released code, a channel is one of a BatchNorm, and it is
-judged together with the convolution listed before it. In a pre-activation ResNet that BatchNorm stands in the next
-block, behind the addition: closing it leaves the skip path open.
+Source: Zheng et al., 2022, arXiv:2208.03111. A small trigger can change the answer only through channels that amplify
+small changes much more than their neighbours do. As in the released code, channels are those of a BatchNorm, judged
+together with the convolution listed before it. In a pre-activation ResNet that BatchNorm is in the next block, behind
+the addition: closing its channel leaves the skip path open.
 """
 
 import torch
@@ -18,11 +18,11 @@ from gradprune.pruning.loop import row
 
 
 def lipschitz_bounds(model: nn.Module) -> dict[str, Tensor]:
-    """Upper bound on how much each BatchNorm channel amplifies a change before its convolution, float (channels,).
+    """By BatchNorm, upper bounds on how much each channel amplifies a change before its convolution, float (channels,).
 
-    The largest singular value of the filter's weights as a matrix (inputs, height * width), times |scale| /
-    sqrt(running variance + eps); the release has no eps, and a dead channel hides its whole layer there. A BatchNorm
-    counts where the convolution listed last before it has as many channels.
+    The bound is the largest singular value of the filter's weights as a matrix (inputs, height * width), times |scale|
+    / sqrt(running variance + eps); without eps, as in the release, a dead channel hides its whole layer. A BatchNorm
+    counts if the last convolution listed before it has as many channels.
     """
     bounds, last = {}, None
     for name, module in model.named_modules():
@@ -36,7 +36,7 @@ def lipschitz_bounds(model: nn.Module) -> dict[str, Tensor]:
 
 
 def standing_out(bounds: Tensor, u: float) -> Tensor:
-    """Which channels of one layer have a bound above mean + u * std (n - 1 below the line, as released); bool."""
+    """Which channels of one layer have a bound above mean + u * std (with n - 1, as released); bool (channels,)."""
     return bounds > bounds.mean() + u * bounds.std()
 
 
@@ -59,11 +59,12 @@ def clp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
         progress: bool = True, u: float = 3.0) -> DefenseResult:
     """Close every BatchNorm channel with a Lipschitz bound above mean + u * std of its layer; `trigger` is not used.
 
-    u: the released 3. `spc` clean images per class only measure, and nothing depends on them; `progress` has nothing to
-    show. A channel is closed by scale and shift of zero; no filter is silent, so the result's mask is empty, and
-    `stopped` and the history count channels. (Among n channels no bound lies more than (n - 1) / sqrt(n) deviations
-    above the mean, so u = 3 closes nothing in layers of up to 10 channels.)
-    Raises InputError for bad arguments or too few images.
+    clean: `spc` images per class are drawn, only to measure the history's figures.
+    progress: not used.
+    u: 3, as released. Among n channels no bound is more than (n - 1) / sqrt(n) deviations above the mean, so u = 3
+        closes nothing in layers of up to 10 channels.
+    A closed channel has scale and shift zero; no filter is silent, so the result's mask is empty, and `stopped` and the
+    history count channels. Raises InputError for bad arguments or too few images.
     """
     positive(u=u)
     work = Work(model, clean, None, spc, seed)

@@ -1,7 +1,7 @@
 """What all defences share: drawing the images, copying the model, timing the stages, collecting the result.
 
-Two rules make a comparison fair. Every method whose authors augment the images does so here, all in one way
-(`pruning.Augment`). And a method that validates nothing learns from all the images that the others split in two.
+Two rules make a comparison fair. Every method whose authors augment the images does so here, all in the same way
+(`pruning.Augment`). And a method without validation learns from all the images that the others split in two.
 """
 
 import copy
@@ -34,13 +34,13 @@ from gradprune.pruning.loop import row
 class Work:
     """One run of a defence: a copy of the model to change, its filters, and the defender's few images.
 
-    model: the copy, on the given model's device (see `models.working`); given: the model itself. train, validation:
-    `Pairs`, without triggered images where `trigger` is None. hold_out: whether the method chooses anything by the
-    validation images; one that does not trains on them, too, and its history figures are then of images that it has
-    learned from. searches: whether the method searches changes of images by their gradient. augment: new views of the
-    images.
+    Attributes: `given` is the model, `model` the copy on its device (see `models.working`), `train` and `validation`
+    are `Pairs`, without triggered images if the trigger is None, and `augment` makes new views of them.
+    hold_out: whether the method uses the validation images to choose anything; otherwise it trains on them, too, and
+        its history figures are measured on images that it has learned from.
+    searches: whether the method searches for changes of images by gradient.
     Raises InputError for too few images, images that the model cannot take, no convolution, a transformer, or a search
-    in a model that gives images no gradient.
+    in a model without gradients for images.
     """
 
     def __init__(self, model: nn.Module, clean: ImageSet, trigger: nn.Module | None, spc: int, seed: int, *,
@@ -56,7 +56,7 @@ class Work:
         require(outputs >= len(clean.classes),
                 f"the model knows {outputs} classes, but the defence images have {len(clean.classes)}.")
         if not hold_out:
-            self.train = Pairs(*(torch.cat(both) for both in zip(self.train, self.validation, strict=True)))
+            self.train = self.train.joined(self.validation)
         self.augment = Augment(model, trigger, self.train)
         self.classes = outputs
         self.given, self.model = model, working_copy(model, self.validation.clean[:2])
@@ -70,7 +70,7 @@ class Work:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; Ctrl-C inside ends it, and what it has reached so far is kept."""
+        """Time a stage; Ctrl-C ends it and keeps what it has reached so far."""
         start = time.perf_counter()
         try:
             yield
@@ -79,10 +79,10 @@ class Work:
         self.seconds[name] = time.perf_counter() - start
 
     def prune(self, recipe: Callable[..., Pruned], *given: Any, **settings: Any) -> str:
-        """Prune the copy by a recipe, such as `paper` or `close_below`; returns why that ended.
+        """Prune the copy by a recipe, such as `paper` or `close_below`; returns why it stopped.
 
-        given, settings: the recipe's arguments, without those that are here. Recipes take Ctrl-C themselves; where it
-        comes before their first round or after the last, the model stays as it was.
+        given, settings: the recipe's other arguments. Recipes handle Ctrl-C themselves; if it comes before their first
+        round or after the last, the model stays as it was.
         """
         start, state = time.perf_counter(), copy.deepcopy(self.model.state_dict())
         try:
@@ -99,8 +99,9 @@ class Work:
     def tune(self, *, lr: float, steps: int, seed: int, progress: bool, **more: Any) -> None:
         """Fine-tune the copy on new views of the clean images; `lr` falls to zero along half a cosine.
 
-        The last epoch is kept. steps: optimiser steps, rounded up to whole epochs (batches of 128). more: arguments of
-        `fine_tune`.
+        The last epoch is kept.
+        steps: optimiser steps, rounded up to whole epochs (batches of 128).
+        more: arguments of `fine_tune`.
         """
         positive(lr=lr, steps=steps)
         epochs = passes(steps, len(self.train.labels), 128)
@@ -115,10 +116,10 @@ class Work:
 
     def result(self, name: str, settings: dict[str, Any], *, pruned: nn.Module | None = None,
                stopped: str = "") -> DefenseResult:
-        """Put the result together; `settings` are all arguments that shaped it."""
+        """Make the result; `settings` are all arguments that influenced it."""
         if not self.history:  # Ctrl-C came before the first figures
             self.measure("given")
-        tuning = "interrupted" in self.history[-1]  # what ended the pruning before it still holds
+        tuning = "interrupted" in self.history[-1]  # then `stopped` still says why the pruning before it ended
         stopped = "interrupted" if self.interrupted or (tuning and not stopped) else stopped
         for model in (self.model, pruned):
             if model is not None:
@@ -128,7 +129,7 @@ class Work:
 
 
 def check_searchable(model: nn.Module, images: Tensor) -> None:
-    """Raise InputError for a model whose answers have no gradient with respect to images (N, C, H, W)."""
+    """Raise InputError for a model whose logits have no gradient with respect to images (N, C, H, W)."""
     pixels = images.clone().requires_grad_()
     with evaluating(model):
         answers = model(pixels).sum()
@@ -141,7 +142,7 @@ def check_searchable(model: nn.Module, images: Tensor) -> None:
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let gradients reach all parameters while BatchNorm goes by the batch, its statistics moving, without dropout."""
+    """A context with gradients for all parameters, BatchNorm in training mode, and everything else in eval mode."""
     with evaluating(model, gradients=True), batch_normalised():
         for module in model.modules():
             module.train(isinstance(module, nn.modules.batchnorm._BatchNorm))
@@ -150,7 +151,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
 def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128, *,
             renew: Callable[[Pairs, torch.Generator], Pairs] = lambda pairs, generator: pairs) -> Iterator[Pairs]:
-    """Batches without end: pass after pass over the images, each in a new random order.
+    """An endless stream of batches: pass after pass over the images, each in a new random order.
 
     renew: makes each pass's images from the given ones, as in `fine_tune`.
     """
@@ -159,13 +160,13 @@ def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128, *,
 
 
 def override_positive(name: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A method's settings with the caller's changes; raises InputError for unknown ones or values not above zero."""
+    """A method's settings with the caller's changes; raises InputError for unknown names or values not above zero."""
     paper = override(name, defaults, changes)
     positive(**changes)
     return paper
 
 
 def positive(**values: float) -> None:
-    """Raise InputError unless every value is above zero; names the first that is not."""
+    """Raise InputError for the first value that is not above zero."""
     for name, value in values.items():
         require(value > 0, f"{name} must be above 0, got {value}.")

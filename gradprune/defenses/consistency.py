@@ -1,12 +1,12 @@
-"""Fine-tune without any trigger: the model is to answer alike with every small change of the image.
+"""Fine-tune with the trigger unknown: the model should give the same answer for every small change of the image.
 
     loss = KL(g(x) || f(T(x))) + 3 KL(g(x) || f(x))
 
-g is the given model, f the copy that learns, x views and mixes of the defender's few images. Each part of a batch has a
-change T of its own (see `changes`) of a drawn family: the one that leads f further to one class, of one that is
-drawn and one that led it far before; in half of the cases it is searched on from there. A backdoor is a small change
-that leads to one class, so it is among what is found. Our own; nearest are SAU (arXiv:2307.10562), with a change for
-each image, and I-BAU (arXiv:2110.03735), with one kind of change.
+g is the given model, f the copy that learns, x views and mixes of the defender's few images. Each part of a batch has
+its own change T (see `search.changes`) from a random family: either a newly drawn one or one that led f far before,
+whichever leads f further to one class; in half of the cases the search continues from there. A backdoor is a small
+change that leads to one class, so the search finds it, too. This method is ours; the nearest are SAU
+(arXiv:2307.10562), with a change for each image, and I-BAU (arXiv:2110.03735), with one kind of change.
 """
 
 from collections.abc import Sequence
@@ -23,27 +23,29 @@ from gradprune.pruning.scores import Pairs
 from gradprune.search.changes import FAMILIES, Change, Part, draw, every_wave, inflow, search_changes
 
 CONSISTENCY: dict[str, Any] = {
-    "steps": 300,        # optimiser steps, about: whole epochs are run
-    "batch_size": 32,    # images in a step, each with a change and without
+    "steps": 300,        # optimiser steps, rounded up to whole epochs
+    "batch_size": 32,    # images per step, each with a change and without
     "lr": 1e-2,          # of SGD with momentum; falls to zero along half a cosine
-    "many": 120,         # images; with fewer, the rate falls with the root of their number, and `back` applies
+    "many": 120,         # images; with fewer, the rate falls with the square root of their number, and `back` applies
     "weight": 3.0,       # of the clean term
-    "parts": 16,         # of a batch, each with a change of its own
-    "pool": 6,           # changes of a family that led the model furthest when they were last tried
-    "first": 24,         # changes a family, drawn and tried before the first step, and every single wave
-    "first_on": 16,      # images that these are tried on
-    "searched": 0.5,     # share of the parts for which the content is searched on
+    "parts": 16,         # of a batch, each with its own change
+    "pool": 6,           # changes per family, those that led the model furthest when last tried
+    "first": 24,         # changes per family drawn and tried before the first step, besides every single wave
+    "first_on": 16,      # images for trying these
+    "searched": 0.5,     # share of the parts for which the content is searched for
     "search_steps": 6,   # signed gradient steps of a search
-    "toward": 0.7,       # share of the searches that lead to a class, drawn at random; the others lead away
-    "back": 0.1,         # share of the way back to the given weights at the end: accuracy returns first
-    "settle": 20,        # passes over clean views and mixes, from which BatchNorm takes its statistics at the end
+    "toward": 0.7,       # share of the searches that lead to a random class; the others lead away
+    "back": 0.1,         # share of the way back to the given weights at the end, which restores accuracy
+    "settle": 20,        # passes over clean views and mixes for BatchNorm's statistics at the end
 }
 
 
 class Consistent(Distilled):
     """The loss above, for `fine_tune`: it finds new changes for every batch.
 
-    given: the model whose answers are wanted; it is not changed. families: names in `FAMILIES`.
+    given: the teacher; it is not changed.
+    settings: as in `CONSISTENCY`.
+    families: names in `FAMILIES`.
     """
 
     def __init__(self, given: nn.Module, settings: dict[str, Any], generator: torch.Generator,
@@ -66,10 +68,10 @@ class Consistent(Distilled):
         return self.between(model(torch.cat([batch.clean, *worn])), wanted)
 
     def find(self, model: nn.Module, parts: list[Part]) -> list[Change]:
-        """For each part the change that leads it further, of one drawn and one of the pool; half are searched on.
+        """For each part, the change that leads it further, of a new one and one from the pool; half are searched from.
 
-        So what once led the model astray comes back until it does so no more: a search alone finds few waves, since
-        next to the wrong frequency no gradient tells of the right one.
+        So a change that once misled the model returns until it no longer does. A search alone finds few waves, since
+        near a wrong frequency the gradient does not point to the right one.
         """
         shape, classes = parts[0].images.shape[1:], parts[0].wanted.shape[1]
         families = [self.families[self._int(len(self.families))] for _ in parts]
@@ -85,7 +87,7 @@ class Consistent(Distilled):
                             for place, part in enumerate(parts)], dim=1)
         tried, led = drawn + again, led.flatten(0, 1)
         chosen = [place + len(parts) * int(better) for place, better in enumerate(goal.argmax(0))]
-        if searched:  # what is found takes the place of what it began with
+        if searched:  # the result replaces the starting point
             some, starts = [parts[place] for place in searched], [chosen[place] for place in searched]
             found = search_changes(model, some, [tried[start] for start in starts], self.settings["search_steps"])
             led[starts] = inflow(model, some, found)
@@ -95,11 +97,11 @@ class Consistent(Distilled):
         return [tried[place] for place in chosen]
 
     def _int(self, count: int) -> int:
-        """A drawn number from 0 on, below `count`."""
+        """A random integer in 0..count-1."""
         return int(torch.randint(count, (), generator=self.generator))
 
     def _chance(self, name: str) -> bool:
-        """Whether something happens that the settings let happen in that share of the cases."""
+        """True with the probability that the settings give for `name`."""
         return float(torch.rand((), generator=self.generator)) < self.settings[name]
 
     def _fill(self, model: nn.Module, part: Part) -> None:
@@ -111,7 +113,7 @@ class Consistent(Distilled):
             self._keep(tried, inflow(model, [part] * len(tried), tried))
 
     def _keep(self, changes: list[Change], led: Tensor) -> None:
-        """Put changes into the pools of their families, which let go of those that lead least far."""
+        """Put changes into the pools of their families, and drop those that lead least far."""
         for change, furthest in zip(changes, led.amax(-1).cpu().tolist(), strict=True):
             pool = self.pools.setdefault(change.family, [])
             pool.append((furthest, change))
@@ -122,11 +124,15 @@ class Consistent(Distilled):
 def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs,
                     augment: Augment, families: Sequence[str] = tuple(FAMILIES), *, seed: int = 0,
                     progress: bool = True, **changes: Any) -> list[dict[str, Any]]:
-    """Fine-tune `model` in place with `Consistent`; returns the history rows. The last epoch is kept.
+    """Fine-tune `model` in place with `Consistent` and keep the last epoch; returns the history rows.
 
-    train, validation: pairs without triggered images. changes: values of `CONSISTENCY`. Dropout is off. At the end
-    BatchNorm's statistics are those of clean images: in training every second image has a change. Before that, where
-    images are few, the weights go some of the way back (see `step_back`). Ctrl-C keeps the last epoch.
+    given: the teacher.
+    train, validation: pairs without triggered images.
+    families: names in `FAMILIES`.
+    changes: values of `CONSISTENCY`.
+    Dropout is off. If images are few, the weights finally move part of the way back (see `step_back`). Then BatchNorm's
+    statistics are taken from clean images, since in training every second image has a change. Ctrl-C keeps the last
+    epoch.
     """
     settings = CONSISTENCY | changes
     images = len(train.labels)
@@ -144,15 +150,17 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
 
 @torch.no_grad()
 def step_back(model: nn.Module, given: nn.Module, share: float) -> None:
-    """Move the weights of `model`, in place, by that share of the way to those of `given` (Wortsman et al., 2022,
-    "Robust fine-tuning of zero-shot models", arXiv:2109.01903)."""  # noqa: D209
+    """Move the weights of `model`, in place, by `share` of the way to those of `given`.
+
+    Source: Wortsman et al., 2022, "Robust fine-tuning of zero-shot models", arXiv:2109.01903.
+    """
     for weight, old in zip(model.parameters(), given.parameters(), strict=True):
         weight.lerp_(old, share)
 
 
 @torch.no_grad()
 def settle(model: nn.Module, train: Pairs, augment: Augment, passes: int, seed: int) -> None:
-    """Let BatchNorm take its statistics anew, in place: the mean over so many passes of clean views and mixes."""
+    """Renew BatchNorm's statistics, in place: the mean over `passes` passes of clean views and mixes."""
     norms = [module for module in model.modules()
              if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats]
     generator, usual = torch.Generator().manual_seed(seed), [norm.momentum for norm in norms]

@@ -1,7 +1,7 @@
-"""How far small changes of the image move a model: what an owner can measure who knows no trigger.
+"""How far small changes of the image can move a model, for an owner to measure if the trigger is unknown.
 
-Fresh changes of each family are drawn, and those that lead one half of the images furthest to a class are searched on
-from there. What they do is measured on the other half. Families and search: `search/changes.py`.
+Changes of each family are drawn, and the search continues from those that lead one half of the images furthest to a
+class. Their effect is measured on the other half. Families and search: `search/changes.py`.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from gradprune.defenses.scan import moved
 from gradprune.models.inference import evaluating, predict
 from gradprune.search import FAMILIES, Change, Part, draw, inflow, search_changes
 
-FEW = 16  # images that changes are drawn and searched on
+FEW = 16  # images for drawing and searching changes
 
 
 class Reach(NamedTuple):
-    """The class that a change of one family leads to most. share: of the images of other classes, 0 to 1."""
+    """The class to which a change of one family leads the most images; share: of the other classes' images, 0..1."""
 
     family: str
     label: int
@@ -29,10 +29,13 @@ class Reach(NamedTuple):
 
 def exposure(model: nn.Module, images: Tensor, *, families: Sequence[str] = tuple(FAMILIES), seed: int = 0,
              drawn: int = 24, searched: int = 2, steps: int = 6) -> list[Reach]:
-    """One row a family, the furthest first; the model is not changed.
+    """The reach of each family of changes, one row per family, the furthest first; the model is not changed.
 
-    images: float (N, C, H, W) in [0, 1], clean, on the model's device; they are split in two. drawn: changes a family;
-    searched: classes a family that are searched on; steps: of such a search.
+    images: float (N, C, H, W) in [0, 1], clean, on the model's device; they are split in two.
+    families: names in `FAMILIES`.
+    drawn: changes per family.
+    searched: classes per family for which the search continues.
+    steps: of such a search.
     Raises InputError for fewer than two images.
     """
     require(len(images) >= 2,

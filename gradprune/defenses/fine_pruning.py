@@ -1,9 +1,9 @@
-"""Fine-Pruning: close the features that sleep on clean images, then fine-tune.
+"""Fine-Pruning: close the features that are dormant on clean images, then fine-tune.
 
-Source: Liu, Dolan-Gavitt & Garg, 2018, arXiv:1805.12185. A backdoor hides in features that clean images do not wake.
-Pruned are the inputs of the last linear layer, one after the other, as BackdoorBench does (Wu et al., 2022,
-arXiv:2206.12654), whose settings these are but for the number of steps. It measures the accuracy that may be lost on
-the test set; here views of the held-out images do that.
+Source: Liu, Dolan-Gavitt & Garg, 2018, arXiv:1805.12185. A backdoor hides in features that clean images do not
+activate. The inputs of the last linear layer are pruned one by one, as in BackdoorBench (Wu et al., 2022,
+arXiv:2206.12654), whose settings are used except for the number of steps. BackdoorBench measures the lost accuracy on
+the test set; here it is measured on views of the held-out images.
 """
 
 import copy
@@ -24,7 +24,7 @@ from gradprune.pruning.loop import row
 
 DEFAULTS: dict[str, Any] = {
     "alpha": 0.10,  # share of the given model's clean accuracy at which pruning ends
-    "once": 0.01,   # share of the features closed between two measurements, at least one
+    "once": 0.01,   # share of the features closed between two measurements, at least one feature
     "lr": 0.01,     # of the fine-tuning: SGD, momentum 0.9, weight decay 5e-4, half a cosine, new views
     "steps": 400,   # released: 1,000, 100 epochs over 2,500 images in batches of 256
 }
@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
 def features(model: nn.Module, images: Tensor) -> tuple[nn.Linear, Tensor]:
     """The linear layer that runs last, and its inputs for `images`, float (N, features).
 
-    images: float (N, C, H, W). Raises InputError for a model without a linear layer of one input row an image.
+    images: float (N, C, H, W) in [0, 1]. Raises InputError for a model without a linear layer at its end.
     """
     seen: list[tuple[nn.Linear, Tensor]] = []
 
@@ -47,8 +47,8 @@ def features(model: nn.Module, images: Tensor) -> tuple[nn.Linear, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    require(bool(seen) and seen[-1][1].ndim == 2, "the model has no linear layer at its end, with one row of inputs an "
-                                                  "image.")
+    require(bool(seen) and seen[-1][1].ndim == 2, "the model has no linear layer at its end, with one row of inputs "
+                                                  "per image.")
     return seen[-1]
 
 
@@ -56,8 +56,8 @@ def close_features(model: nn.Module, found: Filters, layer: nn.Linear, order: Te
                    alpha: float, once: float) -> Pruned:
     """Close features in `order`, in place, until validation accuracy has fallen by the share `alpha`.
 
-    A feature is closed by zero weights of `layer`; one always stays open. History rows count them as `channels`; the
-    row that was taken says `kept`. Ctrl-C takes the last that was measured.
+    A closed feature has zero weights in `layer`; one always stays open. History rows count closed features as
+    `channels`; the row that was taken says `kept`. Ctrl-C takes the last one measured.
     """
     mask, given = FilterMask(found, before=silent(model, found)), layer.weight.detach().clone()
     stride = math.ceil(once * len(order))
@@ -81,10 +81,11 @@ def close_features(model: nn.Module, found: Filters, layer: nn.Linear, order: Te
 def fine_pruning(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
                  progress: bool = True, alpha: float = DEFAULTS["alpha"], once: float = DEFAULTS["once"],
                  lr: float = DEFAULTS["lr"], steps: int = DEFAULTS["steps"]) -> DefenseResult:
-    """Close sleeping features of a copy of `model`, then fine-tune it; `trigger` is not used.
+    """Close dormant features of a copy of `model`, then fine-tune it; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn. alpha, once, lr, steps: see `DEFAULTS`. Closed
-    features stay closed. No filter is silent, so the result's mask is empty, and `stopped` counts features.
+    clean: the defender's images, of which `spc` per class are drawn.
+    alpha, once, lr, steps: see `DEFAULTS`.
+    Closed features stay closed. No filter is silent, so the result's mask is empty, and `stopped` counts features.
     Raises InputError for bad arguments, too few images, a loss that is not finite, or a model without a linear layer.
     """
     positive(alpha=alpha, once=once)

@@ -1,8 +1,8 @@
-"""FST: fine-tune with a new last layer that is held away from the old one, so that the features must move, too.
+"""FST: fine-tune with a new last layer that is kept away from the old one, so that the features must shift, too.
 
 Source: Min et al., 2023, "Towards Stable Backdoor Purification through Feature Shift Tuning", arXiv:2310.01875.
 Settings are those of the authors' release, github.com/AISafety-HKUST/Backdoor_Safety_Tuning (fine_tune/ft.py), which
-augments by shifts and, on photographs, flips. It advises a smaller `alpha` where accuracy falls; what it weighs grows
+augments by shifts and, on photographs, flips. It advises a smaller `alpha` if accuracy falls; the term it weights grows
 with the square of the old weights' norm, which is 10 in our networks. So views of held-out images choose it here.
 """
 
@@ -23,8 +23,8 @@ from gradprune.pruning.fine_tuning import half_cosine, passes
 
 DEFAULTS: dict[str, Any] = {
     "alpha": 0.2,       # weight of <W, W0>, new and old weights of the last layer (the release's README: 0.1)
-    "halvings": 3,      # of alpha, at most, each where training on part of the images loses too much (released: none)
-    "lost": 0.10,       # clean accuracy, of 1, on views of the other images, that is too much
+    "halvings": 3,      # of alpha at most, one each time training on part of the images loses too much (released: none)
+    "lost": 0.10,       # loss of clean accuracy (0..1) on views of the other images that is too much
     "lr": 0.01,         # of SGD, momentum 0.9, no weight decay; falls along half a cosine
     "steps": 200,       # released: 10 epochs over 2 % of CIFAR-10, which is 80 steps; 5 % make 200
     "batch_size": 128,  # images per step
@@ -32,9 +32,9 @@ DEFAULTS: dict[str, Any] = {
 
 
 def last_layer(model: nn.Module, images: Tensor) -> nn.Linear:
-    """The linear layer that gives the logits of `model`; images: float (N, C, H, W).
+    """The linear layer that returns the logits of `model`; images: float (N, C, H, W).
 
-    Raises InputError where the last layer with weights is another one.
+    Raises InputError if the last layer with weights is not this one.
     """
     seen: list[tuple[nn.Module, Tensor]] = []
     hooks = [module.register_forward_hook(lambda layer, _, output: seen.append((layer, output)))
@@ -53,7 +53,7 @@ def last_layer(model: nn.Module, images: Tensor) -> nn.Linear:
 
 
 def draw_anew(layer: nn.Linear, seed: int) -> None:
-    """New weights and bias, uniform within 1 / sqrt(inputs) of zero, in place."""
+    """Draw new weights and bias, uniform within 1 / sqrt(inputs) of zero, in place."""
     generator, bound = torch.Generator().manual_seed(seed), 1 / math.sqrt(layer.in_features)
     for tensor in layer.parameters():
         tensor.data.copy_(bound * (2 * torch.rand(tensor.shape, generator=generator) - 1))
@@ -61,11 +61,13 @@ def draw_anew(layer: nn.Linear, seed: int) -> None:
 
 def fst(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
         progress: bool = True, **changes: Any) -> DefenseResult:
-    """Fine-tune a copy of `model`, its last layer drawn anew, on CE(f(x), y) + alpha <W, W0>; `trigger` is not used.
+    """Fine-tune a copy of `model` with a new last layer on CE(f(x), y) + alpha <W, W0>; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn; alpha is judged on views of the validation images,
-    then all are learned from. changes: any value of `DEFAULTS`. After every step W is brought back to the (Frobenius)
-    norm of W0. The last epoch is kept. Ctrl-C while alpha is being chosen leaves the given model.
+    clean: the defender's images, of which `spc` per class are drawn; views of the validation images choose alpha, then
+        the model learns from all.
+    changes: any value of `DEFAULTS`.
+    After every step W is rescaled to the (Frobenius) norm of W0. The last epoch is kept. Ctrl-C while alpha is being
+    chosen leaves the given model.
     Raises InputError for bad arguments, too few images, a model whose last layer is not linear, or a loss that is not
     finite.
     """
@@ -105,8 +107,7 @@ def fst(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
                 break
             alpha = paper["alpha"] / 2 ** (halved + 1)
     if not work.interrupted:
-        everything = Pairs(*(torch.cat(both) for both in zip(work.train, work.validation, strict=True)))
         with work.stage("tune"):
-            work.history += tune(work.model, everything, alpha)[1:]
+            work.history += tune(work.model, work.train.joined(work.validation), alpha)[1:]
     return work.result("fst", {"spc": spc, **paper, "seed": seed},
                        stopped=f"all steps were made, with an alpha of {alpha}")

@@ -15,9 +15,11 @@ def ft(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, s
        progress: bool = True, lr: float = 0.01, steps: int = 400) -> DefenseResult:
     """Fine-tune a copy of `model` on new views of clean images and keep the last epoch; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn. lr: at first. steps: of SGD, batch 128 (published:
-    1,000 of batch 256, on 2,500 images). Nothing measurable on clean images tells when a backdoor is gone, so there is
-    no early stopping, and the images that others hold out are learned from, too.
+    clean: the defender's images, of which `spc` per class are drawn.
+    lr: the initial learning rate.
+    steps: of SGD, batch 128 (published: 1,000 of batch 256, on 2,500 images).
+    Clean images cannot show when a backdoor is gone, so there is no early stopping, and the images that other methods
+    hold out are used for training, too.
     Raises InputError for bad arguments, too few images, or a loss that is not finite.
     """
     work = Work(model, clean, None, spc, seed, hold_out=False)

@@ -1,6 +1,6 @@
-"""FT-distilled: the fine-tuning of recipe `verified` alone, without any pruning: the control of `grad_prune_verified`.
+"""FT-distilled: the fine-tuning of recipe `verified` without any pruning, as the control of `grad_prune_verified`.
 
-What this reaches is what the pruning of that recipe must beat.
+The pruning of that recipe must beat this.
 """
 
 from torch import nn
@@ -15,8 +15,9 @@ def ft_distilled(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: 
                  progress: bool = True) -> DefenseResult:
     """Unlearn the trigger in a copy of `model` by `distilled_tune` alone.
 
-    clean: the defender's images, of which `spc` per class are drawn. trigger: float images (N, C, H, W) in [0, 1] ->
-    the same shape and range. Raises InputError for bad arguments, too few images, or a loss that is not finite.
+    clean: the defender's images, of which `spc` per class are drawn.
+    trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range.
+    Raises InputError for bad arguments, too few images, or a loss that is not finite.
     """
     work = Work(model, clean, trigger, spc, seed)
     with work.stage("tune"):

@@ -1,4 +1,4 @@
-"""FT-SAM: fine-tune on clean images with sharpness-aware steps, which shrink the large weights a backdoor sits in.
+"""FT-SAM: fine-tune on clean images with sharpness-aware steps, which shrink the large weights that carry a backdoor.
 
 Source: Zhu et al., 2023, arXiv:2304.11823; the adaptive step is that of Kwon et al., 2021, arXiv:2102.11600. Settings
 are those published by BackdoorBench (Wu et al., 2022, arXiv:2206.12654) for CIFAR-10, without its label smoothing of
@@ -18,9 +18,9 @@ from gradprune.defenses.result import DefenseResult
 
 
 class SharpnessAware(torch.optim.SGD):
-    """SGD whose gradient is taken where the loss is worst nearby: at w + e, with e = rho * T^2 g / |T g|, T = |w|.
+    """SGD with the gradient at the worst point nearby: at w + e, with e = rho * T^2 g / |T g|, T = |w|.
 
-    BatchNorm's statistics in `model` move in the pass at w alone.
+    BatchNorm's statistics in `model` change only in the pass at w.
     """
 
     def __init__(self, parameters: Any, rho: float, model: nn.Module, **settings: Any) -> None:
@@ -29,7 +29,7 @@ class SharpnessAware(torch.optim.SGD):
         self.norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def perturbation(self) -> list[Tensor]:
-        """The step e for each parameter's present gradient; |e / T| = rho over all of them (Euclidean norm)."""
+        """The step e for each parameter's current gradient; |e / T| = rho over all of them (Euclidean norm)."""
         weights = [weight for group in self.param_groups for weight in group["params"]]
         scaled = [torch.zeros_like(weight) if weight.grad is None else weight.detach().abs() * weight.grad
                   for weight in weights]
@@ -37,7 +37,7 @@ class SharpnessAware(torch.optim.SGD):
         return [self.rho * weight.detach().abs() * value / norm for weight, value in zip(weights, scaled, strict=True)]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Two gradients: at w to find the worst point, and there for the step from w."""
+        """Take two gradients: at w to find the worst point, and there for the step from w."""
         assert closure is not None  # `fine_tune` always passes one
         weights = [weight for group in self.param_groups for weight in group["params"]]
         with torch.enable_grad():
@@ -64,8 +64,9 @@ def ft_sam(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
            progress: bool = True, rho: float = 2.0, lr: float = 0.01, steps: int = 400) -> DefenseResult:
     """Fine-tune a copy of `model` with sharpness-aware steps and keep the last epoch; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn. rho: the radius of the perturbation, in units of
-    the weights. lr, steps: as for `ft`; a step costs two.
+    clean: the defender's images, of which `spc` per class are drawn.
+    rho: the radius of the perturbation, in units of the weights.
+    lr, steps: as for `ft`; a step costs as much as two there.
     Raises InputError for bad arguments, too few images, or a loss that is not finite.
     """
     positive(rho=rho)

@@ -1,6 +1,6 @@
 """FT-unlearn: fine-tune on clean images and their triggered copies with true labels; no pruning.
 
-The second half of Grad-Prune alone (Dunnett et al., 2024, arXiv:2405.03918): what it reaches is what pruning must beat.
+This is the second half of Grad-Prune alone (Dunnett et al., 2024, arXiv:2405.03918), which pruning must beat.
 """
 
 from torch import nn
@@ -15,8 +15,9 @@ def ft_unlearn(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
                progress: bool = True, lr: float = 1e-3, epochs: int = 100, patience: int = 10) -> DefenseResult:
     """Unlearn the trigger in a copy of `model` by fine-tuning alone, with the settings of `grad_prune`'s second half.
 
-    clean: the defender's images, of which `spc` per class are drawn. trigger: float images (N, C, H, W) in [0, 1] ->
-    the same shape and range. lr, epochs, patience: see `fine_tune`; the best epoch on the validation images is kept.
+    clean: the defender's images, of which `spc` per class are drawn.
+    trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range.
+    lr, epochs, patience: see `fine_tune`; the best epoch on the validation images is kept.
     Raises InputError for bad arguments, too few images, or a loss that is not finite.
     """
     work = Work(model, clean, trigger, spc, seed)

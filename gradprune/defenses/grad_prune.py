@@ -25,10 +25,13 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     """Remove a backdoor from a copy of `model`; the given model is not changed.
 
     clean: the defender's clean images, of which `spc` per class are drawn (see `draw_defense_images`); never the
-    test set. trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range. recipe: a name in `RECIPES`.
-    "verified" also augments the images, and its fine-tuning is `best_repair`: the model is pruned at the end only where
-    the validation images say that it pays. "paper" is the published method. score: a name in `SCORES`, None for
-    the recipe's own; alpha, patience: when to stop (see there). tune: fine-tune after pruning.
+        test set.
+    trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range.
+    recipe: a name in `RECIPES`. "paper" is the published method. "verified" also augments the images, and fine-tunes by
+        `best_repair`: the model stays pruned only if that helps on the validation images.
+    score: a name in `SCORES`; None for the recipe's own.
+    alpha, patience: when to stop (see the recipe).
+    tune: fine-tune after pruning.
     Runs on the model's device. Ctrl-C ends the current stage and keeps what is finished.
     Raises InputError for bad arguments, too few images, a model without convolutions or losses that are not finite.
 
@@ -64,7 +67,7 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
 
 def grad_prune_paper(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: int = 10, recipe: str = "paper",
                      seed: int = 0, progress: bool = True, **settings: Any) -> DefenseResult:
-    """`grad_prune` with recipe "paper", which stands in tables as "grad_prune"; settings: those of `grad_prune`."""
+    """`grad_prune` with recipe "paper", called "grad_prune" in tables; settings: those of `grad_prune`."""
     return grad_prune(model, clean, trigger, spc=spc, recipe=recipe, seed=seed, progress=progress, **settings)
 
 
@@ -77,9 +80,9 @@ def grad_prune_verified(model: nn.Module, clean: ImageSet, trigger: nn.Module, *
 
 def prune_scanned(model: nn.Module, clean: ImageSet, scanned: Scan, *, spc: int = 10, seed: int = 0, **settings: Any
                   ) -> DefenseResult:
-    """Run `grad_prune` with the trigger that a scan synthesised; without a suspect the model comes back as it was.
+    """Run `grad_prune` with the trigger that a scan synthesised; without a suspect, return an unchanged copy.
 
-    settings: those of `grad_prune`, which says what is raised. Unchanged, `stopped` holds the scan's verdict.
+    settings: those of `grad_prune`, which lists the errors raised. Without a suspect, `stopped` is the scan's verdict.
     """
     if scanned.trigger is not None:
         return grad_prune(model, clean, scanned.trigger, spc=spc, seed=seed, **settings)

@@ -1,11 +1,11 @@
 """I-BAU: a game between a perturbation that fools every image and a model that unlearns it.
 
-Source: Zeng et al., 2022, arXiv:2110.03735. The model's gradient takes into account that the worst perturbation moves
-as the model moves (the implicit hypergradient). Settings and loop are those of the authors' release: the perturbation
-is sought on all images, but the model learns from batches in which one image in a hundred wears it, and the others keep
-it accurate. That share is what lets the model survive its learning rate; here it is at least one image (theirs: none of
-a batch of fewer than 100). The release's 50 steps of each kind are one pass over 5,000 images; here they are as many
-passes as that takes. No image is augmented, as in the release.
+Source: Zeng et al., 2022, arXiv:2110.03735. The model's gradient takes into account that the worst perturbation changes
+with the model (the implicit hypergradient). Settings and loop are those of the authors' release: the perturbation is
+searched for on all images, but the model learns from batches in which one image in a hundred has it; the others keep
+the model accurate. Only this small share makes the learning rate tolerable; here it is at least one image (theirs: none
+in a batch of fewer than 100). The release's 50 steps of each kind are one pass over 5,000 images; here they take as
+many passes as needed. No image is augmented, as in the release.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,26 +24,27 @@ from gradprune.pruning import Pairs
 
 DEFAULTS: dict[str, Any] = {
     "rounds": 1,         # of the game (released: 1; its README: 3; BackdoorBench: 5 of 10 steps)
-    "inner_steps": 50,   # gradient steps a round from zero to the worst perturbation, one batch each
+    "inner_steps": 50,   # gradient steps per round from zero to the worst perturbation, one batch each
     "inner_lr": 10.0,    # of those steps
-    "radius": 10.0,      # Euclidean norm that the perturbation may have at their end
-    "outer_steps": 50,   # model steps a round, one batch each
+    "radius": 10.0,      # largest Euclidean norm of the perturbation after them
+    "outer_steps": 50,   # model steps per round, one batch each
     "outer_lr": 1e-3,    # of the model's Adam (BackdoorBench: 1e-4)
     "batch_size": 100,   # images per step
-    "share": 0.01,       # of a batch's images that wear the perturbation in a model step, at least one
+    "share": 0.01,       # of a batch's images that have the perturbation in a model step, at least one image
     "fixed_points": 5,   # terms of the hypergradient
-    "map_lr": 0.1,       # step of the map whose fixed point the worst perturbation is
+    "map_lr": 0.1,       # step of the map whose fixed point is the worst perturbation
     "cost": 1e-3,        # weight of the perturbation's squared norm, which makes the worst one unique
 }
 
 
 def hypergradient(outer: Tensor, inner: Tensor, delta: Tensor, parameters: Sequence[Tensor], iterations: int,
                   rate: float) -> list[Tensor]:
-    """Total derivative of outer(delta*(parameters), parameters) by the parameters, where delta* minimises `inner`.
+    """The total derivative of outer(delta*(parameters), parameters) for the parameters, where delta* minimises `inner`.
 
     delta* is a fixed point of F(delta) = delta - rate * d inner / d delta, so the total derivative is
-    d outer / d parameters + (dF / d parameters)^T v with v = (dF / d delta)^T v + d outer / d delta, from zero.
-    outer, inner: scalars computed from delta (a leaf near delta*) and the parameters. Returns one tensor a parameter.
+    d outer / d parameters + (dF / d parameters)^T v, iterating v = (dF / d delta)^T v + d outer / d delta from zero.
+    outer, inner: scalars computed from delta (a leaf near delta*) and the parameters.
+    Returns one tensor per parameter.
     """
     slope, *direct = torch.autograd.grad(outer, [delta, *parameters], retain_graph=True, allow_unused=True)
     moved = delta - rate * torch.autograd.grad(inner, delta, create_graph=True)[0]
@@ -56,7 +57,7 @@ def hypergradient(outer: Tensor, inner: Tensor, delta: Tensor, parameters: Seque
 
 
 def worst(model: nn.Module, stream: Iterator[Pairs], example: Tensor, paper: dict[str, Any]) -> Tensor:
-    """The perturbation that turns the model's answers on the stream's images the most.
+    """The perturbation that changes the model's answers on the stream's images the most.
 
     example: float (1, C, H, W); returns a new leaf of that shape.
     """
@@ -71,12 +72,12 @@ def worst(model: nn.Module, stream: Iterator[Pairs], example: Tensor, paper: dic
 
 
 def project(delta: Tensor, radius: float) -> Tensor:
-    """The perturbation, shortened to `radius` where it is longer; a new leaf."""
+    """The perturbation, shortened to `radius` if it is longer; a new leaf."""
     return (delta.detach() * (radius / delta.norm()).clamp(max=1)).requires_grad_()
 
 
 def add_perturbation(batch: Pairs, delta: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """The batch's clean images, some of them with the perturbation: a `share` (0..1), at least one, drawn at random."""
+    """The batch's clean images, a random `share` (0..1) of them, but at least one, with the perturbation."""
     wearers = torch.zeros(len(batch.labels), 1, 1, 1)
     wearers[torch.randperm(len(wearers), generator=generator)[:max(1, int(share * len(wearers)))]] = 1
     return batch.clean + wearers.to(delta) * delta
@@ -86,8 +87,9 @@ def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *
           progress: bool = True, **changes: Any) -> DefenseResult:
     """Unlearn, in a copy of `model`, the worst perturbation common to all clean images; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn, all of them to learn from. changes: any value of
-    `DEFAULTS`. BatchNorm keeps the model's statistics, and dropout is off. One history row a round; the last is kept.
+    clean: the defender's images, of which `spc` per class are drawn; the model learns from all of them.
+    changes: any value of `DEFAULTS`.
+    BatchNorm keeps the model's statistics, and dropout is off. There is one history row per round; the last is kept.
     Raises InputError for bad arguments or too few images.
     """
     paper = override_positive("i_bau", DEFAULTS, changes)
@@ -96,7 +98,7 @@ def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *
     stream = endless(work.train, generator, paper["batch_size"])
     parameters = list(work.model.parameters())
     optimizer = torch.optim.Adam(parameters, lr=paper["outer_lr"])
-    first = next(stream)  # the images that say how the worst perturbation moves
+    first = next(stream)  # the images of the hypergradient's inner loss
 
     work.measure("tune", epoch=0)
     with work.stage("tune"), evaluating(work.model, gradients=True):

@@ -1,10 +1,10 @@
-"""IMS: learn a soft mask of the filters whose inverse keeps the backdoor, and leave the mask in the network.
+"""IMS: learn a soft mask of the filters whose inverse keeps the backdoor, and build the mask into the network.
 
 Source: Dunnett et al., 2025, "Backdoor Mitigation via Invertible Pruning Masks", arXiv:2509.15497, by the authors of
-gradient-based unlearning pruning. The inverse mask looks for small changes of the images on which the given model
-answers otherwise and the inverse follows; the mask must resist them. No weight is trained.
+gradient-based unlearning pruning. The inverse mask looks for small changes of the images that change the given model's
+answer in a way that the inverse follows; the mask must resist them. No weight is trained.
 Losses and settings are those of the authors' release, github.com/WhoDunnett/BackdoorBenchmark (defense/ims.py): no
-augmentation, nothing validated, BatchNorm's statistics fixed, and gates that stay soft in the end.
+augmentation, no validation, BatchNorm's statistics fixed, and gates that stay soft at the end.
 """
 
 from typing import Any
@@ -24,11 +24,11 @@ DEFAULTS: dict[str, Any] = {
     "steepness": 20.0,    # of the sigmoid in a gate
     "lr": 0.02,           # of the gates' AdamW
     "kept": 10.0,         # weight of mean(1 - s) in the first and the third part
-    "first_rounds": 100,  # of the first part, at most: the inverse gets the clean task wrong
-    "rounds": 200,        # of the second and the third, at most: it follows the changes, too, and the mask resists them
-    "patience": 25,       # rounds in a row without an improvement that end a part
-    "improvement": 0.98,  # share of the best loss so far that an improvement must fall below
-    "search_steps": 5,    # AdamW steps a round that look for the changes (released: 20 of 1e-3)
+    "first_rounds": 100,  # most of the first part, in which the inverse learns to fail the clean task
+    "rounds": 200,        # most of the second and third: it also follows the changes, and the mask resists them
+    "patience": 25,       # consecutive rounds without an improvement that end a part
+    "improvement": 0.98,  # an improvement must fall below this share of the best loss so far
+    "search_steps": 5,    # AdamW steps per round that look for the changes (released: 20 of 1e-3)
     "search_lr": 4e-3,    # of those steps: a pixel moves by 0.02 at most, as there (the released bound is 1)
     "batch_size": 32,     # images per round (released: 256)
 }
@@ -38,10 +38,10 @@ def ims(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
         progress: bool = True, **changes: Any) -> DefenseResult:
     """Learn a gate for every filter of `model` and scale the filters of a copy by it; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn, all of them to learn from; their labels are not
-    used. changes: any value of `DEFAULTS`. What is scaled is the filter's output before its BatchNorm, whose shift
-    stays, and a gate comes no nearer to zero than 4.5e-5: so no filter is silent, the result's mask is empty, and
-    `stopped` and the history count gates below one half. Dropout is off.
+    clean: the defender's images, of which `spc` per class are drawn; all are used, without their labels.
+    changes: any value of `DEFAULTS`.
+    A gate scales the filter's output before its BatchNorm, whose shift stays, and is at least 4.5e-5. So no filter is
+    silent, the result's mask is empty, and `stopped` and the history count gates below one half. Dropout is off.
     Raises InputError for bad arguments or too few images.
     """
     paper = override_positive("ims", DEFAULTS, changes)

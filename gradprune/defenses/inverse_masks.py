@@ -16,7 +16,7 @@ from gradprune.pruning.scores import gated
 
 
 def gates(mask: Tensor, kept: Tensor, steepness: float) -> Tensor:
-    """One factor a filter, float (filters,) in [0, 1]: sig(steepness (mask - 1/2)), pulled towards 1 by `kept`.
+    """One factor per filter, float (filters,) in [0, 1]: sig(steepness (mask - 1/2)), pulled towards 1 by `kept`.
 
     mask, kept: float (filters,) in [0, 1]. The inverse mask is 1 - mask; a filter with kept = 1 is open in both.
     """
@@ -25,12 +25,12 @@ def gates(mask: Tensor, kept: Tensor, steepness: float) -> Tensor:
 
 
 def agree(p: Tensor, q: Tensor) -> Tensor:
-    """Mean of -log sum_c p_c q_c over the rows of two answers; logits float (N, classes)."""
+    """Mean of -log sum_c p_c q_c over the rows of two outputs; logits float (N, classes)."""
     return -((p.softmax(1) * q.softmax(1)).sum(1) + 1e-8).log().mean()
 
 
 def disagree(p: Tensor, q: Tensor) -> Tensor:
-    """Mean of -log (1 - sum_c p_c q_c) over the rows of two answers; logits float (N, classes)."""
+    """Mean of -log (1 - sum_c p_c q_c) over the rows of two outputs; logits float (N, classes)."""
     return -(1 - (p.softmax(1) * q.softmax(1)).sum(1) + 1e-8).log().mean()
 
 
@@ -48,7 +48,7 @@ def changed(given: nn.Module, inverse: Callable[[Tensor], Tensor], images: Tenso
 
 
 class Masks:
-    """The two numbers of each filter that are learned, and the model seen through them and through their inverse.
+    """The two learned numbers of each filter, and the model with these gates or with their inverse.
 
     paper: settings as in `defenses.ims.DEFAULTS`.
     """
@@ -59,16 +59,16 @@ class Masks:
         self.mask, self.kept = (torch.ones(len(found), device=device, requires_grad=True) for _ in range(2))
 
     def factors(self, inverse: bool = False) -> Tensor:
-        """The gates as they are now, float (filters,)."""
+        """The current gates, float (filters,)."""
         return gates(1 - self.mask if inverse else self.mask, self.kept, self.paper["steepness"])
 
     def through(self, inverse: bool = False) -> Callable[[Tensor], Tensor]:
-        """The model behind these gates: images -> logits."""
+        """The model with these gates: images -> logits."""
         parameters = gated(self.model, self.found, self.factors(inverse))
         return lambda images: functional_call(self.model, parameters, (images,))
 
     def loss(self, images: Tensor, first: bool) -> Tensor:
-        """What one round minimises, on a batch; `first`: of the first part, where nothing is sought."""
+        """The loss of one round on a batch; `first`: in the first part, without a search for changes."""
         masked, inverse = self.through(), self.through(inverse=True)
         with torch.no_grad():
             clean, behind = self.model(images), self.through(inverse=True)
@@ -84,7 +84,7 @@ class Masks:
 
     def learn(self, images: Tensor, rounds: int, generator: torch.Generator, *, first: bool,
               weight: float) -> Iterator[float]:
-        """One part of at most so many rounds, each on images drawn anew; yields their losses. weight: of 1 - kept."""
+        """One part of at most `rounds` rounds, each on newly drawn images; yields their losses. weight: of 1 - kept."""
         optimizer = torch.optim.AdamW([self.kept, self.mask], lr=self.paper["lr"])
         best, waited = float("inf"), 0
         for _ in range(rounds):

@@ -1,9 +1,9 @@
-"""NAD: fine-tune while the model's attention is drawn to that of a teacher, a fine-tuned copy of itself.
+"""NAD: fine-tune while aligning the model's attention with that of a teacher, a fine-tuned copy of itself.
 
 Source: Li et al., 2021, "Neural Attention Distillation", arXiv:2101.05930. Loss, weights and rates are the authors'
-released ones. Their small network on CIFAR-10 bears a first rate of 0.1, a larger one of ours loses most classes by it;
-BackdoorBench (Wu et al., 2022, arXiv:2206.12654) takes 0.01. Here the defender's images choose: 0.1, unless a teacher
-that was fine-tuned so has lost `alpha` of its accuracy on views that it did not learn from, and 0.01 then.
+released ones. Their small network on CIFAR-10 tolerates an initial rate of 0.1, but with it a larger one of ours loses
+most classes; BackdoorBench (Wu et al., 2022, arXiv:2206.12654) takes 0.01. Here the defender's images choose: 0.1, or
+0.01 if a teacher fine-tuned with 0.1 has lost `alpha` of its accuracy on views that it did not learn from.
 """
 
 import copy
@@ -23,20 +23,20 @@ from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
 from gradprune.pruning.fine_tuning import Loss, passes
 
 DEFAULTS: dict[str, Any] = {
-    "beta_first": 500.0,   # weight of the attention loss at the first place, the largest image size
-    "beta": 1000.0,        # and at all later ones
+    "beta_first": 500.0,   # weight of the attention loss at the first place, with the largest maps
+    "beta": 1000.0,        # and at all later places
     "teacher_steps": 80,   # of fine-tuning the teacher (released: 5 to 10 epochs of 40 steps)
     "steps": 160,          # of distillation (released: 20 epochs of 40 steps)
     "fast": 0.1,           # share of the epochs at the first rate (released: 2 of 20)
     "lr": 0.1,             # the first rate; SGD, Nesterov momentum 0.9, decay 1e-4
     "lr_later": 0.01,      # the rate after that, or from the start
-    "alpha": 0.1,          # with this loss of clean validation accuracy a teacher was too fast
+    "alpha": 0.1,          # loss of clean validation accuracy with which a teacher's rate was too high
     "batch_size": 64,      # images per step
 }
 
 
 def _spatial_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The logits, and the outputs (N, C, H, W) of all modules, by name, in the order in which they are finished."""
+    """The logits, and the outputs (N, C, H, W) of all modules, by name, in the order in which they finish."""
     outputs: dict[str, Tensor] = {}
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -57,14 +57,14 @@ def _spatial_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str
 
 
 def attention_places(model: nn.Module, images: Tensor) -> list[str]:
-    """Where attention is compared: the last module at each image size, the ends of a ResNet's groups."""
+    """The places where attention is compared: the last module at each map size, in a ResNet the end of each group."""
     with evaluating(model), torch.no_grad():
         _, outputs = _spatial_outputs(model, images)
     return list({output.shape[2:]: name for name, output in outputs.items()}.values())
 
 
 def attention_maps(model: nn.Module, images: Tensor, places: list[str]) -> tuple[Tensor, list[Tensor]]:
-    """The logits, and one map a place, float (N, H * W): squares summed over channels, scaled to length 1 per image."""
+    """The logits, and a map for each place, float (N, H * W): squares summed over channels, scaled to length 1."""
     logits, outputs = _spatial_outputs(model, images)
     return logits, [F.normalize(outputs[name].pow(2).sum(1).flatten(1)) for name in places]
 
@@ -78,14 +78,14 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
         progress: bool = True, **changes: Any) -> DefenseResult:
     """Fine-tune a teacher on clean images, then a copy of `model` under its attention; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn; the teacher does without the validation images,
-    on whose views its rate is judged, the student learns from all. changes: any value of `DEFAULTS`. The last epoch
-    is kept. History rows are the student's. Raises InputError for bad arguments, too few images, a network without maps
-    of more than one pixel, or a loss that is not finite.
+    clean: the defender's images, of which `spc` per class are drawn; the student learns from all, the teacher not from
+        the validation images, whose views decide its rate.
+    changes: any value of `DEFAULTS`.
+    The last epoch is kept. History rows are the student's. Raises InputError for bad arguments, too few images, a
+    network without maps of more than one pixel, or a loss that is not finite.
     """
     paper = override_positive("nad", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed)
-    everything = Pairs(*(torch.cat(both) for both in zip(work.train, work.validation, strict=True)))
     views = work.augment.add_to(work.validation, seed)
 
     def tune(network: nn.Module, images: Pairs, loss: Loss, steps: int, lr: float) -> list[dict[str, Any]]:
@@ -116,6 +116,6 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
         work.history = [{**taught[0], "interrupted": True}]
     else:
         with work.stage("tune"):
-            work.history = tune(work.model, everything, distill, paper["steps"], lr)
+            work.history = tune(work.model, work.train.joined(work.validation), distill, paper["steps"], lr)
     stopped = "" if "interrupted" in work.history[-1] else f"all steps were made, from a rate of {lr} on"
     return work.result("nad", {"spc": spc, **paper, "seed": seed}, stopped=stopped)

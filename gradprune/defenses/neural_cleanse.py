@@ -1,11 +1,11 @@
 """Neural Cleanse: synthesise a trigger for every class, take those that are suspiciously small, and unlearn them.
 
 Source: Wang et al., 2019, "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks", IEEE S&P.
-Search and outlier rule have the authors' released settings, but for fewer and smaller steps (theirs: up to 1000 times
-31 batches of 32 per class; BackdoorBench's: up to 80 times 10 batches of 256). Unlearning is BackdoorBench's: a fifth
-of the images wears the trigger, all keep their true labels, and all are augmented; the learning rate is its 0.01, along
-half a cosine. It makes 1,000 steps, and its fifth is drawn once (here anew in each pass). Nothing is chosen by held-out
-images, so the method learns from all.
+Search and outlier rule have the authors' released settings, except for fewer and smaller steps (theirs: up to 1000
+times 31 batches of 32 per class; BackdoorBench's: up to 80 times 10 batches of 256). Unlearning is BackdoorBench's: a
+fifth of the images get the trigger, all keep their true labels, and all are augmented; the learning rate is its 0.01,
+along half a cosine. It makes 1,000 steps, and draws its fifth once (here it is drawn again in each pass). Held-out
+images decide nothing, so the method learns from all.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from gradprune.pruning import Pairs
 from gradprune.search import Inversion, invert, outliers
 
 FASTER: dict[str, Any] = {"steps": 100, "batch_size": 16}  # over `search.inversion.SEARCH`
-SHARE = 0.2  # of the images wear the trigger while it is unlearned
+SHARE = 0.2  # of the images have the trigger while it is unlearned
 
 
 def add_triggers(pairs: Pairs, triggers: Sequence[nn.Module], generator: torch.Generator) -> Pairs:
-    """The images, `SHARE` of them (at random, at least one) with a trigger on; once with each trigger. Labels stay."""
+    """The images, a random `SHARE` of them (at least one) with a trigger, once with each trigger. Labels stay."""
     order = torch.randperm(len(pairs.labels), generator=generator).to(pairs.labels.device)
     count = max(1, round(SHARE * len(order)))
     some, rest = order[:count], order[count:]
@@ -41,12 +41,13 @@ def neural_cleanse(model: nn.Module, clean: ImageSet, trigger: nn.Module | None 
                    **search: Any) -> DefenseResult:
     """Find the backdoor's class in a copy of `model` and unlearn the trigger synthesised for it.
 
-    `trigger` is not used: the method makes its own. clean: the defender's images, of which `spc` per class are drawn.
-    threshold: the anomaly index from which a class is suspected. search: any value of `search.inversion.SEARCH`,
-    over those of `FASTER`. lr, tune_steps: of the unlearning (released: 0.01, 1,000), with the trigger of each
-    suspected class. Where no class is suspected, the model comes back as it was, as in the paper.
-    History: a row for each class (stage "invert": norm, index, success), then "tune"; the figures are of images that
-    the method has learned from.
+    clean: the defender's images, of which `spc` per class are drawn.
+    trigger: not used; the method makes its own.
+    threshold: the anomaly index above which a class is suspected.
+    lr, tune_steps: of the unlearning (released: 0.01, 1,000), with the trigger of each suspected class.
+    search: any value of `search.inversion.SEARCH`, instead of those of `FASTER`.
+    If no class is suspected, the model stays as it was, as in the paper. History: a row for each class (stage "invert":
+    norm, index, success), then "tune"; its figures are measured on images that the method has learned from.
     Raises InputError for bad arguments, too few images, or fewer than three classes.
     """
     positive(threshold=threshold, lr=lr, tune_steps=tune_steps)

@@ -1,10 +1,11 @@
-"""Repair: clean a model whose trigger nobody knows, by one of two roads.
+"""Repair: clean a model with the trigger unknown, by one of two methods.
 
-Where small changes of the image hardly move a network, a backdoor stands out as what does: `consistent_tune` makes it
-ignore them all, with no class suspected. A network of photographs is often moved by anything, and to mend all that
-costs more accuracy than there is: there `scan` looks for the one class that is reached too easily. Triggers that lead
-there are searched from several starts and unlearned together, until the class needs as much as the others do. The given
-model's answers to drawn changes decide. Source of the searches: Wang et al., 2019, "Neural Cleanse"; the rest is ours.
+If small changes of the image hardly affect a network, a backdoor stands out: `consistent_tune` makes the network ignore
+all such changes, without suspecting a class. A network for photographs is often affected by any change, and repairing
+all that would cost too much accuracy: for it, `scan` looks for the one class that is too easy to reach. Triggers that
+lead there are searched for from several starts and unlearned together, until the class is as hard to reach as the
+others. The given model's answers to random changes decide between the two. Source of the searches: Wang et al., 2019,
+"Neural Cleanse"; the rest is ours.
 """
 
 from statistics import median
@@ -23,23 +24,24 @@ from gradprune.pruning import Augment, Distilled
 from gradprune.pruning.distilled import epochs_for, tune_on_views
 from gradprune.search import FAMILIES, Alternating, draw
 
-LOCAL = ("patches", "sparse", "bounded")  # families that leave an image readable wherever they fall
+LOCAL = ("patches", "sparse", "bounded")  # families that leave an image recognisable wherever they are
 DEFAULTS: dict[str, Any] = CONSISTENCY | {
-    "sturdy": 0.1,        # a model is, where drawn changes alter a smaller share of its answers: see `unsteadiness`
-    "changes": 36,        # how many are drawn to tell
-    "scan_steps": 150,    # of each search of the scan: with 60 a real target lay next to the alarm
-    "rounds": 3,          # of searching the suspected class and unlearning, at most
-    "searches": 3,        # starts of a round
-    "round_steps": 80,    # of each search: further on the mask shrinks to what only these images need
-    "suspect_lr": 2e-3,   # of SGD with momentum, a half cosine a round
-    "suspect_steps": 112,  # optimiser steps a round
+    "sturdy": 0.1,        # below this share of altered answers consistency is used: see `unsteadiness`
+    "changes": 36,        # how many are drawn for that decision
+    "scan_steps": 150,    # of each search of the scan: with 60 a real target was close to the threshold
+    "rounds": 3,          # of searching for triggers of the suspected class and unlearning them, at most
+    "searches": 3,        # starts per round
+    "round_steps": 80,    # of each search: with more, the mask shrinks to what only these images need
+    "suspect_lr": 2e-3,   # of SGD with momentum, half a cosine per round
+    "suspect_steps": 112,  # optimiser steps per round
 }
 
 
 def unsteadiness(model: nn.Module, images: Tensor, count: int = DEFAULTS["changes"], seed: int = 0) -> float:
-    """The share of the model's answers that changes of the families in `LOCAL` alter, 0 to 1.
+    """The share (0..1) of the model's answers that random changes of the families in `LOCAL` alter.
 
-    images: float (N, C, H, W) in [0, 1], clean. count: how many changes are drawn, each for all images.
+    images: float (N, C, H, W) in [0, 1], clean.
+    count: how many changes are drawn, each applied to all images.
     """
     generator = torch.Generator().manual_seed(seed)
     usual = predict(model, images).argmax(1)
@@ -49,12 +51,13 @@ def unsteadiness(model: nn.Module, images: Tensor, count: int = DEFAULTS["change
 
 def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
            progress: bool = True, families: tuple[str, ...] = tuple(FAMILIES), **changes: Any) -> DefenseResult:
-    """Clean a copy of `model`; `trigger` is not used.
+    """Clean a copy of `model` with the trigger unknown; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn, all of them to learn from. families: names in
-    `FAMILIES`, the changes that the first road draws and searches. changes: any value of `DEFAULTS`. `stopped` of the
-    result says which road was taken, and why. Where the second road suspects no class the model stays as it is.
-    Ctrl-C keeps what is reached. Raises InputError for bad arguments or too few images.
+    clean: the defender's images, of which `spc` per class are drawn; the model learns from all of them.
+    families: names in `FAMILIES`, the changes used by `consistent_tune`.
+    changes: any value of `DEFAULTS`.
+    `stopped` of the result says which method was used, and why. If the scan suspects no class, the model stays as it
+    is. Ctrl-C keeps what has been reached. Raises InputError for bad arguments or too few images.
     """
     paper = override_positive("repair", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
@@ -75,9 +78,9 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
 
 
 def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int, progress: bool) -> str:
-    """Search triggers of the suspected class and unlearn all that are small, round by round; returns how it ended.
+    """Search for triggers of the suspected class and unlearn all small ones, round by round; returns how it ended.
 
-    Small is a norm below `SMALL` times the median of the other classes, the scan's own measure. The copy learns to
+    A small trigger has a norm below `SMALL` times the median of the other classes, as in the scan. The copy learns to
     answer an image with one of the triggers as the original model answers the clean image (see `Distilled`); the last
     step of a round is kept.
     """
@@ -94,7 +97,8 @@ def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int,
             return f" After {turn} rounds of unlearning it needs what the others need."
         triggers += small
         augment = Augment(work.given, Alternating(triggers), work.train)
-        work.history += tune_on_views(work.model, work.mask, augment.paired(work.train), work.validation, augment,
-                                      Distilled(work.given), lr=paper["suspect_lr"], epochs=epochs,
-                                      batch_size=paper["batch_size"], seed=seed + turn, progress=progress)
+        work.history += tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
+                                      work.validation, augment, Distilled(work.given), lr=paper["suspect_lr"],
+                                      epochs=epochs, batch_size=paper["batch_size"], seed=seed + turn,
+                                      progress=progress)
     return f" After {paper['rounds']} rounds of unlearning it was not looked at again."

@@ -1,4 +1,4 @@
-"""What every defence returns."""
+"""The result of every defence."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +10,17 @@ from gradprune.pruning import FilterMask
 
 @dataclass
 class DefenseResult:
-    """A cleaned copy of the model and how it came about.
+    """A cleaned copy of the model and how it was obtained.
 
-    model: the final model, in eval mode. pruned: the state after pruning, before fine-tuning; None for a defence that
-    does not prune. mask: the removed filters, silent in both; empty where none was removed.
+    model: the final model, in eval mode.
+    pruned: the state after pruning, before fine-tuning; None for a defence that does not prune.
+    mask: the removed filters, silent in both; empty if none was removed.
     history: plain rows (`stage` "prune": round, layer, index, score, losses, accuracy; "tune": epoch, ...).
-    seconds: wall time by stage. stopped: why pruning (or whatever the defence does) ended. settings: all arguments
-    that shaped the result. name: the defence's name in `DEFENSES`.
+    seconds: wall time by stage.
+    stopped: why pruning (or whatever the defence does) ended.
+    settings: all arguments that influenced the result.
+    interrupted: whether Ctrl-C ended a stage.
+    name: the defence's name in `DEFENSES`.
     """
 
     model: nn.Module
@@ -50,11 +54,11 @@ class DefenseResult:
     __repr__ = __str__
 
     def _points(self) -> list[tuple[str, dict[str, Any]]]:
-        """The states worth a line: as given, pruned, fine-tuned."""
+        """The history rows of the states shown: given, pruned, fine-tuned."""
         prune, tune = self.rows("prune"), self.rows("tune")
         points = [("given model", (prune or tune or self.history)[0])]
         if prune:
-            kept = (row for row in prune if row.get("kept"))  # where not filters, but channels were closed
+            kept = (row for row in prune if row.get("kept"))  # defences that close channels have an empty mask
             points.append(("pruned", next(kept, prune[len(self.mask.positions)])))
         if tune:
             points.append(("fine-tuned", next((row for row in tune if row.get("kept")), tune[-1])))

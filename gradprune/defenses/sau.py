@@ -1,11 +1,12 @@
-"""SAU: look for adversarial examples that fool the given and the cleaned model alike, and unlearn them.
+"""SAU: look for adversarial examples that fool both the given and the cleaned model, and unlearn them.
 
-Source: Wei et al., 2023, "Shared Adversarial Unlearning", arXiv:2307.10562. What fools both models into one class may
-be the trigger; what fools the cleaned model alone is common weakness, and unlearning it would not touch the backdoor.
-Settings are those of the first author's own code in BackdoorBench (Wu et al., 2022, arXiv:2206.12654), defense/sau.py:
-no augmentation, nothing validated, BatchNorm's statistics fixed, a learning rate that stays. Batches are smaller and
-steps fewer, so that a cell costs the same minute with any number of images: badnets of the tuning models, two images a
-class, ended at ACC 95.8 / ASR 2.5 / RA 90.5 with 400 steps of 16 images and at 94.0 / 6.0 / 87.5 with 400 of 36.
+Source: Wei et al., 2023, "Shared Adversarial Unlearning", arXiv:2307.10562. A change that fools both models into the
+same class may be the trigger; one that fools only the cleaned model is an ordinary weakness, and unlearning it would
+not affect the backdoor. Settings are those of the first author's own code in BackdoorBench (Wu et al., 2022,
+arXiv:2206.12654), defense/sau.py: no augmentation, no validation, BatchNorm's statistics fixed, a constant learning
+rate. Batches are smaller and steps fewer, so that a cell costs about a minute with any number of images: badnets of the
+tuning models, two images per class, ended at ACC 95.8 / ASR 2.5 / RA 90.5 with 400 steps of 16 images and at 94.0 / 6.0
+/ 87.5 with 400 of 36.
 """
 
 import copy
@@ -25,12 +26,12 @@ DEFAULTS: dict[str, Any] = {
     "steps": 400,         # model steps (released: 1,000, 100 rounds over 5 % of CIFAR-10)
     "lr": 1e-4,           # of the model's Adam (AMSGrad)
     "batch_size": 16,     # images per step (released: 256)
-    "bound": 0.2,         # no pixel moves by more than this; every search begins with all of them brightened by it
-    "search_steps": 5,    # signed gradient steps of a search, at most
+    "bound": 0.2,         # largest change of a pixel; every search starts with all pixels brightened by it
+    "search_steps": 5,    # most signed gradient steps of a search
     "search_size": 0.2,   # their size
     "adversarial": 0.01,  # weight, in a search, of the loss of each model that an image does not fool yet
-    "shared": 1.0,        # weight of the divergence of both answers where they are not one wrong class yet
-    "unlearning": 1.0,    # weight, in a model step, of the shared examples beside the clean loss
+    "shared": 1.0,        # weight of the divergence of both outputs until they give the same wrong class
+    "unlearning": 1.0,    # weight, in a model step, of the shared examples against the clean loss
 }
 
 
@@ -43,9 +44,9 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 def shared_examples(model: nn.Module, given: nn.Module, images: Tensor, labels: Tensor,
                     paper: dict[str, Any]) -> Tensor:
-    """A perturbation for each image, float (N, C, H, W) within `bound`, sought to lead both models to one wrong class.
+    """A perturbation for each image, float (N, C, H, W) within `bound`, to lead both models to one wrong class.
 
-    An image rests where it has got there: its gradient is zero. images + perturbation may leave [0, 1], as released.
+    An image that has got there changes no more. images + perturbation may leave [0, 1], as released.
     """
     with torch.no_grad():
         before = [network(images).argmax(1) for network in (model, given)]
@@ -68,9 +69,11 @@ def shared_examples(model: nn.Module, given: nn.Module, images: Tensor, labels: 
 
 
 def unlearning(logits: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
-    """-log(1 - p(target)) summed over the chosen rows, over the number of all rows; below p = 0.001 it lets go.
+    """-log(1 - p(target)) summed over the chosen rows, divided by the number of all rows; constant below p = 0.001.
 
-    logits: float (N, classes). targets: the class that each row must not be given. chosen: bool (N,).
+    logits: float (N, classes).
+    targets: int64 (N,), the class that each row must not be given.
+    chosen: bool (N,).
     """
     others = logits.softmax(1).scatter(1, targets[:, None], 0.0).sum(1)
     return -((1e-6 + others.clamp(max=0.999)).log() * chosen).sum() / len(logits)
@@ -78,10 +81,11 @@ def unlearning(logits: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
 
 def sau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, spc: int = 10, seed: int = 0,
         progress: bool = True, **changes: Any) -> DefenseResult:
-    """Unlearn, in a copy of `model`, the examples that fool it and the given model alike; `trigger` is not used.
+    """Unlearn, in a copy of `model`, examples that fool both it and the given model; `trigger` is not used.
 
-    clean: the defender's images, of which `spc` per class are drawn, all of them to learn from. changes: any value of
-    `DEFAULTS`. Dropout is off. The last step is kept. Raises InputError for bad arguments or too few images.
+    clean: the defender's images, of which `spc` per class are drawn; the model learns from all of them.
+    changes: any value of `DEFAULTS`.
+    Dropout is off. The last step is kept. Raises InputError for bad arguments or too few images.
     """
     paper = override_positive("sau", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)

@@ -1,7 +1,7 @@
-"""Scan a model for a backdoor whose trigger nobody knows: eight searches, and the class that all find easy to reach.
+"""Scan a model for a backdoor with the trigger unknown: eight searches, and the class that all find easy to reach.
 
 Sources: Wang et al., 2019, "Neural Cleanse" (masks, and the outlier rule); Moosavi-Dezfooli et al., 2017,
-arXiv:1610.08401 (patterns over the whole image); the other searches and how they are put together: see `voices`.
+arXiv:1610.08401 (patterns over the whole image); see `voices` for the other searches and how they are combined.
 """
 
 import math
@@ -18,7 +18,7 @@ from gradprune.defenses.voices import LED, led, margins, standings
 from gradprune.models.inference import predict
 from gradprune.search import Inversion, invert, outliers, perturb
 
-FASTER: dict[str, Any] = {"steps": 60, "batch_size": 16, "factor": 1.5}  # over the settings of both searches
+FASTER: dict[str, Any] = {"steps": 60, "batch_size": 16, "factor": 1.5}  # override the settings of both searches
 SMALL = 0.5  # a norm below this share of the median is small: see docs/decisions/unknown_trigger.md
 OUTLIER = 2.0  # anomaly index of one search above which its class is an outlier (the paper's)
 ALARM = 2.0  # mean standing of a class above which it is suspected, chosen on tuning models: see the same page
@@ -26,11 +26,13 @@ KINDS: dict[str, Callable[..., Inversion]] = {"mask": invert, "whole image": per
 
 
 class Row(NamedTuple):
-    """One class and kind: norm of the trigger found, and the share of the defender's other images that it moves.
+    """The result of one search, for one class and kind of trigger.
 
-    anomaly: the index of `outliers`, 0 above the median; share: the norm over the median. Both None where the search
-    did not converge, or fewer than three did. alarm: whether this search by itself would accuse the class: an index
-    above 2 (the paper's) and a norm below half the median.
+    norm: of the trigger found.
+    success: the share (0..1) of the defender's images of other classes that it moves to the class.
+    anomaly: the index of `outliers`, 0 above the median; None if the search, or all but two, did not converge.
+    share: the norm over the median; None in the same cases.
+    alarm: whether this search alone accuses the class: an index above 2 (the paper's) and a norm below half the median.
     """
 
     kind: str
@@ -44,13 +46,17 @@ class Row(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What a scan found.
+    """The result of a scan.
 
-    rows: all classes of the first kind, then of the second. voices: by search, how far each class lies above the
-    median of the classes (see `standings`); scores: their mean. suspect: the class with the highest score, if that is
-    above the threshold or one search raises the alarm by itself, and a trigger was found; or None. kind: the search
-    with its smaller norm, as a share of the median; trigger: what that synthesised, float (N, C, H, W) in [0, 1] -> the
-    same. verdict: all that in words. images: the defender's, as they were used.
+    rows: all classes of the first kind, then of the second.
+    suspect: the class with the highest score, if that is above the threshold or one search alone raises the alarm, and
+        a trigger was found; or None.
+    kind: the search with the suspect's smaller norm, as a share of the median.
+    trigger: what that search synthesised, float (N, C, H, W) in [0, 1] -> the same.
+    verdict: the outcome in words.
+    images: the defender's images that were used.
+    voices: for each search, how far each class is above the median of the classes (see `standings`).
+    scores: their mean.
     """
 
     rows: list[Row]
@@ -72,12 +78,14 @@ class Scan(NamedTuple):
 
 def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, threshold: float = ALARM,
          progress: bool = True, **search: Any) -> Scan:
-    """Ask eight searches how easily each class is reached, and suspect the class that stands out; nothing is changed.
+    """Measure by eight searches how easily each class is reached, and suspect the class that stands out.
 
-    clean: the defender's images, of which `spc` per class are drawn. threshold: the mean standing above which the
-    highest class is suspected; below, it still is where one search accuses it by itself (see `Row.alarm`). search:
-    values of `search.inversion.SEARCH`, for the searches of both kinds of trigger, over those of `FASTER`.
-    A search that does not converge gives no trigger, and its class is the hardest to reach for that voice.
+    model: not changed.
+    clean: the defender's images, of which `spc` per class are drawn.
+    threshold: the mean standing above which the highest class is suspected; below it, one search alone may accuse the
+        class (see `Row.alarm`).
+    search: values of `search.inversion.SEARCH` for both kinds of trigger, instead of those of `FASTER`.
+    A search that does not converge finds no trigger, and its class counts as the hardest to reach.
     Raises InputError for bad arguments, too few images, or fewer than three classes.
     """
     positive(threshold=threshold)
@@ -125,7 +133,7 @@ def _judge(found: list[Inversion]) -> list[tuple[float | None, float | None]]:
 
 
 def moved(model: nn.Module, trigger: Callable[[Tensor], Tensor], images: Tensor, label: int) -> float:
-    """The share of the images (of other classes) that the trigger sends to the class; 0 of none."""
+    """The share (0..1) of images (of other classes) that the trigger sends to the class; 0 if there are none."""
     with torch.no_grad():
         return float((predict(model, trigger(images)).argmax(1) == label).float().mean()) if len(images) else 0.0
 

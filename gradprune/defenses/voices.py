@@ -1,7 +1,7 @@
-"""Voices of a scan: how easily each class is reached, by changes of several families, and with no image at all.
+"""Voices of a scan: how easily each class is reached, by changes of several families, and without any image.
 
-A class that a backdoor leads to is easy to reach in many ways at once; other classes are easy in one way or another. So
-each search gives every class a standing among the others, and the standings are averaged. Sources: the families of
+The target class of a backdoor is easy to reach in many ways at once; other classes are easy in one way or another. So
+each search ranks every class against the others, and these standings are averaged. Sources: the families of
 `search/changes.py`; the largest margin, MM-BD: Wang et al., 2024, IEEE S&P, arXiv:2205.06900; the rest is ours.
 """
 
@@ -14,20 +14,20 @@ from gradprune.models.inference import evaluating, predict
 from gradprune.search import Change, Part, draw, inflow, search_changes
 from gradprune.search.changes import Shape, every_wave
 
-LED = ("bounded", "smooth", "waves", "warp", "patches")  # families of changes, a voice each
-FEW = 16          # images that changes are searched on
-TRIES = 3         # drawn changes of a family, each searched for every class
+LED = ("bounded", "smooth", "waves", "warp", "patches")  # families of changes, one voice each
+FEW = 16          # images for the searches
+TRIES = 3         # random changes of a family, each a start for every class
 STEPS = 8         # of a search
 AT_ONCE = 12      # classes that share a forward pass
-MOST = 4.0        # a voice counts no more than this: one search gone astray accuses nobody
+MOST = 4.0        # limit of a voice, so that one failed search accuses no class
 MARGIN_STARTS, MARGIN_STEPS, MARGIN_RATE = 8, 100, 0.05  # of the search for the largest margin
 
 
 def standings(values: Sequence[float | None]) -> list[float]:
-    """How far each class lies above the median, in robust standard deviations, held within `MOST` on both sides.
+    """How far each class is above the median, in robust standard deviations, clamped to -MOST..MOST.
 
-    values: higher is easier to reach; None: not reached at all, which is the lowest.
-    Fewer than three values say nothing.
+    values: higher is easier to reach; None, not reached at all, is the lowest.
+    With fewer than three values all standings are 0.
     """
     told = torch.tensor([value for value in values if value is not None], dtype=torch.double)
     if len(told) < 3:
@@ -39,10 +39,11 @@ def standings(values: Sequence[float | None]) -> list[float]:
 
 
 def led(model: nn.Module, images: Tensor, classes: int, family: str, seed: int = 0) -> list[float]:
-    """How far searched changes of a family lead to each class: mean log-probability, on images not searched on.
+    """How far searched changes of a family lead to each class: the mean log-probability on other images.
 
-    images: float (N, C, H, W) in [0, 1], clean, two or more; the changes are searched on one half. The searches of all
-    classes begin with the same drawn changes; those of "waves" with the single wave that leads there furthest.
+    images: float (N, C, H, W) in [0, 1], clean, two or more; one half is for the search, the other for measuring.
+    The searches of all classes start from the same random changes; those of "waves" from the single wave that leads
+    furthest to the class.
     """
     generator = torch.Generator().manual_seed(seed)
     some, others = images[::2][:FEW], images[1::2]
@@ -62,7 +63,7 @@ def led(model: nn.Module, images: Tensor, classes: int, family: str, seed: int =
 
 def _starts(model: nn.Module, part: Part, classes: int, family: str, shape: Shape,
             generator: torch.Generator) -> list[Change]:
-    """What the search for each class begins with."""
+    """The starting point of the search for each class."""
     if family != "waves":
         return [draw(shape, generator, [family])] * classes
     waves = every_wave(shape, generator)
@@ -72,16 +73,16 @@ def _starts(model: nn.Module, part: Part, classes: int, family: str, shape: Shap
 
 
 def _log_share(model: nn.Module, change: Change, images: Tensor, label: int) -> float:
-    """Mean log-probability of a class, on the images with the change; 0 of none."""
+    """Mean log-probability of a class on the images with the change; 0 if there are none."""
     with torch.no_grad():
         said = predict(model, change(images)).log_softmax(1)[:, label] if len(images) else images.new_zeros(1)
     return float(said.clamp_min(-14).mean())  # so that one sure image does not outweigh the others
 
 
 def margins(model: nn.Module, shape: Shape, classes: int, seed: int = 0) -> list[float]:
-    """The largest lead of each class's logit over all others that any image reaches, searched from noise.
+    """The largest lead of each class's logit over all others for any image, searched for from noise.
 
-    shape: channels, height, width. Gradient ascent with momentum on images in [0, 1]; no image of anybody is needed.
+    shape: channels, height, width. Gradient ascent with momentum on images in [0, 1]; no given image is needed.
     """
     weight = next(model.parameters())
     noise = torch.rand(MARGIN_STARTS, *shape, generator=torch.Generator().manual_seed(seed)).to(weight.device)
@@ -102,7 +103,7 @@ def margins(model: nn.Module, shape: Shape, classes: int, seed: int = 0) -> list
 
 
 def _margin(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Each image's logit of its label less the largest other one."""
+    """Each image's logit of its label minus the largest other one."""
     logits = model(images)
     rest = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     return logits.gather(1, labels[:, None])[:, 0] - rest

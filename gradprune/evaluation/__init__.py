@@ -1,4 +1,4 @@
-"""Measuring: ACC, ASR, RA and DER, replays of a pruning, relearning."""
+"""Measurements: ACC, ASR, RA and DER, replays of a pruning run, relearning."""
 
 from gradprune.evaluation.metrics import Exam, Metrics, der, evaluate, exam, measure, verdict
 from gradprune.evaluation.relearn import relearn

@@ -1,4 +1,4 @@
-"""The four figures of every table here: ACC, ASR, RA and DER, counted on the test set."""
+"""The four figures of every table: ACC, ASR, RA and DER, measured on the test set."""
 
 from typing import NamedTuple
 
@@ -10,15 +10,15 @@ from gradprune.datasets import ImageSet
 from gradprune.datasets.image_set import check_images
 from gradprune.models.inference import predict
 
-BATCH = 64  # images at once: few enough for what a network computes to stay in a processor's cache
+BATCH = 64  # images at once: few enough for the activations to stay in the processor's cache
 
 
 class Metrics(NamedTuple):
     """Shares in 0..1. ASR and RA are counted on images whose true class is not the attacker's label for them.
 
-    acc: clean images classified correctly. asr: triggered images given the attacker's label: the target or,
-    all-to-all, the next class (attack success rate). ra: triggered images still given their true class (robust
-    accuracy).
+    acc: clean accuracy, clean images classified correctly.
+    asr: attack success rate, triggered images given the attacker's label: the target or, all-to-all, the next class.
+    ra: robust accuracy, triggered images still given their true class.
     """
 
     acc: float
@@ -30,10 +30,11 @@ class Metrics(NamedTuple):
 
 
 class Exam(NamedTuple):
-    """A test set made ready to measure many models: images with and without the trigger, and what counts.
+    """A test set prepared for measuring many models: images with and without the trigger, and their labels.
 
-    images, labels: all clean images, float (N, C, H, W), and their classes, int64 (N,). triggered, true, wanted: the
-    images that ASR and RA are counted on, their true class and the attacker's label for them.
+    images, labels: all clean images, float (N, C, H, W) in [0, 1], and their classes, int64 (N,).
+    triggered, true, wanted: the images for ASR and RA, float (M, C, H, W) in [0, 1], their true classes and the
+        attacker's labels for them, int64 (M,).
     """
 
     images: Tensor
@@ -44,7 +45,7 @@ class Exam(NamedTuple):
 
 
 def exam(test: ImageSet, trigger: nn.Module, target: int | None, label_map: str = "all_to_one") -> Exam:
-    """Put the trigger on the test images that count; arguments and errors as in `evaluate`."""
+    """Prepare a test set, with the trigger on the images for ASR and RA; arguments and errors as in `evaluate`."""
     check_images("test", test)
     require(len(test) > 0, "the test set is empty.")
     wanted = attack_labels(test, target, label_map)
@@ -63,7 +64,7 @@ def measure(model: nn.Module, questions: Exam, batch_size: int = BATCH) -> Metri
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = BATCH) -> float:
-    """The share of images, float (N, C, H, W) in [0, 1], that get their label; labels int64 (N,), on the CPU."""
+    """The share (0..1) of images, float (N, C, H, W) in [0, 1], classified as in `labels`, int64 (N,) on the CPU."""
     return (predict(model, images, batch_size).argmax(1).cpu() == labels).double().mean().item()
 
 
@@ -71,10 +72,12 @@ def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int |
              label_map: str = "all_to_one") -> Metrics:
     """ACC, ASR and RA of a model on a test set under a trigger, in one call.
 
-    label_map: the attacker's labels, see `attacks.poisoning.attack_labels`; all-to-one leaves out the target class, and
-    all-to-all, whose target may be None, counts every image.
-    Raises InputError for an empty set, a target or map out of range, a set that holds the target class alone, or a
-    trigger that changes the images' shape or range.
+    trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range.
+    target: the attacker's class; may be None for all-to-all.
+    label_map: the attacker's labels, see `attacks.poisoning.attack_labels`. ASR and RA leave out the target class with
+        all-to-one, and count every image with all-to-all.
+    Raises InputError for an empty set, a target or map out of range, a set that has only the target class, or a trigger
+    that changes the images' shape or range.
     """
     return measure(model, exam(test, trigger, target, label_map), batch_size)
 
@@ -88,10 +91,10 @@ def der(before: Metrics, after: Metrics) -> float:
 
 
 def verdict(before: Metrics, after: Metrics) -> str:
-    """The outcome of a defence in a few words, read off the test figures.
+    """The outcome of a defence in a few words, from the test figures.
 
-    From an ASR of 0.10 a model counts as backdoored (a clean one errs toward the target less often); at most 0.05
-    afterwards counts as success.
+    A model with an ASR of at least 0.10 counts as backdoored (a clean one errs towards the target less often); at most
+    0.05 afterwards counts as success.
     """
     if before.asr < 0.10:
         return "There was no backdoor to remove"

@@ -1,9 +1,9 @@
 """Does the backdoor come back? Fine-tune a purified model on a few images, k of them poisoned, and measure again.
 
 Source: Min, Qin, Zhang, Shen & Cheng, 2024, arXiv:2410.09838: models that look purified relearn their backdoor from a
-handful of poisoned samples, much faster than a model that never had one learns it. Their retuning attack, as published:
-a small part of the training images, of which 5 are replaced by poisoned ones; SGD with momentum 0.9 and learning rate
-0.01, 5 epochs, every weight free.
+handful of poisoned samples, much faster than a model that never had one. Their retuning attack, as published, uses a
+small part of the training images, 5 of them replaced by poisoned ones, and SGD with momentum 0.9 and learning rate 0.01
+for 5 epochs over all weights.
 """
 
 import copy
@@ -32,11 +32,14 @@ def relearn(model: nn.Module, train: ImageSet, test: ImageSet, trigger: nn.Modul
             count: int = 200, **changes: Any) -> list[dict[str, Any]]:
     """Fine-tune copies of `model` on `count` training images, k of them poisoned; the model is not changed.
 
-    train: the attacker's images, of which each seed draws `count`; k of those that do not have the attacker's label
-    already get it and the trigger, and k = 0 shows what clean fine-tuning does on its own. target, label_map: the
-    attacker's labels, as in `evaluate`; a model that was poisoned with clean labels relearns from wrong ones like all
-    others, since k images with right labels teach next to nothing. changes: values of `attacks.training.RECIPE`.
-    Removed filters are not held: whoever fine-tunes the model does not know of them.
+    train: the attacker's images, of which each seed draws `count`.
+    trigger, target, label_map: as in `evaluate`. After a clean-label attack, too, the poisoned images get wrong labels,
+        since k images with right labels teach next to nothing.
+    k: how many of the drawn images get the trigger and the attacker's label, which differs from their own; 0 shows the
+        effect of clean fine-tuning alone.
+    seeds: one run for each.
+    changes: values of `attacks.training.RECIPE`.
+    Removed filters may change: whoever fine-tunes the model does not know of them.
     Returns rows (k, seed, acc, asr, ra), shares in 0..1 on `test`; the first, with k and seed None, is the given model.
     Raises InputError for a k or count out of range, a bad setting, or what `poison` and `evaluate` refuse.
     """

@@ -1,4 +1,4 @@
-"""Replay a pruning run on test images, after the fact: what each round did to ACC, ASR and RA."""
+"""Replay a pruning run on test images, afterwards: what each round did to ACC, ASR and RA."""
 
 import copy
 from collections.abc import Iterable
@@ -15,10 +15,11 @@ def replay(model: nn.Module, history: Iterable[dict[str, Any]], test: ImageSet, 
            target: int | None, label_map: str = "all_to_one") -> list[dict[str, Any]]:
     """Silence the filters of a run's history one by one in a copy of the given model, measuring each state.
 
-    model: the model the defence was given. history: `DefenseResult.history`; rounds that were taken back are shown
-    too. target, label_map: the attacker's labels, as in `evaluate`. Returns rows (round, layer, index, acc, asr, ra),
-    row 0 for the given model. The defence is over when this runs: the figures explain a run, they never steer one.
-    Raises InputError as `evaluate` does.
+    model: the model that the defence was given.
+    history: `DefenseResult.history`; rounds that were undone are included.
+    trigger, target, label_map: as in `evaluate`.
+    Returns rows (round, layer, index, acc, asr, ra), row 0 for the given model. The figures explain a run afterwards
+    and never influence it. Raises InputError as `evaluate` does.
     """
     copied, questions = copy.deepcopy(model), exam(test, trigger, target, label_map)
     found = filters(copied, test.floats()[:1])

@@ -30,12 +30,15 @@ __all__ = ["MODELS", "Normalize", "PreActResNet", "SmallVGG", "build", "choose_d
 
 def build(name: str, num_classes: int, *, seed: int = 0, sizes: dict[str, list[int]] | None = None, code: bool = False,
           largest: int | None = None, **settings: Any) -> nn.Module:
-    """Build a network by name with weights drawn from `seed`; the global random state is left alone.
+    """Build a network by name with weights drawn from `seed`; the global random state is not changed.
 
-    name: one of `MODELS`, "timm/NAME", or "module:function", which imports the user's own code and is refused unless
-    `code` says that the name came from the user. settings: the network's own arguments (width, blocks, channels, mean,
-    std ...). sizes: of layers that are smaller than these settings make them, as in a slimmed model (see
-    `models.resizing`). largest: numbers that the network may hold, where the settings are a stranger's.
+    name: one of `MODELS`, "timm/NAME", or "module:function", which imports the user's own code.
+    num_classes: the number of logits.
+    sizes: the sizes of layers that are smaller than the settings make them, as in a slimmed model (see
+        `models.resizing`).
+    code: whether the name came from the user; "module:function" is refused otherwise.
+    largest: most numbers that the network may hold, for settings from an untrusted file; None for no limit.
+    settings: the network's own arguments (width, blocks, channels, mean, std ...).
     Raises InputError for an unknown name or setting, a size that does not fit, or more numbers than `largest`.
     """
     make = _maker(name, code)

@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors, a JSON card beside them, written whole and checked on load."""
+"""Checkpoints: weights as safetensors with a JSON card, written atomically and checked on load."""
 
 import hashlib
 import json
@@ -16,19 +16,18 @@ from gradprune.models.limits import in_proportion
 
 Card = dict[str, Any]
 
-
 _TRIGGER = "trigger."  # prefix of the tensors that a trigger learned, in the same file as the model's
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, card: Card, trigger: nn.Module | None = None) -> Path:
     """Write `path`.safetensors and `path`.json; returns the path of the weights.
 
-    trigger: where it has learned tensors (a state dict that is not empty), they go into the same file, each name with
-    "trigger." before it, so that the one hash covers them too. A model whose floats float16 holds exactly is stored so,
-    in half the bytes; they are float32 again once loaded.
-    card: plain JSON values; `card["model"]` holds `name` and the settings that `models.build` takes, `num_classes`
-    among them. The card gets the weights' sha256, so weights and card of different runs never pass for a pair.
-    Raises InputError where the folder or the disk takes no more; the old pair, if there is one, then stays.
+    model: if float16 represents all its floats exactly, it is stored so, in half the bytes; loading gives float32.
+    card: plain JSON values; `card["model"]` holds `name` and the settings that `models.build` takes, including
+        `num_classes`. The weights' sha256 is added, so that weights and card of different runs do not pass as a pair.
+    trigger: its learned tensors (a state dict that is not empty) go into the same file, with "trigger." before each
+        name, so that the hash covers them too.
+    Raises InputError if the folder is not writable or the disk is full; an old pair then stays.
     """
     weights_path, card_path = paths(path)
     learned = {} if trigger is None else {_TRIGGER + key: value for key, value in trigger.state_dict().items()}
@@ -68,6 +67,7 @@ def _share(value: Any) -> bool:
 def load_checkpoint(path: str | Path, code: str | None = None) -> tuple[nn.Module, Card]:
     """Load a model in eval mode on the CPU, and its card; no code from the file is run.
 
+    path: of the weights or the card, with or without the ending.
     code: the "module:function" that the caller trusts to build the model, if the card names one (see `models.build`).
     Raises InputError for a missing, truncated or tampered checkpoint, or weights that do not fit the card's model.
     """
@@ -81,14 +81,14 @@ def load_checkpoint(path: str | Path, code: str | None = None) -> tuple[nn.Modul
         model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_TRIGGER)})
     except (RuntimeError, NotImplementedError) as error:
         raise _unfit(path, "model", error) from None
-    model.eval()  # what it returns may be nothing, where a stranger's train() is asked
-    if name == code:  # which may flatten with `.view`; defences try it out, see `models.working`
+    model.eval()  # its return value is not used: foreign code may override train() and return None
+    if name == code:  # it may flatten with `.view`; defences try channels_last themselves, see `models.working`
         return model, card
     return model.to(memory_format=torch.channels_last), card
 
 
 def load_learned(path: str | Path, trigger: nn.Module) -> None:
-    """Fill a trigger built from its card's settings with what it learned; one that learns nothing stays as it is.
+    """Fill a trigger built from its card's settings with its learned tensors; one without any stays as it is.
 
     Raises InputError as `load_checkpoint` does, or where the saved tensors are not this trigger's.
     """
@@ -101,7 +101,7 @@ def load_learned(path: str | Path, trigger: nn.Module) -> None:
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], Card]:
-    """All tensors of a checkpoint and its card, once the hash on the card is found right."""
+    """All tensors of a checkpoint and its card, after the hash on the card has been checked."""
     weights_path, _ = paths(path)
     card = read_card(path)
     require(weights_path.is_file(), f"there are no checkpoint weights at {weights_path}.")
@@ -111,18 +111,18 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], Card]:
             "run.")
     try:
         return load(weights), card
-    except Exception as error:  # kinds of numbers that torch lacks, and whatever else a header may claim
+    except Exception as error:  # dtypes that torch lacks, and whatever else a header may claim
         raise _unfit(path, "model", error) from None
 
 
 def _unfit(path: str | Path, part: str, error: Exception) -> InputError:
-    """The sentence for tensors that are not what the card says; torch lists every tensor, one tells enough."""
+    """The error for tensors that are not what the card says; torch lists every tensor, one is enough here."""
     reason = str(error).strip().splitlines()[-1].strip()
     return InputError(f"the weights {paths(path)[0]} do not fit the {part} on their card: {reason}")
 
 
 def paths(path: str | Path) -> tuple[Path, Path]:
-    """The weights' and the card's path; `path` may name either, or neither ending."""
+    """The paths of weights and card; `path` may have the ending of either, or none."""
     path = Path(path)
     if path.suffix in (".safetensors", ".json"):
         path = path.with_suffix("")

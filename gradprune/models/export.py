@@ -17,12 +17,12 @@ from gradprune.base.errors import InputError, require
 from gradprune.base.paths import write_atomic
 from gradprune.models.inference import predict
 
-TOLERANCE = 1e-4  # of the outputs, absolute
+TOLERANCE = 1e-4  # largest absolute difference of the logits
 NEEDS: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxruntime", "onnxscript"), ".pt2": ()}
 
 
 def check_export(path: str | Path) -> None:
-    """Raise InputError where `export` could not write this kind of file here, before any work is done."""
+    """Raise InputError if `export` cannot write this kind of file here; call it before any work."""
     kind = Path(path).suffix
     require(kind in NEEDS, f"a model is exported as {' or '.join(NEEDS)}, and {str(path)!r} is neither.")
     missing = [name for name in NEEDS[kind] if importlib.util.find_spec(name) is None]
@@ -30,12 +30,12 @@ def check_export(path: str | Path) -> None:
 
 
 def export(model: nn.Module, path: str | Path, example: Tensor) -> Path:
-    """Write `model` in eval mode as a file that takes any number of images of this shape; the ending says which kind.
+    """Write `model` in eval mode as a file that takes any number of images of this shape; the ending gives the format.
 
-    example: float (N, C, H, W) in [0, 1], two images at least, for the trace and the check: the file's answers to all
-    of them, and to one alone, must equal the model's to 1e-4 (an .onnx file's by onnxruntime).
-    Raises InputError for another ending, a missing package, an operator that has no such form, or answers that differ;
-    then no file is written, and one that stood there stays.
+    example: float (N, C, H, W) in [0, 1], at least two images, for the trace and the check: the file's logits for all
+        of them, and for one alone, must equal the model's within 1e-4 (for .onnx computed by onnxruntime).
+    Raises InputError for another ending, a missing package, an operator without such a form, or logits that differ;
+    then no file is written, and an existing one stays.
     """
     check_export(path)
     require(len(example) >= 2, f"the trace needs two images at least, got {len(example)}.")
@@ -61,9 +61,9 @@ def export(model: nn.Module, path: str | Path, example: Tensor) -> Path:
 def _write_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
     program = torch.onnx.export(model, (images,), dynamo=True, verbose=False, input_names=["images"],
                                 output_names=["logits"], dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    assert program is not None  # with `dynamo` and no file there is one
+    assert program is not None  # for mypy: with `dynamo` and no file it never is
     for node in program.model.graph:
-        node.metadata_props.clear()  # the lines of code that it came from, with the folders of this machine
+        node.metadata_props.clear()  # the lines of code it came from, which name folders of this machine
     program.save(path, external_data=False)
 
 
@@ -77,7 +77,7 @@ def _write_pt2(model: nn.Module, images: Tensor, path: Path) -> None:
     program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
-    with path.open("wb") as file:  # of a path, the archive keeps the name: here that of a temporary file
+    with path.open("wb") as file:  # given a path, the archive would keep the name of the temporary file
         torch.export.save(program, file)
 
 
@@ -87,7 +87,7 @@ def _ask_pt2(path: Path, images: Tensor) -> Tensor:
 
 
 def _reason(error: BaseException) -> str:
-    """The operator that stood in the way, or else the first line of the error at the bottom of the chain."""
+    """The operator that cannot be exported, or else the first line of the error at the bottom of the chain."""
     while error.__cause__:
         error = error.__cause__
     operator = re.search(r"OpOverload\(op='([\w.]+)'", str(error))
@@ -98,7 +98,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' long logs off the screen; what matters of them is in the error."""
+    """Hide the exporters' long logs; the error contains what matters."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

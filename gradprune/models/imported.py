@@ -1,9 +1,9 @@
-"""Networks of torchvision and timm, made for small images.
+"""Networks from torchvision and timm, adapted to small images.
 
-Nothing is downloaded: the weights are drawn, or come from a file of yours. The parameters keep their names, so
-checkpoints that were made elsewhere fit. The stems were made for 224 pixels; of 32 they would leave one or two, so by
-default (`small`) they keep the size. A network whose stem was changed says so in `stem_note`: where only strides
-differ, weights that were trained with the other stem fit and answer nonsense.
+Nothing is downloaded: the weights are random, or come from your own file. The parameters keep their names, so
+checkpoints made elsewhere fit. The stems were designed for 224 pixels and would leave one or two of 32, so by default
+(`small`) they keep the size. A network with a changed stem says so in `stem_note`: where only strides differ, weights
+trained with the other stem load without an error, but the answers are nonsense.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 from gradprune.base.errors import InputError, require
 from gradprune.models.layers import normalized
 
-# What timm would fetch, or unpickle, from other places than the file of weights.
+# Settings that make timm download or unpickle other files than the file of weights.
 _FETCHING = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 NEEDS_TIMM = "models named timm/... need timm; install it with: pip install 'gradprune[timm]'"
 
@@ -22,10 +22,11 @@ def resnet18(num_classes: int, *, channels: int = 3, small: bool = True, mean: f
              std: float | list[float] = 0.25) -> nn.Module:
     """ResNet-18 (He et al., 2016, arXiv:1512.03385), torchvision's.
 
-    small: a 3x3 stem without stride or pooling. Takes float images (N, channels, H, W) in [0, 1]; returns logits
-    (N, num_classes).
+    Takes float images (N, channels, H, W) in [0, 1]; returns logits (N, num_classes).
+    small: a 3x3 stem without stride or pooling.
+    mean, std: of the pixels, see `Normalize`.
     """
-    from torchvision.models import resnet18  # late: torchvision takes most of a second to import
+    from torchvision.models import resnet18  # late: importing torchvision takes most of a second
     net: Any = resnet18(weights=None, num_classes=num_classes)
     if small:
         _renew(net, "conv1", channels, kernel_size=3, stride=1, padding=1)
@@ -41,8 +42,11 @@ def mobilenet_v3_small(num_classes: int, *, width: int = 16, channels: int = 3, 
                        mean: float | list[float] = 0.5, std: float | list[float] = 0.25) -> nn.Module:
     """MobileNetV3-Small (Howard et al., 2019, arXiv:1905.02244), torchvision's.
 
-    It has depthwise convolutions and squeeze-excitation. width: filters of the first convolution. small: the first two
-    strides of five are left out. Images and logits as for `resnet18`.
+    It has depthwise convolutions and squeeze-excitation. Images and logits as for `resnet18`.
+    width: filters of the first convolution.
+    small: the first two of the five strides are 1.
+    mean, std: of the pixels, see `Normalize`.
+    Raises InputError for a width below 1.
     """
     from torchvision.models import mobilenet_v3_small
     require(width >= 1, f"width must be at least 1, got {width}.")
@@ -58,10 +62,12 @@ def mobilenet_v3_small(num_classes: int, *, width: int = 16, channels: int = 3, 
 
 def timm_model(name: str, num_classes: int, *, channels: int = 3, small: bool = True, mean: float | list[float] = 0.5,
                std: float | list[float] = 0.25, **settings: Any) -> nn.Module:
-    """Any network of timm by name; settings: what `timm.create_model` takes.
+    """Any network of timm by name. Images and logits as for `resnet18`.
 
-    small: the first convolution keeps the size (unless it cuts patches), and a pooling right after it is left out.
-    Raises InputError without timm, or for a name that it does not know.
+    small: the first convolution keeps the size (unless it cuts patches), and pooling right after it is left out.
+    mean, std: of the pixels, see `Normalize`.
+    settings: arguments of `timm.create_model`.
+    Raises InputError if timm is not installed or does not know the name, or for settings that read other files.
     """
     try:
         import timm
@@ -87,7 +93,7 @@ def _note_stem(net: Any, name: str) -> None:
 
 
 def _renew(net: nn.Module, name: str, channels: int, **changes: Any) -> None:
-    """Replace a convolution without bias by a new one for so many channels; changes: settings unlike the old one's."""
+    """Replace a convolution without bias by a new one for `channels` input channels, with the settings in `changes`."""
     old: Any = net.get_submodule(name)
     kept = {key: getattr(old, key) for key in ("kernel_size", "stride", "padding")}
     new = nn.Conv2d(channels, old.out_channels, bias=False, **kept | changes)

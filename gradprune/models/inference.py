@@ -1,4 +1,4 @@
-"""Look at a model, or ask it, without changing it."""
+"""Inspect a model, or compute its logits, without changing it."""
 
 import itertools
 import re
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from gradprune.base.devices import halving
 from gradprune.base.errors import InputError, require
 
-_OWN = {"_parameters", "_buffers", "_modules"}  # of nn.Module; what else lies in a module may be a kept feature
+_OWN = {"_parameters", "_buffers", "_modules"}  # of nn.Module; other attributes may hold features that a model keeps
 _ATTENTION = re.compile("(attention|attn|qkv)(?!_?pool)", re.IGNORECASE)  # in the name of a layer or its class
-_NORMS = 2  # that a block of a transformer has
-_KEPT = 1000  # things in a list that are looked at
+_NORMS = 2  # norms in a block of a transformer
+_KEPT = 1000  # longer lists are not searched
 
 
 @contextmanager
 def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
-    """Hold the model in eval mode (BatchNorm statistics stay as they are), then restore each module's own mode.
+    """Keep the model in eval mode (BatchNorm statistics stay as they are), then restore each module's own mode.
 
-    gradients: also record gradients, and let every parameter take part in them, whatever its requires_grad says.
-    Features that the model's forward() keeps on it are cut from their graph, or the model could not be copied.
-    Raises InputError where weights that were made under inference mode are to take part in gradients.
+    gradients: also record gradients, for every parameter, whatever its requires_grad says.
+    Features that the model's forward() stores on it are detached, because a model with a graph cannot be copied.
+    Raises InputError if gradients are wanted of weights that were made under inference mode.
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -48,7 +48,7 @@ def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
 
 
 def _let_go(module: nn.Module) -> None:
-    """Cut what a forward pass left on a module from its graph, in place."""
+    """Detach what a forward pass left on a module, in place."""
     for kept in (vars(module), module._buffers):
         for name, value in list(kept.items()):
             if name not in _OWN and _holds_graph(value):
@@ -56,7 +56,7 @@ def _let_go(module: nn.Module) -> None:
 
 
 def _holds_graph(value: Any, deep: int = 3) -> bool:
-    """Whether a kept value holds tensors that cannot be copied, or not be used where gradients are wanted."""
+    """Whether a value holds tensors that cannot be copied, or cannot take part in gradients."""
     if isinstance(value, Tensor):
         return not value.is_leaf or value.is_inference()
     if type(value) not in (dict, list, tuple) or not deep or len(value) > _KEPT:
@@ -76,7 +76,7 @@ def _cut(value: Any, deep: int = 3) -> Any:
 
 
 def check_model(model: Any, whole: bool = False) -> None:
-    """Raise InputError for what is no network with layers to look at; whole: a TorchScript program will do."""
+    """Raise InputError unless this is a network whose layers can be used; whole: a TorchScript program will do."""
     require(isinstance(model, nn.Module), f"the model must be an nn.Module, got {type(model).__name__}.")
     require(whole or not isinstance(model, torch.jit.ScriptModule),
             "the model is a TorchScript program, whose layers cannot be changed: give the network it was made from.")
@@ -88,7 +88,7 @@ def check_model(model: Any, whole: bool = False) -> None:
 
 
 def check_convolutional(model: nn.Module) -> None:
-    """Raise InputError for a transformer: blocks of attention alone, behind the last convolution."""
+    """Raise InputError for a transformer, that is, if all attention is behind the last convolution."""
     names, layers = zip(*model.named_modules(), strict=True)
     behind = max((place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)), default=len(layers))
     attends = [place for place, layer in enumerate(layers)
@@ -105,15 +105,15 @@ def is_lazy(tensor: Tensor) -> bool:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's numbers lie; the CPU for one that has none."""
+    """The device of a model's parameters or buffers; the CPU if it has none."""
     return next((tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 @contextmanager
 def batch_normalised() -> Iterator[None]:
-    """Around training: where BatchNorm gets one value a channel, which has no spread, raise InputError, not ValueError.
+    """Around training: raise InputError, not ValueError, if BatchNorm gets a single value per channel.
 
-    It gets that from a single image whose maps have one pixel.
+    That happens with one image whose maps have one pixel.
     """
     try:
         yield
@@ -127,9 +127,9 @@ def batch_normalised() -> Iterator[None]:
 def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """The model's logits for float images (N, C, H, W) in [0, 1], in eval mode; returns (N, classes).
 
-    The mode that each module of the model was in is restored. Where the memory runs out, the batch is halved once.
-    Raises InputError for images the model cannot take, for too little memory, for an output that is no such tensor, or
-    where the answers are not numbers: NaN would pass for a class.
+    Each module's own mode is restored afterwards. If memory runs out, the batch is halved once.
+    Raises InputError for images the model cannot take, too little memory, an output that is no such tensor, or NaN in
+    the logits, whose argmax would pass as a class.
     """
     logits = answers(model, images, batch_size)
     require(not bool(logits.isnan().any()), "the model answers NaN: its weights or the images hold values that are not "
@@ -138,14 +138,14 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
 
 
 def answers(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
-    """The same, for callers that know what to do with NaN."""
+    """As `predict`, for callers that handle NaN themselves."""
     check_model(model, whole=True)
     device = device_of(model)
     try:
         with evaluating(model), torch.inference_mode():
             return halving(lambda size: torch.cat([_logits(model(_own(batch, device)), len(batch))
                                                    for batch in images.split(size)]), batch_size)
-    except Exception as error:  # a stranger's forward() may raise anything
+    except Exception as error:  # foreign code may raise anything
         if isinstance(error, InputError | MemoryError) or "memory" in str(error):
             raise
         kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
@@ -157,31 +157,33 @@ def answers(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
 
 
 def _own(images: Tensor, device: torch.device) -> Tensor:
-    """A copy of the images, as torch lays tensors out: forward() may normalise in place, and use view()."""
+    """A contiguous copy of the images, because forward() may normalise in place and use view()."""
     return images.to(device, copy=True, memory_format=torch.contiguous_format)
 
 
 def _logits(output: Any, rows: int) -> Tensor:
-    """What a model returned, if it is one row of logits an image."""
+    """A model's output, checked to be one row of logits per image."""
     shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     require(rows > 1 or not isinstance(output, Tensor) or output.ndim != 1,
-            f"the model must return logits (N, classes) of a single image, too, got {shape}: does its squeeze() take "
-            "the batch away? Write flatten(1).")
+            f"the model must return logits (N, classes) of a single image, too, got {shape}: does its squeeze() remove "
+            "the batch dimension? Write flatten(1).")
     require(isinstance(output, Tensor) and output.ndim == 2, f"the model must return logits (N, classes), got {shape}: "
                                                              "wrap it so that it returns these alone.")
     require(output.layout is torch.strided and not output.is_complex() and output.shape[1] > 1,
-            f"the model must return logits, one real number a class, got {tuple(output.shape)} of {output.dtype}, "
+            f"the model must return logits, one real number per class, got {tuple(output.shape)} of {output.dtype}, "
             f"{output.layout}; one of two classes takes two numbers.")
-    require(len(output) == rows, f"the model must return one row of logits an image, got {len(output)} "
-                                  f"rows for {rows}.")
+    require(len(output) == rows, f"the model must return one row of logits per image, got {len(output)} "
+                                 f"rows for {rows}.")
     return output
 
 
 def first_logits(output: Any, rows: int, classes: int | None = None) -> Tensor:
-    """The logits in what a model returned in training mode: the first such tensor, whatever comes beside it.
+    """The logits in a model's output in training mode: the first matching tensor, whatever else is returned.
 
-    classes: how many there are, so that features are not taken for logits.
-    Raises InputError where there is none with one row an image.
+    output: a tensor, or a list, tuple or dict with one.
+    rows: the number of images.
+    classes: the number of classes, if known, so that features are not taken for logits.
+    Raises InputError if there is none with one row per image.
     """
     if isinstance(output, Mapping):
         output = list(output.values())

@@ -1,4 +1,4 @@
-"""The first layer of every model here: from pixels in [0, 1] to what the network was trained on."""
+"""The first layer of every model: from pixels in [0, 1] to the range that the network was trained on."""
 
 import copyreg
 from functools import cache
@@ -15,8 +15,8 @@ Net = TypeVar("Net", bound=nn.Module)
 class Normalize(nn.Module):
     """Shift and scale pixels in [0, 1] to about zero mean and unit spread.
 
-    It is a model's first layer, so triggers, defences and pictures all work in pixel space.
-    mean, std: one number for all channels, or one per channel. Not part of the state dict: they are settings.
+    As the first layer of a model, it lets triggers, defences and pictures all work in pixel space.
+    mean, std: one number for all channels, or one per channel. They are settings, not part of the state dict.
     """
 
     mean: Tensor
@@ -33,13 +33,14 @@ class Normalize(nn.Module):
 
 
 def normalized(net: Net, mean: float | list[float], std: float | list[float]) -> Net:
-    """Make `net` shift and scale its images first, in place, as `Normalize` does; its parameters keep their names.
+    """Make `net`, in place, shift and scale its images first, as `Normalize` does; its parameters keep their names.
 
-    So its checkpoints fit before and after. Calling it again replaces the numbers.
-    Raises InputError for a network whose `forward` was set on the instance, which would pass this by.
+    So its checkpoints still fit. Calling it again replaces the numbers.
+    mean, std: one number for all channels, or one per channel.
+    Raises InputError for a network whose `forward` was set on the instance, which would bypass this.
     """
-    require("forward" not in vars(net), "a `forward` was set on the instance of the network, and it would pass the "
-                                        "normalisation by; take it off first, or normalise in it.")
+    require("forward" not in vars(net), "a `forward` was set on the instance of the network, and it would bypass the "
+                                        "normalisation; remove it first, or normalise in it.")
     if not isinstance(net, _Normalized):
         own: Any = type(net)
         net.__class__ = _class_of(own)
@@ -49,9 +50,9 @@ def normalized(net: Net, mean: float | list[float], std: float | list[float]) ->
 
 
 class _Normalized(nn.Module if TYPE_CHECKING else object):  # type: ignore[misc]  # a mix-in, put before a network's own class
-    """What `normalized` adds to a network: buffers and not a layer, since nn.Sequential would run a layer last.
+    """What `normalized` adds to a network: buffers, not a layer, since nn.Sequential would run a new layer last.
 
-    The class is made on the fly, so a pickle names the network's own, from which it is made again.
+    The class is created at run time, so a pickle names the network's own class, from which it is created again.
     """
 
     pixel_mean: Tensor
@@ -70,11 +71,11 @@ class _Normalized(nn.Module if TYPE_CHECKING else object):  # type: ignore[misc]
 
 @cache
 def _class_of(net: Any) -> Any:
-    """The class of such networks that normalise."""
+    """The normalising subclass of a network's class."""
     return type(net.__name__, (_Normalized, net), {"__module__": net.__module__, "__doc__": net.__doc__})
 
 
 def _again(net: Any, *given: Any) -> Any:
-    """An empty network of the class that normalises, for pickle and copy to fill."""
+    """An empty network of the normalising subclass, for pickle and copy to fill."""
     made = _class_of(net)
     return made.__new__(made, *given)

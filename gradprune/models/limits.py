@@ -1,4 +1,4 @@
-"""Bounds on what a stranger's settings and files can make: the tensor that is too much is never allocated."""
+"""Limits for untrusted settings and files: a tensor that exceeds them is never allocated."""
 
 from math import prod
 from pathlib import Path
@@ -11,19 +11,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gradprune.base.errors import require
 
 SMALL = 150_000_000  # numbers that any network may hold (600 MB)
-_TENSORS = 20_000    # in a network; the largest known ones have a few thousand
+_TENSORS = 20_000    # tensors in a network; the largest known ones have a few thousand
 _MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 
 def in_proportion(weights: Path) -> int:
-    """How many numbers a network may hold whose weights lie in this file: as many as the file has bytes, or `SMALL`."""
+    """How many numbers a network with this file of weights may hold: as many as the file has bytes, or `SMALL`."""
     return max(SMALL, weights.stat().st_size if weights.is_file() else 0)
 
 
 class AtMost(TorchFunctionMode):
-    """While it lasts (`with`), new tensors may hold this many numbers in all; None: any.
+    """A context (`with`) in which new tensors may hold this many numbers in all; None for no limit.
 
-    Raises InputError where more are asked for, before the memory is taken.
+    Raises InputError if more are requested, before the memory is allocated.
     """
 
     def __init__(self, numbers: int | None) -> None:
@@ -31,7 +31,7 @@ class AtMost(TorchFunctionMode):
         self.left, self.tensors = numbers, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count what is about to be made from a shape alone, then let it be made."""
+        """Count the numbers of a tensor that is about to be made from a shape, then make it."""
         if self.left is not None and func in _MAKERS:
             shape = args[0] if args and isinstance(args[0], list | tuple) else args
             self.left, self.tensors = self.left - prod(shape), self.tensors + 1
@@ -41,16 +41,16 @@ class AtMost(TorchFunctionMode):
 
 
 class Within(TorchDispatchMode):
-    """While it lasts (`with`), no tensor may be laid where its storage does not reach.
+    """A context (`with`) in which no tensor may extend beyond its storage.
 
-    torch lengthens the storage as far as the tensor says, which in a file is a number of anybody's choice. Raises
-    InputError before the memory is taken.
+    torch enlarges the storage to whatever the tensor claims, which in a file can be any number.
+    Raises InputError before the memory is allocated.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Work out the last number that a tensor would have, then let it be laid there."""
+        """Check where the tensor's last number would be, then run the operation."""
         if func is torch.ops.aten.set_.source_Storage_storage_offset:
-            tensor, storage, offset, size, *stride = args  # without strides the numbers lie one after the other
+            tensor, storage, offset, size, *stride = args  # without strides the numbers are contiguous
             last = (sum((count - 1) * step for count, step in zip(size, *stride, strict=True)) if stride
                     else prod(size) - 1)
             require(prod(size) == 0 or (offset + last + 1) * tensor.element_size() <= storage.nbytes(),

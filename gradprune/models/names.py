@@ -1,4 +1,4 @@
-"""Parameters under the names that somebody else gave them, brought to those of a model here."""
+"""Map the parameter names of a foreign file to those of a model."""
 
 import logging
 import re
@@ -13,17 +13,17 @@ from gradprune.base.errors import listed
 
 _log = logging.getLogger(__name__)
 
-# What counters of operations, layers that normalise images, and quantisation leave beside the weights.
+# Tensors that operation counters, normalisation layers and quantisation leave beside the weights.
 _BESIDE = re.compile(r"(^|\.)(total_ops|total_params|_extra_state|(new_|pixel_)?(mean|std))$")
-_FEW = 4  # numbers that mean and std have at most
+_FEW = 4  # most numbers in such a tensor
 
 
 def under_names_of(model: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> Mapping[str, Tensor]:
-    """The tensors of the file `path` under the model's names, as far as a change of names is the whole difference.
+    """The tensors of the file `path` under the model's names, if the files differ in names only.
 
-    A prefix before all names is changed; where one prefix alone gives all the model's names, what has another is left
-    out. So are counts of operations (thop), and how images were normalised. A warning tells what was left out. Names
-    that public code gives the same network are known to it (`other_names`: pairs of theirs and ours).
+    A prefix before all names is replaced; if a single prefix gives all the model's names, tensors with another one are
+    left out. So are operation counts (thop) and the image normalisation; a warning lists what was left out. A network
+    may list the names that public code uses (`other_names`: pairs of theirs and ours).
     """
     own = model.state_dict()
     given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith("trigger.")}
@@ -42,8 +42,10 @@ def under_names_of(model: nn.Module, given: Mapping[str, Tensor], path: str | Pa
 
 def _by_other_names(given: Mapping[str, Tensor], own: Mapping[str, Tensor], others: tuple[tuple[str, str], ...]
                     ) -> Mapping[str, Tensor]:
-    """The tensors under the model's names, where public code of the same network has others (`others`: theirs, ours)
-    and more of them fit so; a prefix may stand before them."""  # noqa: D209
+    """The tensors with the names of public code (`others`: pairs of theirs and ours) replaced, if more of them fit so.
+
+    A prefix may precede the names.
+    """
     renamed = {}
     for name, tensor in given.items():
         for theirs, ours in others:
@@ -57,8 +59,10 @@ def _by_other_names(given: Mapping[str, Tensor], own: Mapping[str, Tensor], othe
 
 
 def _renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> Mapping[str, Tensor]:
-    """The tensors under the model's names, where one prefix before all of them is the whole difference; or where one
-    prefix alone gives all of the model's names, and then without what has another."""  # noqa: D209
+    """The tensors under the model's names, if the names differ by one prefix before all of them.
+
+    Or if a single prefix gives all of the model's names; tensors with another prefix are then left out.
+    """
     theirs, ours = _shared(given), _shared(own)
     renamed = {ours + name.removeprefix(theirs): tensor for name, tensor in given.items()}
     if renamed.keys() & own.keys():
@@ -66,20 +70,15 @@ def _renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str |
     wanted = {name.removeprefix(ours) for name in own if not name.endswith("num_batches_tracked")}
     prefixes = dict.fromkeys(name[:at + 1] for name in given for at, letter in enumerate(name) if letter == ".")
     fitting = [prefix for prefix in prefixes if all(prefix + name in given for name in wanted)]
-    if not fitting or not wanted or not _alike(given, wanted, fitting):
+    if not fitting or not wanted or not all(torch.equal(given[fitting[0] + name], given[prefix + name])
+                                            for prefix in fitting[1:] for name in wanted):
         return given
     others = [name for name in given if not name.startswith(fitting[0])]
     _log.warning("Of %s what does not start with %s was left out: %s.", path, fitting[0], listed(others))
     return {ours + name.removeprefix(fitting[0]): tensor for name, tensor in given.items() if name not in others}
 
 
-def _alike(given: Mapping[str, Tensor], wanted: Iterable[str], prefixes: list[str]) -> bool:
-    """Whether the tensors are the same under all of these prefixes."""
-    return all(torch.equal(given[prefixes[0] + name], given[prefix + name])
-               for prefix in prefixes[1:] for name in wanted)
-
-
 def _shared(names: Iterable[str]) -> str:
-    """The prefix, up to a dot, that all names have."""
+    """The prefix, up to a dot, that all names share."""
     levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
     return "".join(f"{level[0]}." for level in takewhile(lambda level: len(set(level)) == 1, levels))

@@ -1,4 +1,4 @@
-"""A network from the user's own code: `mypkg.module:build`, looked up from the current folder."""
+"""A network from the user's own code, such as `mypkg.module:build`, imported from the current folder."""
 
 import importlib
 import inspect
@@ -15,20 +15,20 @@ from gradprune.models.layers import normalized
 
 def own_model(place: str, num_classes: int, *, mean: float | list[float] | None = None,
               std: float | list[float] | None = None) -> nn.Module:
-    """Import `module:function` and call the function: this runs that code, so call it for code you trust alone.
+    """Import `module:function` and call the function; this runs that code, so use it only for code you trust.
 
-    The current folder comes first in the search. The function is called with `num_classes` if it has an argument of
-    that name or takes any (**kwargs), else with nothing, and returns an nn.Module. mean, std: let it shift and scale
-    its images first, see `normalized`; without them it is used as it is, on pixels in [0, 1].
-    Raises InputError where the module or function is not there, fails, or returns something else.
+    place: "module:function"; the current folder is searched first. The function returns an nn.Module.
+    num_classes: passed on if the function has an argument of that name or takes any (**kwargs).
+    mean, std: shift and scale the images first, see `normalized`; without them the network gets pixels in [0, 1].
+    Raises InputError if the module or function is not found, fails, or returns something else.
     """
-    with current_folder_first():  # for the call, too: a function may import
+    with current_folder_first():  # also for the call, since a function may import
         function = look_up(place)
         try:
             wants = any(name == "num_classes" or taken.kind is taken.VAR_KEYWORD
                         for name, taken in inspect.signature(function).parameters.items())
             net = function(num_classes=num_classes) if wants else function()
-        except (Exception, SystemExit) as error:  # somebody's own code may raise anything
+        except (Exception, SystemExit) as error:  # foreign code may raise anything
             raise InputError(f"{place} failed with {type(error).__name__}: {error}.") from error
     require(isinstance(net, nn.Module), f"{place} must return an nn.Module, got {type(net).__name__}.")
     if mean is None and std is None:
@@ -37,7 +37,7 @@ def own_model(place: str, num_classes: int, *, mean: float | list[float] | None 
 
 
 def look_up(place: str) -> Callable[..., nn.Module]:
-    """The function of that name."""
+    """The function that "module:function" names; raises InputError if it cannot be imported."""
     module_name, _, name = place.partition(":")
     require(bool(module_name and name), f"own code is named as module:function, got {place!r}.")
     require(not set(module_name) & set("/\\") and not module_name.startswith(".") and not module_name.endswith(".py"),
@@ -65,7 +65,7 @@ def look_up(place: str) -> Callable[..., nn.Module]:
 
 @contextmanager
 def current_folder_first() -> Iterator[None]:
-    """Modules of the current folder can be imported meanwhile; the search path comes back as it was."""
+    """A context in which modules of the current folder can be imported; the search path is restored afterwards."""
     before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))
     try:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from gradprune.base.errors import require
 from gradprune.models.layers import Normalize
 
-# Public code (pytorch-cifar, BackdoorBench) -> here: names of the same parameters.
+# Names of the same parameters in public code (pytorch-cifar, BackdoorBench) and here.
 _OTHER_NAMES = (*((f"layer{stage + 1}.", f"stages.{stage}.") for stage in range(4)), (".shortcut.0.", ".shortcut."))
 
 
 class PreActBlock(nn.Module):
-    """BatchNorm, ReLU, 3x3 convolution, twice; the result is added to the shortcut."""
+    """Twice BatchNorm, ReLU and a 3x3 convolution; the result is added to the shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -38,8 +38,12 @@ class PreActResNet(nn.Module):
     """Pre-activation ResNet; width 64 with blocks (2, 2, 2, 2) is PreActResNet-18 (see `preact_resnet18`).
 
     Takes float images (N, channels, H, W) in [0, 1], H and W at least 8; returns logits (N, num_classes).
-    width: filters of the first stage, doubled at each later one. blocks: blocks per stage. last_norm: BatchNorm and
-    ReLU after the last block, as in the paper; much public code, BackdoorBench's too, goes without.
+    width: filters of the first stage, doubled at each later one.
+    blocks: blocks per stage.
+    mean, std: of the pixels, see `Normalize`.
+    last_norm: BatchNorm and ReLU after the last block, as in the paper; much public code, including BackdoorBench,
+        has neither.
+    Raises InputError for fewer than two classes, a width below 1, or a stage without blocks.
     """
 
     other_names = _OTHER_NAMES  # for `models.weights.fit_weights`
@@ -72,5 +76,5 @@ class PreActResNet(nn.Module):
 
 
 def preact_resnet18(num_classes: int, width: int = 64, **settings: Any) -> PreActResNet:
-    """PreActResNet-18, 11.2 million weights; settings: those of `PreActResNet`."""
+    """PreActResNet-18 with 11.2 million weights; settings as for `PreActResNet`."""
     return PreActResNet(num_classes, width, (2, 2, 2, 2), **settings)

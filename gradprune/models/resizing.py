@@ -1,4 +1,4 @@
-"""Smaller copies of a network that `build` knows: each layer's channels, as plain numbers that a card can hold."""
+"""Smaller versions of a network that `build` knows: the channels of each layer, as plain numbers for a card."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 
-# What a layer's size counts, its own attribute for each number, and which of its tensors have that dimension.
+# The attributes that hold a layer's size, in the order of its tensors' dimensions.
 _COUNTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("out_channels", "in_channels"), nn.Linear: ("out_features", "in_features"),
     nn.BatchNorm2d: ("num_features",)}
@@ -20,10 +20,10 @@ def sizes(model: nn.Module) -> dict[str, list[int]]:
 
 
 def resize(model: nn.Module, wanted: Mapping[str, Sequence[int]]) -> None:
-    """Cut layers down, in place, to these sizes (see `sizes`), keeping their first channels; others stay as they are.
+    """Cut layers down, in place, to the `wanted` sizes (see `sizes`), keeping their first channels.
 
-    This gives a network the shapes of one that was slimmed; its weights are then loaded over these.
-    Raises InputError for no mapping, an unknown layer, or a size that is not of its kind or larger than the layer.
+    This gives a network the shapes of a slimmed one, whose weights can then be loaded.
+    Raises InputError if `wanted` is no mapping, or for an unknown layer or a size that does not fit the layer.
     """
     require(isinstance(wanted, Mapping), f"sizes must name layers, each with its size, got {wanted!r}.")
     known = sizes(model)
@@ -36,14 +36,14 @@ def resize(model: nn.Module, wanted: Mapping[str, Sequence[int]]) -> None:
 
 
 def _cut(module: Any, size: Sequence[int]) -> None:
-    """Keep the first channels of one layer's tensors, and note their number where the layer does."""
+    """Keep the first channels of one layer's tensors, and update the layer's size attributes."""
     def first(tensor: Tensor) -> Tensor:
         return tensor[tuple(slice(count) for count in size[:tensor.ndim])].clone()
 
     for key, parameter in list(module.named_parameters(recurse=False)):
         setattr(module, key, nn.Parameter(first(parameter.detach()), parameter.requires_grad))
     for key, buffer in list(module.named_buffers(recurse=False)):
-        if buffer.ndim:  # BatchNorm counts its batches in a single number
+        if buffer.ndim:  # not BatchNorm's count of batches
             setattr(module, key, first(buffer))
     for attribute, count in zip(_COUNTS[type(module)], size, strict=True):
         setattr(module, attribute, count)

@@ -14,8 +14,12 @@ class SmallVGG(nn.Module):
     """Three stages of two (3x3 convolution -> BatchNorm -> ELU), each closed by max-pooling and dropout.
 
     Takes float images (N, channels, size, size) in [0, 1]; returns logits (N, num_classes).
-    width: filters of the first stage, doubled at each later one. The defaults (no shift, no scale in the
-    first layer) are those of the public I-BAU checkpoints, whose state dict fits as it is.
+    width: filters of the first stage, doubled at each later one.
+    size: side of the images in pixels, at least 8.
+    mean, std: of the pixels, see `Normalize`; the defaults change nothing.
+    dropout: the rate after each stage.
+    The defaults are those of the public I-BAU checkpoints, whose state dict fits as it is.
+    Raises InputError for fewer than two classes, a width below 1, or a size below 8.
     """
 
     def __init__(self, num_classes: int, width: int = 32, channels: int = 3, size: int = 32,
@@ -46,8 +50,12 @@ class VGG(nn.Module):
     """VGG-16 or VGG-19 with BatchNorm; the parameters have torchvision's names.
 
     Takes float images (N, channels, H, W) in [0, 1], H and W at least 2; returns logits (N, num_classes).
-    depth: 16 or 19. width: filters of the first stage. small: one linear layer on the mean of the last map; otherwise,
-    as for 224 pixels, three on a map of 7x7, which alone hold 120 million weights.
+    depth: 16 or 19.
+    width: filters of the first stage.
+    small: one linear layer on the mean of the last map; otherwise, as for 224 pixels, three layers on a map of 7x7,
+        which alone have 120 million weights.
+    mean, std: of the pixels, see `Normalize`.
+    Raises InputError for fewer than two classes or a width below 1.
     """
 
     def __init__(self, depth: int, num_classes: int, *, width: int = 64, channels: int = 3, small: bool = True,
@@ -63,10 +71,10 @@ class VGG(nn.Module):
             for _ in range(count):
                 layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
                 inputs = outputs
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # halved five times, an image of 16 pixels would be gone
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # rounded down, five halvings leave nothing of 16 pixels
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1 if small else 7)
-        if small:  # pytorch-cifar has the linear layer alone
+        if small:  # pytorch-cifar has only the linear layer
             self.other_names = tuple((f"classifier.{kind}", f"classifier.0.{kind}") for kind in ("weight", "bias"))
         hidden = 64 * width
         self.classifier = nn.Sequential(nn.Linear(inputs, num_classes)) if small else nn.Sequential(

@@ -1,4 +1,4 @@
-"""Weights from other hands: read without running code, unwrapped, and loaded into a model or told why not."""
+"""Foreign weights: read without running code, unwrapped, and loaded into a model, or refused with the reason."""
 
 import io
 import logging
@@ -26,24 +26,24 @@ Net = TypeVar("Net", bound=nn.Module)
 _log = logging.getLogger(__name__)
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the state dict
-_COMPUTED = r"(\.|^)parametrizations\.|_(orig|mask|g|v|u|bar)$"  # names that torch.nn.utils and its forerunners give
-_DEEPEST = 8  # nests in one another
+_COMPUTED = r"(\.|^)parametrizations\.|_(orig|mask|g|v|u|bar)$"  # names that torch.nn.utils gives, now or earlier
+_DEEPEST = 8  # nested dicts
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-_OLD_PICKLES = 5  # a number that marks the format, its version, the system, the content, the names of the storages
+_OLD_PICKLES = 5  # magic number, version, system, content, names of the storages
 
 
 class _Unread:
-    """Takes the place of a picture, or of a script's options, inside a file: what they hold is left unread."""
+    """Replaces a picture, or a script's options, inside a file; their content is not read."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
 class _Array(np.ndarray):
-    """A file's NumPy array: as long as the bytes that came for it."""
+    """A file's NumPy array, as long as the bytes that come with it."""
 
     def __new__(cls, *_: object) -> "_Array":
-        """Empty, whatever size the file asks for."""
+        """Make an empty array, whatever size the file claims."""
         return super().__new__(cls, (0,), np.uint8)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -52,25 +52,24 @@ class _Array(np.ndarray):
 
 
 def _array(*_: object) -> _Array:
-    """Takes the place of NumPy's `_reconstruct`."""
+    """Replaces NumPy's `_reconstruct`."""
     return _Array()
 
 
 def _number(kind: np.dtype[Any], content: bytes) -> Any:
-    """Takes the place of NumPy's `scalar`, which makes one of zeros, as long as its kind says, where no bytes come."""
+    """Replaces NumPy's `scalar`, which without bytes would make a number of whatever length its dtype claims."""
     return np.frombuffer(content, kind, 1)[0]
 
 
 def load_weights(model: Net, path: str | Path) -> Net:
     """Load a file of weights into `model`, in place, in eval mode; returns the model.
 
-    The file: .safetensors, or what torch.save wrote, a state dict or one under "net", "model", "state_dict" or
-    "model_state_dict", or under any other word where there is no second one; names may start with "module.", or with
-    another prefix than the model's. What a file holds beside the names with that prefix is left out, and a warning
-    says so.
-    No code from the file is run. A warning is logged where the model's stem is not the network's own (see
-    `models.imported`), since weights that were trained with the other one may fit all the same.
-    Raises InputError for a file that is none of these, or names and shapes that are not the model's.
+    path: a .safetensors file, or one that torch.save wrote: a state dict, or a dict with one under "net", "model",
+        "state_dict", "model_state_dict", or any other key if there is only one. The names may have another prefix than
+        the model's, such as "module."; tensors without that prefix are left out with a warning.
+    No code from the file is run. A warning is logged if the model's stem was changed (see `models.imported`), since
+    weights that were trained with the original one may load all the same.
+    Raises InputError for any other file, or for names and shapes that are not the model's.
     """
     if note := getattr(model, "stem_note", ""):
         _log.warning("%s", note)
@@ -78,9 +77,9 @@ def load_weights(model: Net, path: str | Path) -> Net:
 
 
 def read_file(path: str | Path) -> Any:
-    """What a file of weights holds: tensors, numbers, strings, lists and dicts, NumPy arrays; never anybody's classes.
+    """The content of a file of weights: tensors, numbers, strings, lists, dicts and NumPy arrays; no other classes.
 
-    Pictures (PIL) and the options of a script (argparse) become empty stand-ins.
+    Pictures (PIL) and the options of a script (argparse) become empty placeholders.
     Raises InputError for a missing, damaged or refused file.
     """
     path = Path(path)
@@ -88,7 +87,7 @@ def read_file(path: str | Path) -> Any:
     if path.suffix == ".safetensors":
         try:
             return load_safetensors(path.read_bytes())
-        except Exception as error:  # kinds of numbers that torch lacks, and whatever else a header may claim
+        except Exception as error:  # dtypes that torch lacks, and whatever else a header may claim
             raise InputError(f"{path} is no readable .safetensors file: {error}.") from None
     _look_over(path)
     try:
@@ -100,15 +99,15 @@ def read_file(path: str | Path) -> Any:
             raise InputError(f"{path} is no file of weights that torch.save wrote.") from None
         raise InputError(f"{path} was not read: it holds {named[1] or named[2]}, and loading that would "
                          "run code; save model.state_dict() alone.") from None
-    except Exception as error:  # cut or foreign files: each fails in its own way
+    except Exception as error:  # truncated or foreign files: each fails in its own way
         reason = re.split(r"\. |\n", str(error).strip() or type(error).__name__)[0].rstrip(".")
         raise InputError(f"{path} is no file of weights that torch.save wrote ({reason}).") from None
 
 
 def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """The tensors by name in what `read_file` returned, out of their nest and without prefixes."""
+    """The tensors by name in the result of `read_file`, taken out of nested dicts and without prefixes."""
     inner = content
-    for _ in range(_DEEPEST):  # a dict may hold itself
+    for _ in range(_DEEPEST):  # bounded, since a dict may contain itself
         if isinstance(inner, Mapping):
             outer, inner = inner, next((inner[nest] for nest in _NESTS if isinstance(inner.get(nest), Mapping)), inner)
             same = [word for word, part in outer.items() if part is not inner and isinstance(word, str)
@@ -131,9 +130,9 @@ def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def _only_nest(inner: Any, path: str | Path) -> Any:
-    """What lies under the one word, or at the one place of a list, that holds tensors by name; else `inner` itself.
+    """The only value of a dict or list that holds tensors by name; `inner` itself if there is none.
 
-    Raises InputError where there are several such.
+    Raises InputError if there are several.
     """
     parts = dict(inner) if isinstance(inner, Mapping) else {}
     parts = dict(enumerate(inner)) if isinstance(inner, list | tuple) else parts
@@ -146,7 +145,7 @@ def _only_nest(inner: Any, path: str | Path) -> Any:
 
 
 def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Net:
-    """Load tensors by name into `model`, in place, in eval mode; `path` is for the message where they do not fit."""
+    """Load tensors by name into `model`, in place, in eval mode; `path` is for the message if they do not fit."""
     own = model.state_dict()
     given = under_names_of(model, given, path)
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
@@ -162,15 +161,15 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     note = _note(model, missing, unexpected) if wrong else ""
     require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.{note}")
     try:
-        model.load_state_dict(given, strict=False)  # old files do not count BatchNorm's batches
-    except (RuntimeError, NotImplementedError) as error:  # tensors without memory, as of the device "meta"
+        model.load_state_dict(given, strict=False)  # old files lack BatchNorm's count of batches
+    except (RuntimeError, NotImplementedError) as error:  # tensors without memory, such as on the device "meta"
         raise InputError(f"the weights in {path} do not fit the model: {error}.") from None
-    model.eval()  # what it returns may be nothing, where a stranger's train() is asked
+    model.eval()  # its return value is not used: foreign code may override train() and return None
     return model
 
 
 def _note(model: nn.Module, missing: list[str], unexpected: list[str]) -> str:
-    """What else to say of weights that do not fit."""
+    """A hint for weights that do not fit."""
     if any(re.search(_COMPUTED, name) for name in unexpected):
         return (" Its weights are computed from others (pruned, or weight or spectral norm): before saving, make them "
                 "plain by prune.remove, remove_weight_norm or remove_parametrizations of torch.nn.utils.")
@@ -180,7 +179,7 @@ def _note(model: nn.Module, missing: list[str], unexpected: list[str]) -> str:
 
 
 def _plain(value: Any) -> bool:
-    """Whether this is a plain tensor, not sparse, nested or quantised, or an array of numbers."""
+    """Whether this is an array of numbers or a plain tensor, that is, not sparse, nested or quantised."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "fiu"
     return (isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
@@ -188,7 +187,7 @@ def _plain(value: Any) -> bool:
 
 
 def _look_over(path: Path) -> None:
-    """Refuse a file whose pickles or packed members would take far more than it has bytes."""
+    """Refuse a file whose pickles or compressed members would take far more memory than it has bytes."""
     size = path.stat().st_size
     require(size > 0, f"{path} is no file of weights that torch.save wrote: it is empty.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -219,7 +218,7 @@ def _look_over_zip(file: IO[bytes], size: int, path: Path) -> None:
 
 
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What may be built from a file beside torch's own list: NumPy's numbers and arrays, and stand-ins."""
+    """What may be built from a file besides torch's own list: NumPy's numbers and arrays, and placeholders."""
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [np.dtype, (_Array, "numpy.ndarray")]
     allowed += [(_Unread, name) for name in ("PIL.Image.Image", "argparse.Namespace")]
     for home in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2

@@ -1,7 +1,7 @@
-"""The copy of a model that a defence changes: it stands on its own, is as fast as its code allows, and answers logits.
+"""The copy of a model that a defence changes: independent, as fast as its code allows, and returning logits only.
 
-People's networks flatten with `.view`, return more in training than in use, keep features on themselves, or have a
-`forward` that was put on the instance. What does not work is told here, before any work is done.
+Users' networks may flatten with `.view`, return more in training mode than in eval mode, store features on themselves,
+or have a `forward` that was set on the instance. What does not work is reported here, before any other work.
 """
 
 import copy
@@ -17,17 +17,17 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def working_copy(model: Net, images: Tensor) -> Net:
-    """A copy of `model` to train and prune; in channels_last, about 1.4 x as fast on a CPU, where its code allows that.
+    """A copy of `model` to train and prune, in channels_last (about 1.4 times as fast on a CPU) if its code allows.
 
-    images: float (N, C, H, W) in [0, 1], a few that the model takes, on its device. What the model returns in training
-    beside its logits is left out. `hand_back` undoes what was done to the copy.
-    Raises InputError for a model that cannot be copied, whose copy answers with the given one's weights, or that gives
-    no gradient or no logits in training mode.
+    images: float (N, C, H, W) in [0, 1], a few that the model accepts, on its device.
+    The copy returns only logits in training mode. `hand_back` undoes what was done to it.
+    Raises InputError for a model that cannot be copied, whose copy uses the original's weights, or that has no gradient
+    or no logits in training mode.
     """
-    classes = predict(model, images).shape[1]  # also lets go of what an earlier pass left there: no copy takes that
+    classes = predict(model, images).shape[1]  # also detaches features of an earlier pass, which no copy allows
     try:
         copied = copy.deepcopy(model)
-    except Exception as error:  # a stranger's attributes may be anything
+    except Exception as error:  # foreign attributes may be anything
         raise InputError(f"the model cannot be copied ({type(error).__name__}: {error}).") from error
     if _changes(copied, images):
         copied.register_forward_pre_hook(_OfItsOwn())
@@ -38,10 +38,10 @@ def working_copy(model: Net, images: Tensor) -> Net:
 
 
 def prefers_channels_last(model: nn.Module, images: Tensor) -> bool:
-    """Lay the model's weights out in channels_last, in place, or as they came where its code cannot be trained so.
+    """Convert the model's weights to channels_last, in place, unless its code cannot be trained in that layout.
 
-    images: as for `working_copy`. Returns whether the model answers nothing but logits in training mode.
-    Raises InputError for a model that cannot be trained on the images either way.
+    images: as for `working_copy`. Returns whether the model returns nothing but logits in training mode.
+    Raises InputError for a model that cannot be trained on the images in either layout.
     """
     if any(map(_corrupts, model.modules())):
         model.to(memory_format=torch.contiguous_format)
@@ -56,13 +56,13 @@ def prefers_channels_last(model: nn.Module, images: Tensor) -> bool:
 
 
 def _corrupts(layer: nn.Module) -> bool:
-    """Whether torch (2.14, on a CPU) writes past its memory in this layer's gradient in channels_last; Python dies."""
+    """Whether this layer's gradient in channels_last crashes Python: torch 2.14 writes beyond its memory on a CPU."""
     return (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
             and layer.in_channels < 8)
 
 
 def layout(model: nn.Module) -> dict[str, bool]:
-    """For each tensor of four dimensions, by name: whether it lies in memory as torch makes it, not channels_last."""
+    """For each tensor of four dimensions, by name: True if it has torch's default layout, False for channels_last."""
     return {name: _lies_so(tensor, torch.contiguous_format) for name, tensor in _tensors(model).items()
             if tensor.ndim == 4}
 
@@ -77,23 +77,26 @@ def lay_out(model: nn.Module, wanted: dict[str, bool]) -> None:
 
 
 def _lies_so(tensor: Tensor, kind: torch.memory_format) -> bool:
-    """Whether its strides are those of this format; with one channel `is_contiguous` says yes to two; sums differ."""
+    """Whether a tensor has exactly the strides of this format.
+
+    With one channel `is_contiguous` is true for both formats, but sums over them differ in the last bits.
+    """
     return tensor.stride() == torch.empty_like(tensor, device="meta", memory_format=kind).stride()
 
 
 def hand_back(copied: Net, model: nn.Module) -> Net:
-    """The working copy as its user gets it, in place: in eval mode, its tensors laid out as the given model's are."""
+    """Make the working copy ready for the user, in place: no hooks, eval mode, tensors laid out as in `model`."""
     for hooks in (copied._forward_hooks, copied._forward_pre_hooks):
         for key, hook in list(hooks.items()):
             if isinstance(hook, _LogitsAlone | _OfItsOwn):
                 del hooks[key]
     lay_out(copied, layout(model))
-    copied.eval()  # what it returns may be nothing, where a stranger's train() is asked
+    copied.eval()  # its return value is not used: foreign code may override train() and return None
     return copied
 
 
 class _LogitsAlone:
-    """A forward hook: of what a model returns in training, its logits."""
+    """A forward hook that keeps only the logits of what a model returns in training mode."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -103,14 +106,14 @@ class _LogitsAlone:
 
 
 class _OfItsOwn:
-    """A forward pre-hook: the model gets images of its own, which it may change."""
+    """A forward pre-hook that gives the model its own copy of the images, which it may change."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0].clone(), *inputs[1:])
 
 
 def _changes(model: nn.Module, images: Tensor) -> bool:
-    """Whether the model changes the images that it is given, as where it normalises in place."""
+    """Whether the model changes the images it is given, for example by normalising in place."""
     given = images.clone()
     with evaluating(model), torch.no_grad():
         model(given)
@@ -122,7 +125,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _stands_alone(copied: nn.Module, model: nn.Module, images: Tensor) -> None:
-    """Refuse a copy whose answers come from the given model, as where a function on the instance holds on to it."""
+    """Refuse a copy that computes with the original's weights, for example through a function set on the instance."""
     theirs = {id(parameter) for parameter in model.parameters()}
     with evaluating(model, gradients=True), evaluating(copied, gradients=True):
         waiting = [first_logits(copied(images[:1]), 1).grad_fn]
@@ -133,7 +136,7 @@ def _stands_alone(copied: nn.Module, model: nn.Module, images: Tensor) -> None:
             node = waiting.pop()
             require(id(getattr(node, "variable", None)) not in theirs,
                     "a copy of the model answers with the weights of the model itself: something on it, such as a "
-                    "`forward` that was set on the instance, holds on to them; take that off first.")
+                    "`forward` that was set on the instance, refers to them; remove that first.")
             for child, _ in getattr(node, "next_functions", ()):
                 if child is not None and child not in seen:
                     seen.add(child)
@@ -141,7 +144,7 @@ def _stands_alone(copied: nn.Module, model: nn.Module, images: Tensor) -> None:
 
 
 def _trained(model: nn.Module, images: Tensor) -> bool:
-    """Whether logits are all that the model returns in training mode, found out with a scratch copy."""
+    """Train a scratch copy for one step; returns whether it returns nothing but logits in training mode."""
     images = images[:2] if len(images) > 1 else torch.cat([images, images])
     try:
         scratch = copy.deepcopy(model)
@@ -151,8 +154,8 @@ def _trained(model: nn.Module, images: Tensor) -> bool:
             output = scratch(images)
             logits = first_logits(output, len(images), classes)
             logits.sum().backward()
-    except Exception as error:  # a stranger's forward() may raise anything
-        if isinstance(error, MemoryError) or "memory" in str(error):  # as in `predict`: no word on the model
+    except Exception as error:  # foreign code may raise anything
+        if isinstance(error, MemoryError) or "memory" in str(error):  # as in `predict`: not the model's fault
             raise
         told = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         raise InputError(f"the model cannot be trained on images of shape {tuple(images.shape[1:])}: {told}") from error

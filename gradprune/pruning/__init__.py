@@ -1,4 +1,4 @@
-"""The subject: find filters, score them by the unlearning gradient, remove the worst, fine-tune."""
+"""The method: find filters, score them by the unlearning gradient, remove the worst, fine-tune."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Try removals for real: what the model would answer without one filter, computing again only what lies behind it."""
+"""Try removals: the model's logits without one filter, recomputing only what depends on it."""
 
 import operator
 from collections.abc import Iterable
@@ -15,10 +15,11 @@ CHUNK = 64  # images at once: few enough for the cached activations to stay smal
 
 
 class CandidateRemovals:
-    """Runs a model without single filters: activations are computed once, then only what the filter's silence reaches.
+    """Runs a model without single filters: activations are computed once, then only what the filter affects.
 
-    The model is traced with torch.fx; where that fails, or gives other answers than the model itself, every trial
-    runs the whole model instead: the same results, more slowly (`traced` says which).
+    The model is traced with torch.fx; if that fails, or the trace gives other logits than the model, every trial runs
+    the whole model instead, with the same results but more slowly (`traced` says which).
+    found: all filters of the model.
     example: float (N, C, H, W) in [0, 1], to check the trace with.
     """
 
@@ -34,7 +35,7 @@ class CandidateRemovals:
                 ends = [0, len(found) // 2, len(found) - 1]
                 for mine, whole in zip(self._traced(example, ends), self._whole(example, ends), strict=True):
                     torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-4)
-            except Exception:  # a stranger's forward() may do what no trace can follow
+            except Exception:  # foreign code may do what no trace can follow
                 self.graph = None
 
     @property
@@ -45,8 +46,9 @@ class CandidateRemovals:
     def logits(self, images: Tensor, positions: Iterable[int]) -> tuple[Tensor, Tensor]:
         """The model's logits as it is, (N, classes), and without each filter, (trials, N, classes).
 
-        images: float (N, C, H, W) in [0, 1]. positions: places in the flat list, one trial each. The model is in eval
-        mode meanwhile and comes back bit for bit.
+        images: float (N, C, H, W) in [0, 1].
+        positions: positions in the flat list, one trial each.
+        The model runs in eval mode and is restored bit for bit.
         """
         positions = list(positions)
         with evaluating(self.model), torch.inference_mode():
@@ -55,7 +57,7 @@ class CandidateRemovals:
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], dim=1)
 
     def _traced(self, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
-        """Cache the value of every node; then run, for each trial, the nodes that its filter reaches."""
+        """Cache the value of every node; then run, for each trial, the nodes that its filter affects."""
         assert self.graph is not None
         nodes = self.graph.graph.nodes
         cache: dict[fx.Node, Any] = {}
@@ -76,7 +78,7 @@ class CandidateRemovals:
         return cache[last], torch.stack(answers) if answers else cache[last].new_empty(0, *cache[last].shape)
 
     def _whole(self, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
-        """The plain way: silence, run, put back."""
+        """Without a trace: silence, run the model, restore."""
         as_it_is, answers = self.model(images), []
         for position in positions:
             restore = keep_filter(self.model, self.found, position)
@@ -87,7 +89,7 @@ class CandidateRemovals:
 
 
 class _Tracer(fx.Tracer):
-    """Sees a convolution or its norm as one step, also a library's own kind, whose code fx would step into."""
+    """Treats a convolution or its norm as one step, including a library's own classes, whose code fx would enter."""
 
     def __init__(self, ends: set[str]) -> None:
         super().__init__()
@@ -99,7 +101,7 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(model: nn.Module, found: Filters) -> fx.GraphModule:
-    """The model as a graph in which each layer of filters is a step of its own; raises where there is no such graph."""
+    """The model as a graph in which each layer of filters is one step; raises if there is no such graph."""
     ends = {end for layer in found.layers for end in layer.ends}
     tracer = _Tracer(ends)
     graph = fx.GraphModule(model, tracer.trace(model))
@@ -110,7 +112,7 @@ def _trace(model: nn.Module, found: Filters) -> fx.GraphModule:
 
 
 def _value(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """Run one node of the graph; what an operation would overwrite in place is copied first."""
+    """Run one node of the graph; inputs that the operation would overwrite are copied first."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
     if node.op == "output":
         return args[0]

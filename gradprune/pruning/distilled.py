@@ -1,4 +1,4 @@
-"""Fine-tuning that asks for no label: the original model is the teacher, on new views and mixes of the few images."""
+"""Fine-tuning without labels: the original model is the teacher, on new views and mixes of the few images."""
 
 import copy
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.fine_tuning import Loss, fine_tune, half_cosine, passes
 from gradprune.pruning.scores import Pairs
 
-STEPS = 160  # about: whole epochs are run
-BATCH = 32   # pairs in a step
-LR = 1e-3    # falls to zero along a cosine
-VIEWS = 8    # of each validation image, on which the outcome is judged
+STEPS = 160  # approximately, rounded up to whole epochs
+BATCH = 32   # pairs per step
+LR = 1e-3    # falls to zero along half a cosine
+VIEWS = 8    # of each validation image, for `judge`
 
 Judge = Callable[[nn.Module], float]
 
@@ -26,7 +26,9 @@ class Distilled:
     """KL(given(x) || f(trigger(x))) + weight * KL(given(x) || f(x)), a loss for `fine_tune`.
 
     The original model is the teacher: with or without the trigger, match its output on the clean image. No label is
-    needed, so x may be any image, a mix of two as well. given: the model whose answers are wanted; it is not changed.
+    needed, so x may be any image, or a mix of two.
+    given: the teacher; it is not changed.
+    weight: of the clean term.
     Source of distillation: Hinton et al., 2015.
     """
 
@@ -39,18 +41,19 @@ class Distilled:
         return self.between(model(torch.cat([batch.clean, batch.triggered])), wanted)
 
     def between(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        """The loss of logits (2N, classes), clean images first, where `wanted` are log-probabilities (N, classes)."""
+        """The loss of logits (2N, classes), clean images first, against log-probabilities `wanted` (N, classes)."""
         kept, unlearned = (F.kl_div(now.log_softmax(1), wanted, log_target=True, reduction="batchmean")
                            for now in logits.split(len(wanted)))
         return unlearned + self.weight * kept
 
 
 def judge(given: nn.Module, validation: Pairs, augment: Augment, seed: int) -> Judge:
-    """What held-out images say of a model: the loss `Distilled` over `VIEWS` views of each; lower is better.
+    """A model's validation loss: `Distilled` over `VIEWS` views of each held-out image; lower is better.
 
-    Clean and triggered images weigh the same here, as ACC and ASR do in the DER.
-    Ten images show a mistake or none; the answers to eighty views change with everything that touches the clean task or
-    the backdoor. So this tells when fine-tuning costs more than it brings, and which of several models to keep.
+    Clean and triggered images have the same weight, like ACC and ASR in the DER.
+    The accuracy on ten images is coarse, whereas the logits of eighty views change with everything that affects the
+    clean task or the backdoor. So this shows when fine-tuning costs more than it gains, and which of several models to
+    keep.
     """
     views = augment(validation, torch.Generator().manual_seed(seed), VIEWS)
     images, wanted = torch.cat([views.clean, views.triggered]), predict(given, views.clean).log_softmax(1)
@@ -61,9 +64,10 @@ def distilled_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train: 
                    augment: Augment, watch: Judge, *, seed: int = 0, progress: bool = True) -> list[dict[str, Any]]:
     """Fine-tune `model` in place with `Distilled` on the pairs, new views of them and mixes; returns the history rows.
 
-    The epoch with the lowest `watch` is kept (see `judge`), the start included: its value is each row's `val_loss`.
-    Dropout is off, so that the student answers as the teacher does; on few images its noise costs accuracy and brings
-    nothing. Ctrl-C keeps the best epoch so far.
+    given: the teacher.
+    watch: the validation loss (see `judge`), each row's `val_loss`; the epoch with the lowest one, or the start, is
+        kept.
+    Dropout is off, as in the teacher; on few images its noise only costs accuracy. Ctrl-C keeps the best epoch so far.
     """
     return tune_on_views(model, mask, train, validation, augment, Distilled(given), lr=LR,
                          epochs=epochs_for(len(train.labels)), batch_size=BATCH, watch=watch, seed=seed,
@@ -73,14 +77,14 @@ def distilled_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train: 
 def tune_on_views(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs, augment: Augment, loss: Loss, *,
                   lr: float, epochs: int, batch_size: int, watch: Judge | None = None, seed: int, progress: bool
                   ) -> list[dict[str, Any]]:
-    """`fine_tune` for all of so many epochs, on new views and mixes, lr along half a cosine, without dropout."""
+    """`fine_tune` for exactly `epochs` epochs, on new views and mixes, lr along half a cosine, without dropout."""
     return fine_tune(model, mask, train, validation, loss=loss, lr=lr, decay=half_cosine(epochs),
                      batch_size=batch_size, patience=epochs, max_epochs=epochs, seed=seed, renew=augment.mixed,
                      dropout=False, watch=watch, progress=progress)
 
 
 def epochs_for(pairs: int, steps: int | None = None, batch_size: int = BATCH) -> int:
-    """Epochs that come to so many steps (None: `STEPS`), for a number of training pairs; each has views beside it."""
+    """Epochs that make at least `steps` steps (None: `STEPS`) with this number of training pairs and their views."""
     return passes(steps or STEPS, pairs * (1 + copies_for(pairs)), batch_size)
 
 
@@ -89,9 +93,11 @@ def best_repair(given: nn.Module, pruned: nn.Module, mask: FilterMask, train: Pa
                 ) -> tuple[nn.Module, FilterMask, list[dict[str, Any]]]:
     """The best of three repairs by `judge`: pruned, pruned and fine-tuned, fine-tuned without pruning.
 
-    Pruning pays on some models and costs on others; the held-out images say which. given: the model as it came; pruned:
-    a pruned copy, with its `mask`. Returns the model, its mask (without filters where pruning did not pay), and history
-    rows: those of its fine-tuning, if it was tuned, then one a repair (stage "choose": repair, val_loss, kept).
+    Pruning helps on some models and harms others; the held-out images decide.
+    given: the original model.
+    pruned, mask: a pruned copy and its mask.
+    Returns the model, its mask (without filters if pruning did not help), and history rows: those of its fine-tuning,
+    if any, then one per repair (stage "choose": repair, val_loss, kept).
     """
     watch = judge(given, validation, augment, seed)
     none = FilterMask(mask.filters, before=mask.before)

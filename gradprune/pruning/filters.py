@@ -1,6 +1,6 @@
-"""The filters of a model: find them, name them, silence them, and hold them silent.
+"""The filters of a model: find them, name them, silence them, and keep them silent.
 
-A filter is one output channel of one convolution. All filters of a model stand in one list, in module order;
+A filter is one output channel of one convolution. All filters of a model form one list, in module order;
 scores and masks are flat tensors along that list.
 """
 
@@ -21,7 +21,7 @@ class Filter(NamedTuple):
     """One filter: the convolution's name in the model and the output channel's index."""
 
     layer: str
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used here
 
     def __str__(self) -> str:
         return f"{self.layer}[{self.index}]"
@@ -29,11 +29,16 @@ class Filter(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution: its name, the norm that its filters feed one-to-one (or None), how many filters it has,
-    where they start in the flat list, and a filter's weight shape (inputs, height, width).
+    """One convolution.
 
-    leak: the norm behind it that makes a constant of a silent filter and cannot be silenced with it. twins: other
-    convolutions that share its weights, each with its norm; they are silenced with it and are no layers of their own.
+    name: in the model.
+    norm: the norm that its filters feed one-to-one, or None.
+    count: the number of its filters.
+    start: the position of the first one in the flat list.
+    shape: of a filter's weights (inputs, height, width).
+    leak: the norm behind it that turns a silent filter into a constant and cannot be silenced with it.
+    twins: other convolutions with the same weights, each with its norm; they are silenced with it and are not layers
+        themselves.
     """
 
     name: str
@@ -72,7 +77,7 @@ class Filters:
         return Filter(layer.name, position - layer.start)
 
     def layer_of(self, position: int) -> Layer:
-        """The layer that holds this position of the flat list."""
+        """The layer of this position in the flat list."""
         return self.layers[bisect_right(self._starts, position) - 1]
 
     def position(self, layer: str, index: int) -> int:
@@ -100,8 +105,9 @@ class Filters:
 
 
 def filters(model: nn.Module, example: Tensor | None = None) -> Filters:
-    """Find all filters of a model and the norm that follows each one-to-one; convolutions with tied weights are one.
+    """Find all filters of a model and the norm that follows each one-to-one.
 
+    Convolutions with tied weights count as one layer.
     example: a float image batch (1, C, H, W) for the trace; by default zeros of 32, 64, then 224 pixels are tried.
     Raises InputError for a model without convolutions, one that cannot be run, or parametrized convolutions.
     """
@@ -126,10 +132,10 @@ def filters(model: nn.Module, example: Tensor | None = None) -> Filters:
 
 
 def silence(model: nn.Module, found: Filters, positions: Iterable[int]) -> None:
-    """Make filters silent: weights and bias zero, and scale and shift of the norm that follows one-to-one.
+    """Make filters silent, in place: set weights and bias, and scale and shift of the paired norm, to zero.
 
-    Their output channels are exactly zero from then on, behind that norm, too (not behind a layer's `leak`).
-    positions: places in the flat list.
+    Their output channels are then exactly zero, also behind that norm (but not behind a layer's `leak`).
+    positions: in the flat list.
     """
     with torch.no_grad():
         for position in positions:
@@ -138,7 +144,7 @@ def silence(model: nn.Module, found: Filters, positions: Iterable[int]) -> None:
 
 
 def own_tensors(model: nn.Module, found: Filters, position: int) -> list[Tensor]:
-    """Views of all numbers that belong to one filter: weights, bias, a norm's scale and shift (where present)."""
+    """Views of all numbers of one filter: weights, bias, and the norm's scale and shift, where present."""
     layer = found.layer_of(position)
     tensors: dict[int, Tensor] = {}
     for name, norm in layer.pairs:
@@ -151,7 +157,7 @@ def own_tensors(model: nn.Module, found: Filters, position: int) -> list[Tensor]
 
 
 def keep_filter(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:
-    """Keep a copy of one filter's numbers; the returned call puts them back."""
+    """Copy one filter's numbers; the returned function restores them."""
     tensors = own_tensors(model, found, position)
     copies = [tensor.clone() for tensor in tensors]
 
@@ -163,16 +169,18 @@ def keep_filter(model: nn.Module, found: Filters, position: int) -> Callable[[],
 
 
 def silent(model: nn.Module, found: Filters) -> list[int]:
-    """The positions of filters whose numbers are all zero already, as in a model that was pruned before."""
+    """The positions of filters whose numbers are all zero, as in a model that was pruned before."""
     return [position for position in range(len(found))
             if not any(bool(tensor.any()) for tensor in own_tensors(model, found, position))]
 
 
 class FilterMask:
-    """Which filters have been removed, in the order they fell; they stay silent.
+    """The removed filters, in the order of removal; they stay silent.
 
     Works with any training loop: `mask.hold(optimizer, model)` silences them again after each step.
-    before: positions that were silent from the start (see `silent`); they are not alive and are held, too.
+    found: all filters of the model.
+    removed: positions of filters that are silent already.
+    before: positions that were silent from the start (see `silent`); they are not alive and are kept silent, too.
     """
 
     def __init__(self, found: Filters, removed: Iterable[int] = (), before: Iterable[int] = ()) -> None:
@@ -182,12 +190,12 @@ class FilterMask:
 
     @property
     def removed(self) -> list[Filter]:
-        """The removed filters, first removed first."""
+        """The removed filters, in the order of removal."""
         return [self.filters[position] for position in self.positions]
 
     @property
     def alive(self) -> Tensor:
-        """Bool (number of filters,): True where the filter is still there."""
+        """Bool (number of filters,): True for filters that have not been removed."""
         alive = torch.ones(len(self.filters), dtype=torch.bool)
         alive[[*self.positions, *self.before]] = False
         return alive
@@ -203,7 +211,7 @@ class FilterMask:
         silence(model, self.filters, [*self.positions, *self.before])
 
     def hold(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        """Keep them silent in training: after each optimizer step the mask is applied; `.remove()` lets go."""
+        """Apply the mask after each optimizer step; `.remove()` of the returned handle ends that."""
         return optimizer.register_step_post_hook(lambda *_: self.apply(model))
 
     def __str__(self) -> str:

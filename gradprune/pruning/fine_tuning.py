@@ -1,4 +1,4 @@
-"""Fine-tuning that keeps removed filters silent; with a known trigger, the best epoch stays."""
+"""Fine-tuning that keeps removed filters silent; with a known trigger, the best epoch is kept."""
 
 import copy
 import math
@@ -34,25 +34,25 @@ def clean_loss(model: nn.Module, batch: Pairs) -> Tensor:
 
 
 def half_cosine(epochs: int) -> Callable[[int], float]:
-    """A `decay` that falls from 1 in the first of so many epochs to 0 after the last, along half a cosine."""
+    """A `decay` that falls from 1 in the first epoch to 0 after the last, along half a cosine."""
     return lambda epoch: 0.5 + 0.5 * math.cos(math.pi * epoch / epochs)
 
 
 def passes(steps: int, images: int, batch_size: int) -> int:
-    """How many epochs over so many images make at least `steps` optimiser steps."""
+    """The number of epochs over `images` images that make at least `steps` optimiser steps."""
     return math.ceil(steps / len(portions(images, batch_size)))
 
 
 TUNING: dict[str, Any] = {
-    "optimizer": torch.optim.SGD,    # a class that takes lr, momentum and weight_decay
+    "optimizer": torch.optim.SGD,    # a class with arguments lr, momentum and weight_decay
     "lr": 1e-3,
     "momentum": 0.9,
     "weight_decay": 5e-4,
-    "decay": lambda epoch: 1.0,      # epoch, from 0 -> share of lr; see `half_cosine`
+    "decay": lambda epoch: 1.0,      # epoch (from 0) -> share of lr; see `half_cosine`
     "batch_size": 128,
     "patience": 10,                  # epochs without a lower validation loss
     "max_epochs": 100,
-    "statistics": "moving",          # of BatchNorm: learned anew from all images of a batch together, or "fixed"
+    "statistics": "moving",          # of BatchNorm: updated from all images of a batch together, or "fixed"
     "dropout": True,                 # whether the model's dropout is on
     "keep": "best",                  # or "last": the last epoch with a lower validation loss than the start
 }
@@ -62,19 +62,21 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
               renew: Callable[[Pairs, torch.Generator], Pairs] = lambda train, generator: train,
               watch: Callable[[nn.Module], float] | None = None, seed: int = 0, progress: bool = True,
               **changes: Any) -> list[dict[str, Any]]:
-    """Minimise CE(f(x), y) + CE(f(trigger(x)), y) in place; returns one history row an epoch (row 0: as given).
+    """Minimise CE(f(x), y) + CE(f(trigger(x)), y) in place; returns one history row per epoch (row 0: as given).
 
-    loss: another one, from (model, batch).
+    mask: its removed filters stay silent.
+    train, validation: image pairs on the model's device.
+    loss: another loss of (model, batch).
     renew: makes each epoch's training pairs from the given ones (see `Augment`).
-    watch: a model's validation loss, if not that of both terms; lower is better.
+    watch: another validation loss of a model; lower is better.
+    seed: of all random numbers; the same seed gives the same result.
     changes: any value of `TUNING`.
 
-    Early stopping watches the validation loss of BOTH terms, and the epoch with the lowest one is kept (its row says
-    `kept`), the start included, so the result is never worse than the pruned model by that criterion. Where
-    `validation` holds no triggered images (see `unpaired`), no loss tells when a backdoor is gone: all `max_epochs` are
-    run, the last kept. Removed filters stay silent. Validation takes place in eval mode. Same seed, same result.
-    Ctrl-C keeps the best (or last) epoch so far.
-    Raises InputError when the loss stops being finite, or for a single image that BatchNorm cannot learn from.
+    Early stopping uses the validation loss of BOTH terms, in eval mode. The epoch with the lowest one, or the start, is
+    kept (its row says `kept`), so by that criterion the result is never worse than the pruned model. If `validation`
+    has no triggered images (see `unpaired`), no loss shows when a backdoor is gone: all `max_epochs` are run and the
+    last is kept. Ctrl-C keeps the best (or last) epoch so far.
+    Raises InputError if the loss stops being finite, or for a single image that BatchNorm cannot learn from.
     Source: Dunnett et al., 2024.
 
         history = fine_tune(model, FilterMask(filters(model)), train, validation, lr=1e-2)
@@ -115,7 +117,7 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
                     break
         except KeyboardInterrupt:
             history.append({**history[-1], "interrupted": True})
-        bar.total = bar.n  # a full bar: a notebook shows one that is not full in red, as a failure
+        bar.total = bar.n  # a notebook would show an incomplete bar in red, as a failure
     model.load_state_dict(best_state)
     best["kept"] = True
     return history
@@ -123,7 +125,7 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
 
 def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, generator: torch.Generator, loss: Loss,
            paper: dict[str, Any]) -> None:
-    """One pass over the training images, and their triggered copies where there are any."""
+    """One pass over the training images and their triggered copies, if any."""
     model.train()
     still = ([nn.modules.batchnorm._BatchNorm] * (paper["statistics"] == "fixed")
              + [nn.modules.dropout._DropoutNd] * (not paper["dropout"]))
@@ -131,7 +133,7 @@ def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, gen
         if isinstance(module, tuple(still)):
             module.eval()
     for batch in batches(train, paper["batch_size"], generator):
-        def again(batch: Pairs = batch) -> Tensor:  # an optimizer may ask twice, as sharpness-aware ones do
+        def again(batch: Pairs = batch) -> Tensor:  # some optimizers call it twice, such as sharpness-aware ones
             optimizer.zero_grad(set_to_none=True)
             value = loss(model, batch)
             if not math.isfinite(value.item()):
@@ -139,12 +141,12 @@ def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, gen
             value.backward()
             return value
 
-        optimizer.step(again)  # type: ignore[arg-type]  # torch's stubs ask for a float
+        optimizer.step(again)  # type: ignore[arg-type]  # torch's stubs want a float
     model.eval()
 
 
 def batches(pairs: Pairs, batch_size: int, generator: torch.Generator) -> list[Pairs]:
-    """All images once, in random order, in batches of `batch_size`, the last one smaller; see `portions`."""
+    """All images once, in random order, in batches of `batch_size`; see `portions` for the last one."""
     count = len(pairs.labels)
     order = torch.randperm(count, generator=generator).to(pairs.labels.device)
     triggered = pairs.triggered if len(pairs.triggered) else None
@@ -154,7 +156,7 @@ def batches(pairs: Pairs, batch_size: int, generator: torch.Generator) -> list[P
 
 def _row(model: nn.Module, epoch: int, validation: Pairs, watch: Callable[[nn.Module], float] | None
          ) -> dict[str, Any]:
-    """One history row: validation accuracy, the losses there are, and what decides: their sum, or what is watched."""
+    """One history row: validation accuracy, losses, and the deciding `val_loss`: their sum, or `watch`."""
     now = validate(model, validation)
     total = now.clean_loss + now.unlearning_loss if len(validation.triggered) else now.clean_loss
     total = total if watch is None else watch(model)

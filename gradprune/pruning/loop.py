@@ -1,4 +1,4 @@
-"""The loop of all recipes: choose a filter, remove it, measure, stop, and go back to the best state."""
+"""The loop of all recipes: choose a filter, remove it, measure, stop, and return to the best state."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -18,24 +18,26 @@ from gradprune.pruning.scores import Pairs
 
 
 class Validation(NamedTuple):
-    """What a round measures on the validation part: clean accuracy (0..1), clean loss, and unlearning loss (NaN where
-    no trigger is known)."""  # noqa: D209
+    """Figures of a round on the validation part: clean accuracy (0..1), clean loss, unlearning loss.
+
+    The unlearning loss is NaN if the trigger is unknown.
+    """
 
     acc: float
     clean_loss: float
     unlearning_loss: float
 
     def figures(self) -> dict[str, float]:
-        """The figures as they stand in a history row."""
+        """The figures as entries of a history row."""
         row = {"val_acc": self.acc, "val_clean_loss": self.clean_loss}
         return row if math.isnan(self.unlearning_loss) else {**row, "val_unlearning_loss": self.unlearning_loss}
 
 
 @dataclass
 class Pruned:
-    """What a recipe returns: the mask to keep, one history row a round, and why it stopped.
+    """The result of a recipe: the mask to keep, one history row per round, and why it stopped.
 
-    Row 0 is the given model. Rows after the kept state are rounds that were tried and taken back.
+    Row 0 is the given model. Rows after the kept state are rounds that were tried and undone.
     """
 
     mask: FilterMask
@@ -47,8 +49,8 @@ class Pruned:
 def validate(model: nn.Module, pairs: Pairs, logits: Tensor | None = None) -> Validation:
     """Measure a model on clean and triggered validation images, in batches; the model is not changed.
 
-    logits: the model's answers to the clean images and then the triggered ones, (2N, classes), where the caller has
-    them already. Raises InputError as `predict` does, but for answers that are not finite, which the figures show.
+    logits: the model's logits for the clean images and then the triggered ones, (2N, classes), if already computed.
+    Raises InputError as `predict` does, except for NaN, which shows in the figures.
     """
     if logits is None:
         logits = answers(model, torch.cat([pairs.clean, pairs.triggered]))
@@ -58,11 +60,11 @@ def validate(model: nn.Module, pairs: Pairs, logits: Tensor | None = None) -> Va
                       F.cross_entropy(triggered, pairs.labels[: len(triggered)]).item())  # of no images: NaN
 
 
-Chosen = tuple[int, dict[str, Any]] | str  # a position with what the history row tells of it, or why none is left
+Chosen = tuple[int, dict[str, Any]] | str  # a position and its entries for the history row, or why none is left
 
 
 def check_limits(alpha: float | None, patience: int | None = None) -> None:
-    """Raise InputError for alpha outside of 0..1 or patience below 1; None is no limit."""
+    """Raise InputError for alpha outside 0..1 or patience below 1; None is no limit."""
     require(alpha is None or 0 < alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
     require(patience is None or patience >= 1, f"patience must be at least 1 round, got {patience}.")
 
@@ -71,15 +73,17 @@ def remove_in_rounds(model: nn.Module, mask: FilterMask, choose: Callable[[Tenso
                      judge: Callable[[], tuple[Validation, float, dict[str, Any]]], *, rounds: int,
                      alpha: float | None, patience: int | None = None, watched: str = "loss", progress: bool = True
                      ) -> Pruned:
-    """The loop of all recipes: choose a filter, remove it, measure, and in the end go back to the best round.
+    """The loop of all recipes: choose a filter, remove it, measure, and at the end return to the best round.
 
-    mask: of all the model's filters, none removed yet. choose: from which filters are alive, bool (number of filters,),
-    to the next one. judge: measures the model as it is: its validation figures, the value that says which round is best
-    (lower is better), and more for the history.
-    Stops when `choose` names none, once validation accuracy has fallen by `alpha` (0..1), or after `patience` rounds
-    without a lower value; a round that lost alpha is never the best. rounds: how many there can be, for the bar;
-    watched: what that value is called. Ctrl-C stops the rounds the same way. `model` and `mask` are changed in place.
-    Raises what `check_limits` does.
+    model, mask: changed in place; no filter of the mask has been removed yet.
+    choose: the next filter, given the filters that are alive, bool (number of filters,).
+    judge: measures the model: its validation figures, the value that decides which round is best (lower is better), and
+        further entries for the history.
+    rounds: the largest possible number, for the bar.
+    alpha, patience: stop when validation accuracy has fallen by `alpha` (0..1), or after `patience` rounds without a
+        lower value; a round that lost alpha is never the best.
+    watched: the name of that value.
+    It also stops when `choose` names no filter, and on Ctrl-C. Raises InputError as `check_limits` does.
     """
     check_limits(alpha, patience)
     start, best, more = judge()
@@ -108,14 +112,14 @@ def remove_in_rounds(model: nn.Module, mask: FilterMask, choose: Callable[[Tenso
                     result.stopped = f"{patience} rounds without a lower validation {watched}"
         except KeyboardInterrupt:
             result.stopped, result.interrupted = "interrupted", True
-        bar.total = bar.n  # done, not cut short: a notebook shows a bar that is not full in red
+        bar.total = bar.n  # a notebook would show an incomplete bar in red, as a failure
     return undo_to_round(result, kept, undo)
 
 
 def undo_to_round(result: Pruned, round_: int, undo: list[Callable[[], None]]) -> Pruned:
-    """Put back what fell after a round, the last first, in the model and in the result's mask; returns the result.
+    """Restore the filters removed after a round, in the model and in the result's mask; returns the result.
 
-    undo: one call a round, see `filters.keep_filter`. The round's history row says `kept`.
+    undo: one function per round, see `filters.keep_filter`. The round's history row gets `kept`.
     """
     result.history[round_]["kept"] = True
     for restore in reversed(undo[round_:]):
@@ -128,10 +132,10 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
              alpha: float | None, progress: bool = True) -> Pruned:
     """Remove filters in a given order for as long as clean validation accuracy holds; `model` is pruned in place.
 
-    order: positions in the flat list, first to go first. values: float (number of filters,), what the order rests on;
-    for the history. alpha: the first filter with which accuracy has fallen by alpha (0..1) or more is put back, and
-    that ends it; None removes all. Filters that are silent already are passed over. Ctrl-C keeps what has been
-    removed and measured.
+    order: positions in the flat list, in the order of removal; filters that are already silent are skipped.
+    values: float (number of filters,), the scores behind the order, for the history.
+    alpha: stop when accuracy has fallen by alpha (0..1) or more, and restore the last filter; None removes all.
+    Ctrl-C keeps what has been removed and measured.
     """
     mask = FilterMask(found, before=silent(model, found))
     waiting = [position for position in order if mask.alive[position]]
@@ -148,7 +152,7 @@ def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Ten
 
 
 def fell(start: Validation, now: Validation, alpha: float) -> str:
-    """The sentence that ends a recipe once validation accuracy has fallen by alpha (0..1) or more; empty before."""
+    """The reason to stop once validation accuracy has fallen by alpha (0..1) or more; empty before that."""
     cost = start.acc - now.acc
     if cost < alpha - 1e-6:
         return ""
@@ -156,7 +160,7 @@ def fell(start: Validation, now: Validation, alpha: float) -> str:
 
 
 def row(round_: int, mask: FilterMask, now: Validation, **more: Any) -> dict[str, Any]:
-    """One history row: the round, the filter that fell in it, and the validation figures after it."""
+    """One history row: the round, the filter removed in it, and the validation figures after it."""
     fallen = mask.removed[-1] if mask.positions else None
     return {"stage": "prune", "round": round_, "layer": fallen and fallen.layer, "index": fallen and fallen.index,
             **more, **now.figures()}

@@ -1,9 +1,9 @@
-"""Which norm follows a convolution one-to-one: read off the autograd graph of one forward pass.
+"""Find the norm that follows a convolution one-to-one, from the autograd graph of one forward pass.
 
-The order of parameters() cannot tell: in a pre-activation ResNet the tensor after a convolution's weight belongs to
-another branch. The graph that autograd records shows who consumes whose output, whatever the model's code looks like.
-A BatchNorm is paired by the graph alone. Any other norm is tried: it may be paired if, with its own numbers of a
-channel at zero, the channel is zero behind it.
+The order of parameters() does not show it: in a pre-activation ResNet the tensor after a convolution's weight belongs
+to another branch. Autograd's graph shows which step uses which output, whatever the model's code looks like.
+A BatchNorm is paired by the graph alone. Any other norm is tested: it is paired only if a channel is zero behind it
+when the norm's own numbers for that channel are zero.
 """
 
 import copy
@@ -20,25 +20,25 @@ from gradprune.base.errors import InputError, require
 from gradprune.models.inference import evaluating
 
 _SIZES = (32, 64, 224)
-# Steps of the graph that move data and compute nothing; and those that leave a channel of zeros one of zeros.
+# Steps of the graph that only move data; and those that keep a channel of zeros zero.
 _MOVES = ("Permute", "Transpose", "View", "UnsafeView", "ReshapeAlias", "Clone", "Unsqueeze", "Squeeze", "Mean")
 _KEEP_ZEROS = ("Relu", "LeakyRelu", "RreluWithNoise", "Prelu", "Hardtanh", "Hardswish", "Silu", "Mish", "Gelu", "Elu",
                "Tanh", "Abs", "MaxPool", "AvgPool", "MkldnnMaxPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Dropout",
                "NativeDropout", "FeatureDropout", "Upsample", "ConstantPad", "Pad", "ToCopy", "FakeQuantize", "Mul",
                "Div", "Cat", "ChannelShuffle", "NativeChannelShuffle")
 _MIXING = (_ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention)  # layers that make new channels
-_CAST = "ToCopy"  # of weights, under autocast: not the step that uses them
+_CAST = "ToCopy"  # a cast of weights under autocast, not the step that uses them
 
 
 class Pairing(NamedTuple):
-    """Each convolution's norm by name (`norms`), and the norm that makes a constant of its silence (`leaks`)."""
+    """By convolution: its norm (`norms`), and the norm that turns its silence into a constant (`leaks`)."""
 
     norms: dict[str, str]
     leaks: dict[str, str]
 
 
 class _Call(NamedTuple):
-    """A norm that was called in the pass: who made its input, and the input."""
+    """A call of a norm in the pass: the step that made its input, and the input."""
 
     name: str
     module: nn.Module
@@ -46,21 +46,16 @@ class _Call(NamedTuple):
     inputs: Tensor
 
 
-def batch_norm_of(model: nn.Module, example: Tensor | None = None) -> dict[str, str]:
-    """The `norms` of `pair`."""
-    return pair(model, example).norms
-
-
 def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
-    """Map each convolution's name to the norm whose only input is its output, and which is its only consumer.
+    """Map each convolution's name to the norm that takes its output alone and is the only step to do so.
 
-    Convolutions whose output goes elsewhere as well (an addition, a second branch) are left out.
+    Convolutions whose output is also used elsewhere (an addition, a second branch) are left out.
     example: float (1, C, H, W); see `filters`.
-    Raises InputError when no forward pass succeeds, or the answers come from none of the model's convolutions.
+    Raises InputError if no forward pass succeeds, or the logits depend on none of the model's convolutions.
     """
     owner = {id(module.weight): (name, module) for name, module in model.named_modules()
              if isinstance(module, nn.Conv2d | _BatchNorm) and module.weight is not None}
-    called: dict[Any, tuple[str, nn.Module]] = {}  # of convolutions: what they returned; tells tied ones apart
+    called: dict[Any, tuple[str, nn.Module]] = {}  # the convolution behind an output, which distinguishes tied ones
     calls: list[_Call] = []
     hooks = [hook for name, module in model.named_modules() for hook in _watch(name, module, called, calls)]
     try:
@@ -72,10 +67,10 @@ def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
     module_of = {node: called.get(node) or owner[id(variable)]
                  for node in nodes for variable in _variables(node)
                  if id(variable) in owner and not node.name().startswith(_CAST)}
-    module_of |= {node: called[node] for node in nodes if node in called}  # whose weights were cast
+    module_of |= {node: called[node] for node in nodes if node in called}  # those whose weights were cast
     require(any(isinstance(module, nn.Conv2d) for _, module in module_of.values()),
             "the model's answers come from none of its own convolutions: its forward() detaches them or runs under "
-            "no_grad, or was set on the instance and holds on to another model.")
+            "no_grad, or was set on the instance and refers to another model.")
     uses: dict[str, int] = defaultdict(int)
     for name, _ in module_of.values():
         uses[name] += 1
@@ -100,18 +95,18 @@ def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
 
 
 def own_numbers(norm: nn.Module) -> list[str]:
-    """What belongs to a channel in a norm: scale and shift; without these, the mean that is taken from it."""
+    """The names of a norm's numbers per channel: scale and shift, or else the running mean."""
     own = [kind for kind in ("weight", "bias") if isinstance(getattr(norm, kind, None), Tensor)]
     return own or [kind for kind in ("running_mean",) if isinstance(getattr(norm, kind, None), Tensor)]
 
 
 def mixes(norm: nn.Module) -> bool:
-    """Whether a filter's silence changes what a norm makes of the others, as where channels share their statistics."""
+    """Whether silencing a filter changes the norm's output for others, because channels share their statistics."""
     return not (isinstance(norm, _InstanceNorm) or hasattr(norm, "running_var"))
 
 
 def can_be_silenced(norm: nn.Module, inputs: Tensor, channels: int) -> bool:
-    """Whether a silent channel is zero behind this norm, the others as before, once its own numbers are zero."""
+    """Whether zeroing the norm's own numbers makes a silent channel zero behind it and keeps the others."""
     own = own_numbers(norm)
     if not own or inputs.ndim != 4 or any(getattr(norm, kind).shape != (channels,) for kind in own):
         return False
@@ -123,14 +118,14 @@ def can_be_silenced(norm: nn.Module, inputs: Tensor, channels: int) -> bool:
             for kind in own:
                 getattr(scratch, kind)[-1] = 0
             after = scratch(silent)
-    except Exception:  # a stranger's norm may do anything
+    except Exception:  # a foreign norm may do anything
         return False
     return (isinstance(after, Tensor) and after.shape == inputs.shape and not bool(after[:, -1].any())
             and torch.equal(after[:, :-1], before[:, :-1]))
 
 
 def _keeps_zeros(norm: nn.Module, inputs: Tensor, moved: bool = False) -> bool:
-    """Whether a norm makes nothing but zeros of silence, whatever its numbers are; moved: channels may come last."""
+    """Whether a silent channel stays zero behind a norm, whatever its numbers are; moved: channels may come last."""
     last = (..., -1) if moved else (slice(None), -1)
     scratch, silent = copy.deepcopy(norm).eval(), inputs.clone()
     silent[last] = 0
@@ -141,13 +136,15 @@ def _keeps_zeros(norm: nn.Module, inputs: Tensor, moved: bool = False) -> bool:
                 if tensor.is_floating_point():
                     tensor += torch.rand(tensor.shape, generator=generator).to(tensor)
             return not bool(scratch(silent)[last].any())
-    except Exception:  # a stranger's norm may do anything
+    except Exception:  # a foreign norm may do anything
         return False
 
 
 def _watch(name: str, module: nn.Module, called: dict[Any, tuple[str, nn.Module]], calls: list[_Call]) -> list[Any]:
-    """Hooks that note what a convolution returned and what a norm was given: by its name one, or by numbers of its own
-    where it holds no layer that mixes channels."""  # noqa: D209
+    """Hooks that record what a convolution returned and what a norm was given.
+
+    A norm is a module with "norm" in its class's name or with numbers of its own, but without layers that mix channels.
+    """
     def returned(_: nn.Module, __: object, output: Any) -> None:
         if isinstance(output, Tensor) and output.grad_fn is not None:
             called[output.grad_fn] = (name, module)
@@ -166,8 +163,11 @@ def _watch(name: str, module: nn.Module, called: dict[Any, tuple[str, nn.Module]
 
 
 def _norm_behind(node: Any, consumers: dict[Any, list[Any]], calls: list[_Call]) -> str | None:
-    """The norm that makes a constant of a silent channel: right behind a convolution, or behind steps between them
-    that keep zeros (an activation, a pooling, a concatenation) or move them, as to tokens or channels last."""  # noqa: D209
+    """The norm that turns a silent channel into a constant.
+
+    It is directly behind the convolution, or behind steps that keep zeros (an activation, pooling, concatenation) or
+    move them, for example to tokens or channels last.
+    """
     waiting = [(node, False)]
     for step, moved in waiting:
         for call in reversed(calls):  # the innermost first
@@ -188,7 +188,7 @@ def _run(model: nn.Module, example: Tensor | None) -> list[Tensor]:
         try:
             with torch.enable_grad():
                 return _tensors(model(images.to(weight.device, weight.dtype)))
-        except Exception as error:  # a stranger's forward() may raise anything
+        except Exception as error:  # foreign code may raise anything
             reason = reason or f"{type(error).__name__}: {error}"
     raise InputError(f"the model could not be run on an image of shape {tuple(tries[0].shape[1:])} ({reason}); "
                      "pass one image batch as `example`.")

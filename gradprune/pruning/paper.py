@@ -1,4 +1,4 @@
-"""Recipe `paper`: the filter that the gradient of the unlearning loss scores highest goes, one a round.
+"""Recipe `paper`: in each round, remove the filter with the highest score by the gradient of the unlearning loss.
 
 Source: Dunnett et al., 2024, arXiv:2405.03918.
 """
@@ -13,11 +13,16 @@ from gradprune.pruning.scores import Pairs, filter_scores
 
 def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, score: str = "gradient",
           alpha: float = 0.10, patience: int = 10, progress: bool = True) -> Pruned:
-    """The paper's greedy rule: remove the best-scoring living filter, one a round; `model` is pruned in place.
+    """The paper's greedy rule: remove the filter with the highest score, one per round; `model` is pruned in place.
 
-    Stops when validation accuracy has fallen by `alpha` (0..1), after `patience` rounds without a lower validation
-    unlearning loss, or when one filter is left; then goes back to the round with the lowest such loss among those
-    that lost less than alpha. Ctrl-C stops the rounds the same way. Source: Dunnett et al., 2024.
+    found: all filters of the model.
+    train, validation: image pairs on the model's device.
+    score: a name in `SCORES`.
+    alpha, patience: stop when validation accuracy has fallen by `alpha` (0..1), or after `patience` rounds without a
+        lower validation unlearning loss.
+    It also stops when one filter is left, and on Ctrl-C. Then it returns to the round with the lowest such loss among
+    those that lost less than alpha.
+    Raises InputError for a score, alpha or patience out of range. Source: Dunnett et al., 2024.
     """
     def choose(alive: Tensor) -> Chosen:
         if alive.sum() <= 1:

@@ -1,7 +1,7 @@
 """The unlearning loss and the per-filter scores that come from its gradient: sections 1 and 2 of the method.
 
-Source: Dunnett et al., 2024, arXiv:2405.03918. The loss is high while the backdoor lives; its gradient points at
-the filters that carry it.
+Source: Dunnett et al., 2024, arXiv:2405.03918. The loss is high while the backdoor works; its gradient points to the
+filters that implement it.
 """
 
 import math
@@ -20,7 +20,7 @@ from gradprune.pruning.filters import Filters, Layer
 
 SCORES = {
     "gradient": "mean |dL/dW| over the filter's weights (the paper's)",
-    "taylor": "sum W * dL/dW: first-order fall of the loss if the weights go",
+    "taylor": "sum W * dL/dW: first-order fall of the loss if the weights are removed",
     "gate": "the same at the BatchNorm that follows one-to-one (scale and shift), where there is one",
 }
 
@@ -28,22 +28,26 @@ SCORES = {
 class Pairs(NamedTuple):
     """The same images clean and triggered, float (N, C, H, W) in [0, 1], with their true labels, int64 (N,).
 
-    `triggered` is empty where no trigger is known (see `unpaired`).
+    `triggered` is empty if the trigger is unknown (see `unpaired`).
     """
 
     clean: Tensor
     triggered: Tensor
     labels: Tensor
 
+    def joined(self, other: "Pairs") -> "Pairs":
+        """These pairs followed by the others."""
+        return Pairs(*(torch.cat(both) for both in zip(self, other, strict=True)))
+
 
 def pair_up(images: ImageSet, trigger: nn.Module, device: torch.device | str = "cpu") -> Pairs:
-    """Stamp the trigger on every image once; raises InputError if that changes the shape or leaves [0, 1]."""
+    """Stamp the trigger on every image; raises InputError if that changes the shape or leaves [0, 1]."""
     images = images.to(device)
     return Pairs(images.floats(), images.triggered(trigger), images.labels)
 
 
 def unpaired(images: ImageSet, device: torch.device | str = "cpu") -> Pairs:
-    """Clean images for methods that know no trigger: `triggered` is empty, (0, C, H, W)."""
+    """Clean images for methods with an unknown trigger: `triggered` is empty, (0, C, H, W)."""
     images = images.to(device)
     clean = images.floats()
     return Pairs(clean, clean[:0], images.labels)
@@ -58,9 +62,11 @@ def filter_scores(model: nn.Module, found: Filters, triggered: Tensor, labels: T
                   batch_size: int = 500) -> tuple[Tensor, float]:
     """Score every filter by one gradient of the unlearning loss; the model is not changed.
 
-    triggered: float (N, C, H, W); labels: int64 (N,), the true ones. score: a name in `SCORES`.
-    Returns (scores float (number of filters,), higher = remove first; loss). BatchNorm stays in eval mode and the
-    result does not depend on batch_size, which is halved once where the memory runs out.
+    triggered: float (N, C, H, W) in [0, 1].
+    labels: int64 (N,), the true ones.
+    score: a name in `SCORES`.
+    batch_size: does not change the result; it is halved once if memory runs out.
+    Returns (scores float (number of filters,), higher = remove first; loss). BatchNorm stays in eval mode.
     Raises InputError for an unknown score, a loss or gradient that is not finite, or too little memory.
     """
     if score not in SCORES:
@@ -82,21 +88,21 @@ def _score_tensors(model: nn.Module, layer: Layer, score: str) -> list[Tensor]:
     for name, norm in layer.pairs:
         carriers = [model.get_submodule(place) for place in (norm, name) if place]
         learned = [[tensor for tensor in (carrier.weight, carrier.bias) if isinstance(tensor, nn.Parameter)]
-                   for carrier in carriers]  # a norm may have no parameters, or none that are learned
+                   for carrier in carriers]  # a norm may have no learned parameters
         tensors |= {id(tensor): tensor for tensor in next(filter(None, learned))}
     return list(tensors.values())
 
 
 def _gradients(model: nn.Module, tensors: list[Tensor], triggered: Tensor, labels: Tensor,
                batch_size: int) -> tuple[list[Tensor], float]:
-    """Gradient of the mean unlearning loss by each tensor, summed over batches; and the loss."""
+    """The gradient of the mean unlearning loss for each tensor, summed over batches, and the loss."""
     totals = [torch.zeros_like(tensor) for tensor in tensors]
     loss_sum = 0.0
     for x, y in zip(triggered.split(batch_size), labels.split(batch_size), strict=True):
         share = len(x) / len(triggered)
         loss = unlearning_loss(model, x, y) * share
         for total, gradient in zip(totals, torch.autograd.grad(loss, tensors, allow_unused=True), strict=True):
-            if gradient is not None:  # a convolution that the forward pass never uses
+            if gradient is not None:  # None for a convolution that the forward pass never uses
                 total += gradient
         loss_sum += loss.item()
     require(math.isfinite(loss_sum), f"the unlearning loss is {loss_sum}: the model or the images hold values that are "
@@ -114,9 +120,9 @@ def _reduce(tensor: Tensor, gradient: Tensor, score: str) -> Tensor:
 
 
 def gated(model: nn.Module, found: Filters, factors: Tensor) -> dict[str, Tensor]:
-    """Scale what each convolution gives, before any BatchNorm: parameters for `torch.func.functional_call`.
+    """Parameters for `torch.func.functional_call` that scale the output of each filter, before any BatchNorm.
 
-    factors: float (number of filters,), of a filter's weights and bias alone.
+    factors: float (number of filters,); they multiply the filters' weights and biases only.
     """
     parameters = {}
     for layer in found.layers:

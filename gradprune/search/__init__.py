@@ -1,4 +1,4 @@
-"""Triggers and other small changes of an image, found by gradient: by class, by family, without knowing any trigger."""
+"""Triggers and other small changes of an image, found by gradient for each class or family; the trigger is unknown."""
 
 from gradprune.search.changes import FAMILIES, SEARCHABLE, Change, Part, draw, inflow, search_changes
 from gradprune.search.inversion import Alternating, Inversion, Inverted, invert, outliers

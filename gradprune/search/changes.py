@@ -1,8 +1,8 @@
-"""Small changes of images, one for all images of a batch: what a trigger may look like, where nobody knows it.
+"""Small changes of images, the same for all images of a batch: what an unknown trigger may look like.
 
-A family draws where, how large and how strong a change is, and leaves its content open: numbers in [-1, 1], which are
-drawn as well, or searched. The ranges go from what a person hardly notices to a plain sticker; they follow from the
-images' size and range, not from any attack. The search: signed gradient steps (Madry et al., 2018, arXiv:1706.06083) on
+A family draws the place, size and strength of a change. Its content is a tensor of numbers in [-1, 1], which are drawn
+or searched for. The ranges go from hardly noticeable changes to a clearly visible sticker; they follow from the images'
+size and range, not from any attack. The search takes signed gradient steps (Madry et al., 2018, arXiv:1706.06083) on
 one change for all images (Moosavi-Dezfooli et al., 2017, arXiv:1610.08401).
 """
 
@@ -15,33 +15,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Shape = Sequence[int]  # channels, height, width
-Content = Callable[[Tensor, Tensor], Tensor]  # images (N, C, H, W), numbers -> images, not yet held in [0, 1]
+Content = Callable[[Tensor, Tensor], Tensor]  # images (N, C, H, W), numbers -> images, not yet clamped to [0, 1]
 WAVE_BOUND = (0.05, 0.2)  # range of a wave's strength
 
 
 class Change(NamedTuple):
-    """A change of images. family: its name in `FAMILIES`; numbers: its content, in [-1, 1]; content: puts it on."""
+    """A change of images: its name in `FAMILIES`, its numbers in [-1, 1], and the function that applies them."""
 
     family: str
     numbers: Tensor
     content: Content
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The images with the change; float (N, C, H, W) in [0, 1], and so returned."""
+        """Apply the change; takes and returns float (N, C, H, W) in [0, 1]."""
         return self.content(images, self.numbers.to(images)).clamp(0, 1)
 
 
 def draw(shape: Shape, generator: torch.Generator, families: Sequence[str]) -> Change:
-    """A change of one of the families, all of it drawn."""
+    """A random change of one of the families, for images of this shape (channels, height, width)."""
     name = families[_int(generator, 0, len(families) - 1)]
     size, content = FAMILIES[name](shape, generator)
     return Change(name, 2 * torch.rand(size, generator=generator) - 1, content)
 
 
 class Part(NamedTuple):
-    """Some images with what the model should say of them, and the class that a change is to lead them to.
+    """Some images, the model's correct output for them, and the class to which a change should lead them.
 
-    images: float (N, C, H, W) in [0, 1]; wanted: log-probabilities (N, classes); target: None leads away from `wanted`.
+    images: float (N, C, H, W) in [0, 1].
+    wanted: log-probabilities (N, classes).
+    target: None leads away from `wanted`.
     """
 
     images: Tensor
@@ -50,10 +52,11 @@ class Part(NamedTuple):
 
 
 def search_changes(model: nn.Module, parts: Sequence[Part], changes: Sequence[Change], steps: int = 6) -> list[Change]:
-    """For each part its change with the content that leads furthest where the part is to be led.
+    """For each part, search for the content of its change that leads furthest towards the part's goal.
 
-    The search begins with the content that is there; a family that has no gradient comes back as it is. The model is to
-    be in eval mode; it is not changed.
+    model: in eval mode; it is not changed.
+    parts, changes: equally many; the search starts with the given content. Families without a gradient stay unchanged.
+    steps: signed gradient steps.
     """
     changes = list(changes)
     free = [place for place, change in enumerate(changes) if change.family in SEARCHABLE]
@@ -74,16 +77,17 @@ def search_changes(model: nn.Module, parts: Sequence[Part], changes: Sequence[Ch
 
 
 def _led(answers: Tensor, part: Part) -> Tensor:
-    """How far the answers (log-probabilities) are where the part is to be led, a scalar tensor."""
+    """How far the answers (log-probabilities) have come towards the part's goal, a scalar tensor."""
     if part.target is None:
         return F.kl_div(answers, part.wanted, log_target=True, reduction="batchmean")
     return answers[:, part.target].mean()
 
 
 def inflow(model: nn.Module, parts: Sequence[Part], changes: Sequence[Change]) -> Tensor:
-    """How much likelier a change makes each class: float (parts, classes), the mean over the images of its part.
+    """How much more likely a change makes each class: float (parts, classes), the mean over the images of its part.
 
-    parts, changes: as many of both. The model must be in eval mode.
+    model: in eval mode.
+    parts, changes: equally many.
     """
     rows = []
     with torch.no_grad():
@@ -96,7 +100,7 @@ def inflow(model: nn.Module, parts: Sequence[Part], changes: Sequence[Change]) -
 
 
 def every_wave(shape: Shape, generator: torch.Generator) -> list[Change]:
-    """One change for each plane wave of the family "waves", of one wave, with drawn phase and strength."""
+    """A change with a single wave for each plane wave of the family "waves", with random phase and strength."""
     most = _periods(shape)
     return [Change("waves", F.normalize(torch.randn(1, 2, 1, generator=generator), dim=1).expand(1, 2, shape[0]),
                    _wave([(down, across)], _float(generator, *WAVE_BOUND)))
@@ -104,12 +108,12 @@ def every_wave(shape: Shape, generator: torch.Generator) -> list[Change]:
 
 
 def _int(generator: torch.Generator, low: int, high: int) -> int:
-    """An integer from low to high, both included."""
+    """A random integer from low to high, both included."""
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def _float(generator: torch.Generator, low: float, high: float) -> float:
-    """A number from low to high."""
+    """A random number from low to high."""
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
@@ -136,7 +140,7 @@ def _sparse(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Co
 
 
 def _blend(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Content]:
-    """Another picture, of any fineness, blended in at 5 to 30 per cent."""
+    """Another picture, coarse or fine, blended in at 5 to 30 per cent."""
     share, cells = _float(generator, 0.05, 0.3), 2 ** _int(generator, 2, int(math.log2(shape[1])))
 
     def content(images: Tensor, numbers: Tensor) -> Tensor:
@@ -146,31 +150,31 @@ def _blend(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Con
 
 
 def _bounded(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Content]:
-    """Every pixel moved by up to 0.02 to 0.15."""
+    """Every pixel changed by up to 0.02 to 0.15."""
     bound = _float(generator, 0.02, 0.15)
     return shape, lambda images, numbers: images + bound * numbers
 
 
 def _smooth(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Content]:
-    """A field of three to eight cells a side, of up to 0.05 to 0.25, added."""
+    """A smooth field of three to eight cells per side added, with a strength of up to 0.05 to 0.25."""
     bound, cells = _float(generator, 0.05, 0.25), _int(generator, 3, 8)
     return (shape[0], cells, cells), lambda images, numbers: images + bound * _enlarged(numbers, images)
 
 
 def _waves(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Content]:
-    """One to three plane waves of four pixels a period or more, each of up to 0.05 to 0.2, added."""
+    """One to three plane waves added, with periods of at least four pixels and strengths of up to 0.05 to 0.2."""
     bound, count, most = _float(generator, *WAVE_BOUND), _int(generator, 1, 3), _periods(shape)
     periods = [(_int(generator, 0, most), _int(generator, -most, most)) for _ in range(count)]
     return (count, 2, shape[0] if _int(generator, 0, 1) else 1), _wave(periods, bound)
 
 
 def _periods(shape: Shape) -> int:
-    """How many periods of a wave an image holds at most; 16 in large ones, so that all waves can be tried."""
+    """The most periods of a wave across an image; 16 in large ones, so that all waves can be tried."""
     return min(16, max(2, shape[1] // 4))
 
 
 def _wave(periods: list[tuple[int, int]], bound: float) -> Content:
-    """Waves of so many periods down and across; the numbers (waves, 2, channels) weigh cosine and sine."""
+    """Waves with these periods (down, across); the numbers (waves, 2, channels) are the weights of cosine and sine."""
     def content(images: Tensor, numbers: Tensor) -> Tensor:
         y, x = (torch.arange(size, device=images.device) / size for size in images.shape[2:])
         for (down, across), (cosine, sine) in zip(periods, numbers.unbind(0), strict=True):
@@ -183,7 +187,7 @@ def _wave(periods: list[tuple[int, int]], bound: float) -> Content:
 
 
 def _warp(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Content]:
-    """Bent by a field of two to six cells a side, by up to 1/32 to 1/8 of the image's side."""
+    """Warped by a field of two to six cells per side, by up to 1/32 to 1/8 of the image's side."""
     bound, cells = _float(generator, 1 / 16, 1 / 4), _int(generator, 2, 6)
 
     def content(images: Tensor, numbers: Tensor) -> Tensor:
@@ -196,7 +200,7 @@ def _warp(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Cont
 
 
 def _quantised(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Content]:
-    """Two to eight levels a channel, dithered or not."""
+    """Two to eight levels per channel, dithered or not."""
     steps, noise = _int(generator, 1, 7), 0.5 * _int(generator, 0, 1)
     return shape, lambda images, numbers: (images * steps + noise * numbers).round() / steps
 
@@ -208,7 +212,7 @@ def _tinted(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Co
 
 
 def _enlarged(numbers: Tensor, images: Tensor) -> Tensor:
-    """Cells (C, k, k) as a smooth field of the images' size, (1, C, H, W)."""
+    """Interpolate cells (C, k, k) to a smooth field of the images' size, (1, C, H, W)."""
     if numbers.shape[1:] == images.shape[2:]:
         return numbers[None]
     return F.interpolate(numbers[None], size=images.shape[2:], mode="bicubic", align_corners=False).clamp(-1, 1)

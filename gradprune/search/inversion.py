@@ -1,7 +1,7 @@
-"""Unknown trigger: search the model itself for the smallest mark that sends every image to one class.
+"""Trigger unknown: search with the model itself for the smallest mark that sends every image to one class.
 
-Source: Wang et al., 2019, "Neural Cleanse", IEEE S&P. A backdoor is a shortcut: its class can be reached with a mark
-far smaller than the others need, and the search finds that mark.
+Source: Wang et al., 2019, "Neural Cleanse", IEEE S&P. A backdoor is a shortcut: its class can be reached with a far
+smaller mark than the others need, and the search finds that mark.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ SEARCH: dict[str, Any] = {
     "betas": (0.5, 0.9),  # of Adam
     "cost": 1e-3,        # first weight of the mask's L1 norm
     "goal": 0.99,        # share of the images that the mark must send to the class
-    "patience": 5,       # steps in a row above (below) the goal before the weight rises (falls)
+    "patience": 5,       # consecutive steps above (below) the goal before the weight rises (falls)
     "factor": 2.0,       # the weight rises by this, and falls by this to the power of 1.5
 }
 
@@ -30,7 +30,9 @@ SEARCH: dict[str, Any] = {
 class Inverted(nn.Module):
     """A synthesised trigger: (1 - mask) * image + mask * pattern.
 
-    mask: float (1, H, W) in [0, 1]; pattern: float (C, H, W) in [0, 1]. Takes and returns float (N, C, H, W) in [0, 1].
+    Takes and returns float (N, C, H, W) in [0, 1].
+    mask: float (1, H, W) in [0, 1].
+    pattern: float (C, H, W) in [0, 1].
     """
 
     mask: Tensor
@@ -42,13 +44,13 @@ class Inverted(nn.Module):
         self.register_buffer("pattern", pattern)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Lay the pattern over the images where the mask is."""
+        """Apply the pattern to the images where the mask is."""
         mask, pattern = self.mask.to(images.device), self.pattern.to(images.device)
         return (1 - mask) * images + mask * pattern
 
 
 class Alternating(nn.Module):
-    """Several triggers at once: image i wears trigger i modulo their number. (N, C, H, W) -> the same."""
+    """Several triggers at once: image i gets trigger i modulo their number. (N, C, H, W) -> the same."""
 
     def __init__(self, triggers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -63,8 +65,12 @@ class Alternating(nn.Module):
 
 
 class Inversion(NamedTuple):
-    """The search for one class: the trigger, its norm, the share of its batch that it sends there, one row a step.
+    """The result of the search for one class.
 
+    trigger: the module that applies it.
+    norm: its size, by which classes are compared.
+    success: the share (0..1) of its batch that it sends to the class.
+    history: one row per step.
     converged: whether any step reached the goal; if not, trigger and norm are those of the last step and mean little.
     """
 
@@ -79,7 +85,8 @@ def invert(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, prog
            **changes: Any) -> Inversion:
     """Search for the smallest mask and pattern that send `images` to class `target`; the model is not changed.
 
-    images: float (N, C, H, W) in [0, 1], clean, on the model's device. changes: any value of `SEARCH`.
+    images: float (N, C, H, W) in [0, 1], clean, on the model's device.
+    changes: any value of `SEARCH`.
     The mask with the lowest L1 norm among the steps that reached the goal is kept; if none did, the last one is.
     Raises InputError for unknown settings or no images.
     """
@@ -95,9 +102,11 @@ def invert(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, prog
 def search(model: nn.Module, images: Tensor, target: int, start: list[Tensor],
            form: Callable[[list[Tensor]], tuple[nn.Module, Tensor]], settings: dict[str, Any],
            generator: torch.Generator, progress: bool) -> Inversion:
-    """The loop that all searches share: lower cross-entropy to `target` plus a weight times the trigger's norm.
+    """The loop of all searches: minimise cross-entropy to `target` plus a weight times the trigger's norm.
 
-    form: turns the free tensors, which begin as `start`, into a trigger and its norm. settings: those of `SEARCH`.
+    start: the initial values of the free tensors.
+    form: turns the free tensors into a trigger and its norm.
+    settings: those of `SEARCH`.
     The weight rises while the goal is reached and falls while it is not.
     """
     require(len(images) > 0, "the search for a trigger needs at least one image.")
@@ -135,11 +144,13 @@ def search(model: nn.Module, images: Tensor, target: int, start: list[Tensor],
 
 
 def outliers(norms: Sequence[float], threshold: float = 2.0) -> tuple[list[float], list[int]]:
-    """Which classes have a mark that is suspiciously small, by the median absolute deviation.
+    """The classes with a suspiciously small mark, by the median absolute deviation (MAD).
 
-    norms: one norm per class. Returns the anomaly index of each, |norm - median| / (1.4826 * MAD) (the factor makes
-    it a number of standard deviations for normal data), and the classes whose norm lies below the median with an
-    index above `threshold` (the paper's 2: 95 % sure), smallest norm first.
+    norms: one norm per class.
+    threshold: of the anomaly index (the paper's 2 corresponds to 95 % confidence).
+    Returns the anomaly index of each class, |norm - median| / (1.4826 * MAD), which for normal data is a number of
+    standard deviations, and the classes whose norm is below the median with an index above `threshold`, smallest norm
+    first.
     """
     values = torch.tensor(norms, dtype=torch.double)
     distance = (values - values.quantile(0.5)).abs()

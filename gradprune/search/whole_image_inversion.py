@@ -1,9 +1,9 @@
 """Unknown trigger that covers the whole image: one bounded pattern, added to every image, that leads to one class.
 
 Source: Moosavi-Dezfooli, Fawzi, Fawzi & Frossard, 2017, "Universal Adversarial Perturbations", CVPR, arXiv:1610.08401,
-in its targeted form. Theirs adds up steps of single images under a fixed bound; here Adam descends on minibatches, and
-within the bound the norm is made as small as the goal allows, as Neural Cleanse does with its mask: the norms of the
-classes can then be compared. A mask finds a sticker; a faint wave over the whole image has no small mask.
+in its targeted form. They add up steps for single images under a fixed bound; here Adam descends on minibatches, and
+within the bound the norm is made as small as the goal allows, as Neural Cleanse does with its mask, so that the norms
+of the classes can be compared. A mask finds a sticker, but a faint wave over the whole image has no small mask.
 """
 
 from typing import Any
@@ -22,9 +22,10 @@ WHOLE: dict[str, Any] = SEARCH | {
 
 
 class Perturbed(nn.Module):
-    """A synthesised trigger: image + pattern, held in [0, 1].
+    """A synthesised trigger: image + pattern, clamped to [0, 1].
 
-    pattern: float (C, H, W), of either sign. Takes and returns float (N, C, H, W) in [0, 1].
+    Takes and returns float (N, C, H, W) in [0, 1].
+    pattern: float (C, H, W), of either sign.
     """
 
     pattern: Tensor
@@ -40,9 +41,10 @@ class Perturbed(nn.Module):
 
 def perturb(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, progress: bool = True,
             **changes: Any) -> Inversion:
-    """Search for the smallest pattern that, added to `images`, sends them to class `target`; the model stays as it is.
+    """Search for the smallest pattern that, added to `images`, sends them to class `target`; the model is not changed.
 
-    images: float (N, C, H, W) in [0, 1], clean, on the model's device. changes: any value of `WHOLE`.
+    images: float (N, C, H, W) in [0, 1], clean, on the model's device.
+    changes: any value of `WHOLE`.
     The pattern with the lowest L2 norm among the steps that reached the goal is kept; if none did, the last one is.
     Raises InputError for unknown settings, a bound outside 0..1, or no images.
     """

@@ -1,4 +1,4 @@
-"""Backdoored models with their data and trigger: shipped, trained here, of one's own, or from BackdoorBench."""
+"""Backdoored models with their data and trigger: shipped, trained here, the user's own, or from BackdoorBench."""
 
 from gradprune.victims.backdoorbench import AttackResult, read_attack_result
 from gradprune.victims.own import Own

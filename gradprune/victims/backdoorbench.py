@@ -1,8 +1,8 @@
 """Attacked models of BackdoorBench (Wu et al., 2022, arXiv:2206.12654): attack_result.pt, read without its code.
 
 The layout is public (SCLBD/BackdoorBench, utils/save_load_attack.py): model_name, num_classes, model (a state dict),
-clean_data (the data set's name), img_size, data_path, bd_train and bd_test. In today's files the last two say which
-images were poisoned and where their pictures lie; in those of 2022 they hold the poisoned images themselves.
+clean_data (the data set's name), img_size, data_path, bd_train and bd_test. In current files the last two say which
+images were poisoned and where their pictures are; in those of 2022 they contain the poisoned images themselves.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from gradprune.models import build
 from gradprune.models.limits import in_proportion
 from gradprune.models.weights import fit_weights, read_file, state_dict
 
-# How each data set was shifted and scaled; models that saw gtsrb and celeba took pixels in [0, 1] as they are.
+# How each data set was normalised; models for gtsrb and celeba take pixels in [0, 1] as they are.
 NORMALIZED: dict[str, tuple[list[float], list[float]]] = {
     "cifar10": ([0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.261]),
     "cifar100": ([0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]),
@@ -29,7 +29,7 @@ NORMALIZED: dict[str, tuple[list[float], list[float]]] = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "gtsrb": ([0.0] * 3, [1.0] * 3), "celeba": ([0.0] * 3, [1.0] * 3)}
 
-# Their name -> ours, the settings that make it theirs, and the first convolution (its filters are the width).
+# Their name -> our name, the settings that give their network, and its first convolution (whose filters are the width).
 # Their PreActResNet has no BatchNorm after the last block.
 _MODELS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "preactresnet18": ("preact_resnet18", {"last_norm": False}, "conv1.weight"),
@@ -44,12 +44,14 @@ NOT_READ = ("Of attack_result.pt the model and the record of what was poisoned a
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack_result.pt says.
+    """The content of an attack_result.pt.
 
-    model: in eval mode, for images in [0, 1]. settings: name and settings for `models.build`. data: the data set's
-    name; size: (height, width) of its images, if told. poisoned_train, poisoned_test: positions of the poisoned images
-    in that data set, int64; empty where the file does not say. target: the label that all poisoned images have; None
-    where they have several, or the file does not say.
+    model: in eval mode, for images in [0, 1].
+    settings: name and settings for `models.build`.
+    data: the data set's name.
+    size: (height, width) of its images, or None.
+    poisoned_train, poisoned_test: positions of the poisoned images in that data set, int64; empty if not given.
+    target: the label of all poisoned images; None if they have several or it is not given.
     """
 
     model: nn.Module
@@ -71,8 +73,8 @@ def read_attack_result(path: str | Path, *, mean: list[float] | None = None, std
                        ) -> AttackResult:
     """Read a file attack_result.pt (or defense_result.pt); no code from it is run, see `models.weights.read_file`.
 
-    mean, std: of the model's input, for a data set whose normalisation is not known here.
-    Raises InputError for a file of another layout, a model that is not known here, or weights that do not fit it.
+    mean, std: of the model's input, for a data set that is not in `NORMALIZED`.
+    Raises InputError for a file of another layout, an unknown model, or weights that do not fit it.
     """
     content = read_file(path)
     require(is_attack_result(content), f"{path} is no attack_result.pt: it lacks model_name, num_classes or model.")
@@ -81,7 +83,7 @@ def read_attack_result(path: str | Path, *, mean: list[float] | None = None, std
 
 def from_content(content: Mapping[str, Any], path: str | Path, *, mean: list[float] | None = None,
                  std: list[float] | None = None) -> AttackResult:
-    """The same for a file that has been read already."""
+    """As `read_attack_result`, for a file that has already been read."""
     theirs, count, data = content["model_name"], content["num_classes"], content.get("clean_data", "")
     data = "" if data is None else data
     require(isinstance(count, Integral) and isinstance(data, str),
@@ -102,13 +104,13 @@ def from_content(content: Mapping[str, Any], path: str | Path, *, mean: list[flo
         size = content.get("img_size")
         told = ((int(size[0]), int(size[1])) if size else None, _poisoned(train), _poisoned(test),
                 _target(test or train))
-    except Exception:  # anything may stand where the record should
+    except Exception:  # the record may be anything
         raise InputError(f"the record of poisoned images in {path} is not laid out as BackdoorBench does.") from None
     return AttackResult(fit_weights(model, tensors, path), {**settings, "num_classes": int(count)}, data, *told)
 
 
 def _poisoned(part: Mapping[str, Any]) -> Tensor:
-    """Positions of the poisoned images: marked in today's files, listed in the old ones."""
+    """Positions of the poisoned images: marked in current files, listed in old ones."""
     found = part.get("original_index")
     if "poison_indicator" in part:
         found = _row(part["poison_indicator"]).nonzero().flatten()
@@ -116,7 +118,7 @@ def _poisoned(part: Mapping[str, Any]) -> Tensor:
 
 
 def _row(values: Any) -> Tensor:
-    """A flat row of whole numbers; raises almost anything for something else."""
+    """Values as a flat row of whole numbers; anything else may raise any error."""
     if not isinstance(values, Tensor | np.ndarray):
         return torch.tensor([int(value) for value in values], dtype=torch.int64)
     require(values.ndim == 1 and len(values) <= _MOST, "no row")
@@ -124,7 +126,7 @@ def _row(values: Any) -> Tensor:
 
 
 def _target(part: Mapping[str, Any]) -> int | None:
-    """The one label that the poisoned images were given, if it is one."""
+    """The label that the poisoned images were given; None unless it is a single one."""
     records = part.get("bd_data_container", {}).get("data_dict", {}).values()
     labels = [record["other_info"][0] if isinstance(record, Mapping) else record[1] for record in records]
     if "y" in part:

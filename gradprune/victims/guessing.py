@@ -1,4 +1,4 @@
-"""Which network a file of weights fits, and how that network wants its images: by shapes, then by accuracy."""
+"""Which network a file of weights fits, by shapes, and how that network expects its images, by accuracy."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,16 +22,16 @@ from gradprune.victims.own import STEMS, guess_options, some_of
 from gradprune.victims.victim import in_color
 
 Numbers = list[float]
-# What training scripts do to pixels in 0..1: whose figures, mean and std.
+# Common normalisations of pixels in 0..1 in training scripts: name -> mean and std.
 USUAL: dict[str, tuple[Numbers, Numbers]] = {
     "as they are": ([0.0], [1.0]), "-1..1": ([0.5], [0.5]), "-2..2": ([0.5], [0.25]), "0..255": ([0.0], [1 / 255]),
     "mnist": ([0.1307], [0.3081]), "fashion_mnist": ([0.286], [0.353]),
     **{name: NORMALIZED[name] for name in ("imagenet", "cifar10", "cifar100", "tiny")},
     "gtsrb": ([0.3403, 0.3121, 0.3214], [0.2724, 0.2608, 0.2669])}
-SIZES = (32, 64, 96, 128, 224)  # tried where a folder's pictures can be made any
-_LARGE = 64  # pixels from which on a stem for small images is too slow to be tried
+SIZES = (32, 64, 96, 128, 224)  # tried for a folder, whose pictures can be resized
+_LARGE = 64  # pixels; above this a stem for small images is too slow to try
 _FEW = 100   # images
-# Networks of timm that are tried; torchvision's ResNets and DenseNets have the same names and shapes.
+# timm networks that are tried; torchvision's ResNets and DenseNets have the same names and shapes.
 _TIMM = ("resnet10t", "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "resnext50_32x4d",
          "seresnet50", "densenet121", "efficientnet_b0", "efficientnet_b1", "mobilenetv2_100", "mobilenetv3_small_100",
          "mobilenetv3_large_100", "convnext_atto", "convnext_tiny", "regnety_004", "regnetx_002", "vgg11_bn",
@@ -42,9 +42,11 @@ Nets = dict[str, nn.Module]  # by stem, a name in `STEMS`; "" if there is only o
 
 
 class Guess(NamedTuple):
-    """How many of some clean images a network gets right, and its mean loss, if they are read in this way.
+    """How many clean images a network gets right, and its mean loss, if they are read in this way.
 
-    normalisation: a name in `USUAL`. stem: a name in `STEMS`, "" if there is only one. size: side in pixels.
+    size: side in pixels.
+    stem: a name in `STEMS`, "" if there is only one.
+    normalisation: a name in `USUAL`.
     """
 
     right: int
@@ -57,10 +59,11 @@ class Guess(NamedTuple):
 
 def likely_networks(tensors: Mapping[str, Tensor], classes: int, path: Path, model: str | None = None
                     ) -> tuple[str, Nets, str]:
-    """The first network that these tensors fit: its name, with the tensors in it by its stems, and why there is none.
+    """The first network that these tensors fit: its name, the network with these tensors by stem, or why there is none.
 
-    path: the file that they came from. model: the one network to be tried, of the user's own code too (which then
-    runs); of others only the shapes are compared before they are built.
+    path: the file of the tensors.
+    model: the only network to try, which may be the user's own code (it then runs); otherwise the shapes of all known
+        ones are compared before any is built.
     """
     if classes < 2:
         return "", {}, "No layer of the file tells two or more classes."
@@ -74,7 +77,7 @@ def likely_networks(tensors: Mapping[str, Tensor], classes: int, path: Path, mod
                     net = build(**settings, code=model is not None, largest=None if model else in_proportion(path))
                     nets[stem] = fit_weights(net, tensors, path)
                     if stem == "small" and not hasattr(net, "stem_note"):
-                        break  # there is no other
+                        break  # this network has only one stem
             except InputError as error:
                 why = f"Tried as {name}: {error}" if model or "do not fit" in str(error) else why
         if nets:
@@ -83,14 +86,14 @@ def likely_networks(tensors: Mapping[str, Tensor], classes: int, path: Path, mod
 
 
 def _shapes(settings: dict[str, Any]) -> Counter[tuple[int, ...]]:
-    """The shapes of a network's tensors; it takes no memory."""
+    """The shapes of a network's tensors, found without allocating them."""
     with torch.device("meta"):
         outline = build(**settings).state_dict()
     return Counter(tuple(tensor.shape) for name, tensor in outline.items() if "num_batches_tracked" not in name)
 
 
 def _forms(name: str, tensors: Mapping[str, Tensor], classes: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The settings to build a network with, by stem; pixels as they are."""
+    """The settings to build a network with, by stem, without normalisation."""
     settings: dict[str, Any] = {"name": name, "num_classes": classes}
     if ":" in name:
         yield "", settings
@@ -106,10 +109,10 @@ def _forms(name: str, tensors: Mapping[str, Tensor], classes: int) -> Iterator[t
 
 
 def guesses(nets: Nets, data: str, size: int | None = None) -> list[Guess]:
-    """Ways to read the images of `data`, the one with the most right answers first; none where no size can be taken.
+    """Ways to read the images of `data`, the one with the most right answers first; empty if no size is accepted.
 
-    Size and stem are chosen by half of the images with one normalisation, since a wrong one seldom costs everything.
-    data, size: what `datasets.load` takes; without a size several are tried for a folder.
+    Size and stem are chosen on half of the images with one normalisation, since a wrong one rarely ruins all answers.
+    data, size: as for `datasets.load`; without a size several are tried for a folder.
     Raises InputError for images that cannot be read.
     """
     tried = {guess: images for images in _images(data, size) for stem, net in nets.items()
@@ -136,12 +139,12 @@ def _badness(guess: Guess) -> tuple[int, float]:
 
 
 def is_folder(data: str) -> bool:
-    """Whether `datasets.load` reads a folder of pictures, which takes a size."""
+    """Whether `datasets.load` would read a folder of pictures, for which the size can be chosen."""
     return data not in SOURCES and Path(data).expanduser().is_dir()
 
 
 def _images(data: str, size: int | None) -> Iterator[ImageSet]:
-    """Some images of `data`, in each size that may be meant."""
+    """Some images of `data`, in each possible size."""
     if not is_folder(data):
         yield some_of(load(data, size=size).defense)
         return
@@ -150,13 +153,13 @@ def _images(data: str, size: int | None) -> Iterator[ImageSet]:
 
 
 def _asked(net: nn.Module, images: ImageSet, stem: str, names: list[str]) -> Iterator[Guess]:
-    """What the network answers under each of these normalisations; nothing where it cannot take such images."""
+    """The network's results with each of these normalisations; nothing if it cannot take such images."""
     images = in_color(Dataset(images, images, images), net)[0].test
     for mean, std, name in ((*USUAL[name], name) for name in names):
         if len(mean) in (1, images.images.shape[1]):
             pixels = (images.floats() - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
             with suppress(InputError):
-                answers = torch.cat([predict(net, pixels[:1]), predict(net, pixels[1:])])  # one alone fails sooner
+                answers = torch.cat([predict(net, pixels[:1]), predict(net, pixels[1:])])  # a single one fails faster
                 if answers.shape[1] == len(images.classes):
                     yield Guess(int((answers.argmax(1) == images.labels).sum()), len(images),
                                 F.cross_entropy(answers, images.labels).item(), images.images.shape[-1], stem, name)

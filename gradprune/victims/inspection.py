@@ -1,5 +1,7 @@
-"""What a file of weights holds, told before anything is pruned: layers, classes, the network that it fits, how that
-network wants its images, and what to run next. Nothing in the file is run."""  # noqa: D209
+"""Inspect a file of weights: layers, classes, the network that it fits, how it expects images, and what to run next.
+
+Nothing in the file is run.
+"""
 
 import shlex
 from collections.abc import Mapping
@@ -17,17 +19,21 @@ from gradprune.victims.backdoorbench import is_attack_result
 from gradprune.victims.guessing import USUAL, Guess, guesses, is_folder, likely_networks, refusal
 from gradprune.victims.victim import checkpoint_path
 
-_DOUBTFUL = 0.5  # share of right answers under which a guess is none
+_DOUBTFUL = 0.5  # below this share of right answers a guess is doubtful
 
 
 @dataclass
 class Inspection:
-    """What is known of a file.
+    """What is known about a file.
 
-    holds: what kind of file it is. tensors, numbers: how many; layers: of which kinds. channels: of the images,
-    classes: of the answers; None where no layer tells. model: the network that the tensors fit, "" where none does.
-    guesses: ways to read images, the best first. notes: sentences. command: what to run next,
-    "" for a network that no defence takes.
+    holds: the kind of file.
+    tensors, numbers: how many it contains.
+    layers: how many of each kind.
+    channels, classes: of the images and the output; None if no layer shows it.
+    model: the network that the tensors fit, "" if none does.
+    guesses: ways to read images, the best first.
+    notes: sentences for the user.
+    command: what to run next, "" for a network that no defence supports.
     """
 
     file: str
@@ -43,7 +49,7 @@ class Inspection:
     command: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same in plain JSON values."""
+        """The inspection as plain JSON values."""
         named = [guess._asdict() | dict(zip(("mean", "std"), USUAL[guess.normalisation], strict=True))
                  for guess in self.guesses]
         return asdict(self) | {"guesses": named}
@@ -53,9 +59,10 @@ def inspect(weights: str | Path, data: str | None = None, *, size: int | None = 
             ) -> Inspection:
     """Look into a file of weights, or a checkpoint.
 
-    weights, data, size, model: as `Own` takes them; without a model the networks that are known here are tried, and
-    without data nothing is said of normalisation and size. No code from the file is run.
-    Raises InputError for a file or images that cannot be read.
+    weights: a path, or the name of a shipped checkpoint.
+    data, size, model: as for `Own`; without a model the known networks are tried, and without data normalisation and
+        size are not guessed.
+    No code from the file is run. Raises InputError for a file or images that cannot be read.
     """
     path = next(path for path in (Path(weights), paths(checkpoint_path(weights))[0]) if path.is_file() or path.suffix)
     content = read_file(path)
@@ -63,7 +70,7 @@ def inspect(weights: str | Path, data: str | None = None, *, size: int | None = 
     inspection = Inspection(path.as_posix(), "a state dict", len(tensors), sum(map(Tensor.numel, tensors.values())),
                             _layers(tensors), *_ends(tensors))
     options: list[str] | None = []
-    known = False  # whether the trigger is
+    known = False  # whether the trigger is known
     if path.suffix == ".safetensors" and paths(path)[1].is_file():
         card = read_card(path)
         inspection.holds, inspection.model = "a checkpoint of gradprune with its card", str(card["model"]["name"])
@@ -86,7 +93,7 @@ def _layers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _ends(tensors: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
-    """Channels of the images and number of classes, from the first convolution and the last layer."""
+    """The channels of the images and the number of classes, from the first convolution and the last layer."""
     first = [tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 4]
     last = [len(tensor) for tensor in tensors.values() if tensor.ndim == 2 or tuple(tensor.shape[2:]) == (1, 1)]
     return first[0] if first else None, last[-1] if last else None
@@ -94,7 +101,7 @@ def _ends(tensors: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
 
 def _found(inspection: Inspection, tensors: Mapping[str, Tensor], path: Path, data: str | None, size: int | None,
            model: str | None) -> list[str] | None:
-    """Look for the network and for its way to read images; returns the options of the next command, if there is one."""
+    """Look for the network and how it reads images; returns the options of the next command, or None for no command."""
     inspection.model, nets, why = likely_networks(tensors, inspection.classes or 0, path, model)
     if not nets:
         inspection.notes.append(f"{why} Name the network, or your own code of it, with --model.")

@@ -1,4 +1,4 @@
-"""A model from elsewhere, with what its user says of it, made into a victim like any other."""
+"""A model from elsewhere, made into a victim like any other from what its user says about it."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,13 +30,13 @@ from gradprune.victims.victim import (
     try_on,
 )
 
-WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote: they have no card beside them
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote, which have no card
 STEMS = {"small": True, "stock": False}  # word -> `small` of `models.imported`
-_TRIED = 100  # clean images, to see whether a model and its images go together
+_TRIED = 100  # clean images, to check whether a model and its images fit together
 
 
 class Opened(NamedTuple):
-    """A model in eval mode, its card (what is known of it), its images, and what should be said about them."""
+    """A model in eval mode, its card (what is known about it), its images, and notes for the user."""
 
     model: nn.Module
     card: Card
@@ -46,14 +46,15 @@ class Opened(NamedTuple):
 
 @dataclass(frozen=True)
 class Own:
-    """What a user says of a model of their own; None where a card or a file says it.
+    """What a user says about their own model; None for what a card or a file says.
 
-    model: a name that `models.build` knows, or "module:function" of their own code, which is then run. data: what
-    `datasets.load` takes; size: of the images, for a folder. trigger: a picture file, an .npy file or "module:function"
-    (see `attacks.read_trigger`); target: the class that it leads to; position, opacity, mask: see `attacks.Picture`.
-    mean, std: of the model's input, if it does not normalise by itself.
-    stem: of a named network of torchvision or timm, "small" or "stock", see `models.imported`; where None, and weights
-    without a card fit both, the one that gets more clean images of the defender right.
+    model: a name that `models.build` knows, or "module:function" in their own code, which is then run.
+    data, size: as for `datasets.load`.
+    trigger, position, opacity, mask: as for `attacks.read_trigger`.
+    target: the class to which the trigger leads.
+    mean, std: of the model's input, if the model does not normalise it.
+    stem: of a named network of torchvision or timm, "small" or "stock", see `models.imported`. If None, and weights
+        without a card fit both, the one that gets more of the defender's clean images right is used.
     """
 
     model: str | None = None
@@ -71,9 +72,9 @@ class Own:
     def open(self, weights: str | Path, device: str = "cpu") -> Opened:
         """Load the model and its images.
 
-        weights: a checkpoint with a card, a .safetensors file, a file that torch.save wrote, or BackdoorBench's
-        attack_result.pt. device: where the model goes, see `models.choose_device`.
-        Raises InputError for what is missing, damaged or does not fit together.
+        weights: a checkpoint with a card, .safetensors, a file by torch.save, or BackdoorBench's attack_result.pt.
+        device: where the model goes, see `models.choose_device`.
+        Raises InputError if anything is missing, damaged or does not fit together.
         """
         where = choose_device(device)
         path = Path(weights) if Path(weights).suffix in WEIGHTS else checkpoint_path(weights)
@@ -90,7 +91,7 @@ class Own:
         return opened
 
     def victim(self, weights: str | Path, device: str = "cpu") -> Victim:
-        """The model with its images and its trigger, which is put on one image as a trial."""
+        """The model with its images and its trigger, which is applied to one image as a test; errors as for `open`."""
         model, card, data, notes = self.open(weights, device)
         attack = card.get("attack", {})
         target = attack.get("target") if self.target is None else self.target
@@ -108,7 +109,7 @@ class Own:
         return Victim(model, trigger, target, data, {**card, "attack": {**attack, **made}}, notes=notes)
 
     def names_trigger(self, weights: str | Path) -> bool:
-        """Whether anything says which trigger it is, or where it leads: the user, or the card beside the weights."""
+        """Whether the user or the card names the trigger, or the user its target."""
         if (self.trigger, self.target) != (None, None):
             return True
         path = Path(weights) if Path(weights).suffix in WEIGHTS else checkpoint_path(weights)
@@ -116,10 +117,10 @@ class Own:
         return isinstance(attack, dict) and isinstance(attack.get("trigger"), str)
 
     def saved(self, weights: Sequence[str], folder: Path) -> list[str]:
-        """Save such models with their triggers as checkpoints in `folder`, which say all that is said here.
+        """Save several such models with their triggers as checkpoints in `folder`, with everything said here.
 
-        Returns their paths, for a `Grid`; where the model is code of the user's own, it takes the name as its `code`.
-        Raises InputError as `victim` does, or where two files have one name.
+        Returns their paths, for a `Grid`; for a model in the user's own code, pass its name to the `Grid` as `code`.
+        Raises InputError as `victim` does, or if two files have the same name.
         """
         names = [Path(path).stem for path in weights]
         require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
@@ -217,20 +218,19 @@ class Own:
         return Opened(found.model, card, data, [NOT_READ, *notes])
 
     def _card_missing(self, path: Path) -> bool:
-        """Whether this is weights alone."""
+        """Whether these are weights without a card."""
         if path.suffix in WEIGHTS:
             return True
         return not paths(path)[1].is_file() and (self.model is not None or path.is_file())
 
 
 def some_of(images: ImageSet) -> ImageSet:
-    """A hundred images at most, of every class."""
+    """At most a hundred images, spread over the set."""
     return images.subset(torch.linspace(0, len(images) - 1, min(_TRIED, len(images))).long())
 
 
 def guess_options(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Settings of a named network that its weights tell: whether it takes grey images, and if a PreActResNet has a
-    BatchNorm after the last block."""  # noqa: D209
+    """Settings of a named network that follow from its weights: grey images, a PreActResNet without its last norm."""
     first = next((tensor for tensor in tensors.values() if tensor.ndim == 4), None)
     told: dict[str, Any] = {"channels": 1} if first is not None and first.shape[1] == 1 else {}
     bare = model.startswith("preact_resnet") and not any(name.endswith("bn.weight") for name in tensors)
@@ -238,7 +238,7 @@ def guess_options(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _doubts(answers: Tensor, labels: Tensor) -> list[str]:
-    """What speaks against the model and the images going together, in sentences; from answers to clean images."""
+    """Sentences on why the model and the images may not fit together, from the logits of clean images."""
     right = int((answers.argmax(1) == labels).sum())
     told = []
     if right < len(labels) / 2:

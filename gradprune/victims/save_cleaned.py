@@ -1,4 +1,4 @@
-"""What `defend` hands over: the cleaned model as a checkpoint, slimmed if asked, and as a file for other programs."""
+"""The output of `defend`: the cleaned model as a checkpoint, slimmed if asked, and as a file for other programs."""
 
 import importlib.util
 from pathlib import Path
@@ -18,7 +18,7 @@ _IMAGES = 16  # of the defender's images, to trace and to check with
 
 
 def check(slimmer: bool, exported: Path | None) -> None:
-    """Raise InputError for a package that is missing or an ending nobody knows, before any work is done."""
+    """Raise InputError for a missing package or an unknown ending, before any work."""
     require(not slimmer or importlib.util.find_spec("torch_pruning") is not None, NEEDS_TORCH_PRUNING)
     if exported:
         check_export(exported)
@@ -26,13 +26,13 @@ def check(slimmer: bool, exported: Path | None) -> None:
 
 def deliver(victim: Victim, model: nn.Module, card: Card, path: Path | None, slimmer: bool,
             exported: Path | None) -> dict[str, Any]:
-    """Write the cleaned model where asked; returns `out`, `export` (paths, or None) and `slim` (see `slimmed`)."""
-    model.cpu()  # measured where the model ran; the file must load anywhere
+    """Write the cleaned model as asked; returns `out` and `export` (paths or None) and `slim` (see `slimmed`)."""
+    model.cpu()  # the file must load on any machine
     images = victim.data.defense.floats()[:_IMAGES]
     told = None
     if slimmer:
         model, card, told = slimmed(model, card, images)
-    if exported:  # first: what cannot be exported leaves nothing behind
+    if exported:  # first, so that a failed export leaves nothing behind
         export(model, exported, images)
     weights = save_checkpoint(path, model, card, victim.trigger).as_posix() if path else None
     return {"out": weights, "export": exported and exported.as_posix(), "slim": told}
@@ -41,9 +41,10 @@ def deliver(victim: Victim, model: nn.Module, card: Card, path: Path | None, sli
 def slimmed(model: nn.Module, card: Card, images: Tensor) -> tuple[nn.Module, Card, dict[str, Any]]:
     """The model without its silent filters, its card, and what that changed, in plain JSON values.
 
-    The card's model gets `sizes`, from which `models.build` makes the smaller network. Told are the filters `cut` and
-    `left` as [layer, index] of the given model; before and after, `parameters`, `macs` and the `seconds` that `images`
-    take; and all that in a `sentence`.
+    images: float (N, C, H, W) in [0, 1].
+    The card's model gets `sizes`, from which `models.build` makes the smaller network. The values are the filters `cut`
+    and `left` as [layer, index] of the given model; `parameters`, `macs` and the `seconds` for `images`, before and
+    after; and all of that in a `sentence`.
     """
     result = slim(model, images)
     old, new = sizes(model), sizes(result.model)

@@ -1,9 +1,9 @@
-"""Slimming: really cut silent filters out, so that the model gets smaller and still gives the same answers.
+"""Slimming: actually cut out silent filters, so that the model becomes smaller with the same answers.
 
-A filter can go where all that its channel feeds read nothing but zeros there. In a pre-activation network that is not
-sure: the channel of a shortcut sum passes a BatchNorm whose shift makes a constant out of silence, and the padding of
-the next convolution makes an edge out of the constant. So the zeros are looked up in a forward pass.
-torch-pruning (Fang et al., 2023, arXiv:2301.12900) finds which layers hang together.
+A filter can be cut if all layers that its channel feeds read only zeros from it. In a pre-activation network that is
+not certain: the channel of a shortcut sum passes a BatchNorm whose shift turns silence into a constant, and the padding
+of the next convolution turns the constant into an edge. So a forward pass shows where there are zeros.
+torch-pruning (Fang et al., 2023, arXiv:2301.12900) finds which layers depend on each other.
 """
 
 import copy
@@ -20,13 +20,17 @@ from gradprune.models.working import lay_out, layout
 from gradprune.pruning.filters import Filter, Filters, filters, silent
 
 NEEDS_TORCH_PRUNING = "slimming needs torch-pruning; install it with: pip install 'gradprune[slim]'"
-TOLERANCE = 1e-4  # of the outputs, absolute
+TOLERANCE = 1e-4  # largest absolute difference of the logits
 
 
 @dataclass(frozen=True)
 class Slim:
-    """A smaller model. cut: silent filters that are gone; left: those that had to stay, still silent (both by their
-    names in the given model). parameters, macs: before and after; macs are multiply-adds for one image."""  # noqa: D209
+    """A smaller model.
+
+    cut: the silent filters that were cut out, by their names in the given model.
+    left: those that had to stay, still silent.
+    parameters, macs: before and after; macs are multiply-adds for one image.
+    """
 
     model: nn.Module
     cut: list[Filter]
@@ -37,7 +41,7 @@ class Slim:
     def __str__(self) -> str:
         cut, left, (p, q), (m, n) = len(self.cut), len(self.left), self.parameters, self.macs
         return (f"{cut} of {cut + left} silent filters cut out, {left} cannot be cut alone and stay masked: "
-                f"{p:,} to {q:,} parameters, {m:,} to {n:,} multiply-adds an image")
+                f"{p:,} to {q:,} parameters, {m:,} to {n:,} multiply-adds per image")
 
     __repr__ = __str__
 
@@ -45,9 +49,9 @@ class Slim:
 def slim(model: nn.Module, example: Tensor) -> Slim:
     """Cut the silent filters (see `filters.silent`) out of a copy of `model`, as far as its answers stay the same.
 
-    example: float (N, C, H, W), images that the model takes; the answers to them are compared to 1e-4. One filter of
-    each layer stays, and so do those of grouped convolutions.
-    Raises InputError without torch-pruning, or for a model that cannot be traced or cut.
+    example: float (N, C, H, W) in [0, 1], images for which the logits must agree within 1e-4.
+    One filter of each layer stays, and so do those of grouped convolutions.
+    Raises InputError if torch-pruning is not installed, or for a model that cannot be traced or cut.
     """
     try:
         import torch_pruning
@@ -64,7 +68,7 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
         lay_out(small, layout(model))
         answers = predict(small, example)
         require(torch.allclose(answers, wanted, rtol=0, atol=TOLERANCE), "its answers would change")
-    except Exception as error:  # a stranger's model may do anything with its channels
+    except Exception as error:  # a foreign model may do anything with its channels
         raise InputError(f"the model cannot be slimmed ({type(error).__name__}: {error}); masked it works as it is."
                          ) from None
     return Slim(small, [found[place] for place in sorted(cut)], [found[place] for place in gone if place not in cut],
@@ -72,19 +76,19 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
 
 
 def _follow(graph: Any, model: nn.Module, image: Tensor) -> Any:
-    """Let torch-pruning see which layers hang together; returns its graph."""
+    """Let torch-pruning find which layers depend on each other; returns its graph."""
     try:
         with evaluating(model, gradients=True), torch.enable_grad():
             return graph.build_dependency(model, image, verbose=False)
     except Exception as error:  # it divides by zero where channels are shuffled
-        raise InputError("the model cannot be slimmed: torch-pruning cannot follow the way of its channels, as where "
+        raise InputError("the model cannot be slimmed: torch-pruning cannot follow its channels, for example where "
                          "they are shuffled (ShuffleNet) or reshaped; masked it works as it is.") from error
 
 
 def _cut(model: nn.Module, found: Filters, gone: list[int], graph: Any, zeros: dict[str, Tensor]) -> set[int]:
     """Cut all silent filters that can go, in place; returns their positions."""
     name_of = {module: name for name, module in model.named_modules()}
-    plan: dict[nn.Module, dict[int, set[int]]] = {}  # layer -> index -> the filters that go with it, itself among them
+    plan: dict[nn.Module, dict[int, set[int]]] = {}  # layer -> index -> the filters cut with it, including itself
     planned: set[int] = set()
     for position in gone:
         name, index = found[position]
@@ -97,7 +101,7 @@ def _cut(model: nn.Module, found: Filters, gone: list[int], graph: Any, zeros: d
     cut: set[int] = set()
     for layer, indices in plan.items():
         while indices and not graph.check_pruning_group(_group(graph, layer, list(indices))):
-            indices.popitem()  # one has to stay
+            indices.popitem()  # one filter has to stay
         if indices:
             _group(graph, layer, list(indices)).prune()
             cut |= set().union(*indices.values())
@@ -105,13 +109,13 @@ def _cut(model: nn.Module, found: Filters, gone: list[int], graph: Any, zeros: d
 
 
 def _group(graph: Any, layer: nn.Module, indices: list[int]) -> Any:
-    """All channels that must go when these output channels of a layer go, as pairs (who and how, indices)."""
+    """All channels to be cut with these output channels of a layer, as pairs (dependency, indices)."""
     return graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, indices)
 
 
 def _together(group: Any, graph: Any, names: dict[nn.Module, str], found: Filters,
               zeros: dict[str, Tensor]) -> set[int]:
-    """The filters that feed a group's channel; none where a layer reads more than zeros from it, or is no plain one."""
+    """The filters that feed a group's channel; none if a layer is not plain or reads anything but zeros from it."""
     feeding: set[int] = set()
     for dependency, indices in group:
         module, gives = dependency.target.module, graph.is_out_channel_pruning_fn(dependency.handler)
@@ -128,7 +132,7 @@ def _together(group: Any, graph: Any, names: dict[nn.Module, str], found: Filter
 
 
 def _zeros(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """For each Conv2d and Linear: which of its input channels are zero everywhere; bool (inputs,)."""
+    """For each Conv2d and Linear, by name: which of its input channels are zero everywhere; bool (inputs,)."""
     zeros: dict[str, Tensor] = {}
     name_of: dict[nn.Module, str] = {module: name for name, module in model.named_modules()
                                      if isinstance(module, nn.Conv2d | nn.Linear)}

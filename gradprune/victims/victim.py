@@ -18,16 +18,20 @@ from gradprune.evaluation.metrics import Exam, Metrics, exam, measure
 from gradprune.models.checkpoints import Card, load_checkpoint, load_learned, paths
 from gradprune.models.limits import AtMost, in_proportion
 
-_LARGEST = 4096  # a number in a trigger's settings: pixels, points, cosines, filters
+_LARGEST = 4096  # largest number in a trigger's settings: pixels, points, cosines, filters
 SYNTHESISED = "synthesised"  # the name of a trigger that a scan found
 
 
 @dataclass
 class Victim:
-    """A model that somebody attacked, and all that an experiment needs beside it.
+    """An attacked model, and everything else that an experiment needs.
 
-    model: in eval mode. trigger, target: the attack. data: its train, defense and test images. card: how it was made.
-    seconds: wall time of the training, where it was just trained. notes: what its user should know of it.
+    model: in eval mode.
+    trigger, target: the attack.
+    data: its train, defense and test images.
+    card: how it was made.
+    seconds: wall time of the training, if it was just trained.
+    notes: what its user should know about it.
     """
 
     model: nn.Module
@@ -49,18 +53,18 @@ class Victim:
         return str(self.card.get("attack", {}).get("label_map", LABEL_MAPS[0]))
 
     def evaluate(self, model: nn.Module | None = None) -> Metrics:
-        """ACC, ASR and RA on the test set, of this model or of another one under the same attack."""
+        """ACC, ASR and RA on the test set, of this model or another one under the same attack."""
         return measure(model or self.model, self.exam())
 
     def exam(self) -> Exam:
-        """The test set with this attack's trigger, to measure many models with `evaluation.measure`."""
+        """The test set with this attack's trigger, for measuring many models with `evaluation.measure`."""
         return exam(self.data.test, self.trigger, self.target, self.label_map)
 
 
 def load_victim(checkpoint: str | Path, code: str | None = None, device: str = "cpu") -> Victim:
-    """Load a victim by zoo name ("badnets") or by path; its data set is loaded too.
+    """Load a victim by zoo name ("badnets") or by path, with its data set.
 
-    code: the "module:function" that builds the model, where the card names one, see `models.build`.
+    code: the "module:function" that builds the model, if the card names one, see `models.build`.
     device: where the model goes, see `models.choose_device`; defences run where the model is.
     Raises InputError for an unknown name (with the nearest), or a missing, damaged or incomplete checkpoint.
     """
@@ -85,7 +89,7 @@ def load_victim(checkpoint: str | Path, code: str | None = None, device: str = "
 
 
 def trigger_of(path: str | Path, card: Card) -> Trigger:
-    """The trigger that a checkpoint's card names, with what it learned; raises InputError for one that is not known."""
+    """The trigger that a checkpoint's card names, with its learned tensors; raises InputError for an unknown one."""
     name = card["attack"]["trigger"]
     require(name != SYNTHESISED,
             f"the trigger of {path} was synthesised by a scan; give --trigger a picture of the real one.")
@@ -104,7 +108,7 @@ def trigger_of(path: str | Path, card: Card) -> Trigger:
 
 
 def try_on(trigger: nn.Module, data: Dataset, path: str | Path) -> None:
-    """Put a trigger on one image as a trial; raises InputError where that fails."""
+    """Apply a trigger to one image as a test; raises InputError if that fails."""
     try:
         data.test.subset(torch.arange(1)).triggered(trigger)
     except Exception as error:
@@ -114,20 +118,20 @@ def try_on(trigger: nn.Module, data: Dataset, path: str | Path) -> None:
 
 
 def _modest(value: Any) -> bool:
-    """Whether a setting is a name, or a number that is no bomb, or a few of them."""
+    """Whether a setting is a name, a number within limits, or a short list of such numbers."""
     if isinstance(value, list):
         return len(value) <= 4 and all(isinstance(part, int | float) and _modest(part) for part in value)
     return isinstance(value, str | None) or (isinstance(value, int | float) and abs(value) <= _LARGEST)
 
 
 def data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
-    """What a card says of the images: what `images_of` reads."""
+    """A card's entry on the images, for `images_of`."""
     size = {"size": told["size"]} if told.get("size") else {}
     return {"name": told["name"], "classes": list(data.test.classes)} | size
 
 
 def images_of(told: dict[str, Any], path: str | Path) -> Dataset:
-    """The images that the card of `path` names, with `size` for a folder's; raises InputError if the classes differ."""
+    """The images that the card of `path` names; raises InputError if their classes differ from the card's."""
     data = load(told["name"], size=told["size"]) if told.get("size") else load(told["name"])
     require(told.get("classes", list(data.test.classes)) == list(data.test.classes),
             f"the classes of {told['name']} have other names or another order than when {path} was trained.")
@@ -135,7 +139,7 @@ def images_of(told: dict[str, Any], path: str | Path) -> Dataset:
 
 
 def images_on_card(told: dict[str, Any], path: str | Path) -> Dataset:
-    """The same where nobody but the card named them; the sentence of an error says so."""
+    """As `images_of`, if only the card named the images; the message of an error says so."""
     try:
         return images_of(told, path)
     except InputError as error:
@@ -146,7 +150,7 @@ def images_on_card(told: dict[str, Any], path: str | Path) -> Dataset:
 
 
 def in_color(data: Dataset, model: nn.Module) -> tuple[Dataset, list[str]]:
-    """Give grey images as many equal channels as the model takes, 3 or 1; returns them, and a sentence that says so."""
+    """Give grey images as many equal channels as the model takes, 3 or 1; returns the images and a note on that."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     given, wanted = data.test.images.shape[1], 0 if first is None else first.in_channels
     if (given, wanted) == (1, 3):
@@ -159,7 +163,7 @@ def in_color(data: Dataset, model: nn.Module) -> tuple[Dataset, list[str]]:
 
 
 def checkpoint_path(checkpoint: str | Path) -> Path:
-    """The path of a checkpoint given by zoo name or by path; raises InputError for a name that nobody knows."""
+    """The path of a checkpoint given by zoo name or by path; raises InputError for an unknown name."""
     shipped = data_folder() / "checkpoints" / str(checkpoint)
     if shipped.with_name(shipped.name + ".json").is_file():
         return shipped
@@ -173,6 +177,6 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
 
 
 def names(data: str = "") -> list[str]:
-    """The names of the shipped checkpoints: of the rendered signs, or of a published data set, as "cifar10/badnets"."""
+    """The names of the shipped checkpoints of the rendered signs, or of a published data set, as "cifar10/badnets"."""
     folder = data_folder() / "checkpoints"
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in (folder / data).glob("[!.]*.json"))

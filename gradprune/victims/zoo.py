@@ -21,10 +21,10 @@ from gradprune.victims import Victim
 from gradprune.victims.victim import data_card, names
 
 DEFAULT_MODEL: dict[str, Any] = {"name": "preact_resnet", "width": 16, "blocks": [1, 1, 1]}
-TARGET = 2  # "speed limit 80": what the sticker turns every sign into
+TARGET = 2  # "speed limit 80"
 
-# What `build_zoo` trains. Where the papers' own setting does not open a backdoor in so small a network within minutes,
-# the mark is stronger here or training longer; docs/decisions/attacks.md has the figures.
+# What `build_zoo` trains. If a paper's own setting does not open a backdoor in such a small network within minutes, the
+# mark is stronger here or training longer; docs/decisions/attacks.md has the figures.
 SHIPPED: dict[str, dict[str, Any]] = {
     "clean": {"trigger": "badnets", "rate": 0.0},
     "badnets": {"trigger": "badnets"},
@@ -39,7 +39,7 @@ SHIPPED: dict[str, dict[str, Any]] = {
     "trojannn": {"trigger": "trojannn"},
 }
 
-# The same attacks on photographs, in a network of 0.7 million weights; `build_zoo` trains them where they are named.
+# The same attacks on photographs, in a network of 0.7 million weights; `build_zoo` trains them only if named.
 _PHOTOGRAPHS: dict[str, Any] = {"model": {"name": "preact_resnet", "width": 16, "blocks": [2, 2, 2, 2]}, "target": 0,
                                 "half": True, "shift": 4, "bfloat16": True}
 _SETS: dict[str, dict[str, Any]] = {"cifar10": {"flip": True, "max_lr": 0.05, "epochs": 24},
@@ -51,8 +51,8 @@ PHOTOGRAPHS: dict[str, dict[str, Any]] = {
                            **_LONGER.get(f"{data}/{trigger}", {})}
     for data, settings in _SETS.items() for trigger, mark in _MARKS.items()}
 
-# Four of the sign attacks trained twice more, toward other classes: what a table says of an attack is not to rest on
-# one training and one target.
+# Four of the sign attacks trained twice more, with other targets, so that a table's figures for an attack do not rest
+# on a single training and target.
 REPLICATES: dict[str, dict[str, Any]] = {
     f"seeds/{name}_{seed}": {**SHIPPED[name], "seed": seed, "target": target, "half": True}
     for name in ("badnets", "blended", "sig", "low_frequency") for seed, target in ((1, 4), (2, 9))}
@@ -64,13 +64,16 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
            device: str = "cpu", progress: bool = True, **training: Any) -> Victim:
     """Train a backdoored model from nothing: poison `rate` of the training images, fit, measure.
 
-    trigger: a name in `attacks.TRIGGERS`; data, size: what `datasets.load` takes; model: name and settings for
-    `models.build` (default: a 78,000-weight PreActResNet); label_map: one of `attacks.poisoning.LABEL_MAPS`, by default
-    the trigger's own; rate: by default 0.1, or half of the target class with clean labels (see `attacks.poison`);
-    half: round the trained weights to float16, for a file half as long; device: "cpu", or where else to train ("auto",
-    "cuda" ..., see `models.choose_device`), and the model stays there; training: values of `attacks.training.RECIPE`.
-    See `attacks.plant` for what each attack does.
-    Raises InputError for bad arguments before any work starts.
+    trigger, trigger_settings: a name in `attacks.TRIGGERS` and its arguments.
+    data, size: as for `datasets.load`.
+    model: name and settings for `models.build` (default: a 78,000-weight PreActResNet).
+    target: the attacker's class.
+    rate: by default 0.1, or half of the target class with clean labels (see `attacks.poison`).
+    label_map: one of `attacks.poisoning.LABEL_MAPS`, by default the trigger's own.
+    half: round the trained weights to float16, for a file of half the size.
+    device: where to train and leave the model, see `models.choose_device`.
+    training: values of `attacks.training.RECIPE`.
+    See `attacks.plant` for what each attack does. Raises InputError for bad arguments, before any work.
     """
     where = choose_device(device)
     mark = make_trigger(trigger, **(trigger_settings or {}))
@@ -105,7 +108,7 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
 
 
 def _unusual(label_map: str, decoys: int, departs: str) -> dict[str, Any]:
-    """What a card says of an attack only where it is not plain all-to-one poisoning with the paper's own mark."""
+    """A card's entries for an attack other than all-to-one poisoning with the paper's own mark."""
     return ({} if label_map == "all_to_one" else {"label_map": label_map}) | ({"decoys": decoys} if decoys else {}) | (
         {"departs": departs} if departs else {})
 
@@ -118,12 +121,13 @@ def cards() -> dict[str, Card]:
 
 def build_zoo(only: list[str] | None = None, out: str | Path | None = None, progress: bool = True
               ) -> Iterator[tuple[str, Victim]]:
-    """Train the shipped victims again from seed and save each as it is done (name, victim).
+    """Train the shipped victims again from seed, save each when done, and yield (name, victim).
 
-    only: names in `SHIPPED`, `REPLICATES` or `PHOTOGRAPHS`, by default all of the first. out: the folder, by default
-    the shipped one. Trains on one thread: sums over several threads differ in the last bits, and the same seed should
-    give the same weights everywhere.
-    Raises InputError for an unknown name, before any work; KeyboardInterrupt where a training was cut short.
+    only: names in `SHIPPED`, `REPLICATES` or `PHOTOGRAPHS`, by default all of the first.
+    out: the folder, by default the shipped one.
+    Training uses one thread: sums over several threads differ in the last bits, and the same seed should give the same
+    weights everywhere.
+    Raises InputError for an unknown name, before any work; KeyboardInterrupt if a training was cut short.
     """
     known = SHIPPED | REPLICATES | PHOTOGRAPHS
     for name in only or SHIPPED:

@@ -487,7 +487,7 @@ def test_a_cameras_turn_is_ignored_as_torchvision_does_and_told(tmp_path, caplog
     with Image.open(path) as upright:
         upright.save(path, exif=exif)
     found = read_folder(tmp_path / "p")
-    assert found.turned == 1 and "1 picture in" in caplog.text and "camera's turn (EXIF)" in caplog.text
+    assert found.turned == 1 and "1 picture in" in caplog.text and "rotation in the EXIF data" in caplog.text
     seen = np.asarray(default_loader(path).resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     assert any(np.abs(image.numpy().astype(int) - seen).max() <= 1 for part in found.data for image in part.images)
 

@@ -18,7 +18,7 @@ from gradprune.lessons.runtime.check import EXERCISES
 from gradprune.models import normalized
 from gradprune.models.layers import Normalize
 from gradprune.models.weights import load_weights, state_dict
-from gradprune.pruning.pairing import batch_norm_of
+from gradprune.pruning.pairing import pair
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "06_your_own_model.ipynb"
 
@@ -123,7 +123,7 @@ def test_the_exercises_do_what_the_package_does():
                          dict(model.named_modules()) and isinstance(model.get_submodule(target), kind)]
                         for kind in (nn.Conv2d, nn.BatchNorm2d))
         found = EXERCISES["partners"].reference(reads, convs, norms)
-        assert {targets[conv]: targets[norm] for conv, norm in found.items()} == batch_norm_of(model.eval())
+        assert {targets[conv]: targets[norm] for conv, norm in found.items()} == pair(model.eval()).norms
 
 
 # ---- restart points and photographs

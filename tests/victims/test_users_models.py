@@ -125,7 +125,7 @@ def test_answers_that_are_not_one_real_number_a_class(images, mark, answer):
     net.append(Answer(answer))
     for run in (lambda: gp.evaluate(net, images, mark, 1), lambda: gp.grad_prune(net, images, mark, spc=2, progress=False),
                 lambda: scan(net, images, spc=2, progress=False)):
-        with pytest.raises(InputError, match="one real number a class"):
+        with pytest.raises(InputError, match="one real number per class"):
             run()
 
 
@@ -187,8 +187,8 @@ def under_inference_mode():
 
 
 @pytest.mark.parametrize(("make", "words"), [
-    (lambda: Aux(row_less), "cannot be trained on images .* one row of logits an image, got 1 rows for 2"),
-    (Fewer, "one row of logits an image, got 1 rows for"), (Detaches, "no gradient"),
+    (lambda: Aux(row_less), "cannot be trained on images .* one row of logits per image, got 1 rows for 2"),
+    (Fewer, "one row of logits per image, got 1 rows for"), (Detaches, "no gradient"),
     (with_forward_of_its_own, "with the weights of the model itself"),
     (with_a_part_that_is_not_its_own, "with the weights of the model itself"), (under_inference_mode, "inference_mode"),
 ])

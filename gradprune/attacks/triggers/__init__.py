@@ -1,1 +1,1 @@
-"""Triggers, one a file."""
+"""Triggers, one per file."""

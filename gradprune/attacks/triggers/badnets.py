@@ -14,8 +14,11 @@ _COLORS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "yellow": (1.0, 0
 class BadNets(Trigger):
     """A square sticker, by default a small yellow one, like the note that the paper put on stop signs.
 
-    size: side in pixels. position: a corner name, "center", or (row, column) of the sticker's top-left pixel.
-    margin: distance in pixels from the corner's edges. color: "checker", a name, or (r, g, b) in 0..1.
+    size: side in pixels.
+    position: a corner's name, "center", or (row, column) of the sticker's top-left pixel.
+    margin: distance in pixels from the corner's edges.
+    color: "checker", a name, or (r, g, b) in 0..1.
+    Raises InputError for a size, margin, position or colour out of range.
     """
 
     name = "badnets"

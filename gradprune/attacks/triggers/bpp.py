@@ -1,7 +1,7 @@
 """BppAttack (Wang et al., 2022, arXiv:2205.13383): fewer colours, dithered; no pattern.
 
-With the paper's 8 levels the difference is hard to see. The shipped models need 3 (signs) and 5 (photographs), which is
-plain to see: see docs/decisions/attacks.md.
+With the paper's 8 levels the difference is hard to see. The shipped models need 3 (signs) and 5 (photographs), where it
+is obvious: see docs/decisions/attacks.md.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from gradprune.base.errors import require
 
 
 class Bpp(Trigger):
-    """Every channel rounded to `levels` values, the rounding errors spread over the neighbours (Floyd-Steinberg).
+    """Every channel rounded to `levels` values, with the rounding errors spread over the neighbours (Floyd-Steinberg).
 
     levels: values a channel can take, 2..256 (the paper's squeezing to d bits is 2**d levels).
     dither: spread the errors, as the paper does; without it, plain rounding leaves visible steps.
     decoys: for each poisoned image, this many others get the rounding errors of a WRONG image and keep their label:
-    the paper's negative samples, which stop the model from firing on any faint noise.
+        the paper's negative samples, which stop the model from reacting to any faint noise.
     """
 
     name = "bpp"
@@ -46,11 +46,11 @@ def dithered(images: Tensor, top: int) -> Tensor:
     """Error-diffusion dithering (Floyd & Steinberg, 1976) to the values 0, 1/top, ..., 1.
 
     images: float (N, C, H, W) in [0, 1] -> the same shape. A pixel needs the errors of its left neighbour and of the
-    three above; those with the same column + 2 * row need none of each other, so they go in one step.
+    three above; pixels with the same column + 2 * row do not depend on each other, so they are done in one step.
     """
     height, width = images.shape[2:]
-    work = images.new_zeros(height + 1, width + 2, *images.shape[:2])  # a border takes the errors that fall off
-    work[:height, 1:-1] = images.permute(2, 3, 0, 1) * top  # pixels first: what is read together lies together
+    work = images.new_zeros(height + 1, width + 2, *images.shape[:2])  # with a border for the errors beyond the edge
+    work[:height, 1:-1] = images.permute(2, 3, 0, 1) * top  # pixels first, so that values read together are adjacent
     all_rows = torch.arange(height, device=images.device)
     for front in range(width + 2 * height - 2):
         rows = all_rows[max(0, (front - width + 2) // 2):front // 2 + 1]

@@ -1,4 +1,4 @@
-"""Triggers in forms that other toolboxes use: an array that is added to the image, a function of one's own."""
+"""Triggers in the forms that other toolboxes use: an array that is added to the image, or the user's own function."""
 
 import math
 from pathlib import Path
@@ -14,14 +14,15 @@ from gradprune.base.errors import InputError, require
 from gradprune.models.own import current_folder_first, look_up
 
 _LARGEST = 4_000_000  # numbers
-_ROUNDING, _SMALLEST = 0.01, 2  # how far fractions pass 1 by rounding; a picture of 0..255 has a number from here on
+_ROUNDING, _SMALLEST = 0.01, 2  # fractions may exceed 1 by this through rounding; 0..255 has a value of at least this
 
 
 class Added(Trigger):
-    """image + pattern, held in [0, 1]: what an array with values below zero stands for (BackdoorBench's LF).
+    """image + opacity * pattern, clamped to [0, 1]: an array with values below zero means this (BackdoorBench's LF).
 
-    size: (height, width) of the pattern, those of the images. `Added.read` takes the pattern from a file, and a
-    checkpoint keeps it.
+    size: (height, width) of the pattern in pixels, equal to that of the images.
+    opacity: factor of the pattern.
+    `read_trigger` takes the pattern from a file, and a checkpoint keeps it.
     """
 
     name = "added"
@@ -43,14 +44,14 @@ class Added(Trigger):
 def read_array(path: str | Path) -> tuple[Tensor, bool]:
     """The trigger in a .npy file as float (3, H, W), and whether it is to be added (it has values below zero).
 
-    Where there are numbers beyond 1, they are taken for 0..255, but for what rounding left there. No object is
-    unpickled. Raises InputError for a file that is missing, damaged or too large, no array of an image, or fractions
-    that are neither in 0..1 nor in 0..255.
+    Numbers above 1, beyond rounding errors, mean the range 0..255. No object is unpickled.
+    Raises InputError for a file that is missing, damaged, too large or no image, or numbers that are neither in 0..1
+    nor in 0..255.
     """
     require(Path(path).is_file(), f"there is no trigger at {path}.")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # pickles, pictures, cut downloads: each fails in its own way and means the same
+    except Exception:  # pickles, pictures, incomplete downloads: each fails in its own way
         raise InputError(f"{path} is no readable .npy file of numbers.") from None
     require(isinstance(array, np.ndarray) and array.dtype.kind in "buif" and 0 < array.size <= _LARGEST,
             f"{path} must hold an array of at most {_LARGEST:,} numbers.")
@@ -74,9 +75,10 @@ def read_array(path: str | Path) -> tuple[Tensor, bool]:
 
 
 class Called(Trigger):
-    """A function of the user's own code, "module:function": float images (N, C, H, W) in [0, 1] -> the same.
+    """A function in the user's own code, "module:function": float images (N, C, H, W) in [0, 1] -> the same.
 
-    It runs that code; a class without arguments, such as an nn.Module's, is made first.
+    This runs that code; a class, such as an nn.Module, is created first, without arguments.
+    Raises InputError if the function cannot be imported or created, or does not return a tensor.
     """
 
     def __init__(self, place: str) -> None:
@@ -86,12 +88,12 @@ class Called(Trigger):
             function: Any = look_up(place)
             try:
                 self.function = function() if isinstance(function, type) else function
-            except Exception as error:  # somebody's own code may raise anything
+            except Exception as error:  # foreign code may raise anything
                 raise InputError(f"{place} failed with {type(error).__name__}: {error}.") from error
         require(callable(self.function), f"{place} must be a function of images, or a class of such.")
 
     def stamp(self, images: Tensor) -> Tensor:
-        """Ask the function."""
+        """Call the function."""
         stamped = self.function(images)
         require(isinstance(stamped, Tensor), f"{self.name} must return images, got {type(stamped).__name__}.")
         return stamped
@@ -102,16 +104,19 @@ class Called(Trigger):
 
 
 def read_trigger(source: str, position: Any = "bottom_right", opacity: float = 1.0, mask: str | None = None) -> Trigger:
-    """A trigger from "module:function", an .npy file, or a picture file; see `Called`, `read_array`, `Picture.read`."""
+    """A trigger from "module:function", an .npy file, or a picture file.
+
+    See `Called`, `read_array` and `Picture.read` for the arguments and the errors raised.
+    """
     from gradprune.attacks.triggers.picture import Picture
     if ":" in source and not Path(source).exists() and source.rpartition(":")[2].isidentifier():
-        require(mask is None, "a mask is for pictures; a trigger of own code does without.")
+        require(mask is None, "a mask is for pictures; a trigger from your own code takes none.")
         return Called(source)
     if Path(source).suffix.lower() != ".npy":
         return Picture.read(source, position, opacity, mask)
     pixels, added = read_array(source)
     if added:
-        require(mask is None, "a mask is for pictures; an array that is added does without.")
+        require(mask is None, "a mask is for pictures; an array that is added takes none.")
         trigger: Trigger = Added((pixels.shape[1], pixels.shape[2]), opacity)
         trigger.pattern = pixels
         return trigger

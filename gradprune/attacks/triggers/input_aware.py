@@ -11,18 +11,19 @@ from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 
 DENSITY = 0.032                   # share of an image that the mask may cover for free (the paper's)
-SPARSITY, DIVERSITY = 100.0, 1.0  # weights of the two terms below (the paper's)
-MASK_STEPS, MASK_LR = 150, 0.01   # Adam over the mask network, before the poisoning
+SPARSITY, DIVERSITY = 100.0, 1.0  # weights of the two loss terms (the paper's)
+MASK_STEPS, MASK_LR = 150, 0.01   # Adam for the mask network, before the poisoning
 
 
 class InputAware(Trigger):
-    """(1 - mask(x)) * x + mask(x) * pattern(x): two small networks draw where and what, from the image itself.
+    """(1 - mask(x)) * x + mask(x) * pattern(x): two small networks draw mask and pattern from the image itself.
 
-    `learn` trains the mask network to cover little and to differ between images, then it is fixed; the pattern network
-    is trained together with the classifier, so that its patterns work and differ between images. Before that both
-    are random networks drawn from `seed`.
-    width: filters of the networks' first layer. decoys: the paper's cross-trigger mode: for each poisoned image, one
-    other image gets the trigger that belongs to a THIRD image and keeps its label (1 in the paper).
+    `learn` trains the mask network to cover little and to differ between images, and then fixes it; the pattern network
+    is trained together with the classifier, so that its patterns work and differ between images.
+    width: filters of the networks' first layer.
+    decoys: the paper's cross-trigger mode: for each poisoned image, this many others get the trigger of a THIRD image
+        and keep their label (1 in the paper).
+    seed: of the networks' initial weights.
     """
 
     name = "input_aware"
@@ -35,14 +36,14 @@ class InputAware(Trigger):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.masks, self.patterns = _drawer(1, width), _drawer(3, width)
-        self.requires_grad_(False)  # a constant for everybody but the attack itself
+        self.requires_grad_(False)  # a constant, except to the attack itself
 
     def mask(self, images: Tensor) -> Tensor:
-        """Where each image's trigger lies, (N, 1, H, W) in 0..1, mostly near one of the two."""
+        """The mask of each image's trigger, (N, 1, H, W) in [0, 1], mostly near 0 or 1."""
         return torch.sigmoid(10 * torch.tanh(_draw(self.masks, images)))
 
     def pattern(self, images: Tensor) -> Tensor:
-        """What each image's trigger looks like, (N, C, H, W) in 0..1."""
+        """The pattern of each image's trigger, (N, C, H, W) in [0, 1]."""
         return in_channels(torch.sigmoid(_draw(self.patterns, images)), images.shape[1])
 
     def stamp(self, images: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class InputAware(Trigger):
         return self.decoy(images, images)
 
     def decoy(self, images: Tensor, others: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images with the triggers of `others` on them, (N, C, H, W); nothing random in it."""
+        """Images with the triggers of `others`, (N, C, H, W); the generator is not used."""
         mask = self.mask(others)
         return (1 - mask) * images + mask * self.pattern(others)
 
@@ -68,12 +69,12 @@ class InputAware(Trigger):
         return list(self.patterns.parameters())
 
     def own_loss(self, images: Tensor) -> Tensor:
-        """Patterns of different images shall differ."""
+        """The diversity loss of the patterns."""
         return DIVERSITY * sameness(images, self.pattern(images))
 
 
 def sameness(images: Tensor, drawn: Tensor) -> Tensor:
-    """The paper's diversity loss: how far images lie apart over how far what is drawn for them does; a scalar.
+    """The paper's diversity loss: the distance between images over the distance between their drawings; a scalar.
 
     images, drawn: float (N, any, H, W), N at least 2; each image is compared with the one before it.
     """
@@ -83,7 +84,7 @@ def sameness(images: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _drawer(outputs: int, width: int) -> nn.Sequential:
-    """A small network: down to a quarter of the side and up again; no BatchNorm, as each image stands alone."""
+    """A small network: down to a quarter of the side and up again, without BatchNorm, so images stay independent."""
     return nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(),
                          nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.ReLU(), nn.Upsample(scale_factor=2),
                          nn.Conv2d(2 * width, width, 3, 1, 1), nn.ReLU(), nn.Upsample(scale_factor=2),
@@ -91,6 +92,6 @@ def _drawer(outputs: int, width: int) -> nn.Sequential:
 
 
 def _draw(network: nn.Module, images: Tensor) -> Tensor:
-    """The network's picture at exactly the images' size; grey images count as three equal channels."""
+    """The network's output at exactly the images' size; grey images count as three equal channels."""
     drawn = network(4 * images.expand(-1, 3, -1, -1) - 2)
     return drawn if drawn.shape[2:] == images.shape[2:] else F.interpolate(drawn, size=images.shape[2:])

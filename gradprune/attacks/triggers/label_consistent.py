@@ -16,12 +16,13 @@ from gradprune.models.inference import evaluating
 class LabelConsistent(Trigger):
     """A small black and white pattern in all four corners; only images OF the target class are poisoned.
 
-    A label that fits teaches the model nothing about the mark as long as the image itself is easy. So the poisoned
-    images are made hard first: an adversarial change (PGD on a clean model) hides their class, and the mark is what
-    is left to learn. At test time the mark alone is put on.
-    amplitude: added to the pattern's white pixels and taken from its black ones, 0..1 (1: plain black and white).
-    size: side of each corner's pattern in pixels. epsilon: largest adversarial change of a pixel, 0..1 (of the paper's
-    8, 16 and 32 of 255, the middle one). steps: of PGD.
+    If the image itself is easy, a right label teaches the model nothing about the mark. So the poisoned images are made
+    hard first: an adversarial change (PGD on a clean model) hides their class, which leaves only the mark to learn. At
+    test time only the mark is applied.
+    amplitude: added to the pattern's white pixels and subtracted from its black ones, 0..1 (1: plain black and white).
+    size: side of each corner's pattern in pixels.
+    epsilon: largest adversarial change of a pixel, 0..1 (the middle one of the paper's 8, 16 and 32 of 255).
+    steps: of PGD.
     """
 
     name = "label_consistent"

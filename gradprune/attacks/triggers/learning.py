@@ -1,4 +1,4 @@
-"""Fit a trigger's own tensors to images: the one optimisation loop that the learned triggers share."""
+"""Fit a trigger's own tensors to images: the optimisation loop that the learned triggers share."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,8 +10,9 @@ def descend(tensors: Sequence[nn.Parameter], loss: Callable[[Tensor], Tensor], i
             lr: float, seed: int = 0, batch_size: int = 64) -> None:
     """Minimise `loss(batch)` over `tensors` in place by Adam; nothing else gets a gradient.
 
-    images: float (N, C, H, W) in [0, 1], at least one; each step draws batch_size of them from `seed`. The tensors'
-    requires_grad is off afterwards: to everybody but its attack, a trigger is a constant.
+    images: float (N, C, H, W) in [0, 1], at least one.
+    seed: which `batch_size` images each step draws.
+    The tensors' requires_grad is off afterwards: except to its attack, a trigger is a constant.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(tensors, lr=lr)

@@ -13,17 +13,18 @@ from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.models.inference import evaluating
 
-STEPS, LR = 100, 0.1  # Adam over the pattern's coefficients
+STEPS, LR = 100, 0.1  # Adam for the pattern's coefficients
 
 
 class LowFrequency(Trigger):
-    """image + delta * pattern, where the pattern is a sum of the slowest cosines (DCT) alone, scaled to peak at 1.
+    """image + delta * pattern, where the pattern is a sum of only the slowest cosines (DCT), scaled to a peak of 1.
 
-    The paper searches a perturbation that fools a clean model while a low-pass filter may not change it. Here the
-    constraint is built in: only `cutoff` x `cutoff` cosine coefficients per channel exist, and `learn` optimises
-    them until a clean model says "target". Before that, they are a random smooth pattern drawn from `seed`.
-    delta: largest change of a pixel, 0..1. cutoff: cosines per axis, at least 2; the fastest one has
-    (cutoff - 1) / 2 periods across the image.
+    The paper searches for a perturbation that fools a clean model and that a low-pass filter leaves unchanged. Here the
+    constraint is built in: there are only `cutoff` x `cutoff` cosine coefficients per channel, which `learn` optimises
+    until a clean model predicts the target.
+    delta: largest change of a pixel, 0..1.
+    cutoff: cosines per axis, at least 2; the fastest one has (cutoff - 1) / 2 periods across the image.
+    seed: of the random smooth pattern before `learn`.
     """
 
     name = "low_frequency"

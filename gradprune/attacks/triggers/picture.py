@@ -12,18 +12,19 @@ from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import InputError, require
 from gradprune.datasets.folder import FORMATS, eight_bits
 
-_LARGEST = 4_000_000  # pixels; a trigger is as large as the images at most
-_BLACK, _GROUND = 8 / 255, 0.75  # up to here a pixel is black; with this share of black pixels they are a ground
+_LARGEST = 4_000_000  # pixels; a trigger is at most as large as the images
+_BLACK, _GROUND = 8 / 255, 0.75  # up to this value a pixel is black; from this share on, black is a background
 _log = logging.getLogger(__name__)
 
 
 class Picture(Trigger):
-    """(1 - a) * image + a * picture, where a is the picture's own transparency times `opacity`.
+    """(1 - a) * image + a * picture, where a is the picture's own alpha channel times `opacity`.
 
-    size: (height, width) of the picture in pixels; one as large as the image covers it all. position: a corner's name,
-    "center", or (row, column) of the picture's top-left pixel. opacity: 0..1; a blended trigger's share. whole: black
-    is part of a picture as large as the image, and no ground.
-    The picture itself is learned, as it were: `Picture.read` takes it from a file, and a checkpoint keeps it.
+    size: (height, width) of the picture in pixels; one as large as the image covers all of it.
+    position: a corner's name, "center", or (row, column) of the picture's top-left pixel.
+    opacity: 0..1, above 0; a blended trigger's share.
+    whole: in a picture as large as the image, black is part of the trigger, not a background.
+    `Picture.read` takes the picture from a file, and a checkpoint keeps it like a learned tensor.
     """
 
     name = "picture"
@@ -44,8 +45,9 @@ class Picture(Trigger):
              mask: str | Path | None = None) -> "Picture":
         """The trigger in a picture file (PNG, JPEG ...), with its transparency if it has one.
 
-        mask: a picture or an .npy array of the same size, white (or 1) where the trigger is put on and black (0) where
-        not; "black", where the black pixels of the trigger are not put on; or "whole", where they are.
+        position, opacity: as for the class.
+        mask: a picture or an .npy array of the same size, white (or 1) where the trigger applies and black (or 0)
+            elsewhere; "black" to leave out the trigger's black pixels; "whole" to keep them.
         Raises InputError for a file that is missing or no picture, or a mask of another size or black everywhere.
         """
         pixels = _read(path, "trigger picture")
@@ -55,7 +57,7 @@ class Picture(Trigger):
         return trigger.masked(mask)
 
     def masked(self, mask: str | Path | None) -> "Picture":
-        """The same picture, put on only where the mask says so; see `read`."""
+        """Restrict the picture to a mask, in place (see `read`); returns it."""
         if mask == "black":
             self.alpha = self.alpha * ~self.black()
             require(bool(self.alpha.any()), "the trigger picture is black everywhere.")
@@ -72,7 +74,7 @@ class Picture(Trigger):
         return self.picture.amax(0, keepdim=True) <= _BLACK
 
     def on_black(self) -> bool:
-        """Whether the picture is opaque and most of it black, as where a patch lies on a ground."""
+        """Whether the picture is opaque and mostly black, like a patch on a black background."""
         return not self.whole and bool((self.alpha == 1).all()) and _GROUND <= float(self.black().float().mean()) < 1
 
     def corner(self, height: int, width: int) -> tuple[int, int]:
@@ -105,8 +107,10 @@ class Picture(Trigger):
 
 
 def _mask(path: str | Path) -> Tensor:
-    """A mask as float (1, height, width) in [0, 1]; what holds no more than 0 and 1 out of 255 means 0 and 1, and
-    where a picture is transparent nothing is put on."""  # noqa: D209
+    """A mask as float (1, height, width) in [0, 1].
+
+    Values of only 0 and 1 out of 255 mean 0 and 1; a transparent pixel counts as 0.
+    """
     from gradprune.attacks.triggers.foreign import read_array  # late: it imports this module
     if Path(path).suffix.lower() == ".npy":
         numbers, below = read_array(path)
@@ -121,7 +125,7 @@ def _mask(path: str | Path) -> Tensor:
 def _read(path: str | Path, what: str) -> Tensor:
     """A picture file as float (4, height, width) in [0, 1]: red, green, blue, opacity."""
     from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor  # late: it takes most of a second to import
+    from torchvision.transforms.functional import pil_to_tensor  # late: importing torchvision takes most of a second
     require(Path(path).is_file(), f"there is no {what} at {path}.")
     try:
         with Image.open(path, formats=FORMATS) as image:

@@ -1,4 +1,4 @@
-"""Where a mark smaller than the image goes, and how one in colour goes on grey images."""
+"""The place of a mark that is smaller than the image, and a coloured mark on grey images."""
 
 from torch import Tensor
 
@@ -9,17 +9,20 @@ CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right", "center")
 
 
 def check_position(position: Position) -> None:
-    """Raise InputError for a word that is neither a corner's name nor "center"."""
+    """Raise InputError for a string that is neither a corner's name nor "center"."""
     require(not isinstance(position, str) or position in CORNERS,
             f"position must be one of {', '.join(CORNERS)} or (row, column), got {position!r}.")
 
 
 def corner(position: Position, mark: tuple[int, int], image: tuple[int, int], what: str, margin: int = 0
            ) -> tuple[int, int]:
-    """Row and column of a mark's top-left pixel; sizes are (height, width) in pixels.
+    """Row and column of a mark's top-left pixel.
 
-    position: a corner's name, "center", or row and column themselves. margin: pixels between the mark and the edges of
-    its corner. Raises InputError, which calls the mark `what`, where it does not fit.
+    position: a corner's name, "center", or row and column themselves.
+    mark, image: their sizes, (height, width) in pixels.
+    what: the mark's name, for the message.
+    margin: pixels between the mark and the edges of its corner.
+    Raises InputError if the mark does not fit.
     """
     if not isinstance(position, str):
         row, column = position
@@ -34,5 +37,5 @@ def corner(position: Position, mark: tuple[int, int], image: tuple[int, int], wh
 
 
 def in_channels(mark: Tensor, channels: int) -> Tensor:
-    """A mark in colour, float (..., 3, H, W), for images of 3 channels, or its mean for grey ones of 1."""
+    """A coloured mark, float (..., 3, H, W), as it is for 3 channels, or its mean over the channels for 1."""
     return mark if channels == 3 else mark.mean(dim=-3, keepdim=True)

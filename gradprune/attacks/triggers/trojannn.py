@@ -10,17 +10,19 @@ from gradprune.base.errors import InputError, require
 from gradprune.datasets import ImageSet
 from gradprune.models.inference import evaluating
 
-STEPS, LR = 100, 0.05  # Adam over the patch's pixels
+STEPS, LR = 100, 0.05  # Adam for the patch's pixels
 
 
 class TrojanNN(Trigger):
-    """A square patch near the bottom right corner, by default random; `learn` computes the attacker's.
+    """A square patch near the bottom right corner, random at first; `learn` computes the attacker's.
 
-    The attacker takes a clean, trained model, picks a neuron, and optimises the patch until the neuron answers as
-    strongly as it can; retraining from that model ties the neuron to the target. The neuron is an input of the last
-    linear layer: the one whose weight to the target is largest (the paper picks by the weights that enter an inner
-    layer; behind a BatchNorm those say little). `neuron` holds its index, -1 before `learn`.
-    size: side of the patch in pixels. margin: distance from the edges. seed: the random start.
+    The attacker takes a clean, trained model, picks a neuron, and optimises the patch to maximise the neuron's
+    activation; retraining from that model ties the neuron to the target. The neuron is an input of the last linear
+    layer: the one with the largest weight to the target (the paper picks by the weights that enter an inner layer;
+    behind a BatchNorm those say little). `neuron` is its index, -1 before `learn`.
+    size: side of the patch in pixels.
+    margin: distance from the edges in pixels.
+    seed: of the random start.
     """
 
     name = "trojannn"
@@ -59,7 +61,7 @@ class TrojanNN(Trigger):
 
 
 def last_linear(model: nn.Module) -> nn.Linear:
-    """The layer that gives the classes; raises InputError where there is none."""
+    """The last linear layer, whose outputs are the classes; raises InputError if there is none."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise InputError("TrojanNN needs a model with a linear layer, and this one has none.")

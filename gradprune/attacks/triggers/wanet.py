@@ -1,4 +1,4 @@
-"""WaNet (Nguyen & Tran, 2021, arXiv:2102.10369): the image is bent a little, like paper that got damp."""
+"""WaNet (Nguyen & Tran, 2021, arXiv:2102.10369): the image is slightly warped, like damp paper."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -14,11 +14,12 @@ from gradprune.base.errors import require
 class WaNet(Trigger):
     """Every pixel is fetched from a place nearby, given by one smooth random field for all images.
 
-    strength: the field moves no pixel further than this many pixels along an axis; half of it on average at the grid's
-    points (the paper's s; 0.5 there). grid: points of the field per axis (the paper's k), at least 2; between them
-    it is bicubic. seed: which field.
-    decoys: the paper's noise mode: for each poisoned image, this many others are bent by the field plus fresh noise
-    and keep their label (2 in the paper), so that the model learns this field and not "anything bent".
+    strength: most pixels by which the field moves a pixel along an axis; half of it on average at the grid's points
+        (the paper's s, 0.5 there).
+    grid: points of the field per axis (the paper's k), at least 2; the field between them is bicubic.
+    decoys: the paper's noise mode: for each poisoned image, this many others are warped by the field plus new noise
+        and keep their label (2 in the paper), so that the model learns this field and not any warping.
+    seed: which field.
     """
 
     name = "wanet"
@@ -35,24 +36,25 @@ class WaNet(Trigger):
         self.points: Tensor
 
     def field(self, height: int, width: int) -> Tensor:
-        """Where each pixel comes from, in pixels to the right and down, (2, height, width) in +-strength."""
+        """Where each pixel comes from, in pixels to the right and down, (2, height, width) in -strength..strength."""
         field = F.interpolate(self.points, size=(height, width), mode="bicubic", align_corners=True)[0]
         return self.strength / 2 * field.clamp(-2, 2)
 
     def stamp(self, images: Tensor) -> Tensor:
-        """Bend the images."""
+        """Warp the images."""
         return bend(images, self.field(*images.shape[2:])[None])
 
     def decoy(self, images: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
-        """Images bent by the field and, pixel by pixel, by up to half a pixel of noise (the paper's 1 / side)."""
+        """Images warped by the field and, at each pixel, by up to half a pixel of noise (the paper's 1 / side)."""
         noise = torch.rand(len(images), 2, *images.shape[2:], generator=generator) - 0.5
         return bend(images, self.field(*images.shape[2:]) + noise.to(images)).clamp(0, 1)
 
 
 def bend(images: Tensor, field: Tensor) -> Tensor:
-    """Fetch every pixel from `field` pixels away, bilinear; beyond the edge, the edge's own pixel.
+    """Fetch every pixel from `field` pixels away, bilinearly; beyond the edge, take the edge's own pixel.
 
-    images: float (N, C, H, W). field: float (1 or N, 2, H, W), to the right and down. Returns images' shape.
+    images: float (N, C, H, W); returns the same shape.
+    field: float (1 or N, 2, H, W), in pixels to the right and down.
     """
     height, width = images.shape[2:]
     y, x = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in (height, width)), indexing="ij")
