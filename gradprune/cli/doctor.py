@@ -53,7 +53,7 @@ def report(as_json: bool = False) -> int:
         print(_line(check, colour=not as_json and sys.stdout.isatty() and "NO_COLOR" not in os.environ),
               file=sys.stderr if as_json else sys.stdout, flush=True)
     failed = [check.name for check in done if check.ok is False]
-    verdict = f"To be mended: {', '.join(failed)}." if failed else "This machine is ready."
+    verdict = f"To be fixed: {', '.join(failed)}." if failed else "This machine is ready."
     print(verdict, file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in done]}))

@@ -73,7 +73,7 @@ def test_a_failed_check_is_exit_code_1_and_a_warning_is_not(monkeypatch, capsys)
                                                         "advice": "make one"}]}
     assert "FAIL  cache" in err
     assert "-> make one" in err
-    assert "To be mended: cache." in err
+    assert "To be fixed: cache." in err
 
 
 def test_colours_are_for_terminals(monkeypatch, capsys):
