@@ -36,9 +36,7 @@ def feature_plane(models: Mapping[str, nn.Module], images: ImageSet, trigger: nn
         told[name] = [(answers == label).float().mean().item() for label in (target, home)]
         seen[name] = clean.cpu(), moved.cpu()
     middle, plane = _plane(*next(iter(seen.values())))
-    with style.in_style():
-        figure = style.new_figure(8.4, 3.2)
-        panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
+    with style.sheet(3.2, 1, len(models), sharex=True, sharey=True) as (figure, panels):
         for ax, (name, both) in zip(panels, seen.items(), strict=True):
             clean, moved = ((part - middle) @ plane for part in both)
             ax.scatter(*clean.T, s=8, color="#C3C9CE", linewidths=0)

@@ -73,16 +73,17 @@ class _Place(widgets.VBox):
         self.make = make
         super().__init__()
 
-    def close(self) -> None:
+    def clear(self) -> None:
         for old in self.children:
             old.close()
         self.children = ()
+
+    def close(self) -> None:
+        self.clear()
         super().close()
 
     def show(self, victim: Victim) -> None:
-        for old in self.children:
-            old.close()
-        self.children = ()
+        self.clear()
         try:
             self.children = (self.make(victim),)
         except Exception as error:
