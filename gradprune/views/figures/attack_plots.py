@@ -95,7 +95,7 @@ def counting(model: nn.Module, images: ImageSet, trigger: nn.Module, target: int
 def poison_rates(measured: pd.DataFrame, own: Mapping[float, Metrics] | None = None) -> Picture:
     """ACC and ASR against the poison rate: the mean over trainings as a line, each training as a faint mark.
 
-    measured: a row a training with rate (0..1), poisoned_images, acc and asr, shares in 0..1. own: the learner's own
+    measured: one row per training with rate (0..1), poisoned_images, acc and asr, shares in 0..1. own: the learner's
     trainings by rate, drawn as stars. Raises InputError for a table without rows.
     """
     require(len(measured) > 0, "the table of poison rates is empty.")

@@ -1,4 +1,4 @@
-"""Figures of a bench, a table with one row a cell (attack, defense, spc, seed): who wins, at what price, how surely.
+"""Figures of a bench, a table with one row per cell (attack, defense, spc, seed): results, costs, uncertainty.
 
 A defence has one colour and one marker in all figures of a table; failed cells are left out, or shown as failed.
 """
@@ -34,7 +34,8 @@ def looks(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
     """Mean DER of each defence (row) under each attack (column) at one spc, in per cent; the highest mean on top.
 
-    The mean column is that of `ranking`: blocks which hold every defence. Raises InputError for an spc without cells.
+    The mean column is that of `ranking`: blocks in which every defence has a cell.
+    Raises InputError for an spc without cells.
     """
     rows = _at(table, spc)
     best = ranking(rows).sort_values("der", ascending=False)
@@ -67,7 +68,7 @@ def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
 
 
 def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
-    """ACC against ASR after each defence, a point an attack (mean over seeds), with the given models; best is top left.
+    """ACC against ASR after each defence, one point per attack (mean over seeds), and the given models; best: top left.
 
     Both axes are square-root scales, which give room to the corner where good results lie. Raises InputError for an
     spc without cells.
@@ -83,7 +84,7 @@ def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
                 ax.scatter(own["asr"], 1 - own["acc"], s=58, alpha=0.85, linewidths=0.5, edgecolors="white", zorder=3,
                            clip_on=False, label=plain(name, _NAME), **look)
         ax.scatter(given["asr_before"], 1 - given["acc_before"], s=60, facecolors="none", edgecolors=style.INK,
-                   linewidths=1.3, zorder=4, clip_on=False, label="given, one an attack")
+                   linewidths=1.3, zorder=4, clip_on=False, label="given, one per attack")
         ax.scatter([0], [0], s=330, marker="*", color=style.INK, zorder=2, clip_on=False)
         style.label(ax, "ideal", (0, 0), (11, 5), fontweight="bold", fontsize=style.NORMAL)
         _root_axis(ax, "x", [0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1], 1.0, "{:.0%}".format)
@@ -100,7 +101,7 @@ def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
 
 
 def _nearest(means: pd.DataFrame) -> str:
-    """Which defence is nearest to no error and no ASR, over the attacks that all have figures of."""
+    """Which defence is nearest to no error and no ASR, over the attacks for which every defence has figures."""
     common = means[means.groupby("attack")["defense"].transform("nunique") == means["defense"].nunique()]
     if common.empty:
         return "no attack has figures of every defence, so none is nearest to the ideal corner"
@@ -160,7 +161,7 @@ def costs(table: pd.DataFrame) -> Picture:
 
 
 def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
-    """One figure (der, acc, asr or ra) against the images per class: a line a defence, the mean over attacks.
+    """One figure (der, acc, asr or ra) against the images per class: one line per defence, the mean over attacks.
 
     Every attack weighs the same; bands: lowest to highest seed. Raises InputError for fewer than two spc.
     """

@@ -48,7 +48,7 @@ def compare(table: pd.DataFrame, attack: str | None = None, spc: int = 2, metric
             sort: str = "best first") -> Comparison:
     """Mean and spread over seeds of one figure for each defence of a bench, in one attack or (None) over all.
 
-    table: one row a cell, see `bench.summarise`. A seed's value over all attacks is the mean of its cells;
+    table: one row per cell, see `bench.summarise`. A seed's value over all attacks is the mean of its cells;
     in the mean over all every attack weighs the same, whatever failed.
     Raises InputError for a bad table, and for an attack, spc, metric or order that is not there.
     """

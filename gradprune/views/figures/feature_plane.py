@@ -1,4 +1,4 @@
-"""Where a model puts its images: what its last layer reads, on a plane, while filters fall."""
+"""Where a model puts its images: the input of its last layer, projected on a plane, as filters are removed."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from gradprune.views.figures.style import CLEAN, RIGHT, TRIGGERED, plain
 
 def feature_plane(models: Mapping[str, nn.Module], images: ImageSet, trigger: nn.Module, target: int,
                   home: int) -> Picture:
-    """Each model as a panel: a dot an image, clean ones grey, triggered ones purple; two classes have their names.
+    """Each model as a panel: one dot per image, clean ones grey, triggered ones purple; two classes are named.
 
     home: the class whose triggered images are followed. The plane is that of the first model's two main directions
     (PCA by an exact decomposition: two lines of torch, where scikit-learn would be one more package to install),

@@ -70,7 +70,7 @@ def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, 
 
 def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, names: Sequence[str],
                            label: int = 3) -> Picture:
-    """Each filter's score against the fall of the loss when it is removed for real, a panel a score.
+    """Each filter's score against the fall of the loss when it is removed for real, one panel per score.
 
     predictions: scores by name, each float (filters,). real: float (filters,), positive where the loss fell.
     names: the filters' names. label: how many of the highest real falls are named.

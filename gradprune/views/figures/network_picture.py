@@ -1,4 +1,4 @@
-"""The network, drawn: layers as columns of filters, who reads whom, and how far the trigger's signal comes."""
+"""The network drawn: layers as columns of filters, which layer reads which, how far the trigger's signal gets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,16 +20,16 @@ from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.style import TRIGGERED, plain
 
 _GAP = 1.6  # cells between two layers
-_FEW = 20  # images at a time, twice: their maps stay in the cache of a processor
+_FEW = 20  # images at a time, clean and triggered: their maps fit into a processor's cache
 
 
 def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
                   removed: Mapping[str, Sequence[int]]) -> Picture:
-    """Each model as a row: a cell a filter, dark where the trigger moves what it says; removed filters are crossed.
+    """Each model as a row: one cell per filter, dark where the trigger changes its output; crosses on removed ones.
 
     models: the given model first, then others of the same shape. pairs: the images, clean and triggered. removed:
     flat positions by model. The signal of a filter is the mean change of its output (behind its own norm) that the
-    trigger makes, as a share of the layer's largest in the given model. Arcs lead past the layers between.
+    trigger makes, as a share of the layer's largest in the given model. Arcs skip the layers between.
     Raises InputError without models.
     """
     require(len(models) > 0, "there is no model to draw.")
@@ -97,7 +97,7 @@ def readers(model: nn.Module, found: Filters) -> list[tuple[int, int]]:
     numbers = {layer.name: number for number, layer in enumerate(found.layers)}
     try:
         nodes = fx.symbolic_trace(model).graph.nodes
-    except Exception:  # a stranger's forward() may do what no trace can follow
+    except Exception:  # torch.fx cannot follow every forward()
         return []
     written: dict[fx.Node, set[int]] = {}
     pairs = []
@@ -121,7 +121,7 @@ def corners(found: Filters) -> np.ndarray:
 
 def draw_network(ax: Axes, found: Filters, values: np.ndarray, colors: ScalarMappable,
                  reads: Sequence[tuple[int, int]], removed: Sequence[int] = ()) -> None:
-    """A column of cells for each layer with its name below, crosses on removed filters, arrows to who reads whom."""
+    """A column of cells for each layer with its name below, crosses on removed filters, arrows between layers."""
     places, high = corners(found), _high(found)
     draw_cells(ax, places, values, colors, removed, style.EMPTY)
     lefts = [places[layer.start, 0] for layer in found.layers]
@@ -139,7 +139,7 @@ def _high(found: Filters) -> int:
 
 def _arrows(ax: Axes, reads: Sequence[tuple[int, int]], lefts: Sequence[float], rights: Sequence[float],
             high: int) -> None:
-    """Straight arrows to the next layer, arcs over those that are passed by."""
+    """Straight arrows to the next layer, arcs over the layers skipped."""
     for source, reader in reads:
         start, end = (((lefts[layer] + rights[layer]) / 2, -0.2) for layer in (source, reader))
         bend = f"arc3,rad={-0.1375 * high / (end[0] - start[0]):.2f}"  # all arcs are about as high

@@ -22,7 +22,7 @@ from gradprune.views.figures.style import METRICS, plain
 
 Row = Mapping[str, Any]
 _LISTED = 8  # of the highest scores
-_COLUMNS = 64  # heat-map cells in a line; wider layers go on in the next line, so that no cell gets too small
+_COLUMNS = 64  # heat-map cells per line; wider layers continue on the next line, so that cells stay large enough
 
 
 def score_heatmap(found: Filters, scores: Tensor, removed: Iterable[int] = (), score: str = "gradient") -> Picture:
@@ -78,7 +78,7 @@ def _list_highest(ax: Axes, found: Filters, values: np.ndarray, best: Sequence[i
 
 def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: Iterable[int] = (),
              top: Sequence[int] | Tensor = ()) -> str:
-    """Draw a layer a row, wide layers in several, with frame, crosses, rings and a colour bar; returns a note on it."""
+    """Draw one row per layer (wide ones take several), frame, crosses, rings and a colour bar; returns a note on it."""
     values = scores.double().numpy()
     columns = min(max(layer.count for layer in found.layers), max(64, math.isqrt(3 * len(found))))
     rows, places, starts = 0, np.empty((len(found), 2), int), []

@@ -15,7 +15,7 @@ from gradprune.views.figures.style import CLEAN, METRICS, TRIGGERED, plain
 
 
 def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None, metric: str = "asr") -> Picture:
-    """One figure under several ways to choose, a row each with its mean, so that the ways can be compared.
+    """One figure under several ways to choose, a row each with its mean, for comparison.
 
     groups: shares in 0..1 by name, top row first. guess: the learner's, drawn as a line. metric: "acc", "asr" or "ra".
     Raises InputError without groups, or for an empty one.
@@ -79,7 +79,7 @@ def with_and_without(runs: Mapping[str, Mapping[str, Metrics]]) -> Picture:
 def regrowth(held: Sequence[float], forgotten: Sequence[float], removed: int) -> Picture:
     """How large the removed filters are after each training step, with the mask held and without.
 
-    held, forgotten: their size as a share of what it was in the given model, one value a step, step 0 first.
+    held, forgotten: their size as a share of what it was in the given model, one value per step, step 0 first.
     removed: how many filters. Raises InputError unless both have the same length.
     """
     require(len(held) == len(forgotten) > 1,

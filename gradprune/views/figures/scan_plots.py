@@ -60,7 +60,7 @@ def norm_bars(ax: Axes, values: Sequence[float], classes: Sequence[str], line: f
 
 
 def alarm_line(values: Sequence[float], threshold: float = THRESHOLD) -> float | None:
-    """The norm below which a class is an alarm, or None where that is below 0 or cannot be told."""
+    """The norm below which a class is an alarm, or None where that is below 0 or cannot be computed."""
     if len(values) < 3:
         return None
     index, _ = outliers(values)
@@ -74,7 +74,7 @@ def class_norms(values: Sequence[float], index: Sequence[float], classes: Sequen
                 guess: float | None = None) -> Picture:
     """The norms of one search with each class's anomaly index beside it, and the learner's guess.
 
-    values, index: one number a class. guess: the smallest norm as a share of the median, drawn as a line.
+    values, index: one number per class. guess: the smallest norm as a share of the median, drawn as a line.
     Raises InputError unless there are at least three classes, and a norm and an index for each.
     """
     require(len(values) == len(index) == len(classes) >= 3,
@@ -142,7 +142,7 @@ def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str,
 def alarm_map(scans: pd.DataFrame) -> Picture:
     """Each scanned model by its nearest class: share of the median norm against anomaly index, twice (by each search).
 
-    scans: a row a model, as in data/results/scan.csv. Raises InputError for a table without rows.
+    scans: one row per model, as in data/results/scan.csv. Raises InputError for a table without rows.
     """
     require(len(scans) > 0, "the table of scans is empty.")
     marks = pd.concat([scans[["model", "attacked"]].assign(kind=kind, share=scans[f"{key}_share"],
@@ -184,7 +184,7 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
 
 
 def reach(images: ImageSet, given: Sequence[Reach], repaired: Sequence[Reach] = ()) -> Picture:
-    """How far the changes of each family lead a model, an image with each on, and how far they lead a repaired one.
+    """The share of images that each family of changes leads to one class, before and after repair, with examples.
 
     images: clean, the first of another class is shown. given, repaired: rows of `defenses.exposure`. Raises InputError
     for no row.

@@ -43,7 +43,7 @@ class Game(NamedTuple):
 
 
 class Played(NamedTuple):
-    """The game, the figures on the player's images after each move (the given model first), and a number a filter."""
+    """The game, the figures on the player's images after each move (the given model first), and a number per filter."""
 
     game: Game
     rows: list[Metrics]

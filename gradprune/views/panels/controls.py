@@ -1,9 +1,9 @@
-"""The controls of the panels: each has a description, speaks when it is let go, and works by keyboard.
+"""The controls of the panels: each has a description, takes effect when released, and works by keyboard.
 
-JupyterLab takes the arrow keys of a closed list or a radio button for its own and goes to another cell, where "d d"
-deletes. So there are none here: buttons need no arrows, and sliders and numbers keep theirs.
+JupyterLab uses the arrow keys of a closed list or a radio button to go to another cell, where "d d" deletes. So
+there are none here: buttons need no arrows, and sliders and numbers keep theirs.
 
-An arrow key pressed on a button still leads JupyterLab to another cell: ipywidgets 8.1.9 gives no way to mend that from
+An arrow key pressed on a button still leads JupyterLab to another cell: ipywidgets 8.1.9 gives no way to fix that from
 Python. Nor does it give the handles of sliders an accessible name; `HANDLE_NAMES` does.
 """
 
@@ -24,7 +24,7 @@ def nothing() -> None:
 
 
 class Button(widgets.Button):
-    """A button that lets errors out: ipywidgets would swallow those of an `on_click` callback."""
+    """A button that raises its errors: ipywidgets would swallow those of an `on_click` callback."""
 
     press: Callable[[], None] = staticmethod(nothing)
 
@@ -42,7 +42,7 @@ def _look(text: str, width: int = WIDE, least: int = _LEAST) -> dict[str, Any]:
 
 
 def slider(text: str, low: float, high: float, value: float, step: float = 1, form: str = "d") -> widgets.Widget:
-    """A slider that speaks when it is let go; whole numbers unless the step is not."""
+    """A slider that takes effect when it is released; whole numbers unless the step is not."""
     kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
     return kind(value, min=low, max=high, step=step, readout_format=form, continuous_update=False, **_look(text))
 

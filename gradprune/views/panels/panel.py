@@ -164,7 +164,7 @@ class Panel(BasePanel):
 
 @contextlib.contextmanager
 def fleeting() -> Iterator[None]:
-    """What is made in here is gone afterwards: figures are full of circles, which are cheap to collect while young."""
+    """Collect what was made in here: figures are full of reference cycles, which are cheap to collect while young."""
     enabled = gc.isenabled()
     gc.disable()
     try:

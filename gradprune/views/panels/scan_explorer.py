@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 class ScanExplorer(Panel):
     """The synthesised trigger of each class on the defender's images, and its norm beside those of the other classes.
 
-    victim: its own trigger is not looked at. inversions: one search a class, in their order, as `invert` or `perturb`
+    victim: its own trigger is not looked at. inversions: one search per class, in their order, as `invert` or `perturb`
     returns it. spc: the images shown are the defender's training part. Raises InputError unless each class
     has its search.
     """
@@ -53,7 +53,7 @@ class ScanExplorer(Panel):
         super().__init__(victim)
         self.classes = victim.data.defense.classes
         require(len(inversions) == len(self.classes) >= 3,
-                f"The explorer takes one search a class, of at least 3; got {len(inversions)} for {len(self.classes)}.")
+                f"The explorer takes one search per class, at least 3; got {len(inversions)} for {len(self.classes)}.")
         self.found, self.norms = list(inversions), [one.norm for one in inversions]
         self.images = draw_defense_images(victim.data.defense, spc).train.to("cpu")
         names = [(f"{label}: {name}", label) for label, name in enumerate(self.classes)]
