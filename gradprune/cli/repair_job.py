@@ -42,7 +42,7 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
                 "defense": {**result.settings, "stopped": result.stopped, "interrupted": result.interrupted}}
         page = None
         if report:
-            from gradprune.views.reports.repair_report import write_repair_report
+            from gradprune.views.reports.report import write_repair_report
             facts = {"checkpoint": checkpoint, "weights, sha256": str(card.get("sha256", ""))[:16]}
             page = write_repair_report(report, model, result, images, (led, led_after),
                                        {"before": before, "after": after}, victim, facts)

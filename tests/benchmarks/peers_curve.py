@@ -42,9 +42,8 @@ def run(name, spc, seed):
 
 
 def draw(table):
-    with style.in_style():
-        figure = style.new_figure(8.4, 4.6)
-        panels = figure.subplots(2, len(RUNS), sharex="col", squeeze=False)
+    with style.sheet(4.6, 2, len(RUNS), sharex="col") as (figure, axes):
+        panels = axes[:len(RUNS)], axes[len(RUNS):]
         for column, (name, spc, seed) in enumerate(RUNS):
             rows = table[(table.model == name) & (table.spc == spc)]
             seen = rows.dropna(subset=["acc"])

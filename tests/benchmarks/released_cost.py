@@ -142,9 +142,7 @@ def measured():
 
 def figure_of(table):
     """The ratio against each of the three numbers."""
-    with style.in_style():
-        figure = style.new_figure(8.4, 3.2)
-        panels = figure.subplots(1, len(SWEEPS), sharey=True)
+    with style.sheet(3.2, 1, len(SWEEPS), sharey=True) as (figure, panels):
         for ax, varied in zip(panels, SWEEPS, strict=True):
             rows = table[table.varied == varied]
             ax.plot(rows[varied], rows.ratio, color=style.METRICS["acc"].color, marker="o", clip_on=False)

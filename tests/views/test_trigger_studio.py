@@ -106,7 +106,7 @@ def test_every_kind_is_shown_with_its_knobs_and_true_numbers(studio, victim, kin
     assert f" {int(changed.sum()):,} of 256 pixels change, by {level:.0f} of 255 levels on average" in studio.sentence
     assert KINDS[kind].idea in studio.sentence
     assert f"shown × {amplified(clean, marked)[1]})" in studio.sentence
-    assert torch.equal(studio.compute(studio.state()).images[1], marked)
+    assert torch.equal(studio.compute(studio.state()).rows[0].images[1], marked)
     texts = shown(studio.picture)
     assert f"difference × {amplified(clean, marked)[1]}" in texts
     assert ("The unlearned trigger is shown" in studio.sentence) == (kind in LEARNING)
@@ -122,7 +122,7 @@ def test_each_knob_changes_the_picture_and_no_pixel_leaves_its_range(studio, kin
             put(control, value)
             seen = studio.compute(studio.state())
             assert dict(seen.setting.knobs)[knob.setting] == value
-            assert seen.setting.knobs and seen.images.min() >= 0 and seen.images.max() <= 1
+            assert seen.setting.knobs and seen.rows[0].images.min() >= 0 and seen.rows[0].images.max() <= 1
             assert studio.sentence != before or value == usual
             put(control, usual)
     for knob, control in zip(KINDS[kind].choices, studio.choices, strict=False):
@@ -130,7 +130,7 @@ def test_each_knob_changes_the_picture_and_no_pixel_leaves_its_range(studio, kin
             put(control, value)
             assert knob.options[value] in studio.sentence
     put(studio.strength, 2.0)
-    images = studio.compute(studio.state()).images
+    images = studio.compute(studio.state()).rows[0].images
     assert images.min() >= 0 and images.max() <= 1
 
 

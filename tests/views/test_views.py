@@ -16,7 +16,6 @@ import torch
 from conftest import Page, assert_readable, same, says, texts
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_rgb
-from matplotlib.patches import Rectangle
 from PIL import Image
 
 from gradprune import views
@@ -243,8 +242,8 @@ def test_heat_map_shows_every_score_and_marks_the_right_cells(victim):
     pairs = pair_up(victim.data.defense, victim.trigger)
     scores, _ = filter_scores(victim.model, found, pairs.triggered, pairs.labels)
     first = int(scores.argmax())
-    removed, selected = [first, found.position("stages.0.0.conv2", 3)], found.position("stages.0.0.conv1", 5)
-    picture = score_heatmap(found, scores, removed, selected)
+    removed = [first, found.position("stages.0.0.conv2", 3)]
+    picture = score_heatmap(found, scores, removed)
     assert np.allclose(cells(picture).get_array(), scores)
     layers = [layer.name for layer in found.layers]
     ax = picture.figure.axes[0]
@@ -254,29 +253,12 @@ def test_heat_map_shows_every_score_and_marks_the_right_cells(victim):
         assert np.argmin(abs(ax.get_yticks() - y)) == layers.index(found[position].layer)
         path = cells(picture).get_paths()[position]
         assert path.contains_point((x, y))
-    frame = next(patch for patch in ax.patches if isinstance(patch, Rectangle) and patch.get_label() == "selected")
-    centre = np.array(frame.get_xy()) + np.array([frame.get_width(), frame.get_height()]) / 2
-    assert cells(picture).get_paths()[selected].contains_point(centre)
-    rank = int((scores > scores[selected]).sum()) + 1
     assert says(picture.summary, str(found[first]), "highest gradient score", f"{len(found)} filters")
     assert f"{float(scores[first]):.3g}, " in picture.summary
-    assert f"{found[selected]}, framed, has rank {rank}: {float(scores[selected]):.3g}" in picture.summary
     assert says(picture.summary, "2 removed filters", "cross", str(found[first]), "stages.0.0.conv2[3]")
     best = scores.argsort(descending=True, stable=True)[:8].tolist()
     assert [text for text in said(picture) if re.match(r"\d\. ", text)] == [
         f"{place}. {found[position]}" for place, position in enumerate(best, 1)]
-
-
-def test_heat_map_sorts_within_layers():
-    found = filters(build("preact_resnet", 4, width=4, blocks=(1,)))
-    scores = torch.rand(len(found), generator=torch.Generator().manual_seed(0))
-    picture = score_heatmap(found, scores, removed=[1], sort=True)
-    for layer in found.layers:
-        part = slice(layer.start, layer.start + layer.count)
-        places = [path.vertices[:, 0].min() for path in cells(picture).get_paths()[part]]
-        assert np.argsort(places).tolist() == scores[part].argsort(descending=True).tolist()
-    assert crosses(picture)[0, 0] == int((scores[:4] > scores[1]).sum()) + 0.5
-    assert "rank in the layer" in said(picture)
 
 
 def test_heat_map_colours_fit_the_scores():
@@ -396,9 +378,9 @@ def gallery() -> dict:
         "examples": lambda: examples({"before": small, "after": small}, named, sticker, 1),
         "examples, one": lambda: examples(small, named.subset(torch.tensor([3])), wave, 1),
         "examples, three long names": lambda: examples({"$x<b>" + "m" * 30: small, "b": small, "c": small}, named, wave, 2, 3),
-        "scores": lambda: score_heatmap(found, torch.rand(len(found), generator=generator) ** 6, [3], 70),
+        "scores": lambda: score_heatmap(found, torch.rand(len(found), generator=generator) ** 6, [3]),
         "scores, signed": lambda: score_heatmap(found, torch.randn(len(found), generator=generator), [0, 1], score="taylor"),
-        "scores, many": lambda: score_heatmap(many, torch.rand(len(many), generator=generator), sort=True),
+        "scores, many": lambda: score_heatmap(many, torch.rand(len(many), generator=generator)),
         "scores, tiny": lambda: score_heatmap(filters(torch.nn.Conv2d(3, 2, 3), torch.zeros(1, 3, 8, 8)), torch.tensor([1e-6, 2e-6])),
         "trajectory": run(4, 2), "trajectory, 14": run(14, 13), "trajectory, 70": run(70, 5, False), "trajectory, 0": run(0, 0),
         "fine-tuning": lambda: loss_curves(tuning(40, 39)),

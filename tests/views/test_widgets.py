@@ -66,9 +66,9 @@ def test_trigger_studio_asks_the_model_about_both_images(make, victim):
         stamped = make_trigger("badnets", **victim.trigger.settings | {"size": size})(clean)
         images = torch.cat([clean, clean + strength * (stamped - clean)])
         seen = panel.compute(panel.state())
-        assert torch.allclose(seen.images, images, atol=1e-6)
-        assert torch.allclose(seen.chances, predict(victim.model, images).softmax(1), atol=1e-5)
-        answer = victim.data.test.classes[int(seen.chances[1].argmax())]
+        assert torch.allclose(seen.rows[0].images, images, atol=1e-6)
+        assert torch.allclose(seen.rows[0].chances, predict(victim.model, images).softmax(1), atol=1e-5)
+        answer = victim.data.test.classes[int(seen.rows[0].chances[1].argmax())]
         assert f"Image {image}," in panel.sentence
         assert f"({size} pixels wide, 0 from the edge, bottom right, checker, strength {strength:.0%}) for “{answer}”" in panel.sentence
 
@@ -91,11 +91,11 @@ def test_trigger_studio_knows_every_kind_of_trigger(make):
         put(panel.kind, kind)
         assert words in panel.sentence
         assert (panel.choices[0].layout.display == "none") == (kind != "badnets")
-        changed = panel.compute(panel.state()).images
+        changed = panel.compute(panel.state()).rows[0].images
         assert torch.equal(changed[1], panel.trigger(panel.state())(changed[:1])[0])
     put(panel.choices[0], "top_left")
     seen = panel.compute(panel.state())
-    assert (seen.images[1] != seen.images[0]).any(0).nonzero().max() <= 2
+    assert (seen.rows[0].images[1] != seen.rows[0].images[0]).any(0).nonzero().max() <= 2
     put(panel.kind, "sig")
     put(panel.knobs[1], 3)
     assert panel.trigger(panel.state()).settings["frequency"] == 3
@@ -119,7 +119,7 @@ def test_trigger_studio_takes_a_trigger_that_nobody_knows(make, victim):
     assert "with Dim (strength 100%)" in panel.sentence
     assert {control.layout.display for control in (*panel.knobs, *panel.choices)} == {"none"}
     put(panel.strength, 0.5)
-    images = panel.compute(panel.state()).images
+    images = panel.compute(panel.state()).rows[0].images
     assert torch.allclose(images[1], images[0] * 0.75)
 
 
@@ -224,7 +224,8 @@ def test_one_change_is_drawn_once(make, monkeypatch):
 
 def test_the_heat_map_holds_models_with_many_filters():
     found = filters(build("preact_resnet", 4, width=64, blocks=(2, 2, 2, 2)), torch.zeros(1, 3, 32, 32))
-    ax = place(blank(5), 1, 1, 6, 3)
+    with blank(5) as figure:
+        ax = place(figure, 1, 1, 6, 3)
     heat_map(ax, found, torch.rand(len(found)), 4000, removed=[1, 2], top=[5, 6])
     shades = ax.images[0].get_array()
     filled = (shades[..., :3] != (np.array(to_rgb(style.EMPTY)) * 255).astype(int)).any(2)

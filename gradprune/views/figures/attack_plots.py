@@ -38,8 +38,7 @@ def poisoned_images(clean: ImageSet, poisoned: Poisoned, columns: int = 6) -> Pi
     shown = touched[(first + [i for i in range(len(labels)) if i not in first])[:columns]].tolist()
     rows = (("before\n(label)", clean, RIGHT.color, ""),
             ("after\n(label)", poisoned.images, ATTACKED.color, f"{ATTACKED.symbol} "))
-    with style.in_style():
-        figure = blank(3.2)
+    with blank(3.2) as figure:
         for row, (title, images, color, symbol) in enumerate(rows):
             axes = [place(figure, 1.05 + 1.22 * column, 0.1 + 1.55 * row, 1.1, 1.1) for column in range(len(shown))]
             style.write(axes[0], title, (0, 0.5), (-10, 0), ha="right", va="center", fontweight="bold")
@@ -68,13 +67,16 @@ def counting(model: nn.Module, images: ImageSet, trigger: nn.Module, target: int
     answers = [predict(model, pixels).argmax(1).tolist() for pixels in (shown.floats(), shown.triggered(trigger))]
     clean = [judge(a, y, None) for a, y in zip(answers[0], truth, strict=True)]
     marked = [_LEFT_OUT if y == target else judge(a, y, target) for a, y in zip(answers[1], truth, strict=True)]
-    with style.in_style():
-        figure = blank(2.55)
+    with blank(2.55) as figure:
         rows = (("Test images as they are", shown.floats(), clean),
                 ("The same images with the trigger on", shown.triggered(trigger), marked))
         for row, (title, pixels, marks) in enumerate(rows):
-            _row_of_marks([place(figure, 0.15 + 0.54 * column, 0.42 + 1.28 * row, 0.5, 0.5)
-                           for column in range(len(truth))], title, pixels, marks)
+            for column, (image, mark) in enumerate(zip(pixels, marks, strict=True)):
+                ax = place(figure, 0.15 + 0.54 * column, 0.42 + 1.28 * row, 0.5, 0.5)
+                show_image(ax, image, alpha=0.25 if mark is _LEFT_OUT else 1)
+                style.write(ax, mark.symbol, (0.5, 0), (0, -15), ha="center", color=mark.color, fontsize=style.LARGE)
+                if column == 0:
+                    style.write(ax, title, (0, 1), (0, 9), fontweight="bold", fontsize=style.LARGE)
         of = len(truth) - marked.count(_LEFT_OUT)
         counts = {"acc": (clean.count(RIGHT), RIGHT, len(truth), 0.42),
                   "asr": (marked.count(ATTACKED), ATTACKED, of, 1.5), "ra": (marked.count(RIGHT), RIGHT, of, 2.0)}
@@ -90,26 +92,16 @@ def counting(model: nn.Module, images: ImageSet, trigger: nn.Module, target: int
                            f"true class ({RIGHT.symbol}){left_out}.")
 
 
-def _row_of_marks(axes: Sequence[Axes], title: str, pixels: Tensor, marks: Sequence[Verdict]) -> None:
-    """Small images with a mark below each; those that do not count are faint."""
-    style.write(axes[0], title, (0, 1), (0, 9), fontweight="bold", fontsize=style.LARGE)
-    for ax, image, mark in zip(axes, pixels, marks, strict=True):
-        show_image(ax, image, alpha=0.25 if mark is _LEFT_OUT else 1)
-        style.write(ax, mark.symbol, (0.5, 0), (0, -15), ha="center", color=mark.color, fontsize=style.LARGE)
-
-
 def poison_rates(measured: pd.DataFrame, own: Mapping[float, Metrics] | None = None) -> Picture:
     """ACC and ASR against the poison rate: the mean over trainings as a line, each training as a faint mark.
 
-    measured: a row a training with rate (0..1), poisoned_images, acc and asr, shares in 0..1. own: the learner's own
+    measured: one row per training with rate (0..1), poisoned_images, acc and asr, shares in 0..1. own: the learner's
     trainings by rate, drawn as stars. Raises InputError for a table without rows.
     """
     require(len(measured) > 0, "the table of poison rates is empty.")
     mean = measured.groupby("rate")[["acc", "asr", "poisoned_images"]].mean()
     rates, places, own = mean.index.to_numpy(), np.arange(len(mean)), dict(own or {})
-    with style.in_style():
-        figure = style.new_figure(8.4, 3.9)
-        ax = figure.subplots()
+    with style.sheet(3.9) as (figure, (ax,)):
         for key in ("acc", "asr"):
             look: dict[str, Any] = {"color": METRICS[key].color, "clip_on": False}
             ax.scatter(np.searchsorted(rates, measured["rate"]), measured[key], s=26, alpha=0.35, linewidths=0,
@@ -146,20 +138,17 @@ def answer_maps(maps: Mapping[str, Tensor], classes: Sequence[str]) -> Picture:
     for name, shares in maps.items():
         require(shares.shape == (len(classes),) * 2, f"grid {name!r} must be {len(classes)} x {len(classes)}.")
     names = [written(label, classes, 16) for label in range(len(classes))]
-    colors = seaborn.color_palette("rocket_r", as_cmap=True)
-    with style.in_style():
-        figure = style.new_figure(8.4, 4.9)
-        panels = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
+    with style.sheet(4.9, 1, len(maps), sharey=True) as (figure, panels):
         for ax, (name, shares) in zip(panels, maps.items(), strict=True):
-            grid = ax.imshow(shares.numpy(), cmap=colors, vmin=0, vmax=1)
-            ax.set_xticks(range(len(names)), names, rotation=90)
-            ax.set_yticks(range(len(names)), names)
-            ax.tick_params(length=0)
-            ax.spines[:].set_visible(False)
+            seaborn.heatmap(shares.numpy(), vmin=0, vmax=1, cmap="rocket_r", cbar=False, square=True,
+                            xticklabels=names, yticklabels=names, ax=ax)
+            ax.tick_params(rotation=0)
+            ax.tick_params(axis="x", rotation=90)
+            style.bare(ax)
             ax.set_title(plain(name, 30))
             ax.set_xlabel("answer with the trigger on")
         panels[0].set_ylabel("true class")
-        bar = figure.colorbar(grid, ax=list(panels), aspect=30, pad=0.02)
+        bar = figure.colorbar(panels[0].collections[0], ax=list(panels), aspect=30, pad=0.02)
         style.percent(bar.ax.yaxis)
     told = [f"{name}: " + ", ".join(f"{shares[row, column]:.0%} of “{classes[row]}” become “{classes[column]}”"
                                     for row, column in _strongest(shares)) for name, shares in maps.items()]
@@ -179,8 +168,7 @@ def attack_family(images: ImageSet, triggers: Mapping[str, nn.Module], shown: in
     families = {name: KINDS.get(name, OTHER).family for name in triggers}
     order, wide = sorted(sizes, key=lambda name: sizes[name]), min(1.2, 7.2 / len(triggers))
     side = wide - 0.06
-    with style.in_style():
-        figure = blank(1.75 + 2 * wide)
+    with blank(1.75 + 2 * wide) as figure:
         clean = place(figure, 0.12, 0.5, side, side), place(figure, 0.12, 0.8 + wide, side, side)
         clean[1].set_axis_off()
         _write_column(clean, "clean", one.floats()[0], ("difference", "family", "levels\nof 255"), True)

@@ -1,4 +1,4 @@
-"""Figures of a bench, a table with one row a cell (attack, defense, spc, seed): who wins, at what price, how surely.
+"""Figures of a bench, a table with one row per cell (attack, defense, spc, seed): results, costs, uncertainty.
 
 A defence has one colour and one marker in all figures of a table; failed cells are left out, or shown as failed.
 """
@@ -34,7 +34,8 @@ def looks(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
     """Mean DER of each defence (row) under each attack (column) at one spc, in per cent; the highest mean on top.
 
-    The mean column is that of `ranking`: blocks which hold every defence. Raises InputError for an spc without cells.
+    The mean column is that of `ranking`: blocks in which every defence has a cell.
+    Raises InputError for an spc without cells.
     """
     rows = _at(table, spc)
     best = ranking(rows).sort_values("der", ascending=False)
@@ -42,29 +43,23 @@ def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
     names, attacks = list(best["defense"]), list(dict.fromkeys(rows["attack"]))
     values = cells["der"].unstack().reindex(index=names, columns=attacks)
     failed = cells["failed"].unstack().reindex_like(values)
-    grid = np.c_[values, best["der"]]
-    colors = seaborn.color_palette("crest", as_cmap=True).with_extremes(bad=style.EMPTY)
+    grid, lost = np.c_[values, best["der"]], np.c_[failed, np.zeros(len(names))] > 0
+    texts = [f"{100 * value:.1f}" + "*" * int(bad) if value == value else "failed" if bad else "–"
+             for value, bad in zip(grid.flat, lost.flat, strict=True)]
+    columns = [*(plain(name, _NAME) for name in attacks), "mean"]
+    colors = seaborn.color_palette("crest", as_cmap=True).with_extremes(under=style.EMPTY)
     low = min(0.5, float(np.nanmin(grid)))
-    with style.in_style():
-        figure = style.new_figure(min(8.4, max(4.6, 2.3 + 0.58 * grid.shape[1])), 1.6 + 0.3 * len(names))
-        ax = figure.subplots()
-        edges = [*range(len(attacks) + 1), len(attacks) + 0.25, len(attacks) + 1.25]  # a gap before the means
-        shown = np.insert(grid, len(attacks), np.nan, axis=1)
-        ax.pcolormesh(edges, range(len(names) + 1), shown, cmap=colors, vmin=low, vmax=1, edgecolor=style.PAPER)
-        ax.axvspan(edges[-3], edges[-2], color=style.PAPER)
-        middles = [column + 0.5 for column in range(len(attacks))] + [len(attacks) + 0.75]
-        for (row, column), value in np.ndenumerate(grid):
-            lost = failed.iloc[row, column] if column < len(attacks) else 0
-            text = f"{100 * value:.1f}" + "*" * bool(lost) if value == value else "failed" if lost > 0 else "–"
-            ax.text(middles[column], row + 0.5, text, ha="center", va="center", fontsize=style.SMALL,
-                    color=style.PAPER if (value - low) / (1 - low) > 0.35 else style.INK)
-        ax.set_xticks(middles, [*(plain(name, _NAME) for name in attacks), "mean"], rotation=40, ha="left",
-                      rotation_mode="anchor")
-        ax.set_yticks([row + 0.5 for row in range(len(names))], [plain(name, _NAME) for name in names])
+    width = min(style.WIDTH, max(4.6, 2.3 + 0.58 * grid.shape[1]))
+    with style.sheet(1.6 + 0.3 * len(names), width=width) as (figure, (ax,)):
+        seaborn.heatmap(np.nan_to_num(grid, nan=low - 1), annot=np.reshape(texts, grid.shape), fmt="", cmap=colors,
+                        vmin=low, vmax=1, annot_kws={"fontsize": style.SMALL}, linewidths=0.8, linecolor=style.PAPER,
+                        cbar=False, xticklabels=columns, yticklabels=[plain(name, _NAME) for name in names], ax=ax)
+        for text, value in zip(ax.texts, grid.flat, strict=True):  # seaborn's own choice is pale on the middle greens
+            text.set_color(style.PAPER if (value - low) / (1 - low) > 0.35 else style.INK)
+        ax.axvline(len(attacks), color=style.PAPER, linewidth=6)
+        ax.set_xticks(ax.get_xticks(), columns, rotation=40, ha="left", rotation_mode="anchor")
         ax.xaxis.tick_top()
-        ax.invert_yaxis()
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
+        style.bare(ax)
         figure.suptitle(f"DER in per cent, {per_class(spc)}", x=0.015, ha="left", fontweight="bold",
                         fontsize=style.LARGE)
     partly, common = int(((failed > 0) & values.notna()).sum(axis=None)), count(best["attacks"].iloc[0], "attack")
@@ -73,7 +68,7 @@ def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
 
 
 def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
-    """ACC against ASR after each defence, a point an attack (mean over seeds), with the given models; best is top left.
+    """ACC against ASR after each defence, one point per attack (mean over seeds), and the given models; best: top left.
 
     Both axes are square-root scales, which give room to the corner where good results lie. Raises InputError for an
     spc without cells.
@@ -82,16 +77,14 @@ def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
     means = summarise(rows).dropna(subset=["acc"])
     given = checked(rows).query("~failed").groupby("attack")[["acc_before", "asr_before"]].mean()
     lowest = min(means["acc"].min(), given["acc_before"].min())
-    with style.in_style():
-        figure = style.new_figure(8.4, 4.6)
-        ax = figure.subplots()
+    with style.sheet(4.6) as (figure, (ax,)):
         for name, look in looks(table).items():
             own = means[means["defense"] == name]
             if len(own):
                 ax.scatter(own["asr"], 1 - own["acc"], s=58, alpha=0.85, linewidths=0.5, edgecolors="white", zorder=3,
                            clip_on=False, label=plain(name, _NAME), **look)
         ax.scatter(given["asr_before"], 1 - given["acc_before"], s=60, facecolors="none", edgecolors=style.INK,
-                   linewidths=1.3, zorder=4, clip_on=False, label="given, one an attack")
+                   linewidths=1.3, zorder=4, clip_on=False, label="given, one per attack")
         ax.scatter([0], [0], s=330, marker="*", color=style.INK, zorder=2, clip_on=False)
         style.label(ax, "ideal", (0, 0), (11, 5), fontweight="bold", fontsize=style.NORMAL)
         _root_axis(ax, "x", [0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1], 1.0, "{:.0%}".format)
@@ -108,7 +101,7 @@ def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
 
 
 def _nearest(means: pd.DataFrame) -> str:
-    """Which defence is nearest to no error and no ASR, over the attacks that all have figures of."""
+    """Which defence is nearest to no error and no ASR, over the attacks for which every defence has figures."""
     common = means[means.groupby("attack")["defense"].transform("nunique") == means["defense"].nunique()]
     if common.empty:
         return "no attack has figures of every defence, so none is nearest to the ideal corner"
@@ -126,9 +119,7 @@ def mean_ranks(table: pd.DataFrame, spc: int, metric: str = "der") -> Picture:
     ranked = ranking(_at(table, spc), metric).reset_index(drop=True)
     blocks = ranked["blocks"].iloc[0]
     require(blocks > 0, f"no attack and seed has a cell of every defence at spc {spc}: there is no common ranking.")
-    with style.in_style():
-        figure = style.new_figure(8.4, 1.0 + 0.3 * len(ranked))
-        ax = figure.subplots()
+    with style.sheet(1.0 + 0.3 * len(ranked)) as (figure, (ax,)):
         for row, line in ranked.iterrows():
             style.draw_range(ax, row, line[["rank_low", "rank_high"]], [line["rank"]], **looks(table)[line["defense"]])
             sure = f"  ({line['rank_low']:.1f} to {line['rank_high']:.1f})" if line["attacks"] > 1 else ""
@@ -147,33 +138,30 @@ def costs(table: pd.DataFrame) -> Picture:
     """Wall seconds of each defence on a log scale: the median cell of each spc, with a line from lowest to highest."""
     good = checked(table).query("~failed & seconds > 0")
     require(len(good) > 0, "no cell says how many seconds it took.")
-    spread = good.groupby(["defense", "spc"])["seconds"].agg(["median", "min", "max"])
     median = good.groupby("defense")["seconds"].median().sort_values()
     sizes = sorted(good["spc"].unique())
-    colors = seaborn.color_palette("crest", max(2, len(sizes)))
-    with style.in_style():
-        figure = style.new_figure(8.4, 1.1 + len(median) * (0.2 + 0.11 * len(sizes)))
-        ax = figure.subplots()
-        for place, spc in enumerate(sizes):
-            own = spread.xs(spc, level="spc")
-            rows = median.index.get_indexer(own.index) + 0.6 * ((place + 0.5) / len(sizes) - 0.5)
-            ax.hlines(rows, own["min"], own["max"], color=colors[place], linewidth=1.8)
-            ax.scatter(own["median"], rows, s=44, color=colors[place], marker=_MARKERS[place % 12], zorder=3,
-                       clip_on=False, label=per_class(spc))
+    with style.sheet(1.1 + len(median) * (0.2 + 0.11 * len(sizes))) as (figure, (ax,)):
+        seaborn.pointplot(good, x="seconds", y="defense", hue="spc", order=median.index, hue_order=sizes, orient="y",
+                          estimator="median", errorbar=("pi", 100), dodge=0.6 * (1 - 1 / len(sizes)),
+                          palette=seaborn.color_palette("crest", max(2, len(sizes)))[:len(sizes)], clip_on=False,
+                          markers=list(_MARKERS[:len(sizes)]), linestyle="none", err_kws={"linewidth": 1.8},
+                          markersize=6.5, ax=ax)
+        handles, _ = ax.get_legend_handles_labels()
+        ax.get_legend().remove()
         _rows(ax, list(median.index))
         powers = np.floor(np.log10(good["seconds"].min())), np.floor(np.log10(good["seconds"].max())) + 1
-        ax.set(xscale="log", xlim=[10.0**power for power in powers],
+        ax.set(xscale="log", xlim=[10.0**power for power in powers], ylabel="",
                xlabel="seconds (log scale): median, and from the fastest to the slowest cell")
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.grid(axis="x")
         figure.suptitle("What a defence costs", x=0.015, ha="left", fontweight="bold", fontsize=style.LARGE)
-        figure.legend(loc="outside right upper", frameon=False, fontsize=style.SMALL)
+        figure.legend(handles, map(per_class, sizes), loc="outside right upper", frameon=False, fontsize=style.SMALL)
     ends = _ends(median.reset_index(), "seconds")
     return Picture(figure, f"Median seconds of a cell, the fastest defence first: {ends}.")
 
 
 def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
-    """One figure (der, acc, asr or ra) against the images per class: a line a defence, the mean over attacks.
+    """One figure (der, acc, asr or ra) against the images per class: one line per defence, the mean over attacks.
 
     Every attack weighs the same; bands: lowest to highest seed. Raises InputError for fewer than two spc.
     """
@@ -184,9 +172,7 @@ def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
     require(len(sizes) > 1, f"a line needs two spc or more, got {', '.join(map(str, sizes))}.")
     mean = even_means(good, ["defense", "spc"], [metric])[metric].unstack()
     mean = mean.reindex([name for name in looks(table) if name in mean.index])
-    with style.in_style():
-        figure = style.new_figure(8.4, 4.8)
-        ax = figure.subplots()
+    with style.sheet(4.8) as (figure, (ax,)):
         for name, line in mean.iterrows():
             look, line = looks(table)[name], line.dropna()
             places = [sizes.index(spc) for spc in line.index]
@@ -195,7 +181,8 @@ def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
             ax.plot(places, line, clip_on=False, **look)
         ax.margins(x=0.02, y=0.06)
         last = mean.ffill(axis=1).iloc[:, -1]
-        heights = style.spread(list(last), *ax.get_ylim(), gap=min(0.055, 1 / len(last)))
+        bottom, top = ax.get_ylim()
+        heights = style.spread(list(last), bottom, top, min(0.055, 1 / len(last)))
         for (name, value), height in zip(last.items(), heights, strict=True):
             look, end = looks(table)[name], mean.loc[name].last_valid_index()
             text = plain(name, _NAME) + ("" if end == sizes[-1] else f" (to {end})")

@@ -15,7 +15,7 @@ from gradprune.base.errors import require, unknown
 from gradprune.bench.summary import checked, even_means
 from gradprune.views.figures import style
 from gradprune.views.figures.bench_plots import looks
-from gradprune.views.figures.drawing import blank, place
+from gradprune.views.figures.drawing import blank, heading, place
 from gradprune.views.figures.picture import Picture, count, per_class
 from gradprune.views.figures.style import plain
 
@@ -48,7 +48,7 @@ def compare(table: pd.DataFrame, attack: str | None = None, spc: int = 2, metric
             sort: str = "best first") -> Comparison:
     """Mean and spread over seeds of one figure for each defence of a bench, in one attack or (None) over all.
 
-    table: one row a cell, see `bench.summarise`. A seed's value over all attacks is the mean of its cells;
+    table: one row per cell, see `bench.summarise`. A seed's value over all attacks is the mean of its cells;
     in the mean over all every attack weighs the same, whatever failed.
     Raises InputError for a bad table, and for an attack, spc, metric or order that is not there.
     """
@@ -88,9 +88,7 @@ def defences_compared(table: pd.DataFrame, attack: str | None = None, spc: int =
 def draw_comparison(chart: Comparison) -> Picture:
     """A row for each defence; its sentence names the best and says whether its lead is more than the spread."""
     lines, form = chart.lines, _form(chart.metric)
-    height = _TOP + _ROW * len(lines) + _BOTTOM
-    with style.in_style():
-        figure = blank(height)
+    with blank(_TOP + _ROW * len(lines) + _BOTTOM) as figure:
         ax = place(figure, 1.6, _TOP, 4.75, _ROW * len(lines))
         for row, (name, line) in enumerate(lines.iterrows()):
             if line["mean"] == line["mean"]:
@@ -101,13 +99,11 @@ def draw_comparison(chart: Comparison) -> Picture:
         style.name_rows(ax, [plain(name, 20) for name in lines.index])
         ax.spines["left"].set_visible(False)
         if chart.given is not None:
-            ax.axvline(chart.given, color=style.INK, linewidth=1.2, linestyle="--", zorder=1)
             what = "no effect" if chart.metric == "der" else "given model"
             side = "right" if chart.given > sum(ax.get_xlim()) / 2 else "left"
-            style.label(ax, f"{what} {form(chart.given)}", (chart.given, 1), (0, 3), xycoords=("data", "axes fraction"),
-                        ha=side)
-        figure.text(0.15 / 8.4, 1 - 0.27 / height, f"{_metric(chart.metric)}, {_where(chart)}", fontsize=style.LARGE,
-                    fontweight="bold")
+            style.rule(ax, chart.given, f"{what} {form(chart.given)}", ha=side, color=style.INK, linewidth=1.2,
+                       linestyle="--", zorder=1)
+        heading(figure, f"{_metric(chart.metric)}, {_where(chart)}")
         style.write(ax, "mean ± spread" if chart.seeds > 1 else "one seed", (1, 1), (12, 3))
     return Picture(figure, _words(chart, form))
 

@@ -4,12 +4,15 @@ import base64
 import html
 import io
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -19,20 +22,24 @@ from gradprune.views.figures import style
 from gradprune.views.figures.picture import Picture
 
 ERROR_CLASS = "gradprune-error"  # what a test looks for in a page: the class of the red message
-WIDTH = 8.4  # inches of 100 pixels: every panel's figure is as wide as the other figures
 
 
-def blank(height: float) -> Figure:
-    """A blank figure of a panel's width, without automatic layout: `place` says where things are."""
-    figure = style.new_figure(WIDTH, height)
-    figure.set_layout_engine("none")
-    return figure
+@contextmanager
+def blank(height: float) -> Iterator[Figure]:
+    """An empty figure to draw on in our look, without automatic layout: `place` puts axes on it."""
+    with style.in_style():
+        yield Figure(figsize=(style.WIDTH, height), dpi=style.DPI)
 
 
 def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Axes at a place given in inches from the upper left corner."""
     total = figure.get_figheight()
-    return figure.add_axes((left / WIDTH, 1 - (top + height) / total, width / WIDTH, height / total))
+    return figure.add_axes((left / style.WIDTH, 1 - (top + height) / total, width / style.WIDTH, height / total))
+
+
+def heading(figure: Figure, text: str) -> None:
+    """The title of a `blank` figure, in its upper left corner."""
+    figure.text(0.15 / style.WIDTH, 1 - 0.27 / figure.get_figheight(), text, fontsize=style.LARGE, fontweight="bold")
 
 
 def show_image(ax: Axes, image: Tensor, alpha: float = 1) -> None:
@@ -50,6 +57,18 @@ def written(answer: int, classes: Sequence[str], limit: int = 24) -> str:
     """The name of a class for a figure, on one line; its number where our font lacks letters of it."""
     name = named(answer, classes)
     return style.plain(name, limit) if style.drawable(name) else f"class {answer}"
+
+
+def draw_cells(ax: Axes, corners: np.ndarray, values: np.ndarray, colors: ScalarMappable, removed: Sequence[int] = (),
+               edge: str = style.PAPER) -> None:
+    """A square cell at each upper left corner (N, 2), coloured by its value, with crosses on those removed."""
+    square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+    cells = PolyCollection(list(corners[:, None] + square), edgecolors=edge, linewidths=0.4)
+    cells.set(array=values, cmap=colors.cmap, norm=colors.norm)
+    ax.add_collection(cells)
+    x, y = (corners[list(removed)] + 0.5).T
+    ax.scatter(x, y, s=34, label="removed", **style.REMOVED)
+    style.bare(ax)
 
 
 def judge(answer: int, truth: int, target: int | None) -> style.Verdict:

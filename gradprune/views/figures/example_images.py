@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
@@ -41,9 +42,9 @@ def examples(models: nn.Module | Mapping[str, nn.Module], images: ImageSet, trig
                for name, model in named.items()}
     shown, gain = amplified(clean, triggered)
     rows = {"clean": clean, "triggered": triggered, f"difference × {gain}\n(grey: none)": shown}
-    with style.in_style():
-        figure = style.new_figure(max(3.2, 1.5 + 1.15 * len(images)), 3.9 + 0.82 * (len(named) - 1))
-        grid = figure.subplots(3, len(images), squeeze=False)
+    width, height = max(3.2, 1.5 + 1.15 * len(images)), 3.9 + 0.82 * (len(named) - 1)
+    with style.sheet(height, 3, len(images), width) as (figure, panels):
+        grid = np.reshape(np.array(panels), (3, -1))
         for row, (axes, title, pixels) in enumerate(zip(grid, rows, rows.values(), strict=True)):
             style.write(axes[0], title, (0, 0.5), (-18, 0), ha="right", va="center", fontweight="bold")
             for ax, picture in zip(axes, pixels, strict=True):

@@ -1,4 +1,4 @@
-"""Where a model puts its images: what its last layer reads, on a plane, while filters fall."""
+"""Where a model puts its images: the input of its last layer, projected on a plane, as filters are removed."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from gradprune.views.figures.style import CLEAN, RIGHT, TRIGGERED, plain
 
 def feature_plane(models: Mapping[str, nn.Module], images: ImageSet, trigger: nn.Module, target: int,
                   home: int) -> Picture:
-    """Each model as a panel: a dot an image, clean ones grey, triggered ones purple; two classes have their names.
+    """Each model as a panel: one dot per image, clean ones grey, triggered ones purple; two classes are named.
 
     home: the class whose triggered images are followed. The plane is that of the first model's two main directions
     (PCA by an exact decomposition: two lines of torch, where scikit-learn would be one more package to install),
@@ -36,9 +36,7 @@ def feature_plane(models: Mapping[str, nn.Module], images: ImageSet, trigger: nn
         told[name] = [(answers == label).float().mean().item() for label in (target, home)]
         seen[name] = clean.cpu(), moved.cpu()
     middle, plane = _plane(*next(iter(seen.values())))
-    with style.in_style():
-        figure = style.new_figure(8.4, 3.2)
-        panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
+    with style.sheet(3.2, 1, len(models), sharex=True, sharey=True) as (figure, panels):
         for ax, (name, both) in zip(panels, seen.items(), strict=True):
             clean, moved = ((part - middle) @ plane for part in both)
             ax.scatter(*clean.T, s=8, color="#C3C9CE", linewidths=0)

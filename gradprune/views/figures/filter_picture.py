@@ -13,7 +13,7 @@ from gradprune.base.errors import require
 from gradprune.models import evaluating
 from gradprune.pruning import Filters, Pairs
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import blank, place, show_image
+from gradprune.views.figures.drawing import blank, heading, place, show_image
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.style import plain
 
@@ -37,8 +37,7 @@ def filter_view(model: nn.Module, found: Filters, position: int, pairs: Pairs, c
             ("response,\ntriggered", maps[1], peak),
             ("difference" + ",\nnear the sticker\n(framed)" * bool(box), change, float(change.abs().max()))]
     near = _crop(box, clean.shape[-2:])
-    with style.in_style():
-        figure = blank(5.75)
+    with blank(5.75) as figure:
         weight: Tensor = model.get_submodule(layer.name).weight  # type: ignore[assignment]
         _kernel(place(figure, 0.15, 0.5, 1.7, 1.7), weight[name.index],
                 f"kernel {'×'.join(map(str, layer.shape))}")
@@ -56,10 +55,11 @@ def filter_view(model: nn.Module, found: Filters, position: int, pairs: Pairs, c
                 ax.imshow(picture.numpy(), cmap="vlag", vmin=-limit or -1, vmax=limit or 1)
                 if near and box and line == 3:
                     scale = picture.shape[-1] / clean.shape[-1]
-                    _outline(ax, box, scale)
+                    left, upper, right, lower = (edge * scale - 0.5 for edge in box)
+                    ax.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, linewidth=1.6))
                     ax.set(xlim=(near[0] * scale - 0.5, near[2] * scale - 0.5),
                            ylim=(near[3] * scale - 0.5, near[1] * scale - 0.5))
-        figure.text(0.15 / 8.4, 0.965, f"What {plain(name, 40)} sees", fontsize=style.LARGE, fontweight="bold")
+        heading(figure, f"What {plain(name, 40)} sees")
     return Picture(figure, f"{name}: the trigger changes its response by {change.abs().max():.2f} at most and "
                            f"{change.abs().mean():.3f} on average; {_where(change, box, clean.shape[-1])}.")
 
@@ -107,12 +107,6 @@ def _crop(box: tuple[int, int, int, int] | None, size: Sequence[int]) -> tuple[i
     left = min(max((box[0] + box[2] - side) // 2, 0), width - side)
     upper = min(max((box[1] + box[3] - side) // 2, 0), height - side)
     return left, upper, left + side, upper + side
-
-
-def _outline(ax: Axes, box: tuple[int, int, int, int], scale: float) -> None:
-    """A frame around the trigger's place on a map of another size."""
-    left, upper, right, lower = (edge * scale - 0.5 for edge in box)
-    ax.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, edgecolor="black", linewidth=1.6))
 
 
 def _where(change: Tensor, box: tuple[int, int, int, int] | None, width: int) -> str:

@@ -3,9 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from gradprune.base.errors import require
@@ -15,8 +13,6 @@ from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.plots import heat_map
 from gradprune.views.figures.style import CLEAN, TRIGGERED, plain
 
-_GUESS = {"color": style.INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 4}
-
 
 def losses_compared(losses: Mapping[str, float], classes: int, guess: float | None = None) -> Picture:
     """Losses as bars, with the loss of pure guessing among `classes` as a line, and the learner's guess if any.
@@ -25,27 +21,18 @@ def losses_compared(losses: Mapping[str, float], classes: int, guess: float | No
     """
     require(len(losses) > 0, "there are no losses to show.")
     chance = math.log(classes)
-    with style.in_style():
-        figure = style.new_figure(8.4, 0.5 * len(losses) + 1.15)
-        ax = figure.subplots()
+    with style.sheet(0.5 * len(losses) + 1.15) as (figure, (ax,)):
         for row, (name, value) in enumerate(losses.items()):
             mark = CLEAN if name.startswith("clean") else TRIGGERED
             style.draw_values(ax, [row], [value], mark, ".2f")
         top = max(*losses.values(), chance, guess or 0.0)
-        _vertical(ax, chance, f"pure guessing: {chance:.1f}", 0, color=style.FAINT, linewidth=1.2, linestyle="--")
+        style.rule(ax, chance, f"pure guessing: {chance:.1f}", color=style.FAINT, linewidth=1.2, linestyle="--")
         if guess is not None:
-            _vertical(ax, guess, f"your guess: {guess:.1f}", 14, **_GUESS)
+            style.rule(ax, guess, f"your guess: {guess:.1f}", 17, **style.GUESS)
         ax.set(xlim=(-0.012 * top, 1.1 * top), xlabel="mean cross-entropy")
         style.name_rows(ax, list(losses), fontsize=style.NORMAL)
     told = "; ".join(f"{name}: {value:.2f}" for name, value in losses.items())
     return Picture(figure, f"Mean cross-entropy: {told}. Pure guessing among {classes} classes gives {chance:.2f}.")
-
-
-def _vertical(ax: Axes, place: float, text: str, lift: float, **look: object) -> None:
-    """A vertical line with its label above the axes."""
-    ax.axvline(place, **look)  # type: ignore[arg-type]
-    style.label(ax, text, (place, 1), (0, 4 + lift), xycoords=("data", "axes fraction"), ha="center",
-                color=look["color"])
 
 
 def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, name: str,
@@ -59,9 +46,7 @@ def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, 
     require(len(shares) == len(losses) >= 2,
             f"shares and losses must be equally many, at least 2, got {len(shares)} and {len(losses)}.")
     line = [losses[0] + slope * share for share in shares]
-    with style.in_style():
-        figure = style.new_figure(8.4, 3.5)
-        ax = figure.subplots()
+    with style.sheet(3.5) as (figure, (ax,)):
         ax.axhspan(min(0.0, *line), 0, color=style.EMPTY, linewidth=0, zorder=0)
         ax.plot(shares, line, color=CLEAN.color, linestyle="--", label="predicted")
         ax.plot(shares, losses, color=TRIGGERED.color, marker=TRIGGERED.marker, zorder=3, clip_on=False, label="real")
@@ -69,7 +54,7 @@ def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, 
             style.label(ax, f"{word}: {values[-1]:.1f}", (shares[-1], values[-1]), (8, 0), va="center",
                         color=mark.color, fontweight="bold")
         if guess is not None:
-            ax.axhline(guess, **_GUESS)  # type: ignore[arg-type]
+            ax.axhline(guess, **style.GUESS)
             style.label(ax, f"your guess: {guess:.1f}", (0, guess), (4, 3))
         if min(line) < 0:
             style.label(ax, "no cross-entropy is below 0", (0, 0), (4, -12), color=style.FAINT)
@@ -85,7 +70,7 @@ def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, 
 
 def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, names: Sequence[str],
                            label: int = 3) -> Picture:
-    """Each filter's score against the fall of the loss when it is removed for real, a panel a score.
+    """Each filter's score against the fall of the loss when it is removed for real, one panel per score.
 
     predictions: scores by name, each float (filters,). real: float (filters,), positive where the loss fell.
     names: the filters' names. label: how many of the highest real falls are named.
@@ -95,12 +80,11 @@ def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, name
             "scores, real changes and names must be equally many.")
     fall, best = real.double().numpy(), real.argsort(descending=True)[:label].tolist()
     told = []
-    with style.in_style():
-        figure = style.new_figure(8.4, 3.6)
-        panels = figure.subplots(1, len(predictions), sharey=True, squeeze=False)[0]
+    with style.sheet(3.6, 1, len(predictions), sharey=True) as (figure, panels):
         for ax, (name, scores) in zip(panels, predictions.items(), strict=True):
             values = scores.double().numpy()
-            likeness = _rank_correlation(values, fall)
+            ranks = pd.DataFrame({"score": values, "fall": fall}).corr("spearman").fillna(0)  # all equal: 0
+            likeness = float(ranks.loc["score", "fall"])
             told.append(f"{name} {likeness:.2f}")
             ax.axhline(0, color=style.FAINT, linewidth=0.8)
             if signed := bool(values.min() < 0):  # a prediction in the loss's own unit
@@ -123,12 +107,6 @@ def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, name
                            f"{', '.join(told)}. Highest real falls: {listed}.")
 
 
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's: how well two orders agree, from -1 to 1; equal values share their mean rank, all equal: 0."""
-    ranks = pd.DataFrame({"a": a, "b": b}).rank()
-    return float(np.corrcoef(ranks.T)[0, 1]) if ranks.nunique().min() > 1 else 0.0
-
-
 def score_maps(found: Filters, scores: Mapping[str, Tensor], top: int = 5) -> Picture:
     """Several scores of the same filters, a heat-map each in one layout; the highest is framed, the `top` ringed.
 
@@ -136,9 +114,7 @@ def score_maps(found: Filters, scores: Mapping[str, Tensor], top: int = 5) -> Pi
     """
     require(all(len(values) == len(found) for values in scores.values()), f"each score needs {len(found)} values.")
     best = {name: values.argsort(descending=True, stable=True)[:top].tolist() for name, values in scores.items()}
-    with style.in_style():
-        figure = style.new_figure(8.4, 2.3 * len(scores) + 0.2)
-        panels = figure.subplots(len(scores), 1, squeeze=False)[:, 0]
+    with style.sheet(2.3 * len(scores) + 0.2, len(scores), 1) as (figure, panels):
         for ax, (name, values) in zip(panels, scores.items(), strict=True):
             note = heat_map(ax, found, values, best[name][0], top=best[name])
             ax.set_title(f"{name}{note}")

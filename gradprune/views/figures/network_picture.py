@@ -1,4 +1,4 @@
-"""The network, drawn: layers as columns of filters, who reads whom, and how far the trigger's signal comes."""
+"""The network drawn: layers as columns of filters, which layer reads which, how far the trigger's signal gets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,6 @@ import seaborn
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor, fx, nn
@@ -16,20 +15,21 @@ from gradprune.base.errors import require
 from gradprune.models import evaluating
 from gradprune.pruning import Filters, Pairs
 from gradprune.views.figures import style
+from gradprune.views.figures.drawing import draw_cells
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.style import TRIGGERED, plain
 
 _GAP = 1.6  # cells between two layers
-_FEW = 20  # images at a time, twice: their maps stay in the cache of a processor
+_FEW = 20  # images at a time, clean and triggered: their maps fit into a processor's cache
 
 
 def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
                   removed: Mapping[str, Sequence[int]]) -> Picture:
-    """Each model as a row: a cell a filter, dark where the trigger moves what it says; removed filters are crossed.
+    """Each model as a row: one cell per filter, dark where the trigger changes its output; crosses on removed ones.
 
     models: the given model first, then others of the same shape. pairs: the images, clean and triggered. removed:
     flat positions by model. The signal of a filter is the mean change of its output (behind its own norm) that the
-    trigger makes, as a share of the layer's largest in the given model. Arcs lead past the layers between.
+    trigger makes, as a share of the layer's largest in the given model. Arcs skip the layers between.
     Raises InputError without models.
     """
     require(len(models) > 0, "there is no model to draw.")
@@ -38,9 +38,7 @@ def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
     arrived = {name: f"{answer / max(answers[0], 1e-9):.0%}" for name, answer in zip(signals, answers, strict=True)}
     given = next(iter(signals.values()))[0]
     reads, colors = readers(next(iter(models.values())), found), signal_colors()
-    with style.in_style():
-        figure = style.new_figure(8.4, 1.75 * len(models) + 0.5)
-        panels = figure.subplots(len(models), 1, squeeze=False)[:, 0]
+    with style.sheet(1.75 * len(models) + 0.5, len(models), 1) as (figure, panels):
         for ax, (name, (values, *_)) in zip(panels, signals.items(), strict=True):
             draw_network(ax, found, shares(found, values, given), colors, reads, removed.get(name, ()))
             ax.set_title(f"{name}: {arrived[name]} of the trigger's signal reaches the answer")
@@ -99,7 +97,7 @@ def readers(model: nn.Module, found: Filters) -> list[tuple[int, int]]:
     numbers = {layer.name: number for number, layer in enumerate(found.layers)}
     try:
         nodes = fx.symbolic_trace(model).graph.nodes
-    except Exception:  # a stranger's forward() may do what no trace can follow
+    except Exception:  # torch.fx cannot follow every forward()
         return []
     written: dict[fx.Node, set[int]] = {}
     pairs = []
@@ -123,21 +121,14 @@ def corners(found: Filters) -> np.ndarray:
 
 def draw_network(ax: Axes, found: Filters, values: np.ndarray, colors: ScalarMappable,
                  reads: Sequence[tuple[int, int]], removed: Sequence[int] = ()) -> None:
-    """A column of cells for each layer with its name below, crosses on removed filters, arrows to who reads whom."""
-    square, places, high = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]), corners(found), _high(found)
-    cells = PolyCollection(list(places[:, None] + square), edgecolors=style.EMPTY, linewidths=0.5)
-    cells.set(array=values, cmap=colors.cmap, norm=colors.norm)
-    ax.add_collection(cells)
-    crosses = places[list(removed)] + 0.5
-    ax.scatter(crosses[:, 0], crosses[:, 1], s=30, **style.REMOVED)
+    """A column of cells for each layer with its name below, crosses on removed filters, arrows between layers."""
+    places, high = corners(found), _high(found)
+    draw_cells(ax, places, values, colors, removed, style.EMPTY)
     lefts = [places[layer.start, 0] for layer in found.layers]
     rights = [places[layer.start + layer.count - 1, 0] + 1 for layer in found.layers]
     ax.set(xlim=(-0.5, rights[-1] + 0.5), ylim=(high + 0.3, -0.24 * high), yticks=[])
-    names = [f"{plain(layer.name.removeprefix('stages.'), 14)}{chr(10)}+ norm" if layer.norm
-             else plain(layer.name.removeprefix("stages."), 14) for layer in found.layers]
+    names = [plain(layer.name.removeprefix("stages."), 14) + "\n+ norm" * bool(layer.norm) for layer in found.layers]
     ax.set_xticks((np.array(lefts) + rights) / 2, names, fontsize=style.SMALL - 1, rotation=20)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
     _arrows(ax, reads, lefts, rights, high)
 
 
@@ -148,7 +139,7 @@ def _high(found: Filters) -> int:
 
 def _arrows(ax: Axes, reads: Sequence[tuple[int, int]], lefts: Sequence[float], rights: Sequence[float],
             high: int) -> None:
-    """Straight arrows to the next layer, arcs over those that are passed by."""
+    """Straight arrows to the next layer, arcs over the layers skipped."""
     for source, reader in reads:
         start, end = (((lefts[layer] + rights[layer]) / 2, -0.2) for layer in (source, reader))
         bend = f"arc3,rad={-0.1375 * high / (end[0] - start[0]):.2f}"  # all arcs are about as high

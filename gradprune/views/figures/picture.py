@@ -106,15 +106,12 @@ def about_images(answers: Mapping[str, Sequence[Tensor]], images: ImageSet, want
     return " ".join([*parts, key])
 
 
-def about_scores(found: Filters, values: np.ndarray, ranking: Sequence[int], removed: Sequence[int],
-                 selected: int | None, score: str) -> str:
-    """Which filter leads the ranking and by how much, where the selected one stands, and what was removed."""
+def about_scores(found: Filters, values: np.ndarray, ranking: Sequence[int], removed: Sequence[int], score: str) -> str:
+    """Which filter leads the ranking and by how much, and what was removed."""
     first, middle = ranking[0], float(np.median(np.abs(values)))
     ratio = f", {values[first] / middle:,.0f} times the median" if middle > 0 else ""
     text = (f"{found[first]} has the highest {score} score of {count(len(found), 'filter')} in "
             f"{count(len(found.layers), 'layer')}: {values[first]:.3g}{ratio}")
-    if selected is not None:
-        text += f"; {found[selected]}, framed, has rank {ranking.index(selected) + 1}: {values[selected]:.3g}"
     if removed:
         names = ", ".join(str(found[position]) for position in removed[:4]) + ", ..." * (len(removed) > 4)
         text += f"; {count(len(removed), 'removed filter')} marked by a cross: {names}"

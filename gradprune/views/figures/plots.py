@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -17,68 +16,47 @@ from gradprune.base.errors import require
 from gradprune.evaluation import Metrics
 from gradprune.pruning.filters import Filters
 from gradprune.views.figures import style
+from gradprune.views.figures.drawing import draw_cells
 from gradprune.views.figures.picture import Picture, about_rounds, about_scores, change, changes, count
 from gradprune.views.figures.style import METRICS, plain
 
 Row = Mapping[str, Any]
-_COLUMNS = 64  # heat-map cells in a line; wider layers go on in the next line, so that no cell gets too small
+_LISTED = 8  # of the highest scores
+_COLUMNS = 64  # heat-map cells per line; wider layers continue on the next line, so that cells stay large enough
 
 
-def score_heatmap(found: Filters, scores: Tensor, removed: Iterable[int] = (), selected: int | None = None,
-                  sort: bool = False, score: str = "gradient", top: int = 8) -> Picture:
-    """All filter scores, a band a layer; beside it the `top` highest of the one ranking over all layers.
+def score_heatmap(found: Filters, scores: Tensor, removed: Iterable[int] = (), score: str = "gradient") -> Picture:
+    """All filter scores, one band per layer; beside them the highest of the single ranking over all layers.
 
-    scores: float (number of filters,), higher = remove first. removed: flat positions, marked by crosses.
-    selected: a flat position, framed. sort: order each layer by score instead of by index. score: its name.
-    Raises InputError unless all scores are there and finite.
+    scores: float (number of filters,), higher = removed first. removed: flat positions, marked by crosses.
+    score: its name. Raises InputError unless there is one finite score per filter.
     """
     values = torch.as_tensor(scores).detach().cpu().double().numpy()
     require(values.shape == (len(found),), f"scores must have shape ({len(found)},), got {values.shape}.")
     require(bool(np.isfinite(values).all()), "scores must be finite.")
     removed, ranking = list(removed), np.argsort(-values, kind="stable").tolist()
     columns = min(_COLUMNS, max(layer.count for layer in found.layers))
-    corners, bands = _cells(found, values, columns, sort)
-    colors, note = style.score_colors(values)
-    height = min(9.5, max(2.7, 0.17 * bands[-1][1]))  # inches
-    with style.in_style():
-        figure = style.new_figure(8.4, height + 1.3)
-        ax, side = figure.subplots(1, 2, width_ratios=[2.9, 1])
-        for band in bands:
-            ax.axhspan(*band, color=style.EMPTY, linewidth=0)
-        square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
-        cells = PolyCollection(corners[:, None] + square, edgecolors=style.PAPER, linewidths=0.4)
-        cells.set(array=values, cmap=colors.cmap, norm=colors.norm)
-        ax.add_collection(cells)
-        ax.scatter(*(corners[removed] + 0.5).T, s=34, label="removed", **style.REMOVED)
-        if selected is not None:
-            corner = tuple(corners[selected] - 0.1)
-            ax.add_patch(Rectangle(corner, 1.2, 1.2, label="selected", **style.SELECTED))
-        wrapped = any(layer.count > columns for layer in found.layers)
-        ax.set(xlim=(-0.3, columns + 0.3), ylim=(bands[-1][1] + 0.3, -0.3), title="Scores by layer")
-        ax.set_xlabel(("rank in the layer" if sort else "filter index in the layer")
-                      + f" (a new line every {columns})" * wrapped)
-        ax.set_xticks(np.arange(0, columns, 8) + 0.5, [str(index) for index in range(0, columns, 8)])
-        ax.set_yticks([sum(band) / 2 for band in bands], [plain(layer.name) for layer in found.layers])
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
-        figure.colorbar(colors, ax=ax, location="bottom", aspect=45, pad=0.02,
-                        label=f"{score} score, higher = removed first{note}")
-        _list_highest(side, found, values, ranking[:top], colors.to_rgba(values), removed, height / 0.33)
-    return Picture(figure, about_scores(found, values, ranking, removed, selected, score))
-
-
-def _cells(found: Filters, values: np.ndarray, columns: int,
-           sort: bool) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """The upper left corner (x, y) of each filter's cell; upper and lower edge of each layer's band."""
-    corners, bands, upper = np.empty((len(found), 2)), [], 0.0
+    corners, bands, upper = np.empty((len(found), 2)), [], 0.0  # of each cell; upper and lower edge of each band
     for layer in found.layers:
-        part = slice(layer.start, layer.start + layer.count)
-        by_score = np.argsort(np.argsort(-values[part], kind="stable"))
-        place = by_score if sort else np.arange(layer.count)
-        corners[part] = np.stack([place % columns, upper + place // columns], 1)
+        index = np.arange(layer.count)
+        corners[layer.start:layer.start + layer.count] = np.stack([index % columns, upper + index // columns], 1)
         bands.append((upper, upper - (-layer.count // columns)))
         upper = bands[-1][1] + 0.4
-    return corners, bands
+    colors, note = style.score_colors(values)
+    height = min(9.5, max(2.7, 0.17 * bands[-1][1]))  # inches
+    with style.sheet(height + 1.3, 1, 2, width_ratios=[2.9, 1]) as (figure, (ax, side)):
+        for band in bands:
+            ax.axhspan(*band, color=style.EMPTY, linewidth=0)
+        draw_cells(ax, corners, values, colors, removed)
+        wrapped = any(layer.count > columns for layer in found.layers)
+        ax.set(xlim=(-0.3, columns + 0.3), ylim=(bands[-1][1] + 0.3, -0.3), title="Scores by layer")
+        ax.set_xlabel("filter index in the layer" + f" (a new line every {columns})" * wrapped)
+        ax.set_xticks(np.arange(0, columns, 8) + 0.5, [str(index) for index in range(0, columns, 8)])
+        ax.set_yticks([sum(band) / 2 for band in bands], [plain(layer.name) for layer in found.layers])
+        figure.colorbar(colors, ax=ax, location="bottom", aspect=45, pad=0.02,
+                        label=f"{score} score, higher = removed first{note}")
+        _list_highest(side, found, values, ranking[:_LISTED], colors.to_rgba(values), removed, height / 0.33)
+    return Picture(figure, about_scores(found, values, ranking, removed, score))
 
 
 def _list_highest(ax: Axes, found: Filters, values: np.ndarray, best: Sequence[int], colors: np.ndarray,
@@ -100,7 +78,7 @@ def _list_highest(ax: Axes, found: Filters, values: np.ndarray, best: Sequence[i
 
 def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: Iterable[int] = (),
              top: Sequence[int] | Tensor = ()) -> str:
-    """Draw a layer a row, wide layers in several, with frame, crosses, rings and a colour bar; returns a note on it."""
+    """Draw one row per layer (wide ones take several), frame, crosses, rings and a colour bar; returns a note on it."""
     values = scores.double().numpy()
     columns = min(max(layer.count for layer in found.layers), max(64, math.isqrt(3 * len(found))))
     rows, places, starts = 0, np.empty((len(found), 2), int), []
@@ -120,8 +98,7 @@ def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: I
                   [plain(layer.name) for layer in found.layers])
     style.score_bar(ax, colors)
     ax.set_xlabel("filter index in the layer")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    style.bare(ax)
     dots, crosses = places[list(top)], places[list(removed)]
     ax.scatter(dots[:, 0], dots[:, 1], s=15, facecolors=style.PAPER, edgecolors=style.INK, linewidths=0.8)
     ax.scatter(crosses[:, 0], crosses[:, 1], s=34, **style.REMOVED)
@@ -145,11 +122,10 @@ def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None
     longest, every = max(map(len, names)), -(-len(rounds) // 48)
     upright = len(names) * longest > 105
     heights = [1.5, 1.0, 1.5] if replay_rows else [1.5, 1.0]
+    high = 1.35 * sum(heights) + 1.2 + upright * 0.075 * longest  # inches
     losses = {"unlearning": ([row["val_unlearning_loss"] for row in rows], style.TRIGGERED),
               "clean": ([row["val_clean_loss"] for row in rows], style.CLEAN)}
-    with style.in_style():
-        figure = style.new_figure(8.4, 1.35 * sum(heights) + 1.2 + upright * 0.075 * longest)
-        panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    with style.sheet(high, len(heights), sharex=True, height_ratios=heights) as (figure, panels):
         style.draw_lines(panels[0], rounds, losses)
         panels[0].set_title("Validation losses: what the defender decides by", pad=20)
         style.draw_lines(panels[1], rounds, {"": ([row["val_acc"] for row in rows], METRICS["acc"])}, True)
@@ -186,9 +162,7 @@ def loss_curves(history: Iterable[Row]) -> Picture:
         lines = {"": ("loss", style.TRAINING)}
         loss, accuracy, where, mark = "loss", "acc", "Training", style.TRAINING
     epochs, end = [row["epoch"] for row in rows], next(row for row in rows if row.get("kept") or row is rows[-1])
-    with style.in_style():
-        figure = style.new_figure(8.4, 2.9)
-        panels = figure.subplots(1, 2)
+    with style.sheet(2.9, 1, 2) as (figure, panels):
         drawn = {name: ([row[key] for row in rows], line) for name, (key, line) in lines.items()}
         style.draw_lines(panels[0], epochs, drawn)
         style.draw_lines(panels[1], epochs, {"": ([row[accuracy] for row in rows], mark)}, True)
@@ -211,9 +185,8 @@ def before_after(stages: Mapping[str, Metrics]) -> Picture:
     Raises InputError without stages.
     """
     require(len(stages) > 0, "there are no stages to show.")
-    with style.in_style():
-        figure = style.new_figure(8.4, 0.44 * len(stages) + 0.9)
-        for ax, (key, mark) in zip(figure.subplots(1, 3, sharey=True), METRICS.items(), strict=True):
+    with style.sheet(0.44 * len(stages) + 0.9, 1, 3, sharey=True) as (figure, panels):
+        for ax, (key, mark) in zip(panels, METRICS.items(), strict=True):
             values = [getattr(metrics, key) for metrics in stages.values()]
             style.draw_values(ax, range(len(values)), values, mark)
             ax.set(xlim=(0, 1), xticks=[])

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -14,20 +13,16 @@ from gradprune.views.figures import style
 from gradprune.views.figures.picture import Picture, Row, changes, count
 from gradprune.views.figures.style import CLEAN, METRICS, TRIGGERED, plain
 
-_GUESS: dict[str, Any] = {"color": style.INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 2}
-
 
 def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None, metric: str = "asr") -> Picture:
-    """One figure under several ways to choose, a row each with its mean, so that the ways can be compared.
+    """One figure under several ways to choose, a row each with its mean, for comparison.
 
     groups: shares in 0..1 by name, top row first. guess: the learner's, drawn as a line. metric: "acc", "asr" or "ra".
     Raises InputError without groups, or for an empty one.
     """
     require(len(groups) > 0 and all(len(values) > 0 for values in groups.values()), "each group needs some values.")
     mark = METRICS[metric]
-    with style.in_style():
-        figure = style.new_figure(8.4, 0.72 * len(groups) + 1.0)
-        ax = figure.subplots()
+    with style.sheet(0.72 * len(groups) + 1.0) as (figure, (ax,)):
         for row, values in enumerate(groups.values()):
             heights = [row + 0.11 * (i - (len(values) - 1) / 2) / max(1, len(values) - 1) for i in range(len(values))]
             ax.scatter(values, heights, s=42, color=mark.color, marker=mark.marker, alpha=0.75, linewidths=0,
@@ -37,7 +32,7 @@ def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None, m
             side = "left" if mean < 0.06 else "right" if mean > 0.94 else "center"
             style.label(ax, f"mean {mean:.0%}", (mean, row - 0.3), (0, 3), ha=side, fontweight="bold")
         if guess is not None:
-            ax.axvline(guess, **_GUESS)
+            ax.axvline(guess, **style.GUESS)
             style.label(ax, "your guess", (guess, 1), (4, -2), xycoords=("data", "axes fraction"), va="top")
         ax.set(xlim=(0, 1), xticks=[0, 0.25, 0.5, 0.75, 1])
         style.percent(ax.xaxis)
@@ -66,9 +61,7 @@ def with_and_without(runs: Mapping[str, Mapping[str, Metrics]]) -> Picture:
             lines.append((y, plain(way), metrics))
         told.append(f"{attack}: " + ", ".join(f"{way} {m.acc:.1%} / {m.asr:.1%}" for way, m in ways.items()))
         y += 1.45
-    with style.in_style():
-        figure = style.new_figure(8.4, 0.235 * y + 0.85)
-        panels = figure.subplots(1, 3, sharey=True)
+    with style.sheet(0.235 * y + 0.85, 1, 3, sharey=True) as (figure, panels):
         for ax, (key, mark) in zip(panels, METRICS.items(), strict=True):
             style.draw_values(ax, [height for height, *_ in lines], [getattr(line[2], key) for line in lines], mark,
                               fontsize=style.SMALL)
@@ -86,15 +79,13 @@ def with_and_without(runs: Mapping[str, Mapping[str, Metrics]]) -> Picture:
 def regrowth(held: Sequence[float], forgotten: Sequence[float], removed: int) -> Picture:
     """How large the removed filters are after each training step, with the mask held and without.
 
-    held, forgotten: their size as a share of what it was in the given model, one value a step, step 0 first.
+    held, forgotten: their size as a share of what it was in the given model, one value per step, step 0 first.
     removed: how many filters. Raises InputError unless both have the same length.
     """
     require(len(held) == len(forgotten) > 1,
             f"held and forgotten must be equally long, two steps at least, got {len(held)} and {len(forgotten)}.")
     steps = range(len(held))
-    with style.in_style():
-        figure = style.new_figure(8.4, 2.7)
-        ax = figure.subplots()
+    with style.sheet(2.7) as (figure, (ax,)):
         style.draw_lines(ax, steps, {"mask forgotten": (forgotten, TRIGGERED), "mask held": (held, CLEAN)})
         style.percent(ax.yaxis, 1)
         ax.set_title(f"Size of {count(removed, 'removed filter')}, as a share of what it was")
@@ -113,19 +104,21 @@ def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], gue
     """
     require(len(runs) > 0 and all(0 <= kept.get(name, -1) < len(rows) for name, rows in runs.items()),
             "each run needs its rows and the round that was kept.")
-    with style.in_style():
-        figure = style.new_figure(8.4, 3.2)
-        panels = figure.subplots(1, 3, sharey=True, sharex=True)
+    with style.sheet(3.2, 1, 3, sharey=True, sharex=True) as (figure, panels):
         for ax, (key, mark) in zip(panels, METRICS.items(), strict=True):
             for number, (name, rows) in enumerate(runs.items()):
-                _trajectory(ax, [row[key] for row in rows], kept[name], mark, number)
+                values, end, look = [row[key] for row in rows], kept[name], _look(mark.color, mark.marker, number)
+                ax.plot(range(end, len(values)), values[end:], alpha=0.3, zorder=3, **look)
+                ax.plot(range(end + 1), values[:end + 1], zorder=4, **look)
+                ax.scatter([end], [values[end]], s=130, facecolors="none", edgecolors=style.INK, linewidths=1.3,
+                           zorder=5, clip_on=False)
             ax.set(ylim=(0, 1), yticks=[0, 0.5, 1], xlabel="filters removed")
             ax.set_title(f"{mark.name}: {'lower' if key == 'asr' else 'higher'} is better")
             ax.grid(axis="y")
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         style.percent(panels[0].yaxis)
         if guess is not None:
-            panels[1].axhline(guess, **_GUESS)
+            panels[1].axhline(guess, **style.GUESS)
             style.label(panels[1], "your guess", (1, guess), (0, 3 if guess < 0.9 else -12), ha="right",
                         xycoords=("axes fraction", "data"))
         looks = [Line2D([], [], label=plain(name), **_look(style.INK, "o", number)) for number, name in enumerate(runs)]
@@ -136,15 +129,6 @@ def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], gue
     told = "; ".join(f"{name}, {count(kept[name], 'filter')}: {changes(rows[0], rows[kept[name]])}"
                      for name, rows in runs.items())
     return Picture(figure, f"On test images, before any fine-tuning. {told}.")
-
-
-def _trajectory(ax: Axes, values: Sequence[float], kept: int, mark: style.Mark, number: int) -> None:
-    """One run: up to the kept round, paler beyond, and a ring at the kept one."""
-    look = _look(mark.color, mark.marker, number)
-    ax.plot(range(kept, len(values)), values[kept:], alpha=0.3, zorder=3, **look)
-    ax.plot(range(kept + 1), values[:kept + 1], zorder=4, **look)
-    ax.scatter([kept], [values[kept]], s=130, facecolors="none", edgecolors=style.INK, linewidths=1.3, zorder=5,
-               clip_on=False)
 
 
 def _look(color: str, marker: str, number: int) -> dict[str, Any]:

@@ -32,9 +32,8 @@ def norms(rows: Sequence[Row], classes: Sequence[str], threshold: float = THRESH
     """
     require(len(rows) > 0, "the scan has no rows.")
     kinds = list(dict.fromkeys(row.kind for row in rows))
-    with style.in_style():
-        figure = style.new_figure(8.4, 1.3 + 0.26 * len(classes))
-        panels, told = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], []
+    told = []
+    with style.sheet(1.3 + 0.26 * len(classes), 1, len(kinds), sharey=True) as (figure, panels):
         for ax, kind in zip(panels, kinds, strict=True):
             own = [row for row in rows if row.kind == kind]
             line = alarm_line([row.norm for row in own if row.converged], threshold)
@@ -61,7 +60,7 @@ def norm_bars(ax: Axes, values: Sequence[float], classes: Sequence[str], line: f
 
 
 def alarm_line(values: Sequence[float], threshold: float = THRESHOLD) -> float | None:
-    """The norm below which a class is an alarm, or None where that is below 0 or cannot be told."""
+    """The norm below which a class is an alarm, or None where that is below 0 or cannot be computed."""
     if len(values) < 3:
         return None
     index, _ = outliers(values)
@@ -75,27 +74,23 @@ def class_norms(values: Sequence[float], index: Sequence[float], classes: Sequen
                 guess: float | None = None) -> Picture:
     """The norms of one search with each class's anomaly index beside it, and the learner's guess.
 
-    values, index: one number a class. guess: the smallest norm as a share of the median, drawn as a line.
+    values, index: one number per class. guess: the smallest norm as a share of the median, drawn as a line.
     Raises InputError unless there are at least three classes, and a norm and an index for each.
     """
     require(len(values) == len(index) == len(classes) >= 3,
             f"each of {len(classes)} classes needs a norm and an index, got {len(values)} and {len(index)}.")
     middle, order = float(np.median(values)), np.argsort(values, kind="stable")
     alarms = [label for label in order.tolist() if index[label] > THRESHOLD and values[label] < SMALL * middle]
-    with style.in_style():
-        figure = style.new_figure(8.4, 1.4 + 0.26 * len(classes))
-        ax = figure.subplots()
+    with style.sheet(1.4 + 0.26 * len(classes)) as (figure, (ax,)):
         norm_bars(ax, values, classes, alarm_line(values), alarms)
         for label, (value, own) in enumerate(zip(values, index, strict=True)):
             mark = METRICS["asr" if label in alarms else "acc"]
             symbol = f"{ATTACKED.symbol} " * (label in alarms)
             style.label(ax, f"{symbol}{value:.0f}, index {round(own, 1) + 0:.1f}", (value, label), (5, 0), va="center",
                         color=mark.color, bbox={"facecolor": style.PAPER, "linewidth": 0, "pad": 0.5})
-        ax.axvline(middle, color=style.FAINT, linewidth=1, zorder=0)
-        _above(ax, middle, "median", style.FAINT)
+        style.rule(ax, middle, "median", color=style.FAINT, linewidth=1, zorder=0)
         if guess is not None:
-            ax.axvline(guess * middle, color=style.INK, linewidth=1.4, linestyle=(0, (1, 1.5)), zorder=4)
-            _above(ax, guess * middle, "your guess", style.INK, 12)
+            style.rule(ax, guess * middle, "your guess", 15, **style.GUESS)
         ax.set_xlim(0, 1.2 * max(values))
         ax.set_title("Norm of the smallest mask found for each class", pad=16 if guess is None else 28)
     least, second = order[:2].tolist()
@@ -103,11 +98,6 @@ def class_norms(values: Sequence[float], index: Sequence[float], classes: Sequen
     return Picture(figure, f"“{classes[least]}” needs least: {values[least]:.0f}, {values[least] / middle:.0%} of "
                            f"the median ({middle:.0f}), anomaly index {index[least]:.1f}; next comes "
                            f"“{classes[second]}” at {values[second] / middle:.0%}; {told}.")
-
-
-def _above(ax: Axes, x: float, text: str, color: str, lift: float = 0) -> None:
-    """A word above the axes, at a place on their horizontal axis."""
-    style.label(ax, text, (x, 1), (0, 3 + lift), xycoords=("data", "axes fraction"), ha="center", color=color)
 
 
 def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str, nn.Module], target: int,
@@ -126,8 +116,7 @@ def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str,
     chosen = present[torch.linspace(0, len(present) - 1, min(columns, len(present))).round().long()]
     first = [int((others.labels == label).nonzero()[0]) for label in chosen]
     shown, sizes, told = others.subset(torch.tensor(first)), typical_changes(others, triggers), []
-    with style.in_style():
-        figure = blank(0.3 + 1.42 * len(triggers))
+    with blank(0.3 + 1.42 * len(triggers)) as figure:
         for row, (name, trigger) in enumerate(triggers.items()):
             answers = predict(model, others.triggered(trigger)).argmax(1).cpu()
             moved = float((answers == target).float().mean())
@@ -153,16 +142,14 @@ def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str,
 def alarm_map(scans: pd.DataFrame) -> Picture:
     """Each scanned model by its nearest class: share of the median norm against anomaly index, twice (by each search).
 
-    scans: a row a model, as in data/results/scan.csv. Raises InputError for a table without rows.
+    scans: one row per model, as in data/results/scan.csv. Raises InputError for a table without rows.
     """
     require(len(scans) > 0, "the table of scans is empty.")
     marks = pd.concat([scans[["model", "attacked"]].assign(kind=kind, share=scans[f"{key}_share"],
                                                            index=scans[f"{key}_index"])
                        for key, (kind, _) in _KINDS.items()])
     high = marks[marks["index"] > THRESHOLD]
-    with style.in_style():
-        figure = style.new_figure(8.4, 4.4)
-        ax = figure.subplots()
+    with style.sheet(4.4) as (figure, (ax,)):
         ax.axvspan(0, SMALL, THRESHOLD / (top := 1.1 * max(marks["index"].max(), THRESHOLD)), color=style.EMPTY,
                    linewidth=0, zorder=0)
         for attacked, (kind, marker) in itertools.product((True, False), _KINDS.values()):
@@ -197,15 +184,14 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
 
 
 def reach(images: ImageSet, given: Sequence[Reach], repaired: Sequence[Reach] = ()) -> Picture:
-    """How far the changes of each family lead a model, an image with each on, and how far they lead a repaired one.
+    """The share of images that each family of changes leads to one class, before and after repair, with examples.
 
     images: clean, the first of another class is shown. given, repaired: rows of `defenses.exposure`. Raises InputError
     for no row.
     """
     require(len(given) > 0, "there is no change to show.")
     height, after = 0.64, {row.family: row for row in repaired}
-    with style.in_style():
-        figure = blank(0.75 + height * len(given))
+    with blank(0.75 + height * len(given)) as figure:
         ax = place(figure, 2.3, 0.35, 5.6, height * len(given))
         for y, row in enumerate(given):
             image = images.subset(images.labels != row.label).floats()[:1]

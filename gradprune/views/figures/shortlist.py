@@ -10,7 +10,7 @@ from gradprune.pruning.filters import Filters
 from gradprune.pruning.scores import Pairs
 from gradprune.pruning.verified import WEIGHT, K, Objective
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import blank, place
+from gradprune.views.figures.drawing import blank, heading, place
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.style import CLEAN, TRIGGERED, plain
 
@@ -41,11 +41,9 @@ def try_shortlist(model: nn.Module, found: Filters, pairs: Pairs, scores: Tensor
 
 def predicted_and_real(tried: Tried, found: Filters) -> Picture:
     """The filters of a shortlist in the gradient's order, each with the predicted and the real change."""
-    with style.in_style():
-        figure = blank(2.9)
+    with blank(2.9) as figure:
         pairs_of_bars(place(figure, 0.65, 0.72, 7.55, 1.7), tried)
-        figure.text(0.15 / 8.4, 0.92, "Without the filter: predicted and real", fontsize=style.LARGE,
-                    fontweight="bold")
+        heading(figure, "Without the filter: predicted and real")
     return Picture(figure, describe_tried(tried, found))
 
 

@@ -5,7 +5,8 @@ of Paul Tol's; each comes with a marker and a line style, so that no figure depe
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -58,10 +59,12 @@ INK, FAINT, PAPER, EMPTY = "#1F2328", "#667078", "#FFFFFF", "#EDEFF1"
 REMOVED: dict[str, Any] = {"marker": "X", "c": "black", "edgecolors": "white", "linewidths": 0.8, "zorder": 4}
 SELECTED: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 1.8, "zorder": 3,
                             "path_effects": [withStroke(linewidth=4, foreground="white")]}
+GUESS: dict[str, Any] = {"color": INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 4}  # a learner's
 HALO = [withStroke(linewidth=3, foreground=PAPER)]  # around names that lie on lines and dots
 _LINE = 11.0  # points from one small name to the next below it
 SMALL, NORMAL, LARGE = 9, 10, 11.5  # points; shown at 100 pixels an inch, so that 9 points are 12.5 pixels
-_DPI = 150  # 1.5 pixels for each one shown: sharp on fine screens, quick enough for sliders
+WIDTH = 8.4  # inches of 100 pixels: as wide as a page of a notebook
+DPI = 150  # 1.5 pixels for each one shown: sharp on fine screens, quick enough for sliders
 
 _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": NORMAL, "text.color": INK, "text.usetex": False,
@@ -81,10 +84,13 @@ def in_style() -> Any:
     return matplotlib.rc_context(_RC)  # type: ignore[arg-type]
 
 
-def new_figure(width: float = 8.4, height: float = 3.6) -> Figure:
-    """A blank figure, size in inches of 100 pixels; pyplot does not know it, so that nothing piles up."""
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    return Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor=PAPER)
+@contextmanager
+def sheet(height: float, rows: int = 1, columns: int = 1, width: float = WIDTH,
+          **grid: Any) -> Iterator[tuple[Figure, Any]]:
+    """A new figure with its axes, row by row, to draw on in our look; inches of 100 pixels. Pyplot does not know it."""
+    with in_style():
+        figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+        yield figure, list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
 
 
 @cache
@@ -159,6 +165,18 @@ def draw_lines(ax: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence
     for height, (name, (_, mark)) in zip(spread(ends, *ax.get_ylim(), gap), series.items(), strict=True):
         label(ax, name, (x[-1], height), (10, 0), va="center", color=mark.color, fontweight="bold",
               path_effects=HALO)  # at 0 a name stands on the axis
+
+
+def bare(ax: Axes) -> None:
+    """Take away the frame and the ticks; their labels stay."""
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+
+
+def rule(ax: Axes, x: float, text: str, lift: float = 3, ha: str = "center", **look: Any) -> None:
+    """An upright line at a place of the data, its name `lift` points above the axes."""
+    ax.axvline(x, **look)
+    label(ax, text, (x, 1), (0, lift), xycoords=("data", "axes fraction"), ha=ha, color=look["color"])
 
 
 def name_rows(ax: Axes, names: Sequence[str], **look: Any) -> None:

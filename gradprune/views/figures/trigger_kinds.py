@@ -1,4 +1,4 @@
-"""What the trigger studio and notebook 01 know of each kind of trigger: idea, family, knobs, decoy, what it learned."""
+"""What the trigger studio and notebook 01 say about each kind of trigger: idea, family, knobs, decoy, tensors."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from gradprune.models.checkpoints import load_learned, read_card
 class Range(NamedTuple):
     """A setting to turn from `low` to `high`: a whole number where `step` is one; its default is the constructor's.
 
-    words: its value with the unit. anew: another value means that the trigger would have to learn anew.
+    words: its value with the unit. anew: with another value the trigger would have to be learned again.
     """
 
     setting: str
@@ -32,9 +32,9 @@ class Choice(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What there is to say of a kind of trigger, and its knobs.
+    """A kind of trigger in words, and its knobs.
 
-    idea: a half sentence that tells what the trigger does. family: what it changes, in two words.
+    idea: what the trigger does, in half a sentence. family: what it changes, in two words.
 
     decoy: what an image with almost the mark, used in this attack's training, looks like; "" where it has none.
     """
@@ -94,7 +94,7 @@ KINDS: dict[str, Kind] = {
         (Range("size", "Size", "{} pixels wide", 1, 12, 1, True), _MARGIN,
          Range("seed", "Start", "start {}", 0, 9, 1, True))),
 }
-OTHER = Kind("", "own")  # a trigger that the package does not know
+OTHER = Kind("", "own")  # a trigger from outside the package
 
 
 def learns(trigger: Any) -> bool:

@@ -34,27 +34,10 @@ def draw_rows(rows: Sequence[Row], classes: Sequence[str]) -> Figure:
 
     Beside the first row stands the probability of each of the classes, beside the others what they are.
     """
-    with style.in_style():
-        figure = blank(_FIRST + _HIGH * (len(rows) - 1))
+    with blank(_FIRST + _HIGH * (len(rows) - 1)) as figure:
         for line, row in enumerate(rows):
             top = 0.42 + (_FIRST + _HIGH * (line - 1)) * bool(line)
-            (shown, gain), changed = amplified(*row.images), difference(*row.images)
-            columns = ((row.images[0], "● clean", CLEAN.color),
-                       (row.images[1], "◆ changed" if line else "◆ triggered", TRIGGERED.color),
-                       (shown, f"difference × {gain}", style.INK))
-            for column, (image, title, color) in enumerate(columns):
-                ax = place(figure, _LEFT + column * (_SIDE + 0.12), top, _SIDE, _SIDE)
-                show_image(ax, image)
-                ax.set_title(title, color=color)
-                if column == 2:
-                    told = f"{changed.pixels:,} of {changed.of:,} pixels\nby {changed.mean:.0f} of 255 levels"
-                    style.write(ax, f"grey: none\n{told}", (0, 0), (0, -7), va="top", color=style.FAINT)
-                    continue
-                answer = int(row.chances[column].argmax())
-                verdict = judge(answer, row.truth, row.wanted if column else row.truth)
-                style.write(ax, f"{verdict.symbol} {written(answer, classes, 18)}", (0, 0), (0, -16),
-                            color=verdict.color, fontsize=style.LARGE, fontweight="bold")
-                style.write(ax, f"{row.chances[column, answer]:.1%} sure", (0, 0), (0, -31), color=verdict.color)
+            draw_row(figure, row, classes, top, _SIDE, "changed" if line else "triggered")
             if line:
                 beside = place(figure, _BESIDE, top, 2.4, _SIDE)
                 beside.set_axis_off()
@@ -62,6 +45,27 @@ def draw_rows(rows: Sequence[Row], classes: Sequence[str]) -> Figure:
             else:
                 answer_bars(place(figure, 6.85, top, 1.05, 2.75), row.chances.numpy(), classes, row.truth, row.wanted)
     return figure
+
+
+def draw_row(figure: Figure, row: Row, classes: Sequence[str], top: float, side: float, after: str) -> None:
+    """An image before and `after`, each with the answer below, and their amplified difference; `side` in inches."""
+    (shown, gain), changed = amplified(*row.images), difference(*row.images)
+    fontsize, limit = (style.LARGE, 18) if side > 1.5 else (style.SMALL, 16)
+    columns = ((row.images[0], "● clean", CLEAN.color), (row.images[1], f"◆ {after}", TRIGGERED.color),
+               (shown, f"difference × {gain}", style.INK))
+    for column, (image, title, color) in enumerate(columns):
+        ax = place(figure, _LEFT + column * (side + 0.12), top, side, side)
+        show_image(ax, image)
+        ax.set_title(title, color=color)
+        if column == 2:
+            told = f"{changed.pixels:,} of {changed.of:,} pixels\nby {changed.mean:.0f} of 255 levels"
+            style.write(ax, f"grey: none\n{told}", (0, 0), (0, -7), va="top", color=style.FAINT)
+            continue
+        answer = int(row.chances[column].argmax())
+        verdict = judge(answer, row.truth, row.wanted if column else row.truth)
+        style.write(ax, f"{verdict.symbol} {written(answer, classes, limit)}", (0, 0), (0, -16), color=verdict.color,
+                    fontsize=fontsize, fontweight="bold")
+        style.write(ax, f"{row.chances[column, answer]:.1%} sure", (0, 0), (0, -31), color=verdict.color)
 
 
 def tell(rows: Sequence[Row], named: Callable[[int], str], image: str, trigger: str, idea: str) -> list[str]:

@@ -20,8 +20,7 @@ from gradprune.views.figures import style
 from gradprune.views.figures.drawing import blank, place, table_html
 from gradprune.views.figures.network_picture import corners, draw_network, readers, shares, signal, signal_colors
 from gradprune.views.figures.picture import Picture, changes, count
-from gradprune.views.panels.controls import buttons, slider
-from gradprune.views.panels.filter_map import FilterMap
+from gradprune.views.panels.controls import FilterMap, buttons, slider
 from gradprune.views.panels.game_figures import draw_now, draw_progress, draw_test
 from gradprune.views.panels.panel import Panel
 
@@ -44,7 +43,7 @@ class Game(NamedTuple):
 
 
 class Played(NamedTuple):
-    """The game, the figures on the player's images after each move (the given model first), and a number a filter."""
+    """The game, the figures on the player's images after each move (the given model first), and a number per filter."""
 
     game: Game
     rows: list[Metrics]
@@ -84,14 +83,10 @@ class BeatGradPrune(Panel):
         self.reset = self.button("Reset", self._reset, width=_BUTTON)
         self.finish = self.button("Finish: test figures", self._finish, "Testing ...", _BUTTON)
         self.board = widgets.HTML(_board())
-        self.map = FilterMap(self.figure, [str(self.found[place]) for place in range(len(self.found))], self._places())
+        cells = [str(self.found[place]) for place in range(len(self.found))]
+        self.stage = self.map = FilterMap(self.figure, cells, self._places())
         self.on_change([self.map.cells], self._touched)
         self.show([self.rank, self.color], [self.toggle, self.reset, self.finish], below=[self.board])
-
-    @property
-    def stand(self) -> widgets.Widget:
-        """The picture with its cells."""
-        return self.map
 
     def state(self) -> Game:
         """The game as plain values."""
@@ -121,8 +116,7 @@ class BeatGradPrune(Panel):
         """The network above; below the figures now and move by move, and the test figures once finished."""
         game, rows, values = computed
         colors, note = style.score_colors(values) if game.score else (signal_colors(), "")
-        with style.in_style():
-            figure = blank(_HEIGHT)
+        with blank(_HEIGHT) as figure:
             ax = place(figure, *_MAP)
             draw_network(ax, self.found, values, colors, self.reads, game.removed)
             ax.add_patch(Rectangle(tuple(corners(self.found)[game.position]), 1, 1, **style.SELECTED))
@@ -151,9 +145,9 @@ class BeatGradPrune(Panel):
 
     def _places(self) -> np.ndarray:
         """Each cell's left, top, width and height as shares of the figure."""
-        figure = blank(_HEIGHT)
-        ax = place(figure, *_MAP)
-        draw_network(ax, self.found, np.zeros(len(self.found)), signal_colors(), [])
+        with blank(_HEIGHT) as figure:
+            ax = place(figure, *_MAP)
+            draw_network(ax, self.found, np.zeros(len(self.found)), signal_colors(), [])
         upper = corners(self.found)
         ends = [figure.transFigure.inverted().transform(ax.transData.transform(edge)) for edge in (upper, upper + 1)]
         (left, top), (right, low) = (end.T for end in ends)

@@ -1,9 +1,9 @@
-"""The controls of the panels: each has a description, speaks when it is let go, and works by keyboard.
+"""The controls of the panels: each has a description, takes effect when released, and works by keyboard.
 
-JupyterLab takes the arrow keys of a closed list or a radio button for its own and goes to another cell, where "d d"
-deletes. So there are none here: buttons need no arrows, and sliders and numbers keep theirs.
+JupyterLab uses the arrow keys of a closed list or a radio button to go to another cell, where "d d" deletes. So
+there are none here: buttons need no arrows, and sliders and numbers keep theirs.
 
-An arrow key pressed on a button still leads JupyterLab to another cell: ipywidgets 8.1.9 gives no way to mend that from
+An arrow key pressed on a button still leads JupyterLab to another cell: ipywidgets 8.1.9 gives no way to fix that from
 Python. Nor does it give the handles of sliders an accessible name; `HANDLE_NAMES` does.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
 
 from gradprune.views.figures.trigger_kinds import Choice, Range
 
@@ -23,7 +24,7 @@ def nothing() -> None:
 
 
 class Button(widgets.Button):
-    """A button that lets errors out: ipywidgets would swallow those of an `on_click` callback."""
+    """A button that raises its errors: ipywidgets would swallow those of an `on_click` callback."""
 
     press: Callable[[], None] = staticmethod(nothing)
 
@@ -41,7 +42,7 @@ def _look(text: str, width: int = WIDE, least: int = _LEAST) -> dict[str, Any]:
 
 
 def slider(text: str, low: float, high: float, value: float, step: float = 1, form: str = "d") -> widgets.Widget:
-    """A slider that speaks when it is let go; whole numbers unless the step is not."""
+    """A slider that takes effect when it is released; whole numbers unless the step is not."""
     kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
     return kind(value, min=low, max=high, step=step, readout_format=form, continuous_update=False, **_look(text))
 
@@ -65,9 +66,9 @@ const find = tries => {
 find(20);">/* for its onload */</style>"""
 
 
-def number(text: str, low: int, high: int, value: int, width: int = HALF) -> widgets.BoundedIntText:
+def number(text: str, low: int, high: int, value: int) -> widgets.BoundedIntText:
     """A whole number to type."""
-    return widgets.BoundedIntText(value, min=low, max=high, **_look(text, width))
+    return widgets.BoundedIntText(value, min=low, max=high, **_look(text, HALF))
 
 
 def buttons(text: str, options: Sequence[Any], value: Any) -> widgets.ToggleButtons:
@@ -109,3 +110,35 @@ def fit_choice(control: widgets.SelectionSlider, knob: Choice | None, settings: 
         with control.hold_sync():
             control.options = [(knob.options[v], v) for v in usual] + [(str(value), value)] * (value not in usual)
             control.value, control.description = value, knob.text
+
+
+_MAP = """
+.gradprune-map { position: relative; overflow: visible; }
+.gradprune-map > * { margin: 0; }
+.gradprune-map .widget-toggle-buttons { position: absolute; inset: 0; width: auto; height: auto; }
+.gradprune-map .widget-toggle-buttons > label, .gradprune-map button > i { display: none; }
+.gradprune-map button.widget-toggle-button { position: absolute; min-width: 0; margin: 0; padding: 0; border: 0;
+  background: none; box-shadow: none; font-size: 0; cursor: pointer; }
+.gradprune-map button.widget-toggle-button:hover, .gradprune-map button.widget-toggle-button:active
+  { outline: 2px solid #000; box-shadow: 0 0 0 4px #fff; }
+@media (hover: hover) {  /* nobody tabs through hundreds of cells: without a pointer there is the slider */
+  .gradprune-map:not(:hover) button { visibility: hidden; }
+}"""
+
+
+class FilterMap(widgets.Box):
+    """A picture whose places are pressed one at a time: `cells.index` is the place, None again once it is dealt with.
+
+    image: the widget that shows the picture. names: one for each place, shown when the pointer rests there.
+    places: float (N, 4), left, top, width and height as shares of the picture.
+    """
+
+    def __init__(self, image: widgets.HTML, names: Sequence[str], places: np.ndarray) -> None:
+        self.cells = widgets.ToggleButtons(options=names, value=None, tooltips=names, description="Map of the filters")
+        self.cells.add_class("gradprune-cells")  # what a page at rest leaves out
+        super().__init__()
+        own = f"gradprune-map-{self.model_id}"
+        self.add_class("gradprune-map").add_class(own)
+        rules = (f'.{own} button[value="{number}"] {{ left: {x:.2%}; top: {y:.2%}; width: {w:.2%}; height: {h:.2%} }}'
+                 for number, (x, y, w, h) in enumerate(places))
+        self.children = image, self.cells, widgets.HTML(f"<style>{_MAP}{''.join(rules)}</style>")

@@ -26,7 +26,7 @@ class Choice(NamedTuple):
 class DefenceComparer(BasePanel):
     """All defences of a bench by one figure: every seed a point, the mean, the given model, and one sentence.
 
-    table: one row a cell, as `bench.run` and `bench.read_results` return it.
+    table: one row per cell, as `bench.run` and `bench.read_results` return it.
     Raises InputError for anything but such a table, and where every cell has failed.
     """
 

@@ -149,8 +149,7 @@ class FilterExplorer(Panel):
         """The heat-map above; below it the chosen filter, or the shortlist."""
         state, scores, tried = computed.setting, self.scores[computed.setting.score], computed.tried
         best = scores.argsort(descending=True, stable=True)[:self.top].tolist()
-        with style.in_style():
-            figure = blank(4.9)
+        with blank(4.9) as figure:
             ax = place(figure, 1.55, 0.42, 6.15, 2.25)
             ringed = tried.positions if tried else best
             note = heat_map(ax, self.found, scores, state.position, top=ringed)

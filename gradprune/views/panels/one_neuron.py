@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import blank, place
+from gradprune.views.figures.drawing import blank, heading, place
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.style import CLEAN, TRIGGERED
 from gradprune.views.panels.controls import buttons, slider
@@ -65,12 +65,10 @@ class OneNeuron(BasePanel):
 
     def draw(self, computed: Neuron) -> Picture:
         """The loss along each weight, the other one held."""
-        with style.in_style():
-            figure = blank(3.5)
+        with blank(3.5) as figure:
             for column in (0, 1):
                 _curve(place(figure, 0.6 + 4.1 * column, 0.75, 3.4, 2.2), computed, column)
-            figure.text(0.15 / 8.4, 1 - 0.27 / 3.5, f"Chance of the true class {computed.chance:.0%}, loss "
-                        f"{computed.loss:.2f}", fontsize=style.LARGE, fontweight="bold")
+            heading(figure, f"Chance of the true class {computed.chance:.0%}, loss {computed.loss:.2f}")
         told = "; ".join(f"{name} {weight:+.1f}: gradient {gradient:+.2f}, the loss falls without it by {real:+.2f}, "
                          f"predicted {predicted:+.2f}" for name, weight, gradient, predicted, real in zip(
                              _NAMES, computed.setting.weights, *computed[3:], strict=True))

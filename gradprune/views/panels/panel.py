@@ -29,10 +29,11 @@ _ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, and
 class BasePanel(widgets.VBox):
     """Controls, one picture and its sentence; displays itself when a cell ends with it.
 
-    Subclasses declare a `State`, a NamedTuple whose fields are called as their controls, and write `compute` and
-    `draw`. They make the controls and end with `self.show(...)`, which lays them out and follows them. `sentence` is
-    the text shown now, `picture` the figure with it. An error in a callback is shown in red, and raised as well where
-    the environment says GRADPRUNE_STRICT=1. `close()` leaves nothing behind.
+    Subclasses declare a `State`, a NamedTuple whose fields have the names of their controls, and write
+    `compute(state)`, all that the picture needs, and `draw(computed)`, the `Picture`; each depends on its argument
+    alone. They make the controls and end with `self.show(...)`, which lays them out and follows them. `sentence` is
+    the text shown now, `picture` the figure with it. An error in a callback is shown in red, and also raised if
+    GRADPRUNE_STRICT=1 is set in the environment. `close()` leaves nothing behind.
     """
 
     State: Any = None
@@ -40,6 +41,7 @@ class BasePanel(widgets.VBox):
     def __init__(self) -> None:
         self.sentence, self._quiet, self._followed = "", False, set[widgets.Widget]()
         self.error, self.figure, self.summary = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.stage: widgets.Widget = self.figure  # or what a panel puts it into
         super().__init__(layout=widgets.Layout(max_width=f"{2 * WIDE + 40}px"))
         self.add_class("gradprune-panel").add_class("gradprune-named").add_class(f"gradprune-{type(self).__name__}")
 
@@ -48,33 +50,16 @@ class BasePanel(widgets.VBox):
         """Said under every picture, after its sentence."""
         return ""
 
-    @property
-    def stand(self) -> widgets.Widget:
-        """What stands in the picture's place: the picture itself, unless a panel puts it into something."""
-        return self.figure
-
     def state(self) -> Any:
         """What the controls say, as plain values: a `State`."""
         return self.State(*(getattr(self, name).value for name in self.State._fields))
-
-    # ---- each panel writes these
-
-    def compute(self, state: Any) -> Any:
-        """All that the picture needs; depends on the state alone."""
-        raise NotImplementedError  # pragma: no cover
-
-    def draw(self, computed: Any) -> Picture:
-        """The figure and its sentence; depends on what was computed alone."""
-        raise NotImplementedError  # pragma: no cover
-
-    # ---- wiring
 
     def show(self, *rows: Sequence[widgets.Widget], below: Sequence[widgets.Widget] = ()) -> None:
         """Put the rows of controls in reading order above the picture, follow those not yet followed, and draw it."""
         self.on_change([control for row in rows for control in row
                         if control not in self._followed and not isinstance(control, Button)])
         boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")) for row in rows]
-        self.children = (*boxes, self.error, self.stand, self.summary, *below, widgets.HTML(_LOOK + HANDLE_NAMES))
+        self.children = (*boxes, self.error, self.stage, self.summary, *below, widgets.HTML(_LOOK + HANDLE_NAMES))
         self.refresh()
 
     def refresh(self) -> None:
@@ -179,7 +164,7 @@ class Panel(BasePanel):
 
 @contextlib.contextmanager
 def fleeting() -> Iterator[None]:
-    """What is made in here is gone afterwards: figures are full of circles, which are cheap to collect while young."""
+    """Collect what was made in here: figures are full of reference cycles, which are cheap to collect while young."""
     enabled = gc.isenabled()
     gc.disable()
     try:

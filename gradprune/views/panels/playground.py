@@ -26,7 +26,7 @@ class Playground(widgets.VBox):
 
     def __init__(self, name: str = "badnets") -> None:
         self.choose = buttons("Victim", names(), name)
-        self.choose.layout = widgets.Layout(width="auto")  # above each other, a wish for width would be one for height
+        self.choose.layout = widgets.Layout(width="auto")  # in a column, the flex basis would set the height
         self.victim: Victim | None = None
         self.told, self.places = widgets.HTML(), list[_Place]()
         super().__init__([self.choose, self.told])
@@ -73,16 +73,17 @@ class _Place(widgets.VBox):
         self.make = make
         super().__init__()
 
-    def close(self) -> None:
+    def clear(self) -> None:
         for old in self.children:
             old.close()
         self.children = ()
+
+    def close(self) -> None:
+        self.clear()
         super().close()
 
     def show(self, victim: Victim) -> None:
-        for old in self.children:
-            old.close()
-        self.children = ()
+        self.clear()
         try:
             self.children = (self.make(victim),)
         except Exception as error:
@@ -102,7 +103,7 @@ def _about(victim: Victim) -> str:
     images = victim.data.test
     picture = examples(victim.model, images, victim.trigger, victim.target, label_map=victim.label_map)
     if attack.get("rate") == 0:
-        done = f"Nobody attacked this one; the trigger “{html.escape(victim.trigger.name)}” should leave it cold."
+        done = f"Nobody attacked this one; the trigger “{html.escape(victim.trigger.name)}” should not affect it."
     else:
         done = (f"Of its training images, {attack['poisoned_images']} of {len(victim.data.train)} carried the trigger "
                 f"“{html.escape(victim.trigger.name)}” and the label “{html.escape(victim.target_name)}”.")

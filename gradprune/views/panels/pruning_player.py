@@ -134,8 +134,7 @@ class PruningPlayer(Panel):
         run, wanted = computed.run, self.wanted.tolist()
         row, why = run.rows[computed.round], run.reasons[computed.round]
         rounds, truths = [r["round"] for r in run.rows], self.shown.labels.tolist()
-        with style.in_style():
-            figure = blank(3.95)
+        with blank(3.95) as figure:
             ax = place(figure, 0.65, 0.72, 3.55, 2.65)
             curves = {mark.name: ([r[key] for r in run.rows], mark) for key, mark in METRICS.items()}
             style.draw_lines(ax, rounds, curves, shares=True)

@@ -13,11 +13,10 @@ from gradprune.models import predict
 from gradprune.search import Inversion, outliers
 from gradprune.victims import Victim
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import blank, judge, place, show_image
-from gradprune.views.figures.example_images import amplified
+from gradprune.views.figures.drawing import blank, place
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.scan_plots import alarm_line, norm_bars
-from gradprune.views.figures.style import CLEAN, TRIGGERED
+from gradprune.views.figures.trigger_pictures import Row, draw_row
 from gradprune.views.panels.controls import choice, slider
 from gradprune.views.panels.panel import Panel
 
@@ -43,7 +42,7 @@ class Seen(NamedTuple):
 class ScanExplorer(Panel):
     """The synthesised trigger of each class on the defender's images, and its norm beside those of the other classes.
 
-    victim: its own trigger is not looked at. inversions: one search a class, in their order, as `invert` or `perturb`
+    victim: its own trigger is not looked at. inversions: one search per class, in their order, as `invert` or `perturb`
     returns it. spc: the images shown are the defender's training part. Raises InputError unless each class
     has its search.
     """
@@ -54,7 +53,7 @@ class ScanExplorer(Panel):
         super().__init__(victim)
         self.classes = victim.data.defense.classes
         require(len(inversions) == len(self.classes) >= 3,
-                f"The explorer takes one search a class, of at least 3; got {len(inversions)} for {len(self.classes)}.")
+                f"The explorer takes one search per class, at least 3; got {len(inversions)} for {len(self.classes)}.")
         self.found, self.norms = list(inversions), [one.norm for one in inversions]
         self.images = draw_defense_images(victim.data.defense, spc).train.to("cpu")
         names = [(f"{label}: {name}", label) for label, name in enumerate(self.classes)]
@@ -76,25 +75,10 @@ class ScanExplorer(Panel):
 
     def draw(self, computed: Seen) -> Picture:
         """The image without and with the trigger and the change; beside them the norms, the chosen class framed."""
-        label, images, truth = computed.chosen.label, computed.images, int(self.images.labels[computed.chosen.image])
-        change, gain = amplified(*images)
-        with style.in_style():
-            figure = blank(3.4)
-            columns = ((images[0], "● clean", CLEAN.color), (images[1], "◆ with it", TRIGGERED.color),
-                       (change, f"change × {gain}", style.INK))
-            for column, (picture, title, color) in enumerate(columns):
-                ax = place(figure, 0.15 + (_SIDE + 0.12) * column, 0.42, _SIDE, _SIDE)
-                show_image(ax, picture)
-                ax.set_title(title, color=color)
-                if column == 2:
-                    style.write(ax, "grey: none", (0, 0), (0, -14), color=style.FAINT)
-                    continue
-                answer = int(computed.chances[column].argmax())
-                verdict = judge(answer, truth, label if column else truth)
-                style.write(ax, f"{verdict.symbol} {self.written(answer, 16)}", (0, 0), (0, -15),
-                            color=verdict.color, fontweight="bold")
-                style.write(ax, f"{computed.chances[column, answer]:.1%} sure", (0, 0), (0, -28), color=verdict.color)
-            note = place(figure, 0.15, 2.35, 4.1, 0.9)
+        label, truth = computed.chosen.label, int(self.images.labels[computed.chosen.image])
+        with blank(3.4) as figure:
+            draw_row(figure, Row(computed.images, computed.chances, truth, label), self.classes, 0.42, _SIDE, "with it")
+            note = place(figure, 0.15, 2.5, 4.1, 0.9)
             note.set_axis_off()
             words = f"{computed.moved:.0%} of the images of other classes\ngo to “{self.written(label)}”"
             style.write(note, words, (0, 1), (0, 0), va="top", fontsize=style.LARGE, fontweight="bold")

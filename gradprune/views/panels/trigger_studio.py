@@ -50,16 +50,6 @@ class Seen(NamedTuple):
     rows: tuple[Row, ...]
     note: str
 
-    @property
-    def images(self) -> Tensor:
-        """The image clean and triggered, float (2, C, H, W)."""
-        return self.rows[0].images
-
-    @property
-    def chances(self) -> Tensor:
-        """The model's probabilities for both, float (2, classes)."""
-        return self.rows[0].chances
-
 
 class Scaled(nn.Module):
     """A trigger whose change of the image is multiplied by `strength`."""

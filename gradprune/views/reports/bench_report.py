@@ -23,7 +23,7 @@ _FIGURES = ("acc", "asr", "ra")
 def write_bench_report(folder: str | Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> Path:
     """Write report.html, one file without network, its figures as PNG and summary.csv beside it; returns its path.
 
-    table: a row a cell, as `bench.summarise` takes it; of further columns gradprune, torch, machine, threads and
+    table: one row per cell, as `bench.summarise` takes it; of further columns gradprune, torch, machine, threads and
     cell_seconds are told. facts: shown among the settings; "command" is the command line that made the bench.
     Each file is written whole or not at all, the page last.
     Raises InputError for a bad table (before any work), or a folder that cannot be written.

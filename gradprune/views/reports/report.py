@@ -1,13 +1,16 @@
-"""The report: one page that tells a defence's story to somebody who meets a backdoor for the first time."""
+"""The reports of a defence and of a repair without the trigger: one page each, for readers new to backdoors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import nn
 
 from gradprune.attacks.training import RECIPE
 from gradprune.base.errors import require
 from gradprune.base.paths import output_folder
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import DefenseResult
+from gradprune.defenses.exposure import Reach
 from gradprune.evaluation import Metrics, der, replay, verdict
 from gradprune.pruning import filter_scores, pair_up
 from gradprune.victims import Victim
@@ -15,7 +18,9 @@ from gradprune.views.figures.example_images import examples, first_of_each
 from gradprune.views.figures.network_picture import network_drawn
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.plots import before_after, loss_curves, pruning_trajectory, score_heatmap
-from gradprune.views.reports.page import save_pictures, told, write_page
+from gradprune.views.figures.scan_plots import reach
+from gradprune.views.figures.style import METRICS
+from gradprune.views.reports.page import DEFINITIONS, save_pictures, told, write_page
 
 _REPLAYED = 6000  # images that the replay looks at, in all rounds together: about 3 seconds on one core
 _LISTED = 60      # removed filters that are listed one by one
@@ -49,6 +54,34 @@ def write_report(folder: Path, victim: Victim, result: DefenseResult, stages: di
         repairs=", ".join(f"{row['repair']} {row['val_loss']:.2f}" for row in choices),
         settings=told(_settings(victim, result)), again=_reproduce(victim, result),
         figures=save_pictures(folder, _pictures(victim, result, stages, sample)))
+
+
+def write_repair_report(folder: str | Path, given: nn.Module, result: DefenseResult, images: ImageSet,
+                        led: tuple[Sequence[Reach], Sequence[Reach]], stages: Mapping[str, Mapping[str, float | None]],
+                        victim: Victim | None = None, facts: Mapping[str, object] | None = None) -> Path:
+    """Write repair.html, one file that needs no network; returns its path.
+
+    given, result: the model before, and what `repair` returned. images: the defender's. led: rows of
+    `defenses.exposure` before and after. stages: "before" and "after" with `acc`, `asr` and `ra`, the last two None
+    where no trigger is known. victim: the given model with the attacker's trigger, where a card names it.
+    Raises InputError for a folder that cannot be written.
+    """
+    before, after = stages["before"], stages["after"]
+    known = [key for key in METRICS if before[key] is not None]
+    figures = [[name, *(f"{stage[key]:.1%}" for key in known)]
+               for name, stage in (("given model", before), ("repaired", after))]
+    repaired = {row.family: row for row in led[1]}
+    shares = [[row.family, *(f"{one.share:.0%} to {images.classes[one.label]}" for one in (row, repaired[row.family]))]
+              for row in led[0]]
+    settings = {**(facts or {}), **{key: value for key, value in result.settings.items() if key != "families"},
+                **{f"seconds, {stage}": f"{seconds:.1f}" for stage, seconds in result.seconds.items()}}
+    return write_page(
+        output_folder(folder) / "repair.html", "repair.html", title=f"Repair: {settings.get('checkpoint', 'a model')}",
+        heading="Repaired without the trigger", before=before, after=after, known=known, result=result, victim=victim,
+        figures=figures, definitions={METRICS[key].name: DEFINITIONS[METRICS[key].name] for key in known},
+        shares=shares, reach=reach(images, *led), way=result.stopped.rstrip("."), settings=told(settings),
+        examples=examples({"before": given, "after": result.model}, victim.data.test, victim.trigger, victim.target,
+                          label_map=victim.label_map) if victim else None)
 
 
 def _pictures(victim: Victim, result: DefenseResult, stages: Mapping[str, Metrics],

@@ -51,16 +51,14 @@ def synthesised(scanned: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
     others = torch.stack([scanned.images.floats()[scanned.images.labels == label][0]
                           for label in range(len(scanned.classes))
                           if label != scanned.suspect and bool((scanned.images.labels == label).any())][:columns])
-    marked, parts = trigger.cpu()(others), _parts(trigger)
-    with style.in_style():
-        figure = style.new_figure(1.5 + 1.3 * len(others), 4.4)
-        grid = figure.subplots(3, len(others), squeeze=False)
-        for ax in grid.flat:
+    marked, parts, n = trigger.cpu()(others), _parts(trigger), len(others)
+    with style.sheet(4.4, 3, len(others), width=1.5 + 1.3 * len(others)) as (figure, panels):
+        for ax in panels:
             ax.set_axis_off()
-        for ax, (name, pixels) in zip(grid[0], parts.items(), strict=False):
+        for ax, (name, pixels) in zip(panels, parts.items(), strict=False):
             show_image(ax, pixels)
             ax.set_title(name, fontsize=style.SMALL)
-        for axes, name, pictures in ((grid[1], "clean", others), (grid[2], "with it", marked)):
+        for axes, name, pictures in ((panels[n:2 * n], "clean", others), (panels[2 * n:], "with it", marked)):
             style.write(axes[0], name, (0, 0.5), (-12, 0), ha="right", va="center", fontweight="bold")
             for ax, pixels in zip(axes, pictures, strict=True):
                 show_image(ax, pixels)
