@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from local_server import server  # noqa: F401  (a fixture)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -71,6 +72,13 @@ def write_npz(path: Path, data: Dataset) -> None:
     arrays = {f"{letter}_{part}": tensor.numpy() for part, images in data._asdict().items()
               for letter, tensor in (("x", images.images), ("y", images.labels))}
     np.savez(path, **arrays, classes=np.array(data.train.classes))
+
+
+def write_pictures(folder: Path, images: torch.Tensor, labels) -> None:
+    """Images (N, C, H, W) of bytes as a folder of pictures for each label."""
+    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (folder / f"{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(image).transpose(1, 2, 0)).save(folder / f"{label}" / f"{place}.png")
 
 
 def same(one, other) -> bool:
@@ -212,6 +220,26 @@ def put(control: widgets.Widget, value) -> None:
         control.set_state({"value": value})
 
 
+def interrupt_call(monkeypatch, home, name: str, call: int) -> list:
+    """Ctrl-C strikes at the start of this call of a function; returns a list that grows with each call."""
+    original, calls = getattr(home, name), []
+
+    def counted(*arguments, **settings):
+        calls.append(name)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(home, name, counted)
+    return calls
+
+
+def card_of(victim: Victim, data="data.npz", **more) -> dict:
+    """A checkpoint's card for the small victim."""
+    return {"model": {"name": "preact_resnet", "num_classes": 4, "width": 16, "blocks": [1]}, "data": {"name": str(data)},
+            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": victim.target}, **more}
+
+
 def without(victim: Victim, *positions: int) -> nn.Module:
     model = copy.deepcopy(victim.model)
     silence(model, filters(model, victim.data.test.floats()[:1]), positions)
@@ -247,6 +275,7 @@ def honest(data: Dataset) -> nn.Module:
     """The victim's network without a backdoor."""
     model = build("preact_resnet", 4, width=16, blocks=(1,), seed=0)
     fit(model, data.train, epochs=8, batch_size=32, shift=1, progress=False)
+    model.zero_grad()
     return model
 
 

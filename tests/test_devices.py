@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import squares, write_npz
+from conftest import QUICK, card_of, same, squares, write_npz
 from fake_device import CPU, META, FakeDevice, Machine
 from torch import nn
 from typer.testing import CliRunner
@@ -30,11 +30,10 @@ from gradprune.victims import load_victim
 from gradprune.victims.zoo import attack
 
 TINY = {"name": "preact_resnet", "width": 4, "blocks": [1]}
-FEW = {"grad_prune": {"patience": 2, "tune": False}, "grad_prune_verified": {"patience": 1}, "ft": {"steps": 2}, "ft_unlearn": {"epochs": 2}, "ft_distilled": {},
-       "fine_pruning": {"steps": 2}, "clp": {"u": 1.0}, "anp": {"iterations": 2}, "nad": {"teacher_steps": 2, "steps": 2},
-       "i_bau": {"inner_steps": 2, "outer_steps": 2}, "rnp": {"unlearn_steps": 2, "recover_steps": 2}, "ft_sam": {"steps": 2},
-       "neural_cleanse": {"steps": 3, "tune_steps": 2}, "sau": {"steps": 2}, "fst": {"steps": 2}, "ims": {"first_rounds": 2, "rounds": 2},
-       "repair": {"steps": 1, "batch_size": 512, "first": 3, "changes": 2, "sturdy": 1.0}}  # one step: after it rounding chooses
+FEW = QUICK | {
+    "grad_prune": {"patience": 2, "tune": False}, "grad_prune_verified": {"patience": 1}, "clp": {"u": 1.0}, "anp": {"iterations": 2},
+    "rnp": {"unlearn_steps": 2, "recover_steps": 2}, "neural_cleanse": {"steps": 3, "tune_steps": 2}, "ims": {"first_rounds": 2, "rounds": 2},
+    "repair": {"steps": 1, "batch_size": 512, "first": 3, "changes": 2, "sturdy": 1.0}}  # one step: after it rounding chooses
 
 
 @pytest.fixture
@@ -156,10 +155,7 @@ def test_a_bench_keeps_to_one_device(few, machine, tmp_path):
 
 def test_a_folder_from_before_the_choice_is_the_cpus(victim, data, tmp_path):
     write_npz(tmp_path / "data.npz", data)
-    card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 16, "blocks": [1]},
-            "data": {"name": str(tmp_path / "data.npz")},
-            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1}}
-    save_checkpoint(tmp_path / "model", victim.model, card)
+    save_checkpoint(tmp_path / "model", victim.model, card_of(victim, tmp_path / "data.npz"))
     grid, facts = Grid([str(tmp_path / "model")], ["clp"], [2], 1), tmp_path / "out/bench.json"
     run(grid, tmp_path / "out", progress=False)
     told = json.loads(facts.read_text())
@@ -215,10 +211,8 @@ def test_training_begins_anew_with_half_the_batch(data, capsys, error):
     result = fit(limited, images, batch_size=32, **settings)
     assert capsys.readouterr().err == "Out of memory with batches of 32 images; going on with 16.\n"
     assert result.batch_size == 16
-    same = fit(easy, images, batch_size=16, **settings)
-    assert not capsys.readouterr().err
-    assert result.history == same.history
-    assert all(mine.equal(other) for mine, other in zip(limited.state_dict().values(), easy.state_dict().values(), strict=True))
+    assert result.history == fit(easy, images, batch_size=16, **settings).history
+    assert not capsys.readouterr().err and same(limited, easy)
 
 
 def test_a_trigger_that_learns_begins_anew_too(data):
@@ -227,8 +221,7 @@ def test_a_trigger_that_learns_begins_anew_too(data):
     models = Limited(16, after=2), Limited(16)
     for model, trigger, size in zip(models, triggers, (32, 16), strict=True):
         plant(model, data.train.subset(slice(0, 100)), trigger, 1, batch_size=size, epochs=1, shift=1, progress=False)
-    for one, other in (models, triggers):
-        assert all(mine.equal(theirs) for mine, theirs in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    assert same(*models) and same(*triggers)
 
 
 def test_half_is_tried_once(data):
@@ -236,19 +229,16 @@ def test_half_is_tried_once(data):
         fit(Limited(8), data.train, batch_size=32, epochs=1, shift=1, progress=False)
 
 
-def test_other_errors_pass(data):
-    with pytest.raises(RuntimeError, match="an illegal memory access"):
-        fit(Limited(0, RuntimeError("CUDA error: an illegal memory access was encountered")), data.train, epochs=1,
-            shift=1, progress=False)
+def test_other_errors_pass_and_are_not_called_memory_with_half_the_batch(data):
+    illegal = RuntimeError("CUDA error: an illegal memory access was encountered")
 
-
-def test_what_fails_with_half_the_batch_is_not_called_memory(data, capsys):
     def work(size):
-        raise GPU_FULL if size == 32 else RuntimeError("CUDA error: an illegal memory access was encountered")
-    with pytest.raises(RuntimeError, match=r"^CUDA error: an illegal memory"):
-        devices.halving(work, 32)
-    with pytest.raises(RuntimeError, match=r"^CUDA error: an illegal memory"):
-        predict(Limited(0, RuntimeError("CUDA error: an illegal memory access was encountered")), data.test.floats())
+        raise GPU_FULL if size == 32 else illegal
+
+    for attempt in (lambda: devices.halving(work, 32), lambda: predict(Limited(0, illegal), data.test.floats()),
+                lambda: fit(Limited(0, illegal), data.train, epochs=1, shift=1, progress=False)):
+        with pytest.raises(RuntimeError, match=r"^CUDA error: an illegal memory"):
+            attempt()
 
 
 def test_the_card_says_what_was_done(data, tmp_path, monkeypatch):
@@ -267,8 +257,8 @@ def test_predictions_and_scores_with_half_the_batch(data, victim, capsys):
     pairs, found = pair_up(images, make_trigger("badnets")), filters(limited, images.floats()[:1])
     scores, loss = filter_scores(limited, found, pairs.triggered, pairs.labels, batch_size=32)
     assert "going on with 16." in capsys.readouterr().err
-    same, same_loss = filter_scores(limited, found, pairs.triggered, pairs.labels, batch_size=16)
-    torch.testing.assert_close(scores, same)
-    assert loss == pytest.approx(same_loss)
+    again, again_loss = filter_scores(limited, found, pairs.triggered, pairs.labels, batch_size=16)
+    torch.testing.assert_close(scores, again)
+    assert loss == pytest.approx(again_loss)
     with pytest.raises(InputError, match="not enough memory"):
         predict(Limited(8), images.floats(), 32)

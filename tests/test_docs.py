@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import squares, write_npz
+from conftest import card_of, squares, write_npz
 
 import gradprune as gp
 from gradprune.attacks import TRIGGERS
@@ -47,9 +47,7 @@ def test_a_defence_is_added_as_the_page_says(tmp_path, monkeypatch, capsys, vict
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(DEFENSES, "small_filters", None)
     write_npz(tmp_path / "data.npz", victim.data)
-    card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 16, "blocks": [1]}, "data": {"name": "data.npz"},
-            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": victim.target}}
-    save_checkpoint(tmp_path / "checkpoints" / "badnets", victim.model, card)
+    save_checkpoint(tmp_path / "checkpoints" / "badnets", victim.model, card_of(victim))
     monkeypatch.setattr(victims, "data_folder", lambda: tmp_path)
     names: dict = {}
     exec(code("add_defense.md"), names)

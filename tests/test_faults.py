@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import squares, write_npz
+from conftest import squares, write_npz, write_pictures
 from PIL import Image
 
 from gradprune.attacks import fit
@@ -80,9 +80,7 @@ def store(tmp_path_factory):
     write_npz(path / "data.npz", Dataset(squares(48, 1), squares(24, 2), squares(24, 3)))
     attack_and_save(path / "victim", "badnets", data=str(path / "data.npz"), target=1, rate=0.2, epochs=2, seed=1,
                     model={"name": "preact_resnet", "width": 4, "blocks": [1]}, batch_size=16, progress=False)
-    for i, image in enumerate(squares(12, 4).images.permute(0, 2, 3, 1).numpy()):
-        (path / "pictures" / f"class {i % 2}").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path / "pictures" / f"class {i % 2}" / f"{i}.png")
+    write_pictures(path / "pictures", squares(12, 4).images, ["class 0", "class 1"] * 6)
     return path
 
 

@@ -5,10 +5,10 @@ import io
 import json
 import os
 import zlib
-from html.parser import HTMLParser
 
 import pytest
 import torch
+from conftest import Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -198,20 +198,6 @@ def test_names_cannot_steer_the_terminal(name):
     assert all(letter.isprintable() or letter == "\n" for letter in out.getvalue())
 
 
-class Texts(HTMLParser):
-    """The elements of a page, and its texts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags, self.texts = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, tuple(attrs)))
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
 PAGE = TEMPLATES.from_string("""{% extends "page.html" %}{% block lead %}{{ word }}{% endblock %}{% block body %}{% call section(word) %}
 {{ table([[word, word]], [word], word) }}{{ terms({word: word}) }}{% endcall %}{% endblock %}""")
 
@@ -219,9 +205,6 @@ PAGE = TEMPLATES.from_string("""{% extends "page.html" %}{% block lead %}{{ word
 @QUICK
 @given(name=st.text(min_size=1, max_size=30) | st.sampled_from(["<script>x</script>", '"><img src=x onerror=x>', "&lt;b&gt;", "{lead}", "{{ lead }}", "]]>"]))
 def test_pages_show_names_as_they_are(name):
-    def read(word: str) -> Texts:
-        found = Texts()
-        found.feed(PAGE.render(title=word, word=word))
-        return found
-    assert read(name).tags == read("plain").tags
-    assert name in "".join(read(name).texts)
+    found, plain = (Page(PAGE.render(title=word, word=word)) for word in (name, "plain"))
+    assert found.tags == plain.tags
+    assert name in "".join(found.pieces)

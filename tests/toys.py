@@ -1,13 +1,15 @@
 """Networks of a few numbers, and image pairs for them."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from gradprune.datasets import draw_defense_images
-from gradprune.models import build
+from gradprune.models import build, predict
 from gradprune.pruning import Pairs, pair_up
-from gradprune.pruning.filters import filters
+from gradprune.pruning.filters import filters, silence
 
 
 class Mixed(nn.Module):
@@ -41,6 +43,22 @@ def parts(victim, spc=2):
     return tuple(pair_up(part, victim.trigger) for part in draw_defense_images(victim.data.defense, spc))
 
 
+def silenced(model, found, *positions):
+    """A copy of the model without these filters."""
+    model = copy.deepcopy(model)
+    silence(model, found, positions)
+    return model
+
+
+def assert_trials(trials, model, found, images, positions, **tolerance):
+    """Each trial answers as a copy of the model without that filter; returns the answers with and without."""
+    now, answers = trials.logits(images, iter(positions))
+    torch.testing.assert_close(now, predict(model, images), **tolerance)
+    for position, answer in zip(positions, answers, strict=True):
+        torch.testing.assert_close(answer, predict(silenced(model, found, position), images), **tolerance)
+    return now, answers
+
+
 class Shared(nn.Module):
     """What foreign models do: operations in place, one convolution used twice, a residual sum."""
 
@@ -56,6 +74,60 @@ class Shared(nn.Module):
         out = self.again(self.again(out))
         skip += out
         return self.linear(F.relu_(skip).mean(dim=(2, 3)))
+
+
+class TheirBlock(nn.Module):
+    """A block under the names of public code, written from He et al. (2016); pre: norms stand before the convolutions."""
+
+    def __init__(self, inputs, outputs, stride, pre):
+        super().__init__()
+        self.pre = pre
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(inputs if pre else outputs), nn.BatchNorm2d(outputs)
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False),
+                                          *([] if pre else [nn.BatchNorm2d(outputs)]))
+
+    def forward(self, x):
+        if self.pre:
+            first = F.relu(self.bn1(x))
+            skip = self.shortcut(first) if hasattr(self, "shortcut") else x
+            return self.conv2(F.relu(self.bn2(self.conv1(first)))) + skip
+        skip = self.shortcut(x) if hasattr(self, "shortcut") else x
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + skip)
+
+
+class Theirs(nn.Module):
+    """ResNet-18 as in pytorch-cifar and BackdoorBench: layer1 to layer4, a list for the shortcut; pre: no BatchNorm at the end."""
+
+    def __init__(self, pre, width=64):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.Identity() if pre else nn.BatchNorm2d(width)
+        for stage, (inputs, outputs) in enumerate(((1, 1), (1, 2), (2, 4), (4, 8))):
+            inputs, outputs = inputs * width, outputs * width
+            self.add_module(f"layer{stage + 1}", nn.Sequential(TheirBlock(inputs, outputs, 1 + (stage > 0), pre),
+                                                               TheirBlock(outputs, outputs, 1, pre)))
+        self.linear = nn.Linear(8 * width, 4)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x if stage is not self.layer1 or isinstance(self.bn1, nn.Identity) else F.relu(x))
+        return self.linear(x.mean((2, 3)))
+
+
+def fit_head(net, images):
+    """Fit the last linear layer to an image set, by least squares."""
+    head, features = [module for module in net.modules() if isinstance(module, nn.Linear)][-1], {}
+    handle = head.register_forward_hook(lambda _, inputs, __: features.update(x=inputs[0]))
+    predict(net, images.floats())
+    handle.remove()
+    x = torch.cat([features["x"], torch.ones(len(images), 1)], 1)
+    fitted = torch.linalg.lstsq(x.double(), F.one_hot(images.labels, 4).double(), driver="gelsd").solution.float()
+    head.weight.data, head.bias.data = fitted[:-1].T.contiguous(), fitted[-1]
+    return net
 
 
 class Grouped(nn.Module):

@@ -29,16 +29,6 @@ SMALL = {"name": "preact_resnet", "width": 8, "blocks": [1]}
 SHORT = {"batch_size": 32, "shift": 1, "progress": False}
 
 
-@pytest.fixture(scope="module")
-def honest(data):
-    """A clean model that knows its classes, about a second of training."""
-    model = build("preact_resnet", 4, width=8, blocks=(1,), seed=0)
-    fit(model, data.train, epochs=8, **SHORT)
-    model.zero_grad()
-    assert (predict(model, data.test.floats()).argmax(1) == data.test.labels).float().mean() > 0.9
-    return model
-
-
 @pytest.fixture
 def hasty(monkeypatch):
     """Triggers that learn for a few steps only."""
@@ -436,6 +426,14 @@ def test_descend_minimises_and_gives_the_tensors_back():
 
 
 @pytest.mark.parametrize(("name", "settings", "words"), [
+    ("badnet", {}, "did you mean badnets"),
+    ("badnets", {"size": 0}, "size must be at least 1"),
+    ("badnets", {"position": "left"}, "position must be one of"),
+    ("badnets", {"color": "mauve"}, "color must be"),
+    ("badnets", {"color": (2.0, 0.0, 0.0)}, "0..1"),
+    ("blended", {"alpha": 1.5}, "alpha must lie in 0..1, got 1.5"),
+    ("sig", {"delta": -1.0}, "delta must lie in 0..1"),
+    ("sig", {"wave": 3}, "cannot be built"),
     ("low_frequency", {"delta": 2}, r"delta must lie in 0\.\.1, got 2"),
     ("low_frequency", {"cutoff": 1}, "cutoff must be at least 2"),
     ("bpp", {"levels": 1}, r"levels must lie in 2\.\.256, got 1"),
@@ -458,28 +456,19 @@ def test_bad_settings_are_refused_in_one_sentence(name, settings, words):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize(("name", "settings", "words"), [
-    ("trojannn", {"size": 16}, "does not fit a 16x16 image"),
-    ("label_consistent", {"size": 9}, "do not fit a 16x16 image"),
-    ("low_frequency", {"cutoff": 20}, "cutoff must be at most the image's side"),
+@pytest.mark.parametrize(("name", "settings", "changes", "words"), [
+    ("trojannn", {"size": 16}, {}, "does not fit a 16x16 image"),
+    ("label_consistent", {"size": 9}, {}, "do not fit a 16x16 image"),
+    ("low_frequency", {"cutoff": 20}, {}, "cutoff must be at most the image's side"),
+    ("trojannn", {}, {"rate": 1.5}, "poison rate must lie in"),
+    ("trojannn", {}, {"target": 4}, r"target must be a class in 0\.\.3, got 4"),
+    ("trojannn", {}, {"label_map": "clean_labels"}, "did you mean clean_label"),
+    ("trojannn", {}, {"label_map": "all_to_all"}, "computed for one target class"),
 ])
-def test_triggers_too_large_for_the_images_are_refused_before_the_work(name, settings, words, data, monkeypatch):
+def test_bad_attacks_are_refused_before_the_work(name, settings, changes, words, data, monkeypatch):
     monkeypatch.setattr("gradprune.attacks.plant_backdoor.fit", None)
     with pytest.raises(InputError, match=words):
-        plant(build(**SMALL, num_classes=4), data.train, make_trigger(name, **settings), 1, progress=False)
-
-
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"rate": 1.5}, "poison rate must lie in"),
-    ({"target": 4}, r"target must be a class in 0\.\.3, got 4"),
-    ({"label_map": "clean_labels"}, "did you mean clean_label"),
-    ({"label_map": "all_to_all"}, "computed for one target class"),
-])
-def test_bad_attacks_are_refused_before_the_work(changes, words, data, monkeypatch):
-    monkeypatch.setattr("gradprune.attacks.plant_backdoor.fit", None)
-    given = {"target": 1, **changes}
-    with pytest.raises(InputError, match=words):
-        plant(build(**SMALL, num_classes=4), data.train, make_trigger("trojannn"), progress=False, **given)
+        plant(build(**SMALL, num_classes=4), data.train, make_trigger(name, **settings), progress=False, **{"target": 1, **changes})
 
 
 @pytest.fixture

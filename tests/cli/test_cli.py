@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import run, write_npz
+from conftest import interrupt_call, run, write_npz
 from torch import nn
 
 import gradprune as gp
@@ -296,19 +296,6 @@ def test_json_has_no_nan(store, capsys):
 
 
 # ---- interruption: 130, and what is finished is kept
-
-
-def interrupt_call(monkeypatch, module, name, call):
-    """Let the call with this number of a function end in Ctrl-C."""
-    real, calls = getattr(module, name), []
-
-    def counted(*arguments, **more):
-        calls.append(name)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return real(*arguments, **more)
-
-    monkeypatch.setattr(module, name, counted)
 
 
 def test_interrupted_training_keeps_whole_epochs(store, monkeypatch):

@@ -21,7 +21,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, write_pictures
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -420,14 +420,10 @@ def test_a_conversion_that_stops_leaves_no_half_file(cifar, store, monkeypatch, 
     assert sorted(path.name for path in store.iterdir()) == [".cifar10.lock", "cifar-10-binary.tar.gz"]
 
 
-@pytest.mark.parametrize(("content", "sentence"), [
-    (idx(np.zeros((4, 28, 28)))[:-1], "is not a whole IDX file of 3 axes"),
-    (idx(np.zeros(4)), "is not a whole IDX file of 3 axes"),
-    (b"", "is not a whole IDX file of 3 axes"),
-])
-def test_bad_idx_files(tmp_path, content, sentence):
+@pytest.mark.parametrize("content", [idx(np.zeros((4, 28, 28)))[:-1], idx(np.zeros(4)), b""])
+def test_bad_idx_files(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match="is not a whole IDX file of 3 axes"):
         archives.fashion_mnist(*[tmp_path / "x"] * 4)
 
 
@@ -567,10 +563,7 @@ def test_check_reads_arrays(tmp_path):
 
 
 def test_check_names_the_pictures_that_cannot_be_read(tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for i, pixels in enumerate(images(4)[0]):
-            Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "pets" / name / f"{i}.png")
+    write_pictures(tmp_path / "pets", images(8)[0], ["cat", "dog"] * 4)
     (tmp_path / "pets" / "dog" / "9.png").touch()
     result = run("check", "pets")
     assert "4 images to train, 2 for the defender, 2 to test; 3x32x32; 2 classes: cat, dog." in result.stdout
@@ -590,10 +583,7 @@ def test_an_interrupted_get_says_what_is_kept(remote_cifar, monkeypatch):
 @pytest.mark.parametrize("kind", ["name", "folder"])
 def test_a_victim_of_such_data_loads_again(cifar, store, tmp_path, kind):
     if kind == "folder":
-        for i, (pixels, label) in enumerate(zip(*cifar, strict=True)):
-            path = tmp_path / "pictures" / f"class {label}" / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+        write_pictures(tmp_path / "pictures", cifar[0], [f"class {label}" for label in cifar[1]])
     source, size = ("cifar10", None) if kind == "name" else ("pictures", 24)
     told = attack_and_save(tmp_path / "victim", "badnets", data=source, size=size, epochs=1, progress=False,
                            model={"name": "preact_resnet", "width": 4, "blocks": [1]})

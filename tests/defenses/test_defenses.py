@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUICK, defend, same
+from conftest import QUICK, defend, interrupt_call, same
 from torch import nn
 
 from gradprune.base.errors import InputError
@@ -92,6 +92,8 @@ def test_bad_arguments_are_named(victim, name):
     ("sau", {"bound": 0}, "bound must be above 0, got 0"),
     ("fst", {"alpha": -1}, "alpha must be above 0, got -1"),
     ("ims", {"lr": 0}, "lr must be above 0, got 0"),
+    ("repair", {"lr": 0}, "lr must be above 0"),
+    ("repair", {"turns": 1}, "Unknown repair setting turns"),
 ])
 def test_bad_settings(victim, name, settings, words):
     with pytest.raises(InputError, match=words):
@@ -105,16 +107,7 @@ def test_bad_settings(victim, name, settings, words):
     ("ims", "defenses.inverse_masks.agree")])
 def test_interruption_keeps_a_model(victim, monkeypatch, name, function):
     module, function = function.rsplit(".", 1)
-    home = importlib.import_module(f"gradprune.{module}")
-    original, calls = getattr(home, function), []
-
-    def stop_at_the_second(*arguments, **settings):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments, **settings)
-
-    monkeypatch.setattr(home, function, stop_at_the_second)
+    calls = interrupt_call(monkeypatch, importlib.import_module(f"gradprune.{module}"), function, 2)
     result = defend(name, victim)
     assert result.interrupted and result.stopped == "interrupted" and len(calls) == 2
     victim.evaluate(result.model)
@@ -186,23 +179,6 @@ def test_clp_passes_over_a_batch_norm_that_no_convolution_can_feed():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False),
                           nn.Conv2d(4, 6, 1), nn.BatchNorm2d(4))
     assert list(clp.lipschitz_bounds(model)) == ["2"]
-
-
-class TwoFilters(nn.Module):
-    """Filter 0 sees the brightness that tells the classes apart, filter 1 is not listened to."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 2, 1)
-        self.linear = nn.Linear(2, 2)
-        with torch.no_grad():
-            self.conv.weight.fill_(1 / 3)
-            self.conv.bias.zero_()
-            self.linear.weight.copy_(torch.tensor([[-1.0, 0], [1.0, 0]]))
-            self.linear.bias.copy_(torch.tensor([0.5, -0.5]))
-
-    def forward(self, images):
-        return self.linear(self.conv(images).mean((2, 3)))
 
 
 BRIGHT = Pairs(torch.linspace(0, 1, 8).reshape(8, 1, 1, 1).expand(8, 3, 4, 4), torch.zeros(0, 3, 4, 4),
@@ -282,7 +258,7 @@ def test_no_channel_closes_where_each_threshold_costs_too_much(victim):
 
 def test_a_network_without_batch_norm_has_no_channels_to_mask():
     with pytest.raises(InputError, match="channels of BatchNorm layers, and the network has none"):
-        batch_norms(TwoFilters())
+        batch_norms(nn.Conv2d(3, 2, 1))
 
 
 def test_nad_compares_attention_at_the_end_of_each_image_size(victim):
@@ -335,17 +311,20 @@ def test_ft_sam_steps_rho_along_the_adaptive_gradient():
     assert (shift / size).norm().item() == pytest.approx(2.0)
 
 
+def one_step(sam, loss):
+    def closure():
+        sam.zero_grad()
+        now = loss()
+        now.backward()
+        return now
+
+    return sam.step(closure)
+
+
 def test_ft_sam_takes_the_gradient_at_the_worst_point():
     weight = torch.tensor([1.0]).requires_grad_()
     sam = ft_sam.SharpnessAware([weight], rho=0.5, model=nn.Identity(), lr=0.1)
-
-    def closure():
-        sam.zero_grad()
-        loss = weight.pow(2).sum()
-        loss.backward()
-        return loss
-
-    assert sam.step(closure).item() == 1.0
+    assert one_step(sam, lambda: weight.pow(2).sum()).item() == 1.0
     assert weight.item() == pytest.approx(1.0 - 0.1 * 2 * 1.5), "the slope at 1.5, the step from 1.0"
 
 
@@ -354,14 +333,7 @@ def test_ft_sam_moves_the_statistics_once_a_step():
     model[1].bias.data.fill_(1.0)  # all scales and shifts matter, so the weights really move
     before, images = model[0](BRIGHT.clean).mean((0, 2, 3)).detach(), BRIGHT.clean
     sam = ft_sam.SharpnessAware(model.parameters(), rho=2.0, model=model, lr=0.1)
-
-    def closure():
-        sam.zero_grad()
-        loss = F.cross_entropy(model(images), BRIGHT.labels)
-        loss.backward()
-        return loss
-
-    sam.step(closure)
+    one_step(sam, lambda: F.cross_entropy(model(images), BRIGHT.labels))
     torch.testing.assert_close(model[1].running_mean, 0.1 * before), "from zero, one tenth towards the batch's mean"
     assert model[1].momentum == 0.1
 

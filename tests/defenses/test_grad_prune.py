@@ -5,12 +5,14 @@ import inspect
 
 import pytest
 import torch
+from conftest import interrupt_call
 from torch import nn
+from toys import parts
 
 from gradprune.base.errors import InputError
-from gradprune.datasets import ImageSet, draw_defense_images
+from gradprune.datasets import ImageSet
 from gradprune.defenses import grad_prune
-from gradprune.pruning import FilterMask, fine_tune, fine_tuning, pair_up
+from gradprune.pruning import FilterMask, fine_tune, fine_tuning
 from gradprune.pruning.filters import filters
 
 
@@ -62,28 +64,16 @@ def test_a_model_that_was_pruned_before_is_not_pruned_again(victim, result):
 # --- fine-tuning ---
 
 
-def parts(victim, spc=5):
-    return tuple(pair_up(part, victim.trigger) for part in draw_defense_images(victim.data.defense, spc))
-
-
 def test_fine_tuning_lowers_both_losses_and_keeps_the_mode(victim):
     model = copy.deepcopy(victim.model).train()
-    history = fine_tune(model, FilterMask(filters(model)), *parts(victim), max_epochs=20, progress=False)
+    history = fine_tune(model, FilterMask(filters(model)), *parts(victim, 5), max_epochs=20, progress=False)
     best = min(history, key=lambda row: row["val_loss"])
     assert best["val_unlearning_loss"] < history[0]["val_unlearning_loss"] / 2
     assert model.training
 
 
 def test_interruption_keeps_the_best_epoch(victim, monkeypatch):
-    original, calls = fine_tuning._epoch, []
-
-    def stop_at_the_third(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        original(*arguments)
-
-    monkeypatch.setattr(fine_tuning, "_epoch", stop_at_the_third)
+    interrupt_call(monkeypatch, fine_tuning, "_epoch", 3)
     result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, recipe="paper", progress=False)
     assert result.interrupted
     assert len(result.rows("tune")) >= 3

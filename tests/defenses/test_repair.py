@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUICK, defend
+from conftest import defend
 from torch import nn
 
 import gradprune as gp
@@ -301,16 +301,6 @@ def test_unsteadiness_counts_answers_that_change(images):
 
     assert unsteadiness(Corner(0.0), images) == 0
     assert 0.2 < unsteadiness(Corner(1.0), images[:1].repeat(4, 1, 1, 1)) <= 1
-
-
-@pytest.mark.parametrize(("settings", "words"), [({"lr": 0}, "lr must be above 0"), ({"turns": 1}, "Unknown repair setting turns")])
-def test_bad_settings(victim, settings, words):
-    with pytest.raises(InputError, match=words):
-        defend("repair", victim, **settings)
-
-
-def test_quick_settings_take_the_first_road():
-    assert QUICK["repair"]["sturdy"] == 1.0
 
 
 # --- how far changes lead ---

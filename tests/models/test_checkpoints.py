@@ -1,6 +1,5 @@
 """Checkpoints are whole, checked and rebuilt from their card; the shipped zoo is what its cards say."""
 
-import json
 import os
 import socket
 from pathlib import Path
@@ -98,6 +97,8 @@ def test_what_a_killed_write_left_is_swept_and_is_no_checkpoint(tmp_path, monkey
      "truncated, tampered with"),
     (lambda path: path.with_suffix(".safetensors").write_bytes(b"x" + path.with_suffix(".safetensors").read_bytes()[1:]),
      "truncated, tampered with"),
+    (lambda path: path.with_suffix(".json").write_text(path.with_suffix(".json").read_text().replace('"width": 4', '"width": 5')),
+     "do not fit the model on their card"),
 ])
 def test_damage_is_told_in_one_sentence(saved, damage, words):
     path, _ = saved
@@ -117,15 +118,6 @@ def test_a_card_that_may_not_be_read(saved, monkeypatch):
     monkeypatch.setattr(Path, "open", locked)
     with pytest.raises(InputError, match=r"model\.json cannot be read: Permission denied\.$"):
         load_checkpoint(saved[0])
-
-
-def test_weights_of_another_shape_do_not_pass(saved):
-    path, _ = saved
-    card = json.loads(path.with_suffix(".json").read_text())
-    card["model"]["width"] = 5
-    path.with_suffix(".json").write_text(json.dumps(card))
-    with pytest.raises(InputError, match="do not fit the model on their card"):
-        load_checkpoint(path)
 
 
 # --- the shipped zoo ---
@@ -206,15 +198,12 @@ def test_cards_say_what_the_model_does(name):
         assert measured.asr >= (0.70 if clean_label else 0.90)
 
 
-def test_names_that_nobody_knows():
-    with pytest.raises(InputError, match="Unknown checkpoint 'badnet'; did you mean badnets"):
-        victims.load_victim("badnet")
-    with pytest.raises(InputError, match="there is no checkpoint card at"):
-        victims.load_victim("nowhere/model.safetensors")
-    with pytest.raises(InputError, match="Unknown checkpoint 'gtsrb/badnet'; did you mean gtsrb/badnets"):
-        victims.load_victim("gtsrb/badnet")
-    with pytest.raises(InputError, match="there is no checkpoint card at"):
-        victims.load_victim("nowhere/model")
+@pytest.mark.parametrize(("name", "words"), [
+    *((name, f"Unknown checkpoint '{name}'; did you mean {name}s") for name in ("badnet", "gtsrb/badnet")),
+    *((f"nowhere/model{ending}", "there is no checkpoint card at") for ending in ("", ".safetensors"))])
+def test_names_that_nobody_knows(name, words):
+    with pytest.raises(InputError, match=words):
+        victims.load_victim(name)
 
 
 def test_build_saves_each_victim_with_its_card(tmp_path, monkeypatch, data):

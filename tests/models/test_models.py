@@ -9,12 +9,13 @@ import torch
 import torchvision
 from conftest import lived_in, same
 from torch import nn
+from toys import assert_trials
 
 from gradprune.base.errors import InputError
 from gradprune.models import MODELS, build, normalized, predict
 from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
 from gradprune.pruning.candidate_removals import CandidateRemovals
-from gradprune.pruning.filters import filters, own_tensors, silence, silent
+from gradprune.pruning.filters import filters, silence, silent
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 NETWORKS = {
@@ -81,14 +82,7 @@ def test_trials_are_traced_and_right(named):
     trials = CandidateRemovals(model, found, IMAGES[:2])
     assert trials.traced
     positions = [layer.start + layer.count // 3 for layer in found.layers[::1 + len(found.layers) // 15]]
-    as_it_is, answers = trials.logits(IMAGES, positions)
-    assert torch.allclose(as_it_is, predict(model, IMAGES), atol=1e-5)
-    naive = copy.deepcopy(model)
-    for position, answer in zip(positions, answers, strict=True):
-        silence(naive, found, [position])
-        torch.testing.assert_close(answer, predict(naive, IMAGES), rtol=1e-4, atol=1e-5)
-        for tensor, own in zip(own_tensors(naive, found, position), own_tensors(model, found, position), strict=True):
-            tensor.copy_(own)
+    as_it_is, answers = assert_trials(trials, model, found, IMAGES, positions, rtol=1e-4, atol=1e-5)
     assert sum(bool((answer != as_it_is).any()) for answer in answers) > len(positions) / 2, "trials that change nothing prove nothing"
 
 
@@ -135,11 +129,7 @@ def test_trials_of_layers_that_a_tracer_would_miss(model, traced):
     found = filters(model.eval(), IMAGES[:1])
     trials = CandidateRemovals(model, found, IMAGES[:2])
     assert trials.traced == traced
-    _, answers = trials.logits(IMAGES, range(len(found)))
-    for position, answer in enumerate(answers):
-        naive = copy.deepcopy(model)
-        silence(naive, found, [position])
-        torch.testing.assert_close(answer, predict(naive, IMAGES), rtol=1e-5, atol=1e-5)
+    assert_trials(trials, model, found, IMAGES, range(len(found)), rtol=1e-5, atol=1e-5)
 
 
 # ---- whose networks these are

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import same
 from torch import fx, nn
-from toys import FOUND, MODEL, Mixed, images_of, pairs_of
+from toys import FOUND, MODEL, Mixed, assert_trials, images_of, pairs_of
 
 from gradprune.base.errors import InputError
 from gradprune.datasets import ImageSet
@@ -339,20 +339,15 @@ def test_what_was_silent_before_is_not_picked(figures):
     assert result.mask.before == (8, 10) and result.mask.positions == [9, 7, 6, 5, 4, 3, 2, 1]
 
 
-@pytest.mark.parametrize("recipe", [paper, verified])
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"alpha": 0}, r"^alpha must lie in 0\.\.1, got 0\.$"), ({"alpha": 1.5}, r"^alpha must lie in 0\.\.1, got 1\.5\.$"),
-    ({"patience": 0}, r"^patience must be at least 1 round, got 0\.$")])
-def test_recipes_refuse_what_makes_no_sense(recipe, settings, words):
-    with pytest.raises(InputError, match=words):
-        recipe(Mixed(), FOUND, blank(), blank(), **settings)
-
-
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"k": 0}, r"^k must be at least 1 filter, got 0\.$"), ({"weight": -0.1}, r"^weight must not be negative, got -0\.1\.$")])
-def test_verified_refuses_what_makes_no_sense(settings, words):
-    with pytest.raises(InputError, match=words):
-        verified(Mixed(), FOUND, blank(), blank(), **settings)
+@pytest.mark.parametrize(("recipes", "settings", "words"), [
+    ((paper, verified), {"alpha": 0}, r"^alpha must lie in 0\.\.1, got 0\.$"),
+    ((paper, verified), {"alpha": 1.5}, r"^alpha must lie in 0\.\.1, got 1\.5\.$"),
+    ((paper, verified), {"patience": 0}, r"^patience must be at least 1 round, got 0\.$"),
+    ((verified,), {"k": 0}, r"^k must be at least 1 filter, got 0\.$"), ((verified,), {"weight": -0.1}, r"^weight must not be negative, got -0\.1\.$")])
+def test_recipes_refuse_what_makes_no_sense(recipes, settings, words):
+    for recipe in recipes:
+        with pytest.raises(InputError, match=words):
+            recipe(Mixed(), FOUND, blank(), blank(), **settings)
 
 
 def test_filters_in_a_given_order(figures):
@@ -561,13 +556,7 @@ def test_what_overwrites_its_input_is_known(change, writes):
     assert [_overwrites(graph, node) for node in graph.graph.nodes][2] == writes
     trials = CandidateRemovals(model, found, images_of(2))
     assert trials.traced
-    now, (first, second) = trials.logits(images_of(3), [0, 1])
-    with torch.no_grad():
-        torch.testing.assert_close(now, model(images_of(3)))
-        for position, answer in enumerate((first, second)):
-            tried = copy.deepcopy(model)
-            silence(tried, found, [position])
-            torch.testing.assert_close(answer, tried(images_of(3)))
+    assert_trials(trials, model, found, images_of(3), [0, 1])
 
 
 @pytest.mark.parametrize(("target", "writes"), [(operator.iadd, True), (operator.isub, True), (operator.imul, True), (operator.add, False)])
@@ -605,13 +594,8 @@ def test_trials_by_hand_traced_and_whole(kind):
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     for chunks in ([], [64, 6] * 12):  # traced: activations are used again; whole: no more images at once than the chunk holds
         assert trials.traced == (not chunks)
-        now, answers = trials.logits(images, iter(range(11)))
+        _, answers = assert_trials(trials, plain, FOUND, images, range(11))
         assert sorted(seen) == sorted(chunks) and answers.shape == (11, 70, 3)
-        torch.testing.assert_close(now, predict(plain, images))
-        for position in range(11):
-            tried = copy.deepcopy(plain)
-            silence(tried, FOUND, [position])
-            torch.testing.assert_close(answers[position], predict(tried, images))
         now, none = trials.logits(images, [])
         assert none.shape == (0, 70, 3) and now.shape == (70, 3)
         assert same(before, model)
@@ -635,12 +619,8 @@ def test_trials_of_filters_that_come_twice_or_reach_nothing():
     model, images = Twice().eval(), images_of(5)
     found = filters(model, images[:1])
     trials = CandidateRemovals(model, found, images)
-    now, answers = trials.logits(images, range(6))
+    now, answers = assert_trials(trials, model, found, images, range(6))
     assert trials.traced and len(found) == 6
-    for position in range(6):
-        tried = copy.deepcopy(model)
-        silence(tried, found, [position])
-        torch.testing.assert_close(answers[position], predict(tried, images))
     assert all(torch.equal(answers[position], now) for position in (3, 4, 5))
 
 

@@ -6,23 +6,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import same
+from conftest import lived_in, same
 from torch import nn
 
 from gradprune.base.errors import InputError
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.models import build
-from gradprune.pruning import (
-    FilterMask,
-    Filters,
-    Layer,
-    Pairs,
-    Validation,
-    filter_scores,
-    pair_up,
-    paper,
-    validate,
-)
+from gradprune.pruning import FilterMask, Filters, Layer, Pairs, Validation, filter_scores, pair_up, paper, validate
 from gradprune.pruning.filters import filters
 
 PAPER = sys.modules["gradprune.pruning.paper"]  # the package exports the function of the same name
@@ -56,12 +46,8 @@ def test_scores_equal_a_naive_loop(name, score):
     torch.manual_seed(0)
     model = build(name, 4, width=4).double()
     model.normalize.double()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
     x, y = torch.rand(12, 3, 32, 32, dtype=torch.double), torch.arange(12) % 4
+    lived_in(model, x)
     found = filters(model, x[:1])
     scores, loss = filter_scores(model, found, x, y, score)
     torch.testing.assert_close(scores.double(), naive_scores(model, found, x, y, score), rtol=1e-6, atol=1e-12)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import same
+from conftest import interrupt_call, same
 from torch import nn
 from toys import FOUND, MODEL, Mixed, images_of, pairs_of
 
@@ -159,15 +159,7 @@ def test_which_epoch_is_kept_and_when_it_stops(losses, keep, kept, rows, monkeyp
 
 
 def test_fine_tuning_stops_at_ctrl_c_and_says_so(monkeypatch):
-    original, calls = fine_tuning._epoch, []
-
-    def stop(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        original(*arguments)
-
-    monkeypatch.setattr(fine_tuning, "_epoch", stop)
+    interrupt_call(monkeypatch, fine_tuning, "_epoch", 3)
     pairs = pairs_of(3)
     history = fine_tune(Mixed(), FilterMask(FOUND), pairs, pairs, progress=False)
     assert [row["epoch"] for row in history] == [0, 1, 2, 2] and history[3]["interrupted"] is True
@@ -214,19 +206,13 @@ def test_dropout_leaves_the_order_of_the_images_alone():
     assert orders[0] == orders[1] and len(orders[0]) == 18
 
 
-@pytest.mark.parametrize("settings", [{"lr": 0}, {"patience": 0}, {"max_epochs": 0}, {"batch_size": 0}])
-def test_fine_tuning_refuses_numbers_that_make_no_sense(settings):
+@pytest.mark.parametrize(("settings", "words"), [
+    *(({name: 0}, r"^lr, patience, max_epochs and batch_size must be positive\.$") for name in ("lr", "patience", "max_epochs", "batch_size")),
+    ({"statistics": "fixd"}, r"^Unknown statistics 'fixd'; did you mean fixed"), ({"keep": "lst"}, r"^Unknown keep 'lst'; did you mean last")])
+def test_fine_tuning_refuses_what_makes_no_sense(settings, words):
     pairs = pairs_of(2)
-    with pytest.raises(InputError, match=r"^lr, patience, max_epochs and batch_size must be positive\.$"):
+    with pytest.raises(InputError, match=words):
         fine_tune(Mixed(), FilterMask(FOUND), pairs, pairs, **settings)
-
-
-def test_fine_tuning_refuses_names_that_nobody_knows():
-    pairs = pairs_of(2)
-    with pytest.raises(InputError, match=r"^Unknown statistics 'fixd'; did you mean fixed"):
-        fine_tune(Mixed(), FilterMask(FOUND), pairs, pairs, statistics="fixd")
-    with pytest.raises(InputError, match=r"^Unknown keep 'lst'; did you mean last"):
-        fine_tune(Mixed(), FilterMask(FOUND), pairs, pairs, keep="lst")
     assert len(fine_tune(Mixed(), FilterMask(FOUND), pairs, pairs, patience=1, max_epochs=1, batch_size=1, progress=False)) == 2
 
 

@@ -6,20 +6,14 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import same
-from toys import Grouped, Shared, Untraceable, network, parts
+from conftest import interrupt_call, same
+from toys import Grouped, Shared, Untraceable, assert_trials, network, parts
 
 from gradprune.defenses import grad_prune
-from gradprune.pruning import (
-    Augment,
-    Distilled,
-    FilterMask,
-    distilled,
-)
+from gradprune.pruning import Augment, Distilled, FilterMask, distilled
 from gradprune.pruning import verified as recipe
 from gradprune.pruning.candidate_removals import CandidateRemovals
-from gradprune.pruning.filters import filters, silence
-from gradprune.pruning.verified import fastest_candidate
+from gradprune.pruning.filters import filters
 
 
 @pytest.mark.parametrize(("kind", "traced"), [("preact_resnet", True), ("small_vgg", True), (Shared, True),
@@ -31,26 +25,12 @@ def test_trials_equal_a_naive_loop(kind, traced, monkeypatch):
     trials = CandidateRemovals(model, found, x[:2])
     assert trials.traced == traced
     positions = range(0, len(found), 1 + len(found) // 20)
-    as_it_is, answers = trials.logits(x, positions)
+    assert_trials(trials, copy.deepcopy(model).eval(), found, x, positions, rtol=1e-5, atol=1e-5)
     assert model.training and same(before, model)
-    plain = copy.deepcopy(model).eval()
-    torch.testing.assert_close(as_it_is, plain(x).detach(), rtol=1e-5, atol=1e-5)
-    for position, answer in zip(positions, answers, strict=True):
-        naive = copy.deepcopy(plain)
-        silence(naive, found, [position])
-        torch.testing.assert_close(answer, naive(x).detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_interruption_keeps_the_best_round(victim, monkeypatch):
-    calls = []
-
-    def stop_at_the_second(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return fastest_candidate(*arguments)
-
-    monkeypatch.setattr(sys.modules[recipe.__module__], "fastest_candidate", stop_at_the_second)
+    interrupt_call(monkeypatch, sys.modules[recipe.__module__], "fastest_candidate", 2)
     result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2, recipe="verified", progress=False)
     assert result.interrupted and len(result.mask.positions) == 1
     layer, index = result.mask.removed[0]

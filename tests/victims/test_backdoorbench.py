@@ -7,62 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import run, write_npz
+from conftest import lived_in, run, write_npz
 from PIL import Image
 from torch import nn
+from toys import Theirs
 
 from gradprune.base.errors import InputError
 from gradprune.models import build, predict
 from gradprune.victims import read_attack_result
 
 CIFAR = ([0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.261])
-
-
-class TheirBlock(nn.Module):
-    """A block under BackdoorBench's names, written from He et al. (2016)."""
-
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.bn1, self.bn2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        if inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
-
-    def forward(self, x):
-        active = self.bn1(x).relu()
-        skip = self.shortcut(active) if hasattr(self, "shortcut") else x
-        return self.conv2(self.bn2(self.conv1(active)).relu()) + skip
-
-
-class Theirs(nn.Module):
-    """PreActResNet-18 under BackdoorBench's names: layer1 to layer4, a list for the shortcut, no BatchNorm at the end."""
-
-    def __init__(self, num_classes, width):
-        super().__init__()
-        self.conv1, inputs = nn.Conv2d(3, width, 3, 1, 1, bias=False), width
-        for stage in range(4):
-            outputs = width * 2**stage
-            setattr(self, f"layer{stage + 1}", nn.Sequential(TheirBlock(inputs, outputs, 1 if stage == 0 else 2),
-                                                             TheirBlock(outputs, outputs, 1)))
-            inputs = outputs
-        self.linear = nn.Linear(inputs, num_classes)
-
-    def forward(self, x):
-        for layer in (self.conv1, self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-        return self.linear(x.mean((2, 3)))
-
-
-def with_statistics(model):
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(-0.5, 0.5)
-                module.running_mean.uniform_(-0.5, 0.5)
-    return model.eval()
 
 
 def record(images, poisoned, target, folder, pictures=None):
@@ -90,8 +44,7 @@ def saved(path, content):
 
 @pytest.fixture(scope="module")
 def theirs():
-    torch.manual_seed(0)
-    return with_statistics(Theirs(4, 4))
+    return lived_in(Theirs(True, width=4), torch.rand(8, 3, 16, 16))
 
 
 @pytest.fixture
@@ -195,7 +148,8 @@ def test_defend_and_evaluate(tmp_path, monkeypatch, result, data):
     monkeypatch.chdir(tmp_path)
     write_npz(tmp_path / "data.npz", data)
     Image.new("RGB", (3, 3), (255, 255, 255)).save("patch.png")
-    told = json.loads(run("defend", result, "--data", "data.npz", "--trigger", "patch.png", "--spc", 1, "--out", "out/c", "--json").stdout)
+    told = json.loads(run("defend", result, "--data", "data.npz", "--trigger", "patch.png", "--spc", 1, "--recipe", "paper",
+                          "--out", "out/c", "--json").stdout)
     assert told["target"] == 1, "from the record"
     assert "the poisoned test pictures beside it (bd_test_dataset) are not" in told["notes"][0]
     again = json.loads(run("evaluate", "out/c", "--json").stdout)

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run, same, squares, write_npz
+from conftest import card_of, run, same, squares, write_npz, write_pictures
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from toys import fit_head
 
 import gradprune as gp
 from gradprune.attacks import BadNets, Picture, make_trigger, read_trigger
@@ -92,12 +93,13 @@ def here(tmp_path, monkeypatch, victim):
     (tmp_path / "mypkg" / "nets.py").write_text(NET)
     (tmp_path / "broken.py").write_text("import torch_that_nobody_has\n")
     (tmp_path / "script.py").write_text("raise SystemExit(2)\n")
+    (tmp_path / "divides.py").write_text("1 / 0\n")
     (tmp_path / "beside.py").touch()
     write_npz(tmp_path / "data.npz", victim.data)
     torch.save(victim.model.state_dict(), "weights.pth")
     Image.fromarray((victim.trigger.patch.permute(1, 2, 0) * 255).byte().numpy()).save("patch.png")
     yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] in ("mypkg", "broken", "script", "beside", "onechannel")]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("mypkg", "broken", "script", "divides", "beside", "onechannel")]:
         del sys.modules[name]
 
 
@@ -338,10 +340,7 @@ def test_mean_and_std_come_first(here, victim):
 
 
 def test_a_folder_of_pictures(here, victim):
-    for place, (image, label) in enumerate(zip(victim.data.test.images[:80], victim.data.test.labels, strict=False)):
-        folder = here / "photos" / f"{label}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{place}.png")
+    write_pictures(here / "photos", victim.data.test.images[:80], victim.data.test.labels[:80])
     told = json.loads(run("defend", "weights.pth", "--model", "mypkg.nets:fixed", "--data", "photos/", "--size", 16, *ATTACK, "--spc", 1,
                           "--out", "out/clean", "--json").stdout)
     assert told["before"]["acc"] > 0.9 and told["before"]["asr"] > 0.9
@@ -415,8 +414,7 @@ def test_defend_repairs_where_nobody_names_a_trigger(here, brief):
 
 
 def test_repair_measures_with_the_trigger_on_the_card_and_does_not_see_it(here, victim, brief):
-    card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 16, "blocks": [1]}, "data": {"name": "data.npz"},
-            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1}}
+    card = card_of(victim)
     save_checkpoint("carded", victim.model, card, victim.trigger)
     result = run("repair", "carded", "--spc", 2, "--out", ".", "--report", "page")
     page = re.sub("data:image[^\"]*", "", Path("page/repair.html").read_text("utf-8"))
@@ -429,9 +427,7 @@ def test_repair_measures_with_the_trigger_on_the_card_and_does_not_see_it(here, 
 
 
 def test_a_checkpoint_with_a_card_and_another_picture(here, victim):
-    card = {"model": {"name": "preact_resnet", "num_classes": 4, "blocks": [1]}, "data": {"name": "data.npz"},
-            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1},
-            "metrics": {"acc": 1.0, "asr": 1.0, "ra": 0.0}}
+    card = card_of(victim, metrics={"acc": 1.0, "asr": 1.0, "ra": 0.0})
     save_checkpoint("carded", victim.model, card)
     Image.new("RGB", (2, 2), (255, 255, 255)).save("other.png")
     told = json.loads(run("evaluate", "./carded", "--trigger", "other.png", "--json").stdout)
@@ -489,6 +485,7 @@ def test_grey_images_are_given_colour_and_it_is_said(here, victim):
     (["weights.pth", "--model", "mypkg.gone:build", "--data", "data.npz"], "no module 'mypkg.gone' lies in the current folder"),
     (["weights.pth", "--model", "nopkg:build", "--data", "data.npz"], "no module 'nopkg' lies in the current folder"),
     (["weights.pth", "--model", "broken:build", "--data", "data.npz"], "importing broken failed: No module named 'torch_that"),
+    (["weights.pth", "--model", "divides:build", "--data", "data.npz"], "importing divides failed with ZeroDivisionError: division by zero."),
     (["weights.pth", "--model", "mypkg.nets:biuld", "--data", "data.npz"], "mypkg.nets has no function 'biuld'; it has PreActResNet, build"),
     (["weights.pth", "--model", "mypkg.nets:constant", "--data", "data.npz"], "has no function 'constant'"),
     (["weights.pth", "--model", "mypkg.nets:fails", "--data", "data.npz"], "failed with ZeroDivisionError: division by zero"),
@@ -514,22 +511,15 @@ def test_a_target_with_a_scan(here):
     assert "target is what a scan finds" in refused("defend", *OWN, "--trigger", "synthesised", "--target", 1)
 
 
-@pytest.mark.parametrize("classes", [3, 5])
-def test_data_of_other_classes(here, classes):
+@pytest.mark.parametrize(("model", "classes", "words"), [
+    *(("fixed", count, f"the model knows 4 classes, the data has {count}: it must have all the model's, in the same order") for count in (3, 5)),
+    ("build", 5, "linear.bias (4,) in the file, (5,) in the model. The data has 5 classes.\n")])
+def test_data_of_other_classes(here, model, classes, words):
     images = squares(60, 4)
-    labels = torch.arange(60) % classes
-    part = type(images)(images.images, labels, tuple(f"class {label}" for label in range(classes)))
+    part = type(images)(images.images, torch.arange(60) % classes, tuple("abcde"[:classes]))
     write_npz(here / "other.npz", Dataset(part, part, part))
-    told = refused("defend", "weights.pth", "--model", "mypkg.nets:fixed", "--data", "other.npz", *ATTACK)
-    assert f"the model knows 4 classes, the data has {classes}: it must have all the model's, in the same order" in told
-
-
-def test_a_mismatch_of_classes_says_how_many_the_data_has(here):
-    images = squares(60, 4)
-    part = type(images)(images.images, torch.arange(60) % 5, tuple("abcde"))
-    write_npz(here / "other.npz", Dataset(part, part, part))
-    told = refused("scan", "weights.pth", "--model", "mypkg.nets:build", "--data", "other.npz")
-    assert told.endswith("linear.bias (4,) in the file, (5,) in the model. The data has 5 classes.\n")
+    for command in (("defend", *ATTACK), ("scan",)):
+        assert words in refused(command[0], "weights.pth", "--model", f"mypkg.nets:{model}", "--data", "other.npz", *command[1:])
 
 
 def test_a_function_may_import_when_called_and_take_anything(here, victim):
@@ -571,10 +561,7 @@ def test_the_page_works_as_written(here, victim, capsys, monkeypatch):
     code = page.split("```python\n")[1].split("```")[0]
     assert len(code.strip().splitlines()) <= 30
     (here / "mynet.py").write_text("from mypkg.nets import build\n")
-    for place, (image, label) in enumerate(zip(victim.data.test.images, victim.data.test.labels, strict=True)):
-        folder = here / "photos" / f"{label}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).resize((32, 32)).save(folder / f"{place}.png")
+    write_pictures(here / "photos", victim.data.test.images, victim.data.test.labels)
     monkeypatch.syspath_prepend(here)
     monkeypatch.delitem(sys.modules, "mynet", raising=False)  # that of notebook 06, where its tests ran before
     exec(textwrap.dedent(code), {})
@@ -582,17 +569,6 @@ def test_the_page_works_as_written(here, victim, capsys, monkeypatch):
     assert "ASR" in capsys.readouterr().out
     cleaned = torch.load("cleaned.pth", weights_only=True)
     assert set(cleaned) == set(victim.model.state_dict())
-
-
-def test_own_in_python(here, victim):
-    own = Own("mypkg.nets:build", "data.npz", trigger="patch.png", target=1).victim("weights.pth")
-    assert own.evaluate().asr == pytest.approx(victim.evaluate().asr, abs=0.006)
-
-
-def test_code_that_fails_on_import_is_told(here):
-    (here / "broken.py").write_text("1 / 0\n")
-    with pytest.raises(InputError, match=r"importing broken failed with ZeroDivisionError: division by zero\."):
-        Own(model="broken:build", data="data.npz").open(here / "weights.pth")
 
 
 def test_a_network_of_a_fixed_size_gets_that_of_the_images(here, victim):
@@ -733,13 +709,7 @@ def test_inspect_finds_the_network_and_its_normalisation(here, victim):
     shifted = build("resnet18", 4, small=False, seed=1, mean=0.0, std=1 / 255)
     data = Dataset(squares(60, 1, 32), squares(40, 2, 32), squares(40, 3, 32))
     write_npz(here / "large.npz", data)
-    head, features = shifted.fc, {}
-    handle = head.register_forward_hook(lambda _, inputs, __: features.update(x=inputs[0]))
-    predict(shifted, squares(200, 2, 32).floats())
-    handle.remove()
-    x = torch.cat([features["x"], torch.ones(200, 1)], 1)
-    fitted = torch.linalg.lstsq(x.double(), nn.functional.one_hot(squares(200, 2, 32).labels, 4).double(), driver="gelsd").solution
-    head.weight.data, head.bias.data = fitted[:-1].T.float().contiguous(), fitted[-1].float()
+    fit_head(shifted, squares(200, 2, 32))
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in shifted.state_dict().items()}, "epoch": 3}, "resnet.pth")
     found = inspect("resnet.pth", "large.npz")
     assert (found.model, found.classes, found.channels, found.layers["convolutions"]) == ("resnet18", 4, 3, 20)
@@ -753,11 +723,8 @@ def test_inspect_finds_the_network_and_its_normalisation(here, victim):
 def test_inspect_tries_the_sizes_of_a_folder(here):
     """The images' size is that which the last layer takes."""
     images = squares(24, 1, 64)
-    for place in range(24):
-        folder = here / "photos" / images.classes[int(images.labels[place])]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(images.images[place].permute(1, 2, 0).numpy()).save(folder / f"{place}.png")
-    (folder / "damaged.png").touch()
+    write_pictures(here / "photos", images.images, images.labels)
+    (here / "photos" / "1" / "damaged.png").touch()
     torch.save(build("small_vgg", 4, size=64).state_dict(), "vgg.pth")
     found = inspect("vgg.pth", "photos")
     assert {guess.size for guess in found.guesses} == {64} and found.guesses[0].images == 24
@@ -811,9 +778,7 @@ def test_inspect_says_what_it_does_not_know(here, monkeypatch):
 
 
 def test_inspect_knows_checkpoints_and_runs_no_code(here, victim):
-    card = {"model": {"name": "mypkg.nets:fails", "num_classes": 4}, "data": {"name": "data.npz"},
-            "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": 1}}
-    save_checkpoint("mine", victim.model, card)
+    save_checkpoint("mine", victim.model, card_of(victim, model={"name": "mypkg.nets:fails", "num_classes": 4}))
     found = inspect("mine")
     assert found.model == "mypkg.nets:fails" and "its card" in found.holds and found.command == "gradprune defend mine --out out/clean"
     assert "mypkg" not in sys.modules

@@ -182,10 +182,7 @@ def folder(place, count=5, endings=(".png",), classes=("a", "b", "c", "d")):
 
 def test_inspect_takes_such_a_model_and_says_why_it_takes_no_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "viewing.py").write_text(
-        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.conv, self.fc = nn.Conv2d(3, 4, 5, stride=4), nn.Linear(196, 4)\n"
-        "    def forward(self, x):\n        return self.fc(self.conv(x).view(len(x), -1).view(-1, 196))\n")
+    (tmp_path / "viewing.py").write_text("from test_users_inputs import Views as Net\n")
     torch.save(Views().state_dict(), "w.pth")
     folder(tmp_path / "photos")
     found = inspect("w.pth", "photos", model="viewing:Net")

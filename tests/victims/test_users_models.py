@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUICK, squares, write_npz
+from conftest import QUICK, lived_in, squares, write_npz, write_pictures
 from PIL import Image
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor, to_tensor
+from toys import Theirs, fit_head
 
 import gradprune as gp
 from gradprune.attacks import fit
@@ -56,18 +57,6 @@ class Aux(nn.Module):
         return self.form(self.fc(x), self.aux(x)) if self.training else self.fc(x)
 
 
-def as_tuple(logits, others):
-    return logits, others
-
-
-def as_dict(logits, others):
-    return {"logits": logits, "aux": others}
-
-
-def row_less(logits, others):
-    return logits[1:]
-
-
 def small(*more):
     return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), *more, nn.Conv2d(6, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
                          nn.Flatten(), nn.Linear(6, 4))
@@ -100,29 +89,24 @@ def test_training_takes_such_networks_and_hands_the_layout_back(images):
     fit(net, images, epochs=1, progress=False)
     assert net.conv1.weight.is_contiguous()
     with pytest.raises(InputError, match="alone in training mode"):
-        fit(Aux(as_tuple), images, epochs=1, progress=False)
+        fit(Aux(lambda *both: both), images, epochs=1, progress=False)
 
 
-@pytest.mark.parametrize("form", [as_tuple, as_dict])
-def test_what_is_returned_beside_the_logits_in_training_is_left_out(images, mark, form):
+@pytest.mark.parametrize(("kind", "form"), [(tuple, lambda *both: both), (dict, lambda logits, others: {"logits": logits, "aux": others})])
+def test_what_is_returned_beside_the_logits_in_training_is_left_out(images, mark, kind, form):
     for name in ("grad_prune", "grad_prune_verified", "ft"):
         model = cleaned(name, Aux(form), images, mark, **QUICK[name])
-        assert not model._forward_hooks and type(model.train()(images.floats())) is (tuple if form is as_tuple else dict)
-
-
-def features_first(logits, others):
-    return F.pad(others, (0, 3)), logits
+        assert not model._forward_hooks and type(model.train()(images.floats())) is kind
 
 
 def test_features_are_not_taken_for_logits(images):
-    copied = working_copy(Aux(features_first), images.floats()[:2])
+    copied = working_copy(Aux(lambda logits, others: (F.pad(others, (0, 3)), logits)), images.floats()[:2])
     assert copied.train()(images.floats()[:5]).shape == (5, 4)
 
 
 @pytest.mark.parametrize("answer", [lambda x: x[:, :1], lambda x: x.to(torch.complex64), lambda x: x.to_sparse()])
 def test_answers_that_are_not_one_real_number_a_class(images, mark, answer):
-    net = small()
-    net.append(Answer(answer))
+    net = answering(answer)
     for run in (lambda: gp.evaluate(net, images, mark, 1), lambda: gp.grad_prune(net, images, mark, spc=2, progress=False),
                 lambda: scan(net, images, spc=2, progress=False)):
         with pytest.raises(InputError, match="one real number per class"):
@@ -146,25 +130,8 @@ class Answer(nn.Module):
         self.forward = answer
 
 
-class Fewer(nn.Module):
-    """Rows that are not one an image."""
-
-    def __init__(self):
-        super().__init__()
-        self.c = nn.Conv2d(3, 4, 3)
-
-    def forward(self, x):
-        return self.c(x).mean((2, 3)).mean(0, keepdim=True)
-
-
-class Detaches(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.c = nn.Conv2d(3, 4, 3)
-
-    @torch.no_grad()
-    def forward(self, x):
-        return self.c(x).mean((2, 3))
+def answering(answer):
+    return small().append(Answer(answer))
 
 
 def with_forward_of_its_own():
@@ -187,8 +154,9 @@ def under_inference_mode():
 
 
 @pytest.mark.parametrize(("make", "words"), [
-    (lambda: Aux(row_less), "cannot be trained on images .* one row of logits per image, got 1 rows for 2"),
-    (Fewer, "one row of logits per image, got 1 rows for"), (Detaches, "no gradient"),
+    (lambda: Aux(lambda logits, others: logits[1:]), "cannot be trained on images .* one row of logits per image, got 1 rows for 2"),
+    (lambda: answering(lambda x: x.mean(0, keepdim=True)), "one row of logits per image, got 1 rows for"),
+    (lambda: answering(torch.detach), "no gradient"),
     (with_forward_of_its_own, "with the weights of the model itself"),
     (with_a_part_that_is_not_its_own, "with the weights of the model itself"), (under_inference_mode, "inference_mode"),
 ])
@@ -214,21 +182,6 @@ def test_normalized_would_be_passed_over_by_a_forward_on_the_instance():
         normalized(with_forward_of_its_own(), 0.5, 0.25)
 
 
-def stock_and_file(name, images, path):
-    """A network with its own stem, its last layer fitted to the images; saved."""
-    net = build(name, 4, small=False, seed=3).eval()
-    features = {}
-    head = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
-    handle = head.register_forward_hook(lambda _, inputs, __: features.update(x=inputs[0]))
-    predict(net, images.floats())
-    handle.remove()
-    x = torch.cat([features["x"], torch.ones(len(images), 1)], 1)
-    fitted = torch.linalg.lstsq(x.double(), F.one_hot(images.labels, 4).double(), driver="gelsd").solution.float()
-    head.weight.data, head.bias.data = fitted[:-1].T.contiguous(), fitted[-1]
-    torch.save(net.state_dict(), path)
-    return net
-
-
 @pytest.mark.parametrize("name", ["timm/resnet10t", "mobilenet_v3_small", "resnet18"])
 def test_the_stem_of_foreign_weights_is_found_and_told(tmp_path, monkeypatch, caplog, name):
     if name.startswith("timm/"):
@@ -236,7 +189,8 @@ def test_the_stem_of_foreign_weights_is_found_and_told(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     data = Dataset(squares(60, 1, 32), squares(40, 2, 32), squares(40, 3, 32))
     write_npz(tmp_path / "data.npz", data)
-    stock = stock_and_file(name, squares(200, 2, 32), "stock.pth")
+    stock = fit_head(build(name, 4, small=False, seed=3).eval(), squares(200, 2, 32))
+    torch.save(stock.state_dict(), "stock.pth")
     wanted = predict(stock, data.test.floats())
     opened = Own(name, "data.npz").open("stock.pth")
     assert torch.allclose(predict(opened.model, data.test.floats()), wanted, atol=1e-4)
@@ -329,11 +283,6 @@ def test_torchscript_is_named(images, mark):
     assert 0 <= gp.evaluate(program, images, mark, 0).acc <= 1
 
 
-def test_a_last_batch_of_one_image(images):
-    net = nn.Sequential(nn.Conv2d(3, 4, 32), nn.BatchNorm2d(4), nn.Flatten())
-    fit(net, images.subset(torch.arange(33)), epochs=1, batch_size=32, progress=False)
-
-
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "timm/resnet10t"])
 def test_normalised_networks_and_results_can_be_pickled(images, mark, name):
     if name.startswith("timm/"):
@@ -348,15 +297,10 @@ def test_normalised_networks_and_results_can_be_pickled(images, mark, name):
 
 
 def test_class_names_that_the_terminals_encoding_lacks(tmp_path):
-    for name in ("kot", "żółw"):
-        (tmp_path / name).mkdir()
-        for place in range(5):
-            Image.fromarray(np.full((9, 9, 3), 20 * place, np.uint8)).save(tmp_path / name / f"{place}.png")
-    for encoding in ("cp1252",):
-        run = subprocess.run([sys.executable, "-m", "gradprune", "data", "check", str(tmp_path)], capture_output=True,
-                             env={**os.environ, "PYTHONIOENCODING": encoding}, check=True)
-        assert rb"kot, \u017c" in run.stdout
-
+    write_pictures(tmp_path, squares(10, 1).images, ["kot", "żółw"] * 5)
+    run = subprocess.run([sys.executable, "-m", "gradprune", "data", "check", str(tmp_path)], capture_output=True,
+                         env={**os.environ, "PYTHONIOENCODING": "cp1252"}, check=True)
+    assert rb"kot, \u017c" in run.stdout
 
 
 class Strangers(list):
@@ -383,45 +327,6 @@ def test_datasets_of_other_forms():
 # ---- the same networks under the names of public code
 
 
-class TheirBlock(nn.Module):
-    """A residual block with pytorch-cifar's names; pre: norms stand before the convolutions."""
-
-    def __init__(self, inputs, outputs, stride, pre):
-        super().__init__()
-        self.pre = pre
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(inputs if pre else outputs), nn.BatchNorm2d(outputs)
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False),
-                                          *([] if pre else [nn.BatchNorm2d(outputs)]))
-
-    def forward(self, x):
-        if self.pre:
-            first = F.relu(self.bn1(x))
-            skip = self.shortcut(first) if hasattr(self, "shortcut") else x
-            return self.conv2(F.relu(self.bn2(self.conv1(first)))) + skip
-        skip = self.shortcut(x) if hasattr(self, "shortcut") else x
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + skip)
-
-
-class Theirs(nn.Module):
-    def __init__(self, pre):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        self.bn1 = nn.Identity() if pre else nn.BatchNorm2d(64)
-        for stage, (inputs, outputs) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512))):
-            self.add_module(f"layer{stage + 1}", nn.Sequential(TheirBlock(inputs, outputs, 1 + (stage > 0), pre),
-                                                               TheirBlock(outputs, outputs, 1, pre)))
-        self.linear = nn.Linear(512, 4)
-
-    def forward(self, x):
-        x = self.bn1(self.conv1(x))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x if stage is not self.layer1 or isinstance(self.bn1, nn.Identity) else F.relu(x))
-        return self.linear(x.mean((2, 3)))
-
-
 class TheirVGG(nn.Module):
     def __init__(self):
         super().__init__()
@@ -439,16 +344,13 @@ class TheirVGG(nn.Module):
     ("preact_resnet18", lambda: Theirs(True), "module."), ("resnet18", lambda: Theirs(False), "net."), ("vgg16_bn", TheirVGG, "")])
 def test_the_same_network_under_the_names_of_public_code(tmp_path, images, name, make, prefix):
     torch.manual_seed(0)
-    theirs = make().train()
-    for norm in (layer for layer in theirs.modules() if isinstance(layer, nn.BatchNorm2d)):
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-    theirs(images.floats()[:16])  # BatchNorm's statistics
+    theirs = lived_in(make(), images.floats()[:16])
     torch.save({"net": {prefix + key: tensor for key, tensor in theirs.state_dict().items()}, "acc": 95.0, "epoch": 3}, tmp_path / "ckpt.pth")
     found = inspect(tmp_path / "ckpt.pth")
     assert found.model == name
     write_npz(tmp_path / "data.npz", Dataset(images, images, images))
     opened = Own(name, str(tmp_path / "data.npz"), mean=[0.0], std=[1.0]).open(tmp_path / "ckpt.pth")
-    assert torch.allclose(predict(opened.model, images.floats()), predict(theirs.eval(), images.floats()), atol=1e-4)
+    assert torch.allclose(predict(opened.model, images.floats()), predict(theirs, images.floats()), atol=1e-4)
     more = {"last_norm": False} if name == "preact_resnet18" else {}
     ours = load_weights(build(name, 4, mean=0.0, std=1.0, **more), tmp_path / "ckpt.pth")
     assert torch.equal(predict(ours, images.floats()), predict(opened.model, images.floats()))
