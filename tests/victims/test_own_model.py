@@ -549,7 +549,7 @@ def test_how_a_named_network_shifts_its_images_is_told(here, given, count):
 def test_help_says_that_own_code_is_run():
     for command in ("defend", "evaluate", "scan"):
         text = " ".join(run(command, "--help").stdout.split())
-        assert "module:function of your own code, which is imported from the current folder and run" in text
+        assert "module:function in your own code, which is imported from the current folder and run" in text
 
 
 # ---- in Python, as the page says
