@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -262,3 +265,29 @@ def test_predictions_and_scores_with_half_the_batch(data, victim, capsys):
     assert loss == pytest.approx(again_loss)
     with pytest.raises(InputError, match="not enough memory"):
         predict(Limited(8), images.floats(), 32)
+
+
+# ---- memory in the workers of a cluster
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
+def test_freed_memory_is_kept_in_a_worker_of_dask():
+    """Pages faulted in by a hundred convolutions, with dask's setting: without the remedy every tensor costs its pages."""
+    script = """
+import resource, sys, torch
+from gradprune.base.devices import keep_freed_memory
+if sys.argv[1:]:
+    keep_freed_memory()
+torch.set_num_threads(1)
+layer, images = torch.nn.Conv2d(16, 16, 3, padding=1), torch.rand(64, 16, 16, 16)
+with torch.no_grad():
+    layer(images)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(100):
+        layer(images)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"}
+    dask, kept = (int(subprocess.run([sys.executable, "-c", script, *more], env=environment, capture_output=True, text=True,
+                                     check=True).stdout) for more in ([], ["keep"]))
+    assert kept < dask / 10, (kept, dask)

@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
+from gradprune.base.devices import keep_freed_memory
 from gradprune.base.errors import InputError
 from gradprune.bench.cells import Row, empty_row, run_cell, sentence
 from gradprune.bench.grid import Cell
@@ -123,7 +124,7 @@ def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # our error says more than its tracebacks
     with Client(address, timeout=SCHEDULER_SECONDS, set_as_default=False) as client:
         cells = {future.key: (future, job) for job, future in
-                 zip(jobs, client.map(run_cell, *zip(*jobs, strict=True), pure=False), strict=True)}
+                 zip(jobs, client.map(_in_worker, *zip(*jobs, strict=True), pure=False), strict=True)}
         try:
             for future in as_completed([future for future, _ in cells.values()], loop=client.loop):
                 _, (cell, *_) = cells.pop(future.key)
@@ -132,3 +133,9 @@ def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:
                 yield future.result() if future.status == "finished" else empty_row(cell, sentence(future.exception()))
         finally:
             client.cancel([future for future, _ in cells.values()])
+
+
+def _in_worker(*job: Any) -> Row:
+    """A cell in a worker of dask."""
+    keep_freed_memory()
+    return run_cell(*job)

@@ -21,7 +21,6 @@ PANELS = ("FilterExplorer", "TriggerStudio", "PruningPlayer", "BeatGradPrune", "
 TAGS = {"setup", "exercise", "restart", "widget"}
 
 QUICK = "02_see_the_filters"  # the one that `make test` runs
-LONG = ("01", "02", "03", "04", "06")  # in mode "quick" they take half of all notebooks' time: `make notebooks` runs them so, the tests in mode "ci"
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 each_run = pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=() if path.stem == QUICK else pytest.mark.slow)
                                             for path in NOTEBOOKS])
@@ -203,10 +202,9 @@ def test_untouched_stubs_fail_strict_mode(path, monkeypatch):
 def test_solutions_pass_strict_mode_within_the_budget(path, tmp_path, monkeypatch, record_property):
     """The whole notebook as a learner leaves it. Times are told, not judged: a busy machine is no fault."""
     monkeypatch.setenv("GRADPRUNE_STRICT", "1")
-    mode = "ci" if path.stem.startswith(LONG) else "quick"
-    monkeypatch.setenv("GRADPRUNE_MODE", mode)
+    monkeypatch.setenv("GRADPRUNE_MODE", "quick")
     outcome = harness.run(harness.with_solutions(harness.read(path)), tmp_path)
-    record_property("summary", harness.times(path.stem, mode, outcome))
+    record_property("summary", harness.times(path.stem, "quick", outcome))
     if outcome.faults:
         pytest.fail("\n".join(outcome.faults), pytrace=False)
 
