@@ -62,16 +62,16 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     paper = override_positive("repair", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     altered = unsteadiness(work.model, work.train.clean, paper["changes"], seed)
-    told = f"small drawn changes alter {altered:.0%} of the answers: "
+    told = f"small random changes alter {altered:.0%} of the answers, "
     with work.stage("tune"):
         if altered < paper["sturdy"]:
-            told += "consistency"
+            told += "so the model learned to ignore them (consistency)"
             work.history = consistent_tune(model, work.model, work.mask, work.train, work.validation, work.augment,
                                            families, seed=seed, progress=progress,
                                            **{name: paper[name] for name in CONSISTENCY})
         else:
             scanned = scan(model, clean, spc=spc, seed=seed, progress=progress, steps=paper["scan_steps"])
-            told += f"scan. {scanned.verdict}"
+            told += f"too many to unlearn, so a scan looked for a target. {scanned.verdict}"
             if scanned.suspect is not None:
                 told += unlearn_suspect(work, scanned, paper, seed, progress)
     return work.result("repair", {"spc": spc, "families": families, **paper, "seed": seed}, stopped=told)
@@ -94,11 +94,11 @@ def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int,
                     for start in range(paper["searches"])]
         small = [one.trigger for one in searched if one.converged and one.norm < SMALL * usual]
         if not small:
-            return f" After {turn} rounds of unlearning it needs what the others need."
+            return f" After {turn} round{'s' * (turn != 1)} of unlearning, it is no easier to reach than the other classes."
         triggers += small
         augment = Augment(work.given, Alternating(triggers), work.train)
         work.history += tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
                                       work.validation, augment, Distilled(work.given), lr=paper["suspect_lr"],
                                       epochs=epochs, batch_size=paper["batch_size"], seed=seed + turn,
                                       progress=progress)
-    return f" After {paper['rounds']} rounds of unlearning it was not looked at again."
+    return f" {paper['rounds']} rounds of unlearning were made; the last one was not checked."

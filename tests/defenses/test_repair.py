@@ -231,7 +231,7 @@ def test_a_sturdy_model_is_repaired_with_no_class_suspected(monkeypatch):
     result = gp.defenses.repair(shipped.model, shipped.data.defense, spc=2, steps=60, first=10, progress=False)
     given, after = shipped.evaluate(), shipped.evaluate(result.model)
     assert given.asr > 0.95 and after.asr < 0.1 and after.ra > 0.7 and after.acc > 0.7, "a fifth of its steps"
-    assert result.stopped.endswith("of the answers: consistency") and not result.mask.positions
+    assert result.stopped.endswith("of the answers, so the model learned to ignore them (consistency)") and not result.mask.positions
 
 
 def test_a_family_that_is_left_out_is_not_used(victim, monkeypatch):
@@ -253,13 +253,14 @@ def test_a_model_that_anything_moves_is_scanned_and_left_alone_where_no_class_is
         {}, []))
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
     result = defend("repair", victim, sturdy=0.2, scan_steps=7)
-    assert result.stopped == "small drawn changes alter 30% of the answers: scan. No class is suspected with 7 steps."
+    assert result.stopped == ("small random changes alter 30% of the answers, too many to unlearn, so a scan looked for a target. "
+                              "No class is suspected with 7 steps.")
     assert victim.evaluate(result.model) == victim.evaluate()
 
 
 @pytest.mark.parametrize(("norms", "told"), [
-    ([4.0, 6.0, 9.0, 8.0], "After 1 rounds of unlearning it needs what the others need."),
-    ([4.0] * 6, "After 3 rounds of unlearning it was not looked at again.")])
+    ([4.0, 6.0, 9.0, 8.0], "After 1 round of unlearning, it is no easier to reach than the other classes."),
+    ([4.0] * 6, "3 rounds of unlearning were made; the last one was not checked.")])
 def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, monkeypatch, norms, told):
     """The others need 10, so less than 5 is small. The search is told what to find: what the attacker put on."""
     rows = [Row("mask", label, 10.0 if label != victim.target else 2.0, 1.0, 0.0, 1.0, True, label == victim.target)
