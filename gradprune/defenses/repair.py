@@ -94,7 +94,8 @@ def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int,
                     for start in range(paper["searches"])]
         small = [one.trigger for one in searched if one.converged and one.norm < SMALL * usual]
         if not small:
-            return f" After {turn} round{'s' * (turn != 1)} of unlearning, it is no easier to reach than the other classes."
+            rounds = f"{turn} round{'s' * (turn != 1)}"
+            return f" After {rounds} of unlearning, it is no easier to reach than the other classes."
         triggers += small
         augment = Augment(work.given, Alternating(triggers), work.train)
         work.history += tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
