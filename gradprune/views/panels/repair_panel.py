@@ -25,7 +25,7 @@ class RepairPanel(Panel):
         self.spc, self.changes = spc, {**changes, "progress": False}
         self.ways: dict[str, Metrics] = {"given": victim.evaluate()}
         self.stopped: dict[str, str] = {}
-        self.unknown = self.button("Repair, trigger unknown", self._repair, "Repairing, a minute at most ...", _BUTTON)
+        self.unknown = self.button("Repair, trigger unknown", self._repair, "Repairing ...", _BUTTON)
         self.known = self.button("Grad-Prune, trigger known", self._prune, "Pruning ...", _BUTTON)
         self.show([self.unknown, self.known])
 
