@@ -114,6 +114,7 @@ def test_defences_run_where_the_model_is(victim, machine, name):
     torch.testing.assert_close(predict(there.model, images).cpu(), predict(here.model, images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_synthesised_trigger_goes_where_the_images_are(victim, machine):
     model, images = copy.deepcopy(victim.model).to(META), victim.data.test.subset(slice(0, 20))
     found = scan(model, victim.data.defense, spc=2, steps=2, progress=False)

@@ -86,6 +86,7 @@ def test_a_baseline_that_is_interrupted_gives_a_result(given, monkeypatch, name)
         assert result.interrupted and str(result) and torch.isfinite(result.model.linear.weight).all()
 
 
+@pytest.mark.slow
 def test_an_export_that_is_interrupted_leaves_the_checkpoint(given, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt

@@ -62,6 +62,7 @@ def test_the_data_is_sound():
     assert 11.1e6 < sum(parameter.numel() for parameter in network.parameters()) < 11.3e6
 
 
+@pytest.mark.slow
 def test_victims_and_rows(done, tiny):
     out, table = done
     assert sorted(path.name for path in (out / "victims").glob("*.json")) == sorted(f"{name}.json" for name in ATTACKS)
@@ -77,6 +78,7 @@ def test_victims_and_rows(done, tiny):
         read_card(out / "victims/badnets")["metrics"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_is_done_twice(done, tiny, monkeypatch):
     out, table = done
     before = files(out / "victims")
@@ -85,6 +87,7 @@ def test_nothing_is_done_twice(done, tiny, monkeypatch):
     assert files(out / "victims") == before and again.equals(table)
 
 
+@pytest.mark.slow
 def test_a_lost_victim_alone_is_trained_again(done, tiny, tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(presets, "_train", lambda trigger, path, **_: trained.append((trigger, path)))
@@ -96,6 +99,7 @@ def test_a_lost_victim_alone_is_trained_again(done, tiny, tmp_path, monkeypatch)
     assert (len(grid.attacks), grid.spc, grid.seeds, grid.defenses) == (2, (3,), (0, 1), ("clp",))
 
 
+@pytest.mark.slow
 def test_the_command_and_its_report(done, tiny, monkeypatch):
     out, _ = done
     small = PRESETS["paper"] | {"train": PRESETS["paper"]["train"] | tiny}

@@ -601,6 +601,7 @@ def test_the_program_refuses_without_a_traceback():
     assert done.stderr == "Error: there is no checkpoint card at gone/nothing.json.\n"
 
 
+@pytest.mark.slow
 def test_the_program_prints_where_only_ascii_goes(store):
     done = program("evaluate", str(store / "victim"), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0

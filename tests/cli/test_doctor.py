@@ -215,6 +215,7 @@ def test_the_self_test_notices_a_network_that_does_not_learn(monkeypatch):
     assert sick(doctor.self_test()).ok is False
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "gradprune.cli.doctor", "--json"], capture_output=True, text=True,
                           timeout=120, check=False)

@@ -128,6 +128,7 @@ def test_no_suspect_no_change(honest, data, nothing):
     assert same(result.model, honest)
 
 
+@pytest.mark.slow
 def test_defend_with_a_synthesised_trigger(store, tmp_path):
     told = defend_and_save(str(store / "victim"), tmp_path / "cleaned", trigger="synthesised", recipe="paper", progress=False)
     assert told["scan"].startswith("Suspected: 'north east'") and told["tuned"]["asr"] < 0.2
@@ -183,6 +184,7 @@ def test_the_command(store, tmp_path):
     assert "north east" in result.stderr and "index" in result.stderr and told["verdict"] in result.stderr
 
 
+@pytest.mark.slow
 def test_the_command_never_asks_the_card_for_the_attack(store):
     result = run("scan", store / "honest", "--spc", 5)
     assert result.exit_code == 0 and "No class is suspected" in result.stdout and "card says" not in result.stdout
@@ -195,6 +197,7 @@ def test_a_card_without_data(store, tmp_path):
     assert result.exit_code == 2 and "does not say which data made the model" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_real_trigger_is_never_loaded(store, monkeypatch):
     def touched(*_, **__):
         raise AssertionError("the trigger was made")

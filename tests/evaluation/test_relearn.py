@@ -17,6 +17,7 @@ def attack(model, victim, **settings):
     return relearn(model, victim.data.train, victim.data.test, victim.trigger, victim.target, **settings)
 
 
+@pytest.mark.slow
 def test_more_poison_plants_more_backdoor(honest, victim):
     before = copy.deepcopy(honest.state_dict())
     rows = attack(honest, victim, k=(0, 60), seeds=(0, 1), epochs=12, shift=1)

@@ -680,6 +680,7 @@ def test_begin_says_mode_and_progress_in_a_line_each(capsys):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_captions_name_the_mode():
     code = ("from IPython.core.interactiveshell import InteractiveShell; shell = InteractiveShell.instance()\n"
             "from gradprune.lessons import begin; begin('02')\n"

@@ -65,6 +65,7 @@ def test_rounds_equal_rounds_by_hand(kind, alpha, monkeypatch):
     assert [(row["layer"], row["index"], row["objective"]) for row in result.history[1:4]] == wanted
 
 
+@pytest.mark.slow
 def test_a_race_has_the_winner_of_all_trials_on_all_images(victim, monkeypatch):
     """Whatever the guess says, and also where some or all trials cost too much, or two are alike."""
     monkeypatch.setattr(MODULE, "PIECE", 7)

@@ -302,6 +302,7 @@ def test_files_that_are_no_picture(tmp_path, drawn):
 # ---- the command line
 
 
+@pytest.mark.slow
 def test_defend_own_code_with_a_picture(here, victim):
     result = run("defend", *OWN, *ATTACK, "--spc", 5, "--out", "out/clean", "--json")
     assert result.exit_code == 0, result.output
@@ -362,6 +363,7 @@ def test_scan_of_a_model_without_a_card(here, monkeypatch):
     assert (told["suspect_name"], told["card_says"], told["verdict"]) == ("north east", "", "the verdict")
 
 
+@pytest.mark.slow
 def test_a_synthesised_trigger_defends_and_measures(here, victim, monkeypatch):
     monkeypatch.setattr(demo, "scan", suspecting(1, victim.trigger))
     told = json.loads(run("defend", *OWN, "--trigger", "synthesised", "--spc", 1, "--out", "out/clean", "--json").stdout)
@@ -658,6 +660,7 @@ def test_arrays_that_are_no_trigger(tmp_path, monkeypatch, array, words):
     assert not Path("ran").exists()
 
 
+@pytest.mark.slow
 def test_a_trigger_of_own_code_and_a_mask_on_the_command_line(here, victim):
     Path("marks.py").write_text("def mark(images):\n    images = images.clone()\n    images[:, :, -3:, -3:] = 1\n    return images\n"
                                 "def nothing(images):\n    return None\n")

@@ -66,6 +66,7 @@ def cleaned(name, net, images, mark, **settings):
     return DEFENSES[name](net, images, mark, spc=2, progress=False, **settings).model
 
 
+@pytest.mark.slow
 def test_the_layout_that_came_is_handed_back(images, mark):
     for form in (torch.contiguous_format, torch.channels_last):
         net = small(nn.ReLU()).to(memory_format=form)
@@ -341,7 +342,8 @@ class TheirVGG(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "make", "prefix"), [
-    ("preact_resnet18", lambda: Theirs(True), "module."), ("resnet18", lambda: Theirs(False), "net."), ("vgg16_bn", TheirVGG, "")])
+    ("preact_resnet18", lambda: Theirs(True), "module."), ("resnet18", lambda: Theirs(False), "net."),
+    pytest.param("vgg16_bn", TheirVGG, "", marks=pytest.mark.slow)])
 def test_the_same_network_under_the_names_of_public_code(tmp_path, images, name, make, prefix):
     torch.manual_seed(0)
     theirs = lived_in(make(), images.floats()[:16])

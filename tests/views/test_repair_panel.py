@@ -20,6 +20,7 @@ def test_nothing_is_cleaned_before_a_button_is_pressed(make, victim):
     assert f"given {before.acc:.1%} / {before.asr:.1%}" in panel.sentence
 
 
+@pytest.mark.slow
 def test_each_button_shows_what_its_defence_gives(make, victim):
     panel, given = make(RepairPanel, spc=9, **BRIEF), copy.deepcopy(victim.model)
     panel.unknown.click()
