@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from gradprune.models.inference import evaluating
+from gradprune.models.pairing import mixes
 from gradprune.pruning.filters import Filters, keep_filter, silence
-from gradprune.pruning.pairing import mixes
 
 CHUNK = 64  # images at once: few enough for the cached activations to stay small
 

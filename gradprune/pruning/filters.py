@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import InputError, require
 from gradprune.models.inference import check_model
-from gradprune.pruning.pairing import own_numbers, pair
+from gradprune.models.pairing import own_numbers, pair
 
 
 class Filter(NamedTuple):

@@ -17,8 +17,8 @@ from gradprune.lessons.runtime import sign_net, workshop
 from gradprune.lessons.runtime.check import EXERCISES
 from gradprune.models import normalized
 from gradprune.models.layers import Normalize
+from gradprune.models.pairing import pair
 from gradprune.models.weights import load_weights, state_dict
-from gradprune.pruning.pairing import pair
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "06_your_own_model.ipynb"
 
