@@ -79,7 +79,8 @@ def show(markup: str, text: str) -> None:
 
 def say(symbol: str, message: str, title: str = "") -> None:
     """A sentence behind a coloured line; colour, symbol and words: none of the three carries the meaning alone."""
-    color, title = _COLORS[symbol], f"{symbol} {title}".strip()
+    color = _COLORS[symbol]
     told = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(message))
     show(f'<div role="status" style="border-left:5px solid {color};padding:0.4em 0.9em;margin:0.4em 0">'
-         f'<b style="color:{color}">{title}</b> {told}</div>', f"{title} {message}")
+         f'<b><span style="color:{color}">{symbol}</span> {title}</b> {told}</div>',
+         f"{f'{symbol} {title}'.strip()} {message}")

@@ -55,7 +55,7 @@ def predict(key: str, question: str, low: float = 0, high: float = 1, *, step: f
             line.value = kept(change["new"])
         except Exception:
             trace = html.escape(traceback.format_exc())
-            line.value = f'<pre class="gradprune-error" style="color:#B00020">{trace}</pre>'
+            line.value = f'<pre class="gradprune-error" style="color:#DD2C40">{trace}</pre>'
             if os.environ.get("GRADPRUNE_STRICT") == "1":
                 raise
 

@@ -10,7 +10,7 @@ from gradprune.cli import doctor
 from gradprune.datasets import load
 from gradprune.lessons.runtime.notebook_setup import show
 
-_LOOKS = {True: ("#007F5C", "✔"), "warn": ("#C45500", "!"), False: ("#B00020", "✘")}
+_LOOKS = {True: ("#007F5C", "✔"), "warn": ("#C45500", "!"), False: ("#DD2C40", "✘")}
 _STOP, _SIDE = 1, 256  # which of the stop signs, and how many pixels wide it is shown
 _LONGEST = 90  # characters of a finding: a list of versions is cut; advice never is
 
