@@ -405,6 +405,7 @@ def test_repair_of_a_model_whose_trigger_nobody_knows(here, victim, brief):
     page = re.sub("data:image[^\"]*", "", Path(told["report"]).read_text("utf-8"))
     assert all(word in page for word in (*FAMILIES, "no attack success rate", "weights.pth"))
     assert f"{told['led']['patches'][0]:.0%} to" in page and "ASR" not in page and "nan" not in page
+    assert "Consistency means" in page and "lead to a\nsuspected class" not in page, "the method that was used, alone"
 
 
 def test_defend_repairs_where_nobody_names_a_trigger(here, brief):
