@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 from gradprune.pruning.augment import Augment
-from gradprune.pruning.distilled import Distilled, best_repair, distilled_tune, judge
+from gradprune.pruning.distilled import Distilled, distilled_tune, judge
 from gradprune.pruning.filters import Filter, FilterMask, Filters, Layer, silence
 from gradprune.pruning.fine_tuning import clean_loss, fine_tune
 from gradprune.pruning.loop import Pruned, Validation, in_order, validate
 from gradprune.pruning.paper import paper
 from gradprune.pruning.scores import SCORES, Pairs, filter_scores, gated, pair_up, unlearning_loss, unpaired
-from gradprune.pruning.verified import verified
+from gradprune.pruning.verified import best_repair, verified
 
 RECIPES: dict[str, Callable[..., Pruned]] = {"paper": paper, "verified": verified}
 

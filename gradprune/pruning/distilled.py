@@ -1,6 +1,5 @@
 """Fine-tuning without labels: the original model is the teacher, on new views and mixes of the few images."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -86,35 +85,3 @@ def tune_on_views(model: nn.Module, mask: FilterMask, train: Pairs, validation: 
 def epochs_for(pairs: int, steps: int | None = None, batch_size: int = BATCH) -> int:
     """Epochs that make at least `steps` steps (None: `STEPS`) with this number of training pairs and their views."""
     return passes(steps or STEPS, pairs * (1 + copies_for(pairs)), batch_size)
-
-
-def best_repair(given: nn.Module, pruned: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs,
-                augment: Augment, *, seed: int = 0, progress: bool = True
-                ) -> tuple[nn.Module, FilterMask, list[dict[str, Any]]]:
-    """The best of three repairs by `judge`: pruned, pruned and fine-tuned, fine-tuned without pruning.
-
-    Pruning helps on some models and harms others; the held-out images decide.
-    given: the original model.
-    pruned, mask: a pruned copy and its mask.
-    Returns the model, its mask (without filters if pruning did not help), and history rows: those of its fine-tuning,
-    if any, then one per repair (stage "choose": repair, val_loss, kept).
-    """
-    watch = judge(given, validation, augment, seed)
-    none = FilterMask(mask.filters, before=mask.before)
-    choices: dict[str, tuple[nn.Module, FilterMask, list[dict[str, Any]]]] = {
-        "pruned": (copy.deepcopy(pruned), mask, [])}
-    for name, start, held in (("fine-tuned", given, none), ("pruned and fine-tuned", pruned, mask)):
-        if name == "fine-tuned" or mask.positions:
-            model = copy.deepcopy(start)
-            history = distilled_tune(given, model, held, train, validation, augment, watch, seed=seed,
-                                     progress=progress)
-            choices[name] = model, held, history
-            if "interrupted" in history[-1]:
-                break
-    losses = {name: watch(model) for name, (model, _, _) in choices.items()}
-    kept = min(losses, key=losses.__getitem__)
-    cut_short = {"interrupted": True} if any("interrupted" in rows[-1] for *_, rows in choices.values() if rows) else {}
-    rows = [{"stage": "choose", "repair": name, "val_loss": loss, "kept": name == kept, **cut_short}
-            for name, loss in losses.items()]
-    model, held, history = choices[kept]
-    return model, held, history + rows

@@ -1,12 +1,13 @@
-"""Recipe `verified`: the gradient proposes, an actual trial decides.
+"""Recipe `verified`: the gradient proposes, a trial decides, and held-out images say whether pruning pays.
 
 The gradient is a first-order estimate. Here it only makes a shortlist: each of the filters with the highest scores is
-actually removed, and the removal with the lowest `Objective` is kept. No image lowers the objective, so a candidate
-whose loss on some images exceeds another's on all of them is beaten: `fastest_candidate` starts with the images that
-cost most, and most candidates are beaten after a few.
+actually removed, and the removal with the lowest `Objective` is kept (`verified`). Then the model is fine-tuned with
+and without the pruning, and the best of these repairs is kept (`best_repair`). `grad_prune(recipe="verified")` does
+both.
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.models.inference import predict
-from gradprune.pruning.candidate_removals import CandidateRemovals
+from gradprune.pruning.augment import Augment
+from gradprune.pruning.candidate_removals import CandidateRemovals, fastest_candidate
+from gradprune.pruning.distilled import distilled_tune, judge
 from gradprune.pruning.filters import FilterMask, Filters, silent
 from gradprune.pruning.loop import Chosen, Pruned, Validation, check_limits, remove_in_rounds, validate
 from gradprune.pruning.scores import Pairs, filter_scores
 
 K = 16        # filters on the shortlist
 WEIGHT = 3.0  # of the clean term against the unlearning loss
-PIECE = 32    # images between two checks of which candidates are beaten
 
 
 def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, score: str = "gate",
@@ -73,6 +75,38 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
                             alpha=None, patience=patience, watched="objective", progress=progress)
 
 
+def best_repair(given: nn.Module, pruned: nn.Module, mask: FilterMask, train: Pairs, validation: Pairs,
+                augment: Augment, *, seed: int = 0, progress: bool = True
+                ) -> tuple[nn.Module, FilterMask, list[dict[str, Any]]]:
+    """The best of three repairs by `judge`: pruned, pruned and fine-tuned, fine-tuned without pruning.
+
+    Pruning helps on some models and harms others; the held-out images decide.
+    given: the original model.
+    pruned, mask: a pruned copy and its mask.
+    Returns the model, its mask (without filters if pruning did not help), and history rows: those of its fine-tuning,
+    if any, then one per repair (stage "choose": repair, val_loss, kept).
+    """
+    watch = judge(given, validation, augment, seed)
+    none = FilterMask(mask.filters, before=mask.before)
+    choices: dict[str, tuple[nn.Module, FilterMask, list[dict[str, Any]]]] = {
+        "pruned": (copy.deepcopy(pruned), mask, [])}
+    for name, start, held in (("fine-tuned", given, none), ("pruned and fine-tuned", pruned, mask)):
+        if name == "fine-tuned" or mask.positions:
+            model = copy.deepcopy(start)
+            history = distilled_tune(given, model, held, train, validation, augment, watch, seed=seed,
+                                     progress=progress)
+            choices[name] = model, held, history
+            if "interrupted" in history[-1]:
+                break
+    losses = {name: watch(model) for name, (model, _, _) in choices.items()}
+    kept = min(losses, key=losses.__getitem__)
+    cut_short = {"interrupted": True} if any("interrupted" in rows[-1] for *_, rows in choices.values() if rows) else {}
+    rows = [{"stage": "choose", "repair": name, "val_loss": loss, "kept": name == kept, **cut_short}
+            for name, loss in losses.items()]
+    model, held, history = choices[kept]
+    return model, held, history + rows
+
+
 class Objective:
     """Unlearning loss + weight * KL(given model's output || output now) on the clean images, as a mean over pairs.
 
@@ -109,34 +143,3 @@ class Objective:
         for name in ("images", "labels", "is_clean", "wanted", "weights"):
             setattr(part, name, getattr(self, name)[chosen])
         return part
-
-
-def fastest_candidate(trials: CandidateRemovals, goal: Objective, positions: list[int], expected: Tensor,
-                      mistakes: float) -> tuple[int, Tensor] | None:
-    """The candidate with the lowest objective, as its index in `positions`, and its terms (2N,); None if none is left.
-
-    expected: float (2N,), a forecast of each image's contribution. It decides which images come first and when a
-        candidate is paused. A wrong forecast costs time but never changes the result: a paused candidate that may still
-        win is resumed.
-    mistakes: a candidate that misclassifies this many clean images is excluded.
-    """
-    expected = expected.cpu().double().clamp(min=0)
-    order = expected.argsort(descending=True, stable=True)
-    pieces = order.split(PIECE)
-    ahead = torch.stack([expected[order[start:]].sum() for start in range(0, len(order) + PIECE, PIECE)])
-    terms = torch.zeros(len(positions), len(order), dtype=torch.float64)
-    lost, wrong = terms.sum(1), terms.sum(1)
-    done = torch.zeros(len(positions), dtype=torch.int64)  # pieces that each trial has run
-    while done[lead := int(lost.argmin())] < len(pieces) and lost[lead] < torch.inf:
-        for number, chosen in enumerate(pieces):
-            running = ((done == number) & (lost <= (lost + ahead[done]).min())).nonzero().flatten()
-            if len(running) == 0:
-                continue
-            part = goal.of(chosen)
-            _, logits = trials.logits(part.images, [positions[trial] for trial in running])
-            terms[running[:, None], chosen] = part.terms(logits).cpu().double()
-            wrong[running] += part.wrong(logits).sum(-1).cpu()
-            done[running] += 1
-            total = terms[running].sum(1)
-            lost[running] = total.masked_fill((wrong[running] >= mistakes) | total.isnan(), torch.inf)
-    return (lead, terms[lead]) if lost[lead] < torch.inf else None

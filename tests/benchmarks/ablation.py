@@ -27,8 +27,8 @@ from gradprune.base.paths import write_atomic
 from gradprune.datasets import draw_defense_images
 from gradprune.models import predict
 from gradprune.pruning import Augment, FilterMask, Pairs, distilled_tune, fine_tune, pair_up, verified
+from gradprune.pruning.candidate_removals import fastest_candidate
 from gradprune.pruning.filters import own_tensors
-from gradprune.pruning.verified import fastest_candidate
 
 RECIPE, DISTILLED = (sys.modules[f"gradprune.pruning.{name}"] for name in ("verified", "distilled"))
 OUT = Path(__file__).resolve().parents[2] / "data/results/ablation"

@@ -2,20 +2,17 @@
 
 import copy
 import math
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from toys import Grouped, Shared, Untraceable, network, parts
 
-from gradprune.pruning import Pairs, filter_scores
+from gradprune.pruning import Pairs, candidate_removals, filter_scores
 from gradprune.pruning import verified as recipe
-from gradprune.pruning.candidate_removals import CandidateRemovals
+from gradprune.pruning.candidate_removals import CandidateRemovals, fastest_candidate
 from gradprune.pruning.filters import filters, silence, silent
-from gradprune.pruning.verified import Objective, fastest_candidate
-
-MODULE = sys.modules["gradprune.pruning.verified"]  # the package exports the function of the same name
+from gradprune.pruning.verified import Objective
 
 
 def by_hand(model, found, train, alpha, rounds, k=8, weight=3):
@@ -50,7 +47,7 @@ def by_hand(model, found, train, alpha, rounds, k=8, weight=3):
 @pytest.mark.parametrize("kind", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("preact_resnet", "small_vgg")), Grouped, Shared, Untraceable])
 def test_rounds_equal_rounds_by_hand(kind, alpha, monkeypatch):
     """Filters in blocks, on a residual sum, in groups and depthwise; some trials too dear, one filter silent before."""
-    monkeypatch.setattr(MODULE, "PIECE", 5)
+    monkeypatch.setattr(candidate_removals, "PIECE", 5)
     model, generator = network(kind).eval(), torch.Generator().manual_seed(2)
     clean, triggered = torch.rand(2, 12, 3, 32, 32, generator=generator)
     with torch.no_grad():
@@ -68,7 +65,7 @@ def test_rounds_equal_rounds_by_hand(kind, alpha, monkeypatch):
 @pytest.mark.slow
 def test_a_race_has_the_winner_of_all_trials_on_all_images(victim, monkeypatch):
     """Whatever the guess says, and also where some or all trials cost too much, or two are alike."""
-    monkeypatch.setattr(MODULE, "PIECE", 7)
+    monkeypatch.setattr(candidate_removals, "PIECE", 7)
     train, _ = parts(victim, 5)
     model, count = copy.deepcopy(victim.model), 2 * len(train.labels)
     found = filters(model, train.clean[:1])
@@ -126,7 +123,7 @@ def run(written, expected, mistakes=math.inf):
 
 
 def test_the_dearest_images_come_first_and_who_is_beaten_rests(monkeypatch):
-    monkeypatch.setattr(MODULE, "PIECE", 2)
+    monkeypatch.setattr(candidate_removals, "PIECE", 2)
     written = Written([[1.0, 4, 0, 2, 1],    # 6 after the images 1 and 3, 8 in all
                        [5.0, 1, 2, 1, 0],    # 2 after them, 9 in all
                        [0.0, 9, 0, 3, 0]])   # 12 after them: beaten
@@ -138,14 +135,14 @@ def test_the_dearest_images_come_first_and_who_is_beaten_rests(monkeypatch):
 
 def test_a_trial_behind_goes_on_while_the_leader_may_still_lose_more(monkeypatch):
     """Each at its own piece: trial 1 is behind by less than what is to come, so both run on together."""
-    monkeypatch.setattr(MODULE, "PIECE", 1)
+    monkeypatch.setattr(candidate_removals, "PIECE", 1)
     written = Written([[1.0, 1, 1], [2.0, 1, 0], [4.0, 0, 0]])
     assert run(written, [1.0, 1, 0])[0] == 0
     assert written.ran == [([0], [10, 11, 12]), ([1], [10, 11]), ([2], [10])]
 
 
 def test_alike_images_keep_their_order_and_alike_trials_theirs(monkeypatch):
-    monkeypatch.setattr(MODULE, "PIECE", 20)
+    monkeypatch.setattr(candidate_removals, "PIECE", 20)
     written = Written([[1.0] * 50] * 2)
     assert run(written, [0.5] * 50)[0] == 0
     assert [images for images, _ in written.ran] == [[*range(20)], [*range(20, 40)], [*range(40, 50)]]
@@ -153,7 +150,7 @@ def test_alike_images_keep_their_order_and_alike_trials_theirs(monkeypatch):
 
 @pytest.mark.parametrize(("mistakes", "winner"), [(2, 1), (2.5, 0), (1, 2), (0, None)])
 def test_mistakes_are_counted_over_all_pieces(mistakes, winner, monkeypatch):
-    monkeypatch.setattr(MODULE, "PIECE", 1)
+    monkeypatch.setattr(candidate_removals, "PIECE", 1)
     written = Written([[1.0, 1, 1], [2.0, 2, 2], [3.0, 3, 3]], {(0, 0), (0, 2), (1, 1)})
     won = run(written, [3.0, 2, 1], mistakes)
     assert (won and won[0]) == winner

@@ -10,10 +10,11 @@ from conftest import interrupt_call, same
 from toys import Grouped, Shared, Untraceable, assert_trials, network, parts
 
 from gradprune.defenses import grad_prune
-from gradprune.pruning import Augment, Distilled, FilterMask, distilled
-from gradprune.pruning import verified as recipe
+from gradprune.pruning import Augment, Distilled, FilterMask, best_repair, distilled
 from gradprune.pruning.candidate_removals import CandidateRemovals
 from gradprune.pruning.filters import filters
+
+MODULE = sys.modules["gradprune.pruning.verified"]  # the package exports the function of the same name
 
 
 @pytest.mark.parametrize(("kind", "traced"), [("preact_resnet", True), ("small_vgg", True), (Shared, True),
@@ -30,7 +31,7 @@ def test_trials_equal_a_naive_loop(kind, traced, monkeypatch):
 
 
 def test_interruption_keeps_the_best_round(victim, monkeypatch):
-    interrupt_call(monkeypatch, sys.modules[recipe.__module__], "fastest_candidate", 2)
+    interrupt_call(monkeypatch, MODULE, "fastest_candidate", 2)
     result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2, recipe="verified", progress=False)
     assert result.interrupted and len(result.mask.positions) == 1
     layer, index = result.mask.removed[0]
@@ -92,9 +93,9 @@ def repair(victim, verdicts, positions=(3,), interrupt=False):
     def verdict(model):
         return verdicts[next((name for name, one in seen.items() if one is model), "pruned")]
 
-    with mock.patch.object(distilled, "distilled_tune", tune), mock.patch.object(distilled, "judge", return_value=verdict):
-        model, held, history = distilled.best_repair(victim.model, pruned, mask, train, validation,
-                                                     Augment(victim.model, victim.trigger, train), progress=False)
+    with mock.patch.object(MODULE, "distilled_tune", tune), mock.patch.object(MODULE, "judge", return_value=verdict):
+        model, held, history = best_repair(victim.model, pruned, mask, train, validation,
+                                           Augment(victim.model, victim.trigger, train), progress=False)
     return model, held, history, seen, pruned
 
 
