@@ -138,7 +138,7 @@ def test_scatter_shows_means_and_the_given_models():
 def test_figures_refuse_what_they_cannot_show():
     with pytest.raises(InputError, match="no cell at spc 7; known: 2, 10"):
         bench_plots.der_heatmap(TABLE, 7)
-    with pytest.raises(InputError, match="two spc or more, got 2"):
+    with pytest.raises(InputError, match="at least two values of spc, got 2"):
         bench_plots.by_spc(bench(spcs=(2,)))
     with pytest.raises(InputError, match="metric must be"):
         bench_plots.by_spc(TABLE, "seconds")
@@ -224,7 +224,7 @@ def test_failures_say_why(tmp_path):
     assert f"sig ft 10 0, 1, 2 KeyError: {HOSTILE}" in words
     assert "no attack and seed has figures of every defence" in page(tmp_path, TABLES["no common cell"]).words
     apart = SHORT[(SHORT["defense"] == "clp") == (SHORT["attack"] == "sig")]
-    assert "no attack has figures of every defence, so none is nearest" in bench_plots.acc_against_asr(apart, 10).summary
+    assert "no attack has results for every defence, so none is nearest" in bench_plots.acc_against_asr(apart, 10).summary
 
 
 def test_published_rows_stand_apart(tmp_path):

@@ -285,7 +285,7 @@ def test_the_family_figure_says_what_is_true(data, capsys):
 def test_the_family_figure_takes_any_triggers_and_says_what_is_missing(data):
     own = attacking.OwnTrigger(lambda images: images * 0.5)
     picture = attack_family(data.test.subset(torch.arange(3)), {"own": own})
-    assert "own (own)" in picture.summary
+    assert "own (custom)" in picture.summary
     shown(picture)
     with pytest.raises(InputError, match="no image 3 among 3"):
         attack_family(data.test.subset(torch.arange(3)), {"own": own}, shown=3)
