@@ -196,7 +196,7 @@ def test_the_panel_says_what_the_model_says(panel, victim, found):
         seen = panel.compute(panel.state())
         assert torch.equal(seen.images, torch.stack([images.floats()[image], marked[image]]))
         assert f"its trigger moves {moved:.0%} of the images" in panel.sentence
-        assert f"with it “{images.classes[answers[image]]}”." in panel.sentence
+        assert f"with the trigger for “{images.classes[answers[image]]}”." in panel.sentence
         index = outliers([one.norm for one in found])[0][label]
         assert f"anomaly index {index:.1f} " in panel.sentence
 

@@ -155,7 +155,7 @@ def test_bad_questions_are_told(table, settings, message):
 
 def test_the_panel_shows_what_the_figure_shows(panel, table):
     assert panel.sentence == defences_compared(table).summary
-    assert [control.description for control in family(panel) if getattr(control, "description", "")] == ["Attack", "Images", "Figure", "Order"]
+    assert [control.description for control in family(panel) if getattr(control, "description", "")] == ["Attack", "Images", "Metric", "Order"]
     for control, value in ((panel.attack, "wanet"), (panel.spc, 50), (panel.metric, "seconds"), (panel.sort, "by name"),
                            (panel.metric, "asr"), (panel.attack, "")):
         image = panel.figure.value

@@ -169,7 +169,7 @@ def test_the_player_offers_no_recipe_for_another_defence(make, victim):
 
 def test_the_player_has_no_filters_to_show_where_channels_were_closed(victim):
     other = fine_pruning(victim.model, victim.data.defense, victim.trigger, spc=3, steps=1, progress=False)
-    with pytest.raises(InputError, match="fine_pruning closes other things than filters"):
+    with pytest.raises(InputError, match="fine_pruning removes something other than filters"):
         PruningPlayer(victim, other)
 
 
