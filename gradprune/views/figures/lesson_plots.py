@@ -96,7 +96,7 @@ def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, name
             for row, place in enumerate(best):
                 style.label(ax, str(row + 1), (values[place], fall[place]), (-6, 1), ha="right", fontweight="bold",
                             color=TRIGGERED.color)
-            ax.set_title(f"{name}: rank corr. {likeness:.2f}", fontsize=style.NORMAL)
+            ax.set_title(f"{name}: rank correlation {likeness:.2f}", fontsize=style.NORMAL)
             ax.set_xlabel("predicted fall (dashed: as predicted)" if signed else f"{name} score (not a fall)")
             pads = [0.09 * (data.max() - data.min() or 1) for data in (values, fall)]
             ax.set(xlim=(values.min() - pads[0], values.max() + pads[0]),

@@ -133,7 +133,7 @@ def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str,
             style.write(axes[-1], f"change × {gain} (grey: none)", (0, 0), (0, -13), color=style.FAINT)
             style.write(axes[-1], f"{ATTACKED.symbol} {moved:.0%}", (1, 1), (12, -4), va="top", fontsize=15,
                         color=ATTACKED.color, fontweight="bold")
-            words = f"of {len(others)} images go to\nthe target, changed\nby {sizes[name]:.0f} of 255 levels"
+            words = f"of {len(others)} images go\nto the target,\nchanged by\n{sizes[name]:.0f} of 255 levels"
             style.write(axes[-1], words, (1, 1), (12, -24), va="top")
             told.append(f"{name}: {moved:.0%} of {count(len(others), 'image')} of other classes go to "
                         f"“{images.classes[target]}”, changed by {sizes[name]:.0f} of 255 levels")
