@@ -420,7 +420,7 @@ def test_repair_measures_with_the_trigger_on_the_card_and_does_not_see_it(here, 
     save_checkpoint("carded", victim.model, card, victim.trigger)
     result = run("repair", "carded", "--spc", 2, "--out", ".", "--report", "page")
     page = re.sub("data:image[^\"]*", "", Path("page/repair.html").read_text("utf-8"))
-    assert "ASR" in page and "serves here alone" in page and "no attack success rate" not in page
+    assert "ASR" in page and "it is used here only to" in page and "no attack success rate" not in page
     assert "ASR" in result.stdout and "The repair did not see it." in result.stdout and result.exit_code == 0
     again = gp.load_victim("carded-repaired")
     assert f"moves {again.evaluate().asr:.1%} of the images, not 100.0%" in result.stdout
