@@ -1,7 +1,7 @@
 """Figures, the report page and the panels: plain data in, a `Picture` with a one-sentence summary out.
 
-Not imported by `import gradprune`: whoever draws pays for matplotlib, nobody else; and the panels need ipywidgets
-(the extra `notebooks`), which is loaded with the first of them.
+`import gradprune` does not import this package, so matplotlib is loaded only where something is drawn. The panels
+need ipywidgets (the extra `notebooks`), which is loaded with the first panel.
 """
 
 from importlib import import_module
@@ -34,7 +34,7 @@ _PANELS = {"BeatGradPrune": "beat_grad_prune", "DefenceComparer": "defence_compa
 
 
 def __getattr__(name: str) -> Any:
-    """Load a panel when it is asked for."""
+    """Load a panel on first use."""
     if name not in _PANELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

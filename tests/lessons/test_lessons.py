@@ -711,10 +711,10 @@ def test_figures_state_what_they_show(victim: Victim):
         assert any(words in text.get_text() for ax in picture.figure.axes for text in ax.texts), words
     told = [str(picture) for picture in pictures]
     assert "Pure guessing among 4 classes gives 1.39" in told[0]
-    assert "goes from 8.00 to 1.00; the straight line says -0.20 and holds until about 100% of it is gone" in told[1]
+    assert "goes from 8.00 to 1.00; the straight line predicts -0.20 and holds until about 100% of it is gone" in told[1]
     assert "taylor 1.00" in told[2]
     assert f"by taylor: {names[best]}" in told[3]
-    assert "images the largest change lies on the sticker" in told[4]
+    assert "images the largest change is on the sticker" in told[4]
     assert "covers the whole image" in told[5]
     assert all(picture.png().startswith(b"\x89PNG") for picture in pictures)
 

@@ -125,8 +125,8 @@ def test_the_smallest_norm_is_named_with_its_alarm():
     norms, names = [100.0, 20.0, 90.0, 110.0, 105.0, 60.0], [*"abcdef"]
     index, _ = outliers(norms)
     told = scan_plots.class_norms(norms, index, names, guess=0.5).summary
-    assert told.startswith("“b” needs least: 20, 21% of the median (95), anomaly index")
-    assert told.endswith("next comes “f” at 63%; an alarm for “b”.")
+    assert told.startswith("“b” needs the smallest mask: 20, 21% of the median (95), anomaly index")
+    assert told.endswith("next is “f” at 63%; an alarm for “b”.")
     calm = scan_plots.class_norms([100, 99, 98, 60], outliers([100, 99, 98, 60])[0], [*"abcd"])
     assert calm.summary.endswith("no alarm."), "the index is high, but 60 is more than half of the median"
 
@@ -158,7 +158,7 @@ def test_the_map_of_alarms_counts_models_not_marks():
     table = pd.DataFrame([scan("a", True, 0.2, 5, 0.3, 4), scan("b", True, 0.6, 2.3, 0.9, 1), scan("c", True, 0.9, 1, 0.9, 1),
                           scan("d", False, 0.8, 2.5, 0.7, 3), scan("e", False, 0.9, 1, 0.9, 1)])
     picture = scan_plots.alarm_map(table)
-    assert picture.summary == ("By an index above 2 alone, 1 of 2 clean and 2 of 3 attacked models are accused; with a norm below 50% of "
+    assert picture.summary == ("With an index above 2 alone, 1 of 2 clean and 2 of 3 attacked models are accused; with a norm below 50% of "
                                "the median as well, 0 of 2 clean and 1 of 3 attacked models are accused.")
     assert "clean" in str(scan_plots.alarm_map(SCAN))
 
@@ -196,7 +196,7 @@ def test_the_panel_says_what_the_model_says(panel, victim, found):
         seen = panel.compute(panel.state())
         assert torch.equal(seen.images, torch.stack([images.floats()[image], marked[image]]))
         assert f"its trigger moves {moved:.0%} of the images" in panel.sentence
-        assert f"with it “{images.classes[answers[image]]}”." in panel.sentence
+        assert f"with the trigger for “{images.classes[answers[image]]}”." in panel.sentence
         index = outliers([one.norm for one in found])[0][label]
         assert f"anomaly index {index:.1f} " in panel.sentence
 
@@ -251,8 +251,8 @@ def test_how_far_changes_lead_before_and_after_a_repair(victim):
     told = scan_plots.reach(images, given, [row._replace(share=0.25) for row in given]).summary
     most = given[0]
     assert most.share == max(row.share for row in given)
-    assert told == (f"The family {most.family} leads furthest: {most.share:.0%} of the images to "
-                    f"“{images.classes[most.label]}”; after the repair {most.family} does, and leads 25%.")
+    assert told == (f"The family {most.family} moves the most images: {most.share:.0%} to "
+                    f"“{images.classes[most.label]}”; after the repair it is {most.family}, with 25%.")
     assert ";" not in scan_plots.reach(images, given).summary
     with pytest.raises(InputError, match="no change to show"):
         scan_plots.reach(images, [])

@@ -405,7 +405,7 @@ def test_repair_of_a_model_whose_trigger_nobody_knows(here, victim, brief):
     page = re.sub("data:image[^\"]*", "", Path(told["report"]).read_text("utf-8"))
     assert all(word in page for word in (*FAMILIES, "no attack success rate", "weights.pth"))
     assert f"{told['led']['patches'][0]:.0%} to" in page and "ASR" not in page and "nan" not in page
-    assert "Consistency means" in page and "lead to a\nsuspected class" not in page, "the method that was used, alone"
+    assert "Consistency means" in page and "searched for and unlearned" not in page, "the method that was used, alone"
 
 
 def test_defend_repairs_where_nobody_names_a_trigger(here, brief):
@@ -421,7 +421,7 @@ def test_repair_measures_with_the_trigger_on_the_card_and_does_not_see_it(here, 
     save_checkpoint("carded", victim.model, card, victim.trigger)
     result = run("repair", "carded", "--spc", 2, "--out", ".", "--report", "page")
     page = re.sub("data:image[^\"]*", "", Path("page/repair.html").read_text("utf-8"))
-    assert "ASR" in page and "serves here alone" in page and "no attack success rate" not in page
+    assert "ASR" in page and "it is used here only to" in page and "no attack success rate" not in page
     assert "ASR" in result.stdout and "The repair did not see it." in result.stdout and result.exit_code == 0
     again = gp.load_victim("carded-repaired")
     assert f"moves {again.evaluate().asr:.1%} of the images, not 100.0%" in result.stdout

@@ -55,14 +55,14 @@ def test_counting_counts_by_hand():
     assert {"ACC 75%", "ASR 67%", "RA 33%"} <= set(texts)
     metrics = evaluate(Reads(), four, trigger, 1)
     assert metrics == Metrics(3 / 4, 2 / 3, 1 / 3), "the figure counts as evaluate does"
-    with pytest.raises(InputError, match="another class than the target"):
+    with pytest.raises(InputError, match="a class other than the target"):
         attack_plots.counting(Reads(), four.subset(torch.tensor([1])), trigger, 1)
 
 
 def test_poison_rates_tell_the_mean_and_the_own_point():
     picture = attack_plots.poison_rates(RATES, {0.05: Metrics(0.9, 0.5, 0.4)})
     assert "ASR rose from 2.0% to 96.0%" in picture.summary and "first passed 90% at 10.0%" in picture.summary
-    assert "ACC stayed within 97.0% and 98.0%" in picture.summary and "yours at 5.0%: ACC 90.0%" in picture.summary
+    assert "ACC stayed between 97.0% and 98.0%" in picture.summary and "yours at 5.0%: ACC 90.0%" in picture.summary
     assert any("★ yours" in text for text in shown(picture))
     never = attack_plots.poison_rates(RATES[RATES["rate"] == 0])
     assert "never passed 90%" in never.summary

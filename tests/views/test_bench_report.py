@@ -138,7 +138,7 @@ def test_scatter_shows_means_and_the_given_models():
 def test_figures_refuse_what_they_cannot_show():
     with pytest.raises(InputError, match="no cell at spc 7; known: 2, 10"):
         bench_plots.der_heatmap(TABLE, 7)
-    with pytest.raises(InputError, match="two spc or more, got 2"):
+    with pytest.raises(InputError, match="at least two values of spc, got 2"):
         bench_plots.by_spc(bench(spcs=(2,)))
     with pytest.raises(InputError, match="metric must be"):
         bench_plots.by_spc(TABLE, "seconds")
@@ -193,7 +193,7 @@ def test_the_page_is_honest_where_grad_prune_is_not_first(tmp_path):
     swapped = SHORT.assign(defense=SHORT["defense"].map(dict(zip(DEFENSES, DEFENSES[::-1], strict=True))))
     words = page(tmp_path / "swapped", swapped).words
     assert "among the defences that know the trigger ft_unlearn has the highest mean DER" in words
-    assert "grad_prune stands at place 2 of 2" in words and "Among those that do not clp has the highest" in words
+    assert "grad_prune is in place 2 of 2" in words and "Among those that do not clp has the highest" in words
     assert "points below that of ft_unlearn" in words
     equal = SHORT.assign(der=SHORT["der"].where(SHORT["defense"] != "ft_unlearn", SHORT["der"].shift(3)))
     assert "without pruning; the two do not differ significantly (95% interval +0.0 to +0.0 points)" in page(tmp_path / "equal", equal).words
@@ -212,24 +212,24 @@ def test_a_bench_that_is_not_whole_is_judged_where_all_were_met(tmp_path):
     rates = SHORT["defense"].map({"clp": 0.3, "grad_prune": 0.0}).fillna(0.6)
     cells = SHORT.assign(acc=0.99, asr=rates.mask(SHORT["attack"] == last, 0.95))
     words = page(tmp_path, cells[(cells["defense"] != "clp") | (cells["attack"] != last)]).words
-    assert "With 10 images per class (over the 2 of 3 attacked models that every defence met) " in words
+    assert "With 10 images per class (over the 2 of 3 attacked models on which every defence was run) " in words
     assert "Mean DER at 10 images per class over 2 attacks: " in words
     assert "grad_prune is nearest to the ideal corner on average over 2 attacks: ACC 99.0% and ASR 0.0%" in words
-    assert "every defence met" not in page(tmp_path / "whole", cells).words
+    assert "every defence was run" not in page(tmp_path / "whole", cells).words
 
 
 def test_failures_say_why(tmp_path):
     words = page(tmp_path, fail(SHORT, error=f"KeyError: {HOSTILE}", attack="sig", defense="ft")).words
     assert f"failed:KeyError:{HOSTILE}" in words.replace(" ", "")  # the cell is broken into short lines
     assert f"sig ft 10 0, 1, 2 KeyError: {HOSTILE}" in words
-    assert "no attack and seed has figures of every defence" in page(tmp_path, TABLES["no common cell"]).words
+    assert "no attack and seed has results for every defence" in page(tmp_path, TABLES["no common cell"]).words
     apart = SHORT[(SHORT["defense"] == "clp") == (SHORT["attack"] == "sig")]
-    assert "no attack has figures of every defence, so none is nearest" in bench_plots.acc_against_asr(apart, 10).summary
+    assert "no attack has results for every defence, so none is nearest" in bench_plots.acc_against_asr(apart, 10).summary
 
 
 def test_published_rows_stand_apart(tmp_path):
     words = page(tmp_path / "both", SHORT).words
-    assert "Not comparable one to one." in words
+    assert "Not directly comparable." in words
     assert "badnets, ft 90.0 / 1.5 / 89.4 98.7 / 5.1 / 94.0" in words
     assert not re.search("badnets, (grad_prune|ft_unlearn)", words)
     assert "Published figures" not in page(tmp_path / "none", bench(["own"], ["ft"], (2,), 1)).words

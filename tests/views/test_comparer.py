@@ -89,7 +89,7 @@ def contest(first: tuple, second: tuple, metric="acc") -> str:
 def test_a_lead_within_the_spreads_is_none():
     close, clear = contest((0.90, 0.94, 0.92), (0.89, 0.93, 0.91)), contest((0.90, 0.92, 0.91), (0.80, 0.82, 0.81))
     assert "one 92.0% ± 2.0, then two 91.0% ± 2.0; the lead of 1.0 points is not larger than both spreads together (4.0" in close
-    assert close.endswith("these seeds do not decide.")
+    assert close.endswith("so these seeds do not settle it.")
     assert "one 91.0% ± 1.0, then two 81.0% ± 1.0; the lead of 10.0 points is larger than both spreads together (2.0" in clear
     assert "decide" not in clear
     assert "Lowest mean seconds" in contest((1.0, 2.0, 1.5), (5.0, 6.0, 5.5), "seconds")
@@ -97,8 +97,8 @@ def test_a_lead_within_the_spreads_is_none():
 
 
 def test_fewer_than_three_seeds_decide_nothing():
-    assert contest((0.9,), (0.1,)).endswith("one seed has no spread and decides nothing.")
-    assert contest((0.9, 0.91), (0.1, 0.11)).endswith("two seeds hardly have a spread and decide nothing.")
+    assert contest((0.9,), (0.1,)).endswith("one seed has no spread and settles nothing.")
+    assert contest((0.9, 0.91), (0.1, 0.11)).endswith("two seeds are too few to settle anything.")
 
 
 def test_a_low_asr_is_told_with_its_ra():
@@ -116,7 +116,7 @@ def test_lost_cells_keep_a_defence_out_of_the_contest():
     assert found.lines["lost"].to_dict() == {"clp": 2, "anp": 2, "ft": 0, "nad": 0}
     picture = draw_comparison(found)
     assert "2 seeds: ft 80.0% ± 0.0, then nad" in picture.summary
-    assert picture.summary.endswith("2 defences without all cells left out.")
+    assert picture.summary.endswith("left out for missing cells: 2 defences.")
     texts = [text.get_text() for text in picture.figure.axes[0].texts]
     assert "95.0% ± 0.0 (only 2 of 4 cells)" in texts
     assert "90.0% (only 2 of 4 cells)" in texts
@@ -127,7 +127,7 @@ def test_defences_without_any_figure_keep_their_row():
     picture = defences_compared(table, "badnets")
     assert [label.get_text() for label in picture.figure.axes[0].get_yticklabels()] == ["ft", "clp", "anp"]
     assert {"failed", "not run"} <= {text.get_text() for text in picture.figure.axes[0].texts}
-    assert says(picture.summary, "Highest", "DER", "badnets", "2 images", "1 seed", "ft 92.0%", "2 defences without all cells")
+    assert says(picture.summary, "Highest", "DER", "badnets", "2 images", "1 seed", "ft 92.0%", "missing cells: 2 defences")
     none = pd.DataFrame([row_of(error="broke"), row_of("sig")])
     assert says(defences_compared(none, "badnets").summary, "DER", "badnets", "2 images", "no defence has all 1 cell")
 
@@ -155,7 +155,7 @@ def test_bad_questions_are_told(table, settings, message):
 
 def test_the_panel_shows_what_the_figure_shows(panel, table):
     assert panel.sentence == defences_compared(table).summary
-    assert [control.description for control in family(panel) if getattr(control, "description", "")] == ["Attack", "Images", "Figure", "Order"]
+    assert [control.description for control in family(panel) if getattr(control, "description", "")] == ["Attack", "Images", "Metric", "Order"]
     for control, value in ((panel.attack, "wanet"), (panel.spc, 50), (panel.metric, "seconds"), (panel.sort, "by name"),
                            (panel.metric, "asr"), (panel.attack, "")):
         image = panel.figure.value

@@ -30,8 +30,8 @@ def test_the_figures_are_those_of_torch(panel, weights, triggered):
 
 def test_the_sliders_and_the_image_are_followed(panel):
     assert says(panel.sentence, "Triggered image", "true class", "2%", "loss", "4.02")
-    assert "w₂ (sticker) -6.0: gradient -0.98, the loss falls without it by +3.89, predicted +5.89." in panel.sentence
+    assert "w₂ (sticker) -6.0: gradient -0.98, fall of the loss without it +3.89, predicted +5.89." in panel.sentence
     panel.sticker.set_state({"value": 0.0})
-    assert "chance of 88%" in panel.sentence
+    assert "probability of 88%" in panel.sentence
     panel.image.set_state({"index": 0})
     assert panel.sentence.startswith("Clean image") and "w₂ (sticker) +0.0: gradient +0.00" in panel.sentence

@@ -55,7 +55,7 @@ def test_panels_follow_the_choice(page):
     assert first.closed
     assert place.children == (second,)
     assert second.victim is page.victims["clean"]
-    assert "Nobody attacked this one" in page.told.value
+    assert "This model was not attacked" in page.told.value
     assert not page.choose.disabled
     page.close()
     assert second.closed

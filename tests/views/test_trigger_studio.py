@@ -109,7 +109,7 @@ def test_every_kind_is_shown_with_its_knobs_and_true_numbers(studio, victim, kin
     assert torch.equal(studio.compute(studio.state()).rows[0].images[1], marked)
     texts = shown(studio.picture)
     assert f"difference × {amplified(clean, marked)[1]}" in texts
-    assert ("The unlearned trigger is shown" in studio.sentence) == (kind in LEARNING)
+    assert ("The untrained trigger is shown" in studio.sentence) == (kind in LEARNING)
 
 
 @each_kind
@@ -137,7 +137,7 @@ def test_each_knob_changes_the_picture_and_no_pixel_leaves_its_range(studio, kin
 def test_a_shipped_trigger_is_shown_as_it_learned(studio, victim, learned):
     for kind, trigger in learned.items():
         put(studio.kind, kind)
-        assert "unlearned" not in studio.sentence
+        assert "untrained" not in studio.sentence
         clean = victim.data.test.floats()[:2]
         assert torch.equal(studio.trigger(studio.state())(clean), trigger(clean))
         fresh = make_trigger(kind, **trigger.settings)
@@ -146,16 +146,16 @@ def test_a_shipped_trigger_is_shown_as_it_learned(studio, victim, learned):
     put(studio.knobs[1], 4)  # another place, the same patch
     moved = studio.trigger(studio.state())
     assert torch.equal(moved.patch, learned["trojannn"].patch) and moved.margin == 4
-    assert "unlearned" not in studio.sentence
+    assert "untrained" not in studio.sentence
     put(studio.knobs[0], 3)  # another size: there is no such patch
-    assert "The unlearned trigger is shown: with these settings it would have to learn anew." in studio.sentence
+    assert "The untrained trigger is shown: with these settings it would have to be trained again." in studio.sentence
 
 
 def test_the_victims_own_trigger_comes_before_the_shipped_one(victim, learned):
     own = make_trigger("low_frequency", delta=0.3, seed=5)
     panel = TriggerStudio(Victim(victim.model, own, 1, victim.data, {}))
     assert panel.trigger(panel.state()) is own
-    assert "unlearned" not in panel.sentence
+    assert "untrained" not in panel.sentence
     put(panel.knobs[0], 0.2)
     assert torch.equal(panel.trigger(panel.state()).coefficients, own.coefficients)
     panel.close()
@@ -211,7 +211,7 @@ def test_a_clean_label_image_is_disguised_from_an_honest_model(studio, victim, f
     assert below.truth == victim.target, "only images of the target class are poisoned"
     change = (below.images[1] - below.images[0]).abs().max()
     assert 0 < change <= 16 / 255 + 1e-6
-    assert "hidden from this model" in studio.sentence
+    assert "hard to recognise for this model" in studio.sentence
     honest = build("preact_resnet", 4, width=4, blocks=(1,))
     card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 4, "blocks": [1]},
             "data": {"classes": list(victim.data.test.classes)}}
@@ -219,7 +219,7 @@ def test_a_clean_label_image_is_disguised_from_an_honest_model(studio, victim, f
     other = TriggerStudio(victim)
     put(other.kind, "label_consistent")
     put(other.below, True)
-    assert "hidden from an honest model" in other.sentence
+    assert "hard to recognise for an honest model" in other.sentence
     assert torch.equal(other.honest[0].state_dict()["conv1.weight"], honest.conv1.weight)
     other.close()
 
@@ -285,7 +285,7 @@ def test_the_family_figure_says_what_is_true(data, capsys):
 def test_the_family_figure_takes_any_triggers_and_says_what_is_missing(data):
     own = attacking.OwnTrigger(lambda images: images * 0.5)
     picture = attack_family(data.test.subset(torch.arange(3)), {"own": own})
-    assert "own (own)" in picture.summary
+    assert "custom (own)" in picture.summary
     shown(picture)
     with pytest.raises(InputError, match="no image 3 among 3"):
         attack_family(data.test.subset(torch.arange(3)), {"own": own}, shown=3)

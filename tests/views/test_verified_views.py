@@ -169,7 +169,7 @@ def test_the_player_offers_no_recipe_for_another_defence(make, victim):
 
 def test_the_player_has_no_filters_to_show_where_channels_were_closed(victim):
     other = fine_pruning(victim.model, victim.data.defense, victim.trigger, spc=3, steps=1, progress=False)
-    with pytest.raises(InputError, match="fine_pruning closes other things than filters"):
+    with pytest.raises(InputError, match="fine_pruning removes something other than filters"):
         PruningPlayer(victim, other)
 
 
@@ -192,7 +192,7 @@ def test_trajectories_tell_the_kept_states(guess):
     shown = [text.get_text() for text in texts(picture)]
     assert ("your guess" in shown) == (guess is not None)
     legend = [text.get_text() for text in picture.figure.legends[0].get_texts()]
-    assert legend == ["paper", "verified", "kept; what follows was taken back"]
+    assert legend == ["paper", "verified", "kept; later rounds were undone"]
     first, second = (line for line in picture.figure.axes[1].lines if line.get_alpha() is None and len(line.get_xdata()) == 2
                      and line.get_marker() != "None")
     assert first.get_linestyle() != second.get_linestyle(), "no figure depends on colour alone"

@@ -314,7 +314,7 @@ def test_trajectory_draws_the_history():
         assert line.get_ydata().tolist() == [row[key] for row in replayed]
         assert (line.get_marker(), mark.name in said(picture)) == (mark.marker, True)
     assert all([3, 3] in [list(line.get_xdata()) for line in ax.lines] for ax in (loss, accuracy, test))
-    assert "kept: 3 filters removed; later rounds were taken back" in said(picture)
+    assert "kept: 3 filters removed; later rounds were undone" in said(picture)
     labels = test.get_xticklabels()
     assert [label.get_text() for label in labels] == ["given", *(f"{n}: stages.1.0.shortcut[{n}]" for n in range(1, 6))]
     assert [label.get_color() for label in labels] == [style.INK] * 4 + [style.FAINT] * 2
@@ -329,8 +329,8 @@ def test_trajectory_without_replay_or_without_success():
     assert not any(text.startswith("kept") for text in said(picture))
     assert says(picture.summary, "2 filters removed", "unlearning loss fell", "5.000", "0.500")
     nothing = pruning_trajectory(rows, kept=0)
-    assert nothing.summary == "Nothing was pruned: 2 rounds tried and taken back."
-    assert "kept: the given model; later rounds were taken back" in said(nothing)
+    assert nothing.summary == "Nothing was pruned: 2 rounds tried and undone."
+    assert "kept: the given model; later rounds were undone" in said(nothing)
     assert pruning_trajectory(rows[:1], kept=0).summary == "Nothing was pruned."
     with pytest.raises(InputError, match="no pruning rows"):
         pruning_trajectory(tuning(3, 1))

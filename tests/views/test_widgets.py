@@ -520,7 +520,7 @@ def test_a_model_may_know_more_classes_than_the_images(make, victim):
     smaller = Victim(victim.model, victim.trigger, 1, type(victim.data)(*images), {})
     panel = make(TriggerStudio, smaller)
     put(panel.image, 3)  # its class has no name here
-    assert "clean it is taken for “class 3”" in panel.sentence
+    assert "clean, it is taken for “class 3”" in panel.sentence
     assert make(PruningPlayer, smaller, result=None).sentence
 
 

@@ -1,4 +1,4 @@
-"""Figures of notebook 01: a poisoned set, what ACC, ASR and RA count, poison rates, and who is answered what."""
+"""Figures of notebook 01: a poisoned set, what ACC, ASR and RA count, poison rates, and answers by true class."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ _LEFT_OUT = Verdict(style.FAINT, "–")
 def poisoned_images(clean: ImageSet, poisoned: Poisoned, columns: int = 6) -> Picture:
     """Some of the training images that the attacker touched: as they were, and as the model will learn them.
 
-    clean: the set before; poisoned: what `poison` returned for it. The images shown are of as many classes as can be.
+    clean: the set before; poisoned: what `poison` returned for it. The images shown are of as many classes as possible.
     Raises InputError where no image was touched.
     """
     touched = poisoned.touched.cpu()
@@ -49,7 +49,7 @@ def poisoned_images(clean: ImageSet, poisoned: Poisoned, columns: int = 6) -> Pi
     new = poisoned.images.labels.cpu()[touched].unique().tolist()
     label = f"label “{clean.classes[new[0]]}”" if len(new) == 1 else "label of the next class"
     return Picture(figure, f"{len(touched):,} of {len(clean):,} training images ({len(touched) / len(clean):.1%}) now "
-                           f"carry the trigger and the {label}; all others are as they were.")
+                           f"carry the trigger and the {label}; all others are unchanged.")
 
 
 def counting(model: nn.Module, images: ImageSet, trigger: nn.Module, target: int) -> Picture:
@@ -61,7 +61,7 @@ def counting(model: nn.Module, images: ImageSet, trigger: nn.Module, target: int
     images = images.to("cpu")
     images.check_target(target)
     present = sorted(set(images.labels.tolist()), key=lambda label: (label == target, label))[-12:]
-    require(present != [target], "ASR and RA need images of another class than the target.")
+    require(present != [target], "ASR and RA need images of a class other than the target.")
     shown = images.subset(torch.tensor([images.labels.tolist().index(label) for label in present]))
     truth = shown.labels.tolist()
     answers = [predict(model, pixels).argmax(1).tolist() for pixels in (shown.floats(), shown.triggered(trigger))]
@@ -124,15 +124,15 @@ def poison_rates(measured: pd.DataFrame, own: Mapping[float, Metrics] | None = N
     text = f"From a poison rate of {rates[0]:.1%} to {rates[-1]:.1%} "
     text += change("ASR", mean["asr"].iloc[0], mean["asr"].iloc[-1])
     text += f" and first passed 90% at {enough[0]:.1%}" if len(enough) else " and never passed 90%"
-    text += f"; ACC stayed within {mean['acc'].min():.1%} and {mean['acc'].max():.1%}"
+    text += f"; ACC stayed between {mean['acc'].min():.1%} and {mean['acc'].max():.1%}"
     return Picture(figure, text + "".join(f"; yours at {rate:.1%}: {figures}" for rate, figures in own.items()) + ".")
 
 
 def answer_maps(maps: Mapping[str, Tensor], classes: Sequence[str]) -> Picture:
-    """Who is answered what under the trigger: a grid of true class against answer for each attack, side by side.
+    """The answers under each attack's trigger: a grid of true class against answer for each, side by side.
 
     maps: by name, float (K, K): of each class's triggered images (row) the share given each answer (column).
-    Raises InputError for no grid, or one of another size than K.
+    Raises InputError without a grid, or for one that is not K x K.
     """
     require(len(maps) > 0, "there is no grid to show.")
     for name, shares in maps.items():
@@ -156,7 +156,7 @@ def answer_maps(maps: Mapping[str, Tensor], classes: Sequence[str]) -> Picture:
 
 
 def attack_family(images: ImageSet, triggers: Mapping[str, nn.Module], shown: int = 0) -> Picture:
-    """One image with each trigger on, and the amplified difference; below, the family and how far images change.
+    """One image with each trigger on, and the amplified difference; below, the family and how much images change.
 
     images: number `shown` is drawn; the changes are root mean squares over all of them, in levels of 255. triggers: by
     name; names in `KINDS` get their family. Raises InputError for no trigger, or no image of that number.
@@ -186,7 +186,7 @@ def attack_family(images: ImageSet, triggers: Mapping[str, nn.Module], shown: in
 
 
 def _write_column(axes: tuple[Axes, Axes], name: str, image: Tensor, texts: tuple[str, str, str], bold: bool) -> None:
-    """An image under its name; around the axes below it: above, gain; below, family and number (`bold` or not)."""
+    """An image under its name; above the axes below it the gain, below them family and number (`bold` or not)."""
     show_image(axes[0], image)
     style.write(axes[0], plain(name).replace("_", "\n"), (0, 1), (0, 5), fontweight="bold", fontsize=8.5)
     look, weight = {"color": style.FAINT, "va": "top"}, "bold" if bold else "normal"

@@ -34,7 +34,7 @@ def looks(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
     """Mean DER of each defence (row) under each attack (column) at one spc, in per cent; the highest mean on top.
 
-    The mean column is that of `ranking`: blocks in which every defence has a cell.
+    The mean column comes from `ranking`: it covers only the blocks in which every defence has a cell.
     Raises InputError for an spc without cells.
     """
     rows = _at(table, spc)
@@ -54,7 +54,7 @@ def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
         seaborn.heatmap(np.nan_to_num(grid, nan=low - 1), annot=np.reshape(texts, grid.shape), fmt="", cmap=colors,
                         vmin=low, vmax=1, annot_kws={"fontsize": style.SMALL}, linewidths=0.8, linecolor=style.PAPER,
                         cbar=False, xticklabels=columns, yticklabels=[plain(name, _NAME) for name in names], ax=ax)
-        for text, value in zip(ax.texts, grid.flat, strict=True):  # seaborn's own choice is pale on the middle greens
+        for text, value in zip(ax.texts, grid.flat, strict=True):  # seaborn would write pale text on the middle greens
             text.set_color(style.PAPER if (value - low) / (1 - low) > 0.35 else style.INK)
         ax.axvline(len(attacks), color=style.PAPER, linewidth=6)
         ax.set_xticks(ax.get_xticks(), columns, rotation=40, ha="left", rotation_mode="anchor")
@@ -70,8 +70,8 @@ def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
 def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
     """ACC against ASR after each defence, one point per attack (mean over seeds), and the given models; best: top left.
 
-    Both axes are square-root scales, which give room to the corner where good results lie. Raises InputError for an
-    spc without cells.
+    Both axes have square-root scales, which give more room to the corner of the good results. Raises InputError for
+    an spc without cells.
     """
     rows = _at(table, spc)
     means = summarise(rows).dropna(subset=["acc"])
@@ -96,15 +96,15 @@ def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
         ax.tick_params(axis="y", pad=10)
         ax.set_title(f"ACC against ASR, {per_class(spc)}", pad=26)
         figure.legend(loc="outside right upper", frameon=False, fontsize=style.SMALL, labelspacing=0.7)
-    return Picture(figure, f"At {per_class(spc)} {_nearest(means)}; the given models: "
+    return Picture(figure, f"At {per_class(spc)}, {_nearest(means)}; the given models have "
                            f"{given['acc_before'].mean():.1%} and {given['asr_before'].mean():.1%}.")
 
 
 def _nearest(means: pd.DataFrame) -> str:
-    """Which defence is nearest to no error and no ASR, over the attacks for which every defence has figures."""
+    """Which defence is nearest to no error and no ASR, over the attacks for which every defence has results."""
     common = means[means.groupby("attack")["defense"].transform("nunique") == means["defense"].nunique()]
     if common.empty:
-        return "no attack has figures of every defence, so none is nearest to the ideal corner"
+        return "no attack has results for every defence, so none is nearest to the ideal corner"
     common = common.assign(far=np.hypot(common["asr"], 1 - common["acc"]))
     own = even_means(common, ["defense"], ["far", "acc", "asr"]).sort_values("far").iloc[0]
     over = count(common["attack"].map(attack_kind).nunique(), "attack")
@@ -114,30 +114,30 @@ def _nearest(means: pd.DataFrame) -> str:
 def mean_ranks(table: pd.DataFrame, spc: int, metric: str = "der") -> Picture:
     """Mean rank of each defence at one spc with its 95 % interval; see `bench.ranking` for how.
 
-    Raises InputError for an spc without cells, or where no attack and seed has a cell of every defence.
+    Raises InputError for an spc without cells, or where no attack and seed has a cell for every defence.
     """
     ranked = ranking(_at(table, spc), metric).reset_index(drop=True)
     blocks = ranked["blocks"].iloc[0]
-    require(blocks > 0, f"no attack and seed has a cell of every defence at spc {spc}: there is no common ranking.")
+    require(blocks > 0, f"no attack and seed has a cell for every defence at spc {spc}, so there is no common ranking.")
     with style.sheet(1.0 + 0.3 * len(ranked)) as (figure, (ax,)):
         for row, line in ranked.iterrows():
             style.draw_range(ax, row, line[["rank_low", "rank_high"]], [line["rank"]], **looks(table)[line["defense"]])
             sure = f"  ({line['rank_low']:.1f} to {line['rank_high']:.1f})" if line["attacks"] > 1 else ""
             style.write(ax, f"{line['rank']:.1f}{sure}", (1, 1 - (row + 0.5) / len(ranked)), (12, 0), va="center")
         _rows(ax, list(ranked["defense"]))
-        ax.set(xlim=(1 - 0.02 * len(ranked), max(2, len(ranked))), xlabel="mean rank: 1 is the best of all")
+        ax.set(xlim=(1 - 0.02 * len(ranked), max(2, len(ranked))), xlabel="mean rank (1 is best)")
         ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
         ax.grid(axis="x")
         ax.set_title(f"Mean rank by {metric.upper()}, {per_class(spc)}")
     interval = "lines: 95% intervals over attacks" if ranked["attacks"].iloc[0] > 1 else "one attack: no interval"
-    return Picture(figure, f"Mean rank by {metric.upper()} at {per_class(spc)} over {count(blocks, 'pair')} of attack "
+    return Picture(figure, f"Mean rank by {metric.upper()} at {per_class(spc)}, over {count(blocks, 'pair')} of attack "
                            f"and seed: {_ends(ranked, 'rank')}; {interval}.")
 
 
 def costs(table: pd.DataFrame) -> Picture:
-    """Wall seconds of each defence on a log scale: the median cell of each spc, with a line from lowest to highest."""
+    """Seconds of each defence on a log scale: the median cell of each spc, with a line from lowest to highest."""
     good = checked(table).query("~failed & seconds > 0")
-    require(len(good) > 0, "no cell says how many seconds it took.")
+    require(len(good) > 0, "no cell records how many seconds it took.")
     median = good.groupby("defense")["seconds"].median().sort_values()
     sizes = sorted(good["spc"].unique())
     with style.sheet(1.1 + len(median) * (0.2 + 0.11 * len(sizes))) as (figure, (ax,)):
@@ -157,19 +157,19 @@ def costs(table: pd.DataFrame) -> Picture:
         figure.suptitle("What a defence costs", x=0.015, ha="left", fontweight="bold", fontsize=style.LARGE)
         figure.legend(handles, map(per_class, sizes), loc="outside right upper", frameon=False, fontsize=style.SMALL)
     ends = _ends(median.reset_index(), "seconds")
-    return Picture(figure, f"Median seconds of a cell, the fastest defence first: {ends}.")
+    return Picture(figure, f"Median seconds per cell: {ends}.")
 
 
 def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
-    """One figure (der, acc, asr or ra) against the images per class: one line per defence, the mean over attacks.
+    """One metric (der, acc, asr or ra) against the images per class: one line per defence, the mean over attacks.
 
-    Every attack weighs the same; bands: lowest to highest seed. Raises InputError for fewer than two spc.
+    Every attack has the same weight; bands: lowest to highest seed. Raises InputError for fewer than two spc values.
     """
     require(metric in ("der", *METRICS), f"metric must be der, acc, asr or ra, got {metric!r}.")
     good = checked(table).query("~failed")
     seeds = good.groupby(["defense", "spc", "seed"])[metric].mean().groupby(["defense", "spc"])
     sizes = sorted(good["spc"].unique())
-    require(len(sizes) > 1, f"a line needs two spc or more, got {', '.join(map(str, sizes))}.")
+    require(len(sizes) > 1, f"a line needs at least two values of spc, got {', '.join(map(str, sizes))}.")
     mean = even_means(good, ["defense", "spc"], [metric])[metric].unstack()
     mean = mean.reindex([name for name in looks(table) if name in mean.index])
     with style.sheet(4.8) as (figure, (ax,)):
@@ -195,10 +195,10 @@ def by_spc(table: pd.DataFrame, metric: str = "der") -> Picture:
         ax.grid(axis="y")
         ax.set_title(f"{metric.upper()} by images per class (bands: lowest to highest seed)", pad=14)
     whole = mean.dropna()
-    told = "; ".join(f"{name}: " + change("", row.iloc[0], row.iloc[-1]).strip() for name, row in whole.iterrows())
-    rest = f"; not at all sizes: {', '.join(mean.index.difference(whole.index))}" * (len(whole) < len(mean))
-    return Picture(figure, f"From {sizes[0]} to {sizes[-1]} images per class mean {metric.upper()} moved: "
-                           f"{told}{rest}.")
+    told = "; ".join(change(name, row.iloc[0], row.iloc[-1]) for name, row in whole.iterrows())
+    partly = mean.index.difference(whole.index)
+    rest = f"; without a result at every size: {', '.join(partly)}" * (len(partly) > 0)
+    return Picture(figure, f"Mean {metric.upper()} from {sizes[0]} to {sizes[-1]} images per class: {told}{rest}.")
 
 
 def _at(table: pd.DataFrame, spc: int) -> pd.DataFrame:
@@ -212,14 +212,15 @@ def _ends(ranked: pd.DataFrame, key: str) -> str:
     """The first and the last of a sorted table that have a value."""
     known = ranked.dropna(subset=[key])
     if known.empty:
-        return "no defence has a figure"
+        return "no defence has a result"
     form = {"rank": "{:.1f}", "seconds": "{:.3g} s"}.get(key, "{:.1%}")
     first, last = (f"{known['defense'].iloc[i]} {form.format(known[key].iloc[i])}" for i in (0, -1))
-    return f"first {first}, last {last}" if len(known) > 1 else first
+    best, worst = {"rank": ("best", "worst"), "seconds": ("fastest", "slowest")}.get(key, ("highest", "lowest"))
+    return f"{best} {first}, {worst} {last}" if len(known) > 1 else first
 
 
 def _rows(ax: Axes, names: Sequence[str]) -> None:
-    """Defences from top to bottom, a row each."""
+    """Defences from top to bottom, one row each."""
     style.name_rows(ax, [plain(name, _NAME) for name in names])
     ax.spines["left"].set_visible(False)
 

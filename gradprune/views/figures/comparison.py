@@ -1,6 +1,6 @@
-"""All defences by one figure of a bench, seed by seed: what the comparer shows, and the same at rest.
+"""All defences by one metric of a bench, seed by seed: the figure of the comparer, with and without its controls.
 
-A defence that lacks cells which others have is drawn hollow and stays out of the contest: its mean is over other cells.
+A defence that lacks cells which others have is drawn hollow and is not compared, because its mean is over other cells.
 """
 
 from collections.abc import Callable
@@ -21,16 +21,16 @@ from gradprune.views.figures.style import plain
 
 HIGH_IS_GOOD = {"der": True, "acc": True, "asr": False, "ra": True, "seconds": False}
 SORTS = ("best first", "steadiest first", "by name")
-_TOO_FEW = {1: "one seed has no spread and decides nothing", 2: "two seeds hardly have a spread and decide nothing"}
+_TOO_FEW = {1: "one seed has no spread and settles nothing", 2: "two seeds are too few to settle anything"}
 _ROW, _TOP, _BOTTOM = 0.29, 0.66, 0.55  # inches
 
 
 class Comparison(NamedTuple):
-    """What the figure shows: one line a defence, in the order to show.
+    """What the figure shows: one line per defence, in the order to show.
 
     lines: index defense; columns mean, spread (half the distance from lowest to highest seed, NaN for one seed), values
-    (one a seed), ra (mean), lost (cells that failed or were not run, of those that any defence has), failed.
-    cells: of a line that lost none. given: the figure before any defence, or None. looks: colour and marker by defence.
+    (one per seed), ra (mean), lost (cells that failed or were not run, of those that any defence has), failed.
+    cells: of a line that lost none. given: the value before any defence, or None. looks: colour and marker by defence.
     """
 
     attack: str | None
@@ -46,11 +46,11 @@ class Comparison(NamedTuple):
 
 def compare(table: pd.DataFrame, attack: str | None = None, spc: int = 2, metric: str = "der",
             sort: str = "best first") -> Comparison:
-    """Mean and spread over seeds of one figure for each defence of a bench, in one attack or (None) over all.
+    """Mean and spread over seeds of one metric for each defence of a bench, for one attack or (None) over all.
 
     table: one row per cell, see `bench.summarise`. A seed's value over all attacks is the mean of its cells;
-    in the mean over all every attack weighs the same, whatever failed.
-    Raises InputError for a bad table, and for an attack, spc, metric or order that is not there.
+    in the mean over all attacks, each has the same weight, whatever failed.
+    Raises InputError for a bad table, and for an unknown attack, spc, metric or order.
     """
     table = checked(table)
     for kind, wanted, known in (("attack", attack or "", ["", *table["attack"]]), ("metric", metric, HIGH_IS_GOOD),
@@ -86,7 +86,7 @@ def defences_compared(table: pd.DataFrame, attack: str | None = None, spc: int =
 
 
 def draw_comparison(chart: Comparison) -> Picture:
-    """A row for each defence; its sentence names the best and says whether its lead is more than the spread."""
+    """A row for each defence; the sentence names the best and says whether its lead exceeds the spread."""
     lines, form = chart.lines, _form(chart.metric)
     with blank(_TOP + _ROW * len(lines) + _BOTTOM) as figure:
         ax = place(figure, 1.6, _TOP, 4.75, _ROW * len(lines))
@@ -109,7 +109,7 @@ def draw_comparison(chart: Comparison) -> Picture:
 
 
 def _axis(ax: Axes, chart: Comparison) -> None:
-    """Limits around all points and the given model: the axis need not begin at 0, as position tells, not length."""
+    """Limits around all points and the given model; points are read by position, so the axis need not start at 0."""
     numbers = [*chart.lines["values"].dropna().explode(), *([] if chart.given is None else [chart.given])]
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
     ax.grid(axis="x")
@@ -144,17 +144,17 @@ def _words(chart: Comparison, form: Callable[[float], str]) -> str:
         text += f", then {whole.index[1]} {_with_spread(second, form)}; "
         text += _TOO_FEW.get(chart.seeds) or _lead(lead, spread, chart.metric)
     out = len(chart.lines) - len(whole)
-    return text + f"; {count(out, 'defence')} without all cells left out" * (out > 0) + "."
+    return text + f"; left out for missing cells: {count(out, 'defence')}" * (out > 0) + "."
 
 
 def _lead(lead: float, spread: float, metric: str) -> str:
-    """Whether the best is better than chance: its lead against the spreads of both."""
-    digits = 2 if f"{100 * lead:.1f}" == f"{100 * spread:.1f}" else 1  # "0.4 is larger than 0.4" would puzzle
+    """Whether the best leads by more than chance: its lead against the spreads of both."""
+    digits = 2 if f"{100 * lead:.1f}" == f"{100 * spread:.1f}" else 1  # avoids "0.4 is larger than 0.4"
     size, limit = (f"{value:.2g} s" if metric == "seconds" else f"{100 * value:.{digits}f} points"
                    for value in (lead, spread))
     if lead > spread:
         return f"the lead of {size} is larger than both spreads together ({limit})"
-    return f"the lead of {size} is not larger than both spreads together ({limit}): these seeds do not decide"
+    return f"the lead of {size} is not larger than both spreads together ({limit}), so these seeds do not settle it"
 
 
 def _told(line: pd.Series, chart: Comparison) -> str:

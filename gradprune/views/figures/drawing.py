@@ -1,4 +1,4 @@
-"""What a panel's page is made of: a figure with fixed places, its image, the red message, a table."""
+"""The parts of a panel: a figure with fixed places, its image, the red error message, a table."""
 
 import base64
 import html
@@ -21,12 +21,12 @@ from gradprune.base.errors import InputError
 from gradprune.views.figures import style
 from gradprune.views.figures.picture import Picture
 
-ERROR_CLASS = "gradprune-error"  # what a test looks for in a page: the class of the red message
+ERROR_CLASS = "gradprune-error"  # the class of the red message, for which tests search a page
 
 
 @contextmanager
 def blank(height: float) -> Iterator[Figure]:
-    """An empty figure to draw on in our look, without automatic layout: `place` puts axes on it."""
+    """An empty figure in our style, without automatic layout: `place` puts axes on it."""
     with style.in_style():
         yield Figure(figsize=(style.WIDTH, height), dpi=style.DPI)
 
@@ -49,19 +49,19 @@ def show_image(ax: Axes, image: Tensor, alpha: float = 1) -> None:
 
 
 def named(answer: int, classes: Sequence[str]) -> str:
-    """The name of a class; a model may know more of them than the images do."""
+    """The name of a class; a model may have more classes than the images."""
     return classes[answer] if answer < len(classes) else f"class {answer}"
 
 
 def written(answer: int, classes: Sequence[str], limit: int = 24) -> str:
-    """The name of a class for a figure, on one line; its number where our font lacks letters of it."""
+    """The name of a class for a figure, on one line; its number where our font lacks one of its letters."""
     name = named(answer, classes)
     return style.plain(name, limit) if style.drawable(name) else f"class {answer}"
 
 
 def draw_cells(ax: Axes, corners: np.ndarray, values: np.ndarray, colors: ScalarMappable, removed: Sequence[int] = (),
                edge: str = style.PAPER) -> None:
-    """A square cell at each upper left corner (N, 2), coloured by its value, with crosses on those removed."""
+    """A square cell at each upper left corner (N, 2), coloured by its value, with crosses on the removed ones."""
     square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
     cells = PolyCollection(list(corners[:, None] + square), edgecolors=edge, linewidths=0.4)
     cells.set(array=values, cmap=colors.cmap, norm=colors.norm)
@@ -97,12 +97,12 @@ def answer_bars(ax: Axes, chances: np.ndarray, names: Sequence[str], truth: int,
 
 
 def image_html(picture: Picture) -> str:
-    """The figure as an image that never moves the page: its size is known before it is decoded."""
+    """The figure as an image that does not shift the page: its size is known before it is decoded."""
     canvas, buffer = FigureCanvasAgg(picture.figure), io.BytesIO()
     with style.in_style():
         canvas.draw()
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1)
-    FigureCanvasBase(picture.figure)  # lets go of the pixels now, not when the garbage is collected
+    FigureCanvasBase(picture.figure)  # frees the pixels now, not at garbage collection
     width, height = (round(100 * size) for size in picture.figure.get_size_inches())
     return (f'<img alt="{html.escape(picture.summary)}" decoding="sync" width="{width}" height="{height}" '
             f'style="max-width:100%;height:auto;border-radius:4px;display:block" '
@@ -110,7 +110,7 @@ def image_html(picture: Picture) -> str:
 
 
 def error_html(error: Exception) -> str:
-    """The red message: bad input in one sentence; anything else with its kind, and the traceback below."""
+    """The red message: one sentence for bad input; for any other error its type, with the traceback below."""
     if isinstance(error, InputError):
         return _message(html.escape(str(error)))
     trace = html.escape("".join(traceback.format_exception(error)))

@@ -1,4 +1,4 @@
-"""Images clean and triggered: how far they differ, in numbers and as a picture, and what models answer."""
+"""Images clean and triggered: how much they differ, in numbers and as a picture, and what models answer."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -21,11 +21,11 @@ _LEVEL = 1 / 255  # the smallest step of a stored image
 
 def examples(models: nn.Module | Mapping[str, nn.Module], images: ImageSet, trigger: nn.Module, target: int,
              columns: int = 6, label_map: str = LABEL_MAPS[0]) -> Picture:
-    """Images clean, triggered and their difference, with each model's answer and confidence.
+    """Clean images, triggered images and their difference, with each model's answer and confidence.
 
     models: one model, or several by name ({"before": ..., "after": ...}) to compare. images: all are shown if
     there are at most `columns`, otherwise the first one of each class, the target's last. target: the
-    attacker's class; label_map: as in `attacks.poisoning`; all-to-all, it is each image's next class instead.
+    attacker's class; label_map: as in `attacks.poisoning`; with all-to-all, the attacker's class is each image's next.
     Raises InputError for an empty set, a target out of range or a trigger that changes the images' shape or range.
     """
     require(len(images) > 0, "there is no image to show.")
@@ -66,7 +66,7 @@ def first_of_each(images: ImageSet, each: int) -> ImageSet:
 
 def _write_answers(axes: Sequence[Axes], below: float, chances: Tensor, images: ImageSet,
                    wanted: Tensor | None) -> None:
-    """Write answers and confidences under a row of images; wanted: the attacker's labels, if it is on."""
+    """Write answers and confidences under a row of images; wanted: the attacker's labels, if the trigger is on."""
     aims = [None] * len(images) if wanted is None else wanted.tolist()
     for ax, chance, truth, aim in zip(axes, chances, images.labels.tolist(), aims, strict=True):
         answer = int(chance.argmax())
@@ -77,7 +77,7 @@ def _write_answers(axes: Sequence[Axes], below: float, chances: Tensor, images: 
 
 
 class Difference(NamedTuple):
-    """pixels: how many of `of` pixels change by half a level or more in a channel. The rest in levels of 255.
+    """pixels: how many of `of` pixels change by half a level or more in a channel. The others are in levels of 255.
 
     mean: mean absolute change of these pixels, over their channels. typical: root mean square over all pixels of the
     image.
@@ -90,7 +90,7 @@ class Difference(NamedTuple):
 
 
 def difference(clean: Tensor, triggered: Tensor) -> Difference:
-    """Compare one image with itself with a trigger on; float (C, H, W) in [0, 1]."""
+    """Compare an image without and with a trigger; float (C, H, W) in [0, 1]."""
     change = (triggered - clean).abs()
     changed = change.amax(0) >= _LEVEL / 2
     pixels = int(changed.sum())
@@ -99,7 +99,7 @@ def difference(clean: Tensor, triggered: Tensor) -> Difference:
 
 
 def typical_changes(images: ImageSet, triggers: Mapping[str, nn.Module]) -> dict[str, float]:
-    """How far each trigger changes the images: root mean square over all of them, in levels of 255."""
+    """How much each trigger changes the images: root mean square over all of them, in levels of 255."""
     clean = images.floats()
     return {name: (images.triggered(trigger) - clean).square().mean().sqrt().item() / _LEVEL
             for name, trigger in triggers.items()}
@@ -108,7 +108,7 @@ def typical_changes(images: ImageSet, triggers: Mapping[str, nn.Module]) -> dict
 def amplified(clean: Tensor, triggered: Tensor) -> tuple[Tensor, int]:
     """The change of images as a picture, grey where there is none, and how many times it is amplified (1..8).
 
-    clean, triggered: float, one shape, in [0, 1]; so is the picture. The gain is the largest that keeps it in range.
+    clean, triggered and the picture: float, of one shape, in [0, 1]. The gain is the largest that keeps it in range.
     """
     change = triggered - clean
     gain = int(max(1, min(8, 1 / max(1e-6, change.abs().max().item()))))

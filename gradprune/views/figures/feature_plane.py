@@ -1,4 +1,4 @@
-"""Where a model puts its images: the input of its last layer, projected on a plane, as filters are removed."""
+"""Where a model puts its images: the input of its last layer, projected onto a plane, as filters are removed."""
 
 from collections.abc import Mapping
 
@@ -15,14 +15,14 @@ from gradprune.views.figures.style import CLEAN, RIGHT, TRIGGERED, plain
 
 def feature_plane(models: Mapping[str, nn.Module], images: ImageSet, trigger: nn.Module, target: int,
                   home: int) -> Picture:
-    """Each model as a panel: one dot per image, clean ones grey, triggered ones purple; two classes are named.
+    """One panel per model: one dot per image, clean ones grey, triggered ones purple; two classes are named.
 
-    home: the class whose triggered images are followed. The plane is that of the first model's two main directions
-    (PCA by an exact decomposition: two lines of torch, where scikit-learn would be one more package to install),
-    turned so that the trigger pushes to the right. The shares above are what the last layer makes of them.
+    home: the class whose triggered images are followed. The plane is that of the first model's two principal
+    directions (PCA by an exact decomposition: two lines of torch, where scikit-learn would be one more package to
+    install), turned so that the trigger pushes to the right. The shares above are those of the last layer's answers.
     Raises InputError without models, for home = target, or for a class without images.
     """
-    require(len(models) > 0, "there is no model to look into.")
+    require(len(models) > 0, "there is no model to show.")
     counts = images.labels.bincount(minlength=len(images.classes))
     require(home != target and bool(counts[[home, target]].all()), "home and target must be two classes with images.")
     others = images.subset(images.labels != target)
@@ -53,12 +53,12 @@ def feature_plane(models: Mapping[str, nn.Module], images: ImageSet, trigger: nn
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set(visible=True, color=style.EMPTY)
     words = "; ".join(f"{name}, {there:.0%} and {right:.0%}" for name, (there, right) in told.items())
-    return Picture(figure, f"Images of “{images.classes[home]}” with the trigger on (diamonds), how many are taken for "
-                           f"“{images.classes[target]}” and how many are read right: {words}.")
+    return Picture(figure, f"Of the images of “{images.classes[home]}” with the trigger on (diamonds), the shares "
+                           f"taken for “{images.classes[target]}” and classified correctly: {words}.")
 
 
 def _plane(clean: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-    """The middle of all features, and their two main directions, (features, 2); the first one as the trigger pushes."""
+    """The mean of all features, and their two principal directions, (features, 2), the first as the trigger pushes."""
     everything = torch.cat([clean, moved])
     middle = everything.mean(0)
     plane = torch.linalg.svd(everything - middle, full_matrices=False).Vh[:2].T

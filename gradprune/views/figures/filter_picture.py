@@ -24,7 +24,7 @@ def filter_view(model: nn.Module, found: Filters, position: int, pairs: Pairs, c
     position: its place in the flat list. pairs: float images (N, C, H, W) in 0..1; `columns` of them, evenly spread,
     are shown. Raises InputError for a position that does not exist, or no images.
     """
-    require(0 <= position < len(found), f"position must lie in 0..{len(found) - 1}, got {position}.")
+    require(0 <= position < len(found), f"position must be in 0..{len(found) - 1}, got {position}.")
     require(len(pairs.labels) > 0, "there is no image to show.")
     layer, name = found.layer_of(position), found[position]
     chosen = torch.linspace(0, len(pairs.labels) - 1, min(columns, len(pairs.labels))).round().long()
@@ -99,7 +99,7 @@ def _changed(clean: Tensor, triggered: Tensor) -> tuple[int, int, int, int] | No
 
 
 def _crop(box: tuple[int, int, int, int] | None, size: Sequence[int]) -> tuple[int, int, int, int] | None:
-    """A square part of the image (left, upper, right, lower) with the trigger in it and room around."""
+    """A square part of the image (left, upper, right, lower) with the trigger and some room around it."""
     if box is None:
         return None
     height, width = size
@@ -110,7 +110,7 @@ def _crop(box: tuple[int, int, int, int] | None, size: Sequence[int]) -> tuple[i
 
 
 def _where(change: Tensor, box: tuple[int, int, int, int] | None, width: int) -> str:
-    """Whether the largest change lies where the trigger is."""
+    """In how many images the largest change is where the trigger is."""
     if box is None:
         return "the trigger covers the whole image"
     scale, hits = width / change.shape[-1], 0
@@ -118,11 +118,11 @@ def _where(change: Tensor, box: tuple[int, int, int, int] | None, width: int) ->
         row, column = divmod(int(values.argmax()), values.shape[-1])
         x, y = (column + 0.5) * scale, (row + 0.5) * scale
         hits += box[0] - 2 <= x <= box[2] + 2 and box[1] - 2 <= y <= box[3] + 2
-    return f"in {hits} of {count(len(change), 'image')} the largest change lies on the sticker, framed"
+    return f"in {hits} of {count(len(change), 'image')} the largest change is on the sticker (framed)"
 
 
 def montage(kernel: np.ndarray) -> np.ndarray:
-    """The slices (inputs, h, w) of a kernel side by side in a square, gaps between them."""
+    """The slices (inputs, h, w) of a kernel side by side in a square, with gaps between them."""
     count, height, width = kernel.shape
     side = math.ceil(math.sqrt(count))
     sheet = np.full((side * (height + 1) - 1, side * (width + 1) - 1), np.nan)

@@ -1,4 +1,4 @@
-"""Figures of the notebooks: one argument each, drawn from plain numbers; like all views they return a `Picture`."""
+"""Figures of the notebooks, each making one point with plain numbers; like all views they return a `Picture`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from gradprune.views.figures.style import CLEAN, TRIGGERED, plain
 
 
 def losses_compared(losses: Mapping[str, float], classes: int, guess: float | None = None) -> Picture:
-    """Losses as bars, with the loss of pure guessing among `classes` as a line, and the learner's guess if any.
+    """Losses as bars, with lines for the loss of pure guessing among `classes` and for the learner's guess, if any.
 
     losses: mean cross-entropies by name, in the order to show. Raises InputError without losses.
     """
@@ -41,10 +41,10 @@ def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, 
 
     shares: how much of the filter is gone, 0 first. losses: the loss at each. slope: the predicted change at share 1
     (minus the filter's taylor score). name: the filter. guess: the learner's guess of the last loss.
-    Raises InputError unless there are two shares or more and as many losses.
+    Raises InputError unless there are at least two shares and as many losses.
     """
     require(len(shares) == len(losses) >= 2,
-            f"shares and losses must be equally many, at least 2, got {len(shares)} and {len(losses)}.")
+            f"shares and losses must have the same length, at least 2, got {len(shares)} and {len(losses)}.")
     line = [losses[0] + slope * share for share in shares]
     with style.sheet(3.5) as (figure, (ax,)):
         ax.axhspan(min(0.0, *line), 0, color=style.EMPTY, linewidth=0, zorder=0)
@@ -64,20 +64,20 @@ def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, 
     near = next((share for share, value, flat in zip(shares, losses, line, strict=True)
                  if abs(value - flat) > 0.1 * abs(losses[0])), None)
     until = "all the way" if near is None else f"until about {near:.0%} of it is gone"
-    return Picture(figure, f"With {name} silent the unlearning loss goes from {losses[0]:.2f} to {losses[-1]:.2f}; "
-                           f"the straight line says {line[-1]:.2f} and holds {until}.")
+    return Picture(figure, f"With {name} silent, the unlearning loss goes from {losses[0]:.2f} to {losses[-1]:.2f}; "
+                           f"the straight line predicts {line[-1]:.2f} and holds {until}.")
 
 
 def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, names: Sequence[str],
                            label: int = 3) -> Picture:
-    """Each filter's score against the fall of the loss when it is removed for real, one panel per score.
+    """Each filter's score against the real fall of the loss on its removal, one panel per score.
 
     predictions: scores by name, each float (filters,). real: float (filters,), positive where the loss fell.
-    names: the filters' names. label: how many of the highest real falls are named.
+    names: the filters' names. label: how many of the largest real falls are named.
     Raises InputError unless all have the same length.
     """
     require(len({len(names), len(real), *(len(values) for values in predictions.values())}) == 1,
-            "scores, real changes and names must be equally many.")
+            "scores, real changes and names must have the same length.")
     fall, best = real.double().numpy(), real.argsort(descending=True)[:label].tolist()
     told = []
     with style.sheet(3.6, 1, len(predictions), sharey=True) as (figure, panels):
@@ -96,7 +96,7 @@ def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, name
             for row, place in enumerate(best):
                 style.label(ax, str(row + 1), (values[place], fall[place]), (-6, 1), ha="right", fontweight="bold",
                             color=TRIGGERED.color)
-            ax.set_title(f"{name}: order agrees {likeness:.2f}", fontsize=style.NORMAL)
+            ax.set_title(f"{name}: rank correlation {likeness:.2f}", fontsize=style.NORMAL)
             ax.set_xlabel("predicted fall (dashed: as predicted)" if signed else f"{name} score (not a fall)")
             pads = [0.09 * (data.max() - data.min() or 1) for data in (values, fall)]
             ax.set(xlim=(values.min() - pads[0], values.max() + pads[0]),
@@ -104,11 +104,11 @@ def predicted_against_real(predictions: Mapping[str, Tensor], real: Tensor, name
         panels[0].set_ylabel("real fall of the loss")
     listed = ", ".join(f"{row + 1} {names[place]} ({fall[place]:+.2f})" for row, place in enumerate(best))
     return Picture(figure, f"Rank correlation of score and real fall over {count(len(fall), 'filter')}: "
-                           f"{', '.join(told)}. Highest real falls: {listed}.")
+                           f"{', '.join(told)}. Largest real falls: {listed}.")
 
 
 def score_maps(found: Filters, scores: Mapping[str, Tensor], top: int = 5) -> Picture:
-    """Several scores of the same filters, a heat-map each in one layout; the highest is framed, the `top` ringed.
+    """Several scores of the same filters, one heat map each; the highest is framed, the `top` highest are ringed.
 
     scores: float (number of filters,) by name. Raises InputError for another length.
     """
@@ -123,5 +123,5 @@ def score_maps(found: Filters, scores: Mapping[str, Tensor], top: int = 5) -> Pi
     told = "; by ".join(f"{name}: {', '.join(str(found[place]) for place in places[:3])}"
                         for name, places in best.items())
     shared = set.intersection(*map(set, best.values()))
-    return Picture(figure, f"Highest three by {told}. {count(len(shared), 'filter')} of each score's highest {top} "
-                           f"(ringed) {'is' if len(shared) == 1 else 'are'} the same.")
+    return Picture(figure, f"Highest three by {told}. {count(len(shared), 'filter')} "
+                           f"{'is' if len(shared) == 1 else 'are'} among the highest {top} (ringed) of every score.")

@@ -1,4 +1,4 @@
-"""The network drawn: layers as columns of filters, which layer reads which, how far the trigger's signal gets."""
+"""A drawing of the network: layers as columns of filters, their connections, how far the trigger's signal gets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,16 +20,16 @@ from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.style import TRIGGERED, plain
 
 _GAP = 1.6  # cells between two layers
-_FEW = 20  # images at a time, clean and triggered: their maps fit into a processor's cache
+_FEW = 20  # images per batch, clean and triggered: their feature maps then fit into a processor's cache
 
 
 def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
                   removed: Mapping[str, Sequence[int]]) -> Picture:
-    """Each model as a row: one cell per filter, dark where the trigger changes its output; crosses on removed ones.
+    """One row per model, one cell per filter, dark where the trigger changes its output; crosses on removed filters.
 
     models: the given model first, then others of the same shape. pairs: the images, clean and triggered. removed:
-    flat positions by model. The signal of a filter is the mean change of its output (behind its own norm) that the
-    trigger makes, as a share of the layer's largest in the given model. Arcs skip the layers between.
+    flat positions by model. The signal of a filter is the mean change that the trigger makes to its output (after its
+    own norm), as a share of the largest in that layer of the given model. Arcs are connections that skip layers.
     Raises InputError without models.
     """
     require(len(models) > 0, "there is no model to draw.")
@@ -52,21 +52,21 @@ def network_drawn(models: Mapping[str, nn.Module], found: Filters, pairs: Pairs,
 
 
 def signal_colors() -> ScalarMappable:
-    """Colours for shares of a signal, 0..1. New ones for each figure: a colour bar would keep it alive by them."""
+    """Colours for shares of a signal, 0..1; new ones for each figure, as shared ones would keep it in memory."""
     return ScalarMappable(Normalize(0, 1), seaborn.light_palette(TRIGGERED.color, as_cmap=True))
 
 
 def shares(found: Filters, values: Tensor, given: Tensor) -> np.ndarray:
-    """Each filter's signal as a share, 0..1, of the largest one of its layer in the given model."""
+    """Each filter's signal as a share, 0..1, of the largest in its layer of the given model."""
     parts = given.split([layer.count for layer in found.layers])
     peaks = torch.cat([part.max().clamp(min=1e-9).expand(len(part)) for part in parts])
     return (values / peaks).clamp(max=1).numpy()
 
 
 def signal(model: nn.Module, found: Filters, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """By how much the trigger changes each filter's output, on average over images and places: float (filters,).
+    """How much the trigger changes each filter's output, on average over images and positions: float (filters,).
 
-    And the model's outputs for the clean and for the triggered images, float (N, classes). All on the CPU.
+    Also returns the model's outputs for the clean and the triggered images, float (N, classes). All on the CPU.
     """
     kept: dict[str, Tensor] = {}
 
@@ -90,7 +90,7 @@ def signal(model: nn.Module, found: Filters, pairs: Pairs) -> tuple[Tensor, Tens
 
 
 def readers(model: nn.Module, found: Filters) -> list[tuple[int, int]]:
-    """Pairs of layers (from, to): the second one reads what the first wrote, with no layer between; by torch.fx.
+    """Pairs of layers (from, to) where the second reads the first's output, with no layer between; by torch.fx.
 
     Empty for a model that cannot be traced.
     """
@@ -110,7 +110,7 @@ def readers(model: nn.Module, found: Filters) -> list[tuple[int, int]]:
 
 
 def corners(found: Filters) -> np.ndarray:
-    """Where each filter's cell begins, float (filters, 2): its left and its upper edge, in cells."""
+    """The left and the upper edge of each filter's cell, float (filters, 2), in cells."""
     places, left, high = [], 0.0, _high(found)
     for layer in found.layers:
         index = np.arange(layer.count)
@@ -142,7 +142,7 @@ def _arrows(ax: Axes, reads: Sequence[tuple[int, int]], lefts: Sequence[float], 
     """Straight arrows to the next layer, arcs over the layers skipped."""
     for source, reader in reads:
         start, end = (((lefts[layer] + rights[layer]) / 2, -0.2) for layer in (source, reader))
-        bend = f"arc3,rad={-0.1375 * high / (end[0] - start[0]):.2f}"  # all arcs are about as high
+        bend = f"arc3,rad={-0.1375 * high / (end[0] - start[0]):.2f}"  # makes all arcs about equally high
         if reader == source + 1:
             start, end, bend = (rights[source] + 0.1, high / 2), (lefts[reader] - 0.1, high / 2), "arc3"
         ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=7, linewidth=0.9, color=style.FAINT,

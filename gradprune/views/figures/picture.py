@@ -1,4 +1,4 @@
-"""What every plot returns: a figure, and the one sentence that states its finding from the data."""
+"""What every plot returns: a figure and one sentence that states its finding from the data."""
 
 import base64
 import html
@@ -19,12 +19,12 @@ from gradprune.pruning.filters import Filters
 from gradprune.views.figures.style import ATTACKED, METRICS, RIGHT, WRONG, in_style
 
 Row = Mapping[str, Any]
-_SENTENCE = 480  # pixels: below a narrow picture the sentence may be wider
+_SENTENCE = 480  # pixels: the sentence may be this wide below a narrower picture
 
 
 @dataclass(repr=False)
 class Picture:
-    """A figure with its finding in one sentence; the sentence is caption and alternative text.
+    """A figure with its finding in one sentence, which is also its caption and alternative text.
 
     The last expression of a notebook cell shows both; `print` gives the sentence.
     """
@@ -37,7 +37,7 @@ class Picture:
         buffer = io.BytesIO()
         with in_style():
             FigureCanvasAgg(self.figure).print_png(buffer)  # savefig would lay the figure out twice
-        self.figure.set_layout_engine("none")  # the layout stands: drawn again, it is the same to the byte
+        self.figure.set_layout_engine("none")  # the layout is final: drawn again, the PNG has the same bytes
         return buffer.getvalue()
 
     def save(self, path: str | Path) -> Path:
@@ -46,7 +46,7 @@ class Picture:
         return write_atomic(path, lambda temporary: temporary.write_bytes(content))
 
     def html(self, png: bytes | None = None) -> str:
-        """An HTML `<figure>` that holds the image itself; `png` spares drawing it once more."""
+        """An HTML `<figure>` with the image embedded; pass `png` if it has been drawn already."""
         data, text = base64.b64encode(png or self.png()).decode(), html.escape(self.summary)
         width = round(self.figure.get_figwidth() * 100)
         widest = max(width, _SENTENCE)
@@ -57,7 +57,7 @@ class Picture:
     def _repr_html_(self) -> str:
         return self.html()
 
-    __html__ = _repr_html_  # a template takes a picture as it is
+    __html__ = _repr_html_  # templates insert a picture unescaped
 
     def __str__(self) -> str:
         return self.summary
@@ -69,7 +69,7 @@ class Picture:
 
 
 def change(name: str, before: float, after: float, form: str = ".1%") -> str:
-    """How a figure moved, in words: "ASR fell from 98.0% to 2.0%"."""
+    """How a value changed, in words: "ASR fell from 98.0% to 2.0%"."""
     first, last = format(before, form), format(after, form)
     if first == last:
         return f"{name} stayed at {last}"
@@ -77,7 +77,7 @@ def change(name: str, before: float, after: float, form: str = ".1%") -> str:
 
 
 def changes(before: Row, after: Row) -> str:
-    """How ACC, ASR and RA moved."""
+    """How ACC, ASR and RA changed."""
     return ", ".join(change(mark.name, before[key], after[key]) for key, mark in METRICS.items())
 
 
@@ -92,8 +92,8 @@ def per_class(spc: int) -> str:
 
 
 def about_images(answers: Mapping[str, Sequence[Tensor]], images: ImageSet, wanted: Tensor) -> str:
-    """What each model (by name: its answers to the clean and to the triggered images) made of the images; wanted: the
-    attacker's labels."""  # noqa: D209
+    """How the models did on the images; answers: by model name, those to the clean and to the triggered images;
+    wanted: the attacker's labels."""  # noqa: D209
     labels, others, parts = images.labels, images.labels != wanted, []
     aims = wanted.unique().tolist()
     aim = f"“{images.classes[aims[0]]}”" if len(aims) == 1 else "the next class"
@@ -122,10 +122,10 @@ def about_rounds(rows: Sequence[Row], replayed: Sequence[Row] | None, kept: int 
     """What the kept state (the last one where none is named) gained over the given model."""
     last = rows[-1]["round"]
     if kept == 0:
-        return "Nothing was pruned" + f": {count(last, 'round')} tried and taken back" * (last > 0) + "."
+        return "Nothing was pruned" + f": {count(last, 'round')} tried and undone" * (last > 0) + "."
     end = last if kept is None else kept
     after = next(row for row in rows if row["round"] == end)
-    text = f"With {count(end, 'filter')} removed" + f" (kept of {count(last, 'round')})" * (kept is not None)
+    text = f"With {count(end, 'filter')} removed" + f" (kept of {count(last, 'round')} tried)" * (kept is not None)
     text += ", " + change("the validation unlearning loss", rows[0]["val_unlearning_loss"],
                           after["val_unlearning_loss"], ".3f")
     text += " and " + change("accuracy", rows[0]["val_acc"], after["val_acc"])

@@ -21,12 +21,12 @@ from gradprune.views.figures.picture import Picture, about_rounds, about_scores,
 from gradprune.views.figures.style import METRICS, plain
 
 Row = Mapping[str, Any]
-_LISTED = 8  # of the highest scores
+_LISTED = 8  # highest scores in the list
 _COLUMNS = 64  # heat-map cells per line; wider layers continue on the next line, so that cells stay large enough
 
 
 def score_heatmap(found: Filters, scores: Tensor, removed: Iterable[int] = (), score: str = "gradient") -> Picture:
-    """All filter scores, one band per layer; beside them the highest of the single ranking over all layers.
+    """All filter scores, one band per layer; beside them the highest in the ranking over all layers.
 
     scores: float (number of filters,), higher = removed first. removed: flat positions, marked by crosses.
     score: its name. Raises InputError unless there is one finite score per filter.
@@ -61,7 +61,7 @@ def score_heatmap(found: Filters, scores: Tensor, removed: Iterable[int] = (), s
 
 def _list_highest(ax: Axes, found: Filters, values: np.ndarray, best: Sequence[int], colors: np.ndarray,
                   removed: Sequence[int], room: float) -> None:
-    """The highest scores of all layers as a list of bars; `room` is how many would fit."""
+    """The highest scores of all layers as a list of bars; `room` is how many bars would fit."""
     for row, position in enumerate(best):
         value, across = values[position], ax.get_yaxis_transform()
         ax.barh(row, value, height=0.3, color=colors[position])
@@ -78,7 +78,7 @@ def _list_highest(ax: Axes, found: Filters, values: np.ndarray, best: Sequence[i
 
 def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: Iterable[int] = (),
              top: Sequence[int] | Tensor = ()) -> str:
-    """Draw one row per layer (wide ones take several), frame, crosses, rings and a colour bar; returns a note on it."""
+    """Draw a row per layer (wide ones take several), frame, crosses, rings, colour bar; returns a note on its scale."""
     values = scores.double().numpy()
     columns = min(max(layer.count for layer in found.layers), max(64, math.isqrt(3 * len(found))))
     rows, places, starts = 0, np.empty((len(found), 2), int), []
@@ -92,7 +92,7 @@ def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: I
     sheet[places[:, 1], places[:, 0]] = values
     colors, note = style.score_colors(values)
     shades = colors.cmap.with_extremes(bad=style.EMPTY)(colors.norm(np.ma.masked_invalid(sheet)), bytes=True)
-    ax.imshow(shades, aspect="auto")  # colours are worked out by cell here, not by pixel
+    ax.imshow(shades, aspect="auto")  # colours are computed per cell here, not per pixel
     ax.hlines(np.array(starts[1:]) - 0.5, -0.5, columns - 0.5, color=style.PAPER, linewidth=3)
     ax.set_yticks([(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], rows], strict=True)],
                   [plain(layer.name) for layer in found.layers])
@@ -111,7 +111,7 @@ def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None
                        kept: int | None = None) -> Picture:
     """Validation losses and accuracy after each pruning round, and the test figures if a replay is given.
 
-    history: `DefenseResult.history` (rows of other stages are passed over). replay_rows: what
+    history: `DefenseResult.history` (rows of other stages are ignored). replay_rows: what
     `evaluation.replay` returns for it. kept: the round whose state was returned.
     Raises InputError without pruning rows.
     """
@@ -127,18 +127,18 @@ def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None
               "clean": ([row["val_clean_loss"] for row in rows], style.CLEAN)}
     with style.sheet(high, len(heights), sharex=True, height_ratios=heights) as (figure, panels):
         style.draw_lines(panels[0], rounds, losses)
-        panels[0].set_title("Validation losses: what the defender decides by", pad=20)
+        panels[0].set_title("Validation losses: the basis of the defender's decisions", pad=20)
         style.draw_lines(panels[1], rounds, {"": ([row["val_acc"] for row in rows], METRICS["acc"])}, True)
         panels[1].set_title("Validation accuracy on clean images")
         if replay_rows:
             tested = {mark.name: ([row[key] for row in replay_rows], mark) for key, mark in METRICS.items()}
             style.draw_lines(panels[2], [row["round"] for row in replay_rows], tested, True)
-            panels[2].set_title("Test images: measured afterwards, they decide nothing")
+            panels[2].set_title("Test images: measured afterwards, not used for decisions")
         panels[-1].set_xticks(rounds[::every], names[::every], rotation=270 if upright else 0)
-        panels[-1].set_xlabel("round, and the filter that it removed")
+        panels[-1].set_xlabel("round, and the filter removed in it")
         if kept is not None:
             state = f"{count(kept, 'filter')} removed" if kept else "the given model"
-            style.mark_kept(panels, kept, f"kept: {state}" + "; later rounds were taken back" * (kept < last))
+            style.mark_kept(panels, kept, f"kept: {state}" + "; later rounds were undone" * (kept < last))
             for ax in panels:
                 ax.axvspan(kept, last, color=style.EMPTY, linewidth=0, zorder=0)
             for position, label in zip(rounds[::every], panels[-1].get_xticklabels(), strict=True):

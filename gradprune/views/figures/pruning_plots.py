@@ -1,4 +1,4 @@
-"""Figures of the pruning lesson: who chooses, what trials and fine-tuning add, what grows back; as `Picture`s."""
+"""Figures of the pruning lesson: ways to choose filters, what trials and fine-tuning add, what grows back."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -15,7 +15,7 @@ from gradprune.views.figures.style import CLEAN, METRICS, TRIGGERED, plain
 
 
 def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None, metric: str = "asr") -> Picture:
-    """One figure under several ways to choose, a row each with its mean, for comparison.
+    """One metric under several ways to choose filters, one row each with its mean.
 
     groups: shares in 0..1 by name, top row first. guess: the learner's, drawn as a line. metric: "acc", "asr" or "ra".
     Raises InputError without groups, or for an empty one.
@@ -83,24 +83,24 @@ def regrowth(held: Sequence[float], forgotten: Sequence[float], removed: int) ->
     removed: how many filters. Raises InputError unless both have the same length.
     """
     require(len(held) == len(forgotten) > 1,
-            f"held and forgotten must be equally long, two steps at least, got {len(held)} and {len(forgotten)}.")
+            f"held and forgotten must have the same length, at least two steps, got {len(held)} and {len(forgotten)}.")
     steps = range(len(held))
     with style.sheet(2.7) as (figure, (ax,)):
         style.draw_lines(ax, steps, {"mask forgotten": (forgotten, TRIGGERED), "mask held": (held, CLEAN)})
         style.percent(ax.yaxis, 1)
-        ax.set_title(f"Size of {count(removed, 'removed filter')}, as a share of what it was")
+        ax.set_title(f"Size of {count(removed, 'removed filter')}, as a share of the original")
         ax.set_xlabel("training step")
     told = f"{count(len(held) - 1, 'training step')} without a mask, {count(removed, 'removed filter')}"
-    return Picture(figure, f"After {told} measure {forgotten[-1]:.1%} of what they were; "
-                           f"with the mask held, {held[-1]:.1%}.")
+    return Picture(figure, f"After {told} {'has' if removed == 1 else 'have'} {forgotten[-1]:.1%} of the original "
+                           f"size; with the mask held, {held[-1]:.1%}.")
 
 
 def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], guess: float | None = None) -> Picture:
-    """ACC, ASR and RA over the filters removed, a panel each, of several ways to prune the same model.
+    """ACC, ASR and RA against the number of filters removed, one panel each, for several ways to prune one model.
 
     runs: by name, the baseline first (drawn hollow), what `evaluation.replay` returns. kept: by name, the round whose
     state was returned; it is ringed, and later rounds are paler. guess: the learner's guess of the last run's ASR.
-    The test figures explain, they choose nothing. Raises InputError without runs, or for a round that is not there.
+    Test figures explain the choice and play no part in it. Raises InputError without runs, or for an unknown round.
     """
     require(len(runs) > 0 and all(0 <= kept.get(name, -1) < len(rows) for name, rows in runs.items()),
             "each run needs its rows and the round that was kept.")
@@ -123,7 +123,7 @@ def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], gue
                         xycoords=("axes fraction", "data"))
         looks = [Line2D([], [], label=plain(name), **_look(style.INK, "o", number)) for number, name in enumerate(runs)]
         ring = Line2D([], [], linestyle="", marker="o", markersize=11, markerfacecolor="none", markeredgewidth=1.3,
-                      markeredgecolor=style.INK, label="kept; what follows was taken back")
+                      markeredgecolor=style.INK, label="kept; later rounds were undone")
         figure.legend(handles=[*looks, ring], loc="outside upper left", ncols=len(looks) + 1, frameon=False,
                       fontsize=style.SMALL, handlelength=3.2)
     told = "; ".join(f"{name}, {count(kept[name], 'filter')}: {changes(rows[0], rows[kept[name]])}"
@@ -132,7 +132,7 @@ def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], gue
 
 
 def _look(color: str, marker: str, number: int) -> dict[str, Any]:
-    """How the run of this number is drawn: the first dashed and hollow, the second solid and full, and so on."""
+    """How the run of this number is drawn: the first dashed and hollow, the second solid and filled, and so on."""
     return {"color": color, "marker": marker, "linestyle": ("--", "-", ":")[number % 3], "clip_on": False,
             "markerfacecolor": color if number % 3 == 1 else style.PAPER, "markeredgecolor": color,
             "markeredgewidth": 1.3}

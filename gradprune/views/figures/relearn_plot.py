@@ -19,9 +19,9 @@ _MOST = 7  # models in a figure
 def relearn_curve(attacks: Mapping[str, Mapping[str, Rows]]) -> Picture:
     """ASR against the number of poisoned samples: one panel per attack, one line per model, a band over the draws.
 
-    attacks: attack -> model's name -> rows of `evaluation.relearn` (`k`, None for the model before, and `asr`, a share
-    in 0..1), of one or more runs together; all with the same values of k.
-    Raises InputError without rows, for more than seven models, or where runs differ in their k.
+    attacks: attack -> model's name -> rows of `evaluation.relearn` (`k`, None for the model before fine-tuning, and
+    `asr` in 0..1), from one or more runs, all with the same values of k.
+    Raises InputError without rows, for more than seven models, or where the runs differ in k.
     """
     runs = [rows for models in attacks.values() for rows in models.values()]
     require(len(runs) > 0 and all(len(rows) > 0 for rows in runs), "each attack needs models with rows.")

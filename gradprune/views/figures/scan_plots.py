@@ -26,9 +26,9 @@ _KINDS = {"mask": ("mask", "o"), "whole": ("whole image", "D")}  # by columns of
 
 
 def norms(rows: Sequence[Row], classes: Sequence[str], threshold: float = THRESHOLD) -> Picture:
-    """The norm of each class's trigger, by kind, with the line below which a norm is an alarm; not converged: hatched.
+    """The norm of each class's trigger, by kind, with the alarm line; searches that did not converge are hatched.
 
-    rows: those of a scan. Raises InputError for none.
+    rows: the rows of a scan. Raises InputError if there are none.
     """
     require(len(rows) > 0, "the scan has no rows.")
     kinds = list(dict.fromkeys(row.kind for row in rows))
@@ -41,14 +41,14 @@ def norms(rows: Sequence[Row], classes: Sequence[str], threshold: float = THRESH
                       [row.label for row in own if not row.converged])
             ax.set_title(f"{kind}: norm by class")
             least = min(own, key=lambda row: row.norm)
-            told.append(f"by {kind}, “{classes[least.label]}” has the smallest norm: {least.norm:.1f}, the "
-                        f"median is {np.median([row.norm for row in own]):.1f}")
+            told.append(f"by {kind}, “{classes[least.label]}” has the smallest norm: {least.norm:.1f}, against a "
+                        f"median of {np.median([row.norm for row in own]):.1f}")
     return Picture(figure, "B" + "; ".join(told)[1:] + ".")
 
 
 def norm_bars(ax: Axes, values: Sequence[float], classes: Sequence[str], line: float | None,
               alarms: Sequence[int] = (), lost: Sequence[int] = ()) -> None:
-    """A bar for each class, `alarms` in another colour, `lost` (not converged) hatched, and the line of the alarm."""
+    """A bar for each class, `alarms` in another colour, `lost` (not converged) hatched, and the alarm line."""
     for label, value in enumerate(values):
         color = style.EMPTY if label in lost else METRICS["asr" if label in alarms else "acc"].color
         ax.barh(label, value, color=color, hatch="//" * (label in lost), height=0.7)
@@ -60,7 +60,7 @@ def norm_bars(ax: Axes, values: Sequence[float], classes: Sequence[str], line: f
 
 
 def alarm_line(values: Sequence[float], threshold: float = THRESHOLD) -> float | None:
-    """The norm below which a class is an alarm, or None where that is below 0 or cannot be computed."""
+    """The norm below which a class raises an alarm, or None where that is below 0 or cannot be computed."""
     if len(values) < 3:
         return None
     index, _ = outliers(values)
@@ -95,23 +95,24 @@ def class_norms(values: Sequence[float], index: Sequence[float], classes: Sequen
         ax.set_title("Norm of the smallest mask found for each class", pad=16 if guess is None else 28)
     least, second = order[:2].tolist()
     told = f"an alarm for {', '.join(f'“{classes[label]}”' for label in alarms)}" if alarms else "no alarm"
-    return Picture(figure, f"“{classes[least]}” needs least: {values[least]:.0f}, {values[least] / middle:.0%} of "
-                           f"the median ({middle:.0f}), anomaly index {index[least]:.1f}; next comes "
+    return Picture(figure, f"“{classes[least]}” needs the smallest mask: {values[least]:.0f}, "
+                           f"{values[least] / middle:.0%} of the median ({middle:.0f}), anomaly index "
+                           f"{index[least]:.1f}; next is "
                            f"“{classes[second]}” at {values[second] / middle:.0%}; {told}.")
 
 
 def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str, nn.Module], target: int,
                       columns: int = 4) -> Picture:
-    """Several triggers, a row each: images with it on and what the model answers, the change alone, how many it moves.
+    """Several triggers, one row each: triggered images with the model's answers, the change alone, how many it moves.
 
-    images: clean; of those of other classes than `target` the first of some classes are shown, all are counted.
-    triggers: by name. Raises InputError for no trigger, or no image of another class.
+    images: clean; those of classes other than `target` are all counted, and the first of some classes are shown.
+    triggers: by name. Raises InputError without a trigger, or without an image of another class.
     """
     images.check_target(target)
     require(len(triggers) > 0, "there is no trigger to show.")
     images = images.to("cpu")
     others = images.subset(images.labels != target)
-    require(len(others) > 0, "triggers are judged on images of other classes than the target.")
+    require(len(others) > 0, "triggers are judged on images of classes other than the target, and there are none.")
     present = others.labels.unique()
     chosen = present[torch.linspace(0, len(present) - 1, min(columns, len(present))).round().long()]
     first = [int((others.labels == label).nonzero()[0]) for label in chosen]
@@ -132,7 +133,7 @@ def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str,
             style.write(axes[-1], f"change × {gain} (grey: none)", (0, 0), (0, -13), color=style.FAINT)
             style.write(axes[-1], f"{ATTACKED.symbol} {moved:.0%}", (1, 1), (12, -4), va="top", fontsize=15,
                         color=ATTACKED.color, fontweight="bold")
-            words = f"of {len(others)} images go\nthere, changed by\n{sizes[name]:.0f} of 255 levels"
+            words = f"of {len(others)} images go\nto the target,\nchanged by\n{sizes[name]:.0f} of 255 levels"
             style.write(axes[-1], words, (1, 1), (12, -24), va="top")
             told.append(f"{name}: {moved:.0%} of {count(len(others), 'image')} of other classes go to "
                         f"“{images.classes[target]}”, changed by {sizes[name]:.0f} of 255 levels")
@@ -140,7 +141,7 @@ def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str,
 
 
 def alarm_map(scans: pd.DataFrame) -> Picture:
-    """Each scanned model by its nearest class: share of the median norm against anomaly index, twice (by each search).
+    """Each scanned model by its nearest class: share of the median norm against anomaly index, once for each search.
 
     scans: one row per model, as in data/results/scan.csv. Raises InputError for a table without rows.
     """
@@ -158,7 +159,7 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
             ax.scatter(own["share"], own["index"], s=52, marker=marker, edgecolors=color, linewidths=1.6, zorder=3,
                        c=color if attacked else style.PAPER, label=f"{'attacked' if attacked else 'clean'}, {kind}")
         marks["low"] = marks["index"] <= THRESHOLD
-        named = marks.sort_values(["low", "share"]).drop_duplicates("model")  # once each, lest names overlap
+        named = marks.sort_values(["low", "share"]).drop_duplicates("model")  # once: names would overlap
         for row in named[named["attacked"] | (named["index"] > THRESHOLD)].to_dict("records"):
             near = (marks["share"] - row["share"]).between(1e-3, 0.04) & ((marks["index"] - row["index"]).abs() < 0.35)
             offset, side = (((-6, -11), "right") if row["index"] <= THRESHOLD else
@@ -171,10 +172,10 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
         ax.set(xlim=(0, 1.02), ylim=(0, top), xlabel="norm as a share of the median of the classes",
                ylabel="anomaly index")
         style.percent(ax.xaxis)
-        ax.set_title("The nearest class of each model (grey: both conditions of an alarm hold)")
+        ax.set_title("The nearest class of each model (grey: both conditions for an alarm hold)")
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=style.SMALL)
     told = []
-    for accused, words in ((high, f"By an index above {THRESHOLD:g} alone"),
+    for accused, words in ((high, f"With an index above {THRESHOLD:g} alone"),
                            (high[high["share"] < SMALL], f"with a norm below {SMALL:.0%} of the median as well")):
         of = [f"{accused.loc[accused['attacked'] == attacked, 'model'].nunique()} of "
               f"{int((scans['attacked'] == attacked).sum())} {name}"
@@ -184,10 +185,10 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
 
 
 def reach(images: ImageSet, given: Sequence[Reach], repaired: Sequence[Reach] = ()) -> Picture:
-    """The share of images that each family of changes leads to one class, before and after repair, with examples.
+    """The share of images that each family of changes moves to one class, before and after repair, with examples.
 
-    images: clean, the first of another class is shown. given, repaired: rows of `defenses.exposure`. Raises InputError
-    for no row.
+    images: clean; the first one of another class is shown. given, repaired: rows of `defenses.exposure`. Raises
+    InputError without rows.
     """
     require(len(given) > 0, "there is no change to show.")
     height, after = 0.64, {row.family: row for row in repaired}
@@ -206,9 +207,9 @@ def reach(images: ImageSet, given: Sequence[Reach], repaired: Sequence[Reach] = 
                         ha="right" if row.share > 0.5 else "left", color=style.FAINT)
         ax.set(xlim=(0, 1), ylim=(len(given) - 0.5, -0.5), yticks=[])
         style.percent(ax.xaxis)
-        ax.set_title(f"Images led to one class{' (triangle: given, dot: repaired)' * bool(after)}", loc="left")
+        ax.set_title(f"Images moved to one class{' (triangle: given, dot: repaired)' * bool(after)}", loc="left")
     most = max(given, key=lambda row: row.share)
-    told = f"The family {most.family} leads furthest: {most.share:.0%} of the images to “{images.classes[most.label]}”"
+    told = f"The family {most.family} moves the most images: {most.share:.0%} to “{images.classes[most.label]}”"
     left = max(repaired, key=lambda row: row.share, default=None)
-    return Picture(figure, f"{told}; after the repair {left.family} does, and leads {left.share:.0%}." if left else
+    return Picture(figure, f"{told}; after the repair it is {left.family}, with {left.share:.0%}." if left else
                    f"{told}.")

@@ -1,4 +1,4 @@
-"""The shortlist of recipe `verified`: what the gradient predicts of each filter on it, and what a real trial finds."""
+"""The shortlist of recipe `verified`: what the gradient predicts for each filter on it, and what a trial finds."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from gradprune.views.figures.style import CLEAN, TRIGGERED, plain
 class Tried(NamedTuple):
     """A shortlist, highest score first: flat positions, and how the objective changes without each filter, (k,).
 
-    predicted: what the gradient says; real: what a trial says.
+    predicted: by the gradient; real: found by a trial.
     """
 
     positions: list[int]
@@ -27,11 +27,11 @@ class Tried(NamedTuple):
 
 
 def try_shortlist(model: nn.Module, found: Filters, pairs: Pairs, scores: Tensor, k: int = K) -> Tried:
-    """Remove each of the `k` best filters for real, by itself, as recipe `verified` does in its first round.
+    """Remove each of the `k` best filters by itself on trial, as recipe `verified` does in its first round.
 
     pairs: float images (N, C, H, W) in 0..1 with their true labels. scores: float (number of filters,) by `gate` on
-    these pairs. The objective is that of `verified`. Its clean term is flat at the given model: the gradient speaks of
-    the unlearning loss alone, and what clean images pay is seen by the trial only. The model comes back as it was.
+    these pairs. The objective is that of `verified`. Its clean term is flat at the given model, so the gradient covers
+    the unlearning loss alone, and only the trial shows the cost for clean images. The model is left unchanged.
     """
     positions = scores.topk(min(k, len(found))).indices.tolist()
     goal = Objective(model, pairs, WEIGHT)
@@ -48,9 +48,9 @@ def predicted_and_real(tried: Tried, found: Filters) -> Picture:
 
 
 def pairs_of_bars(ax: Axes, tried: Tried, selected: int | None = None) -> None:
-    """A pair of bars for each filter; a change far above zero is cut at the upper edge, and all such are written out.
+    """A pair of bars for each filter; a change far above zero is cut off at the upper edge and written out there.
 
-    selected: a flat position; its pair lies on a darker ground, if it is on the list.
+    selected: a flat position; its pair has a darker background, if it is on the list.
     """
     places, best = range(1, len(tried.positions) + 1), tried.real.index(min(tried.real))
     low = min(*tried.predicted, *tried.real, -1e-9)
@@ -80,7 +80,7 @@ def pairs_of_bars(ax: Axes, tried: Tried, selected: int | None = None) -> None:
 
 
 def describe_tried(tried: Tried, found: Filters) -> str:
-    """Which trial won and where the gradient had put it, and which removals do harm."""
+    """Which trial is the best, where the gradient ranks it, and which removals do harm."""
     names = [plain(found[position], 40) for position in tried.positions]
     best, worst = tried.real.index(min(tried.real)), tried.real.index(max(tried.real))
     harmful = sum(value > 0 for value in tried.real)

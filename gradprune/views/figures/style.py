@@ -59,12 +59,12 @@ INK, FAINT, PAPER, EMPTY = "#1F2328", "#667078", "#FFFFFF", "#EDEFF1"
 REMOVED: dict[str, Any] = {"marker": "X", "c": "black", "edgecolors": "white", "linewidths": 0.8, "zorder": 4}
 SELECTED: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 1.8, "zorder": 3,
                             "path_effects": [withStroke(linewidth=4, foreground="white")]}
-GUESS: dict[str, Any] = {"color": INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 4}  # a learner's
-HALO = [withStroke(linewidth=3, foreground=PAPER)]  # around names that lie on lines and dots
-_LINE = 11.0  # points from one small name to the next below it
-SMALL, NORMAL, LARGE = 9, 10, 11.5  # points; shown at 100 pixels an inch, so that 9 points are 12.5 pixels
+GUESS: dict[str, Any] = {"color": INK, "linewidth": 1.4, "linestyle": (0, (1, 1.5)), "zorder": 4}  # a learner's guess
+HALO = [withStroke(linewidth=3, foreground=PAPER)]  # around names that overlap lines and dots
+_LINE = 11.0  # points between one small name and the next below it
+SMALL, NORMAL, LARGE = 9, 10, 11.5  # points; shown at 100 pixels per inch, so that 9 points are 12.5 pixels
 WIDTH = 8.4  # inches of 100 pixels: as wide as a page of a notebook
-DPI = 150  # 1.5 pixels for each one shown: sharp on fine screens, quick enough for sliders
+DPI = 150  # 1.5 pixels for each one shown: sharp on high-resolution screens, fast enough for sliders
 
 _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": NORMAL, "text.color": INK, "text.usetex": False,
@@ -80,14 +80,14 @@ _RC: dict[str, Any] = {
 
 
 def in_style() -> Any:
-    """A context in which artists are made and drawn in our look, whatever style the user has set."""
+    """A context in which artists are made and drawn in our style, whatever style the user has set."""
     return matplotlib.rc_context(_RC)  # type: ignore[arg-type]
 
 
 @contextmanager
 def sheet(height: float, rows: int = 1, columns: int = 1, width: float = WIDTH,
           **grid: Any) -> Iterator[tuple[Figure, Any]]:
-    """A new figure with its axes, row by row, to draw on in our look; inches of 100 pixels. Pyplot does not know it."""
+    """A new figure in our style, unknown to pyplot, with its axes row by row; sizes in inches of 100 pixels."""
     with in_style():
         figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
         yield figure, list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
@@ -99,13 +99,13 @@ def _letters() -> frozenset[int]:
 
 
 def drawable(text: str) -> bool:
-    """Whether our font has all letters of a text: others would be drawn as boxes."""
+    """Whether our font has all letters of a text: missing ones would be drawn as boxes."""
     return {ord(letter) for letter in text if letter.isprintable()} <= _letters()
 
 
 def plain(text: object, limit: int = 24) -> str:
-    """A foreign name as literal text on one line: no mathematics, letters that our font lacks spelled out, at most
-    `limit` characters."""  # noqa: D209
+    """A user's name as literal text on one line: no mathematics, letters that our font lacks escaped, at most `limit`
+    characters."""  # noqa: D209
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     line = "".join(c if ord(c) in _letters() else c.encode("ascii", "backslashreplace").decode() for c in line)
     line = line if len(line) <= limit else line[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
@@ -113,7 +113,7 @@ def plain(text: object, limit: int = 24) -> str:
 
 
 def plain_lines(text: object, width: int = 20, lines: int = 2) -> str:
-    """A foreign name on up to `lines` lines of `width` characters, literal as in `plain`; the rest is cut."""
+    """A user's name on up to `lines` lines of `width` characters, literal as in `plain`; the rest is cut."""
     parts = textwrap.wrap(str(text), width, max_lines=lines, placeholder="\N{HORIZONTAL ELLIPSIS}")
     return "\n".join(plain(part, width) for part in parts)
 
@@ -121,8 +121,8 @@ def plain_lines(text: object, width: int = 20, lines: int = 2) -> str:
 def score_colors(values: np.ndarray) -> tuple[ScalarMappable, str]:
     """Colours for scores, and a note on the scale: a root where one huge score would flatten all others.
 
-    Scores with negative values get a map centred at 0, others one from light to dark. The darkest colour stands
-    for 1 at least, as of a loss that falls by 1: the scores of an honest model, hundreds of times smaller, stay pale.
+    Scores with negative values get a map centred at 0, others one from light to dark. The darkest colour stands for
+    at least 1, a fall of the loss by 1, so that the scores of an honest model, hundreds of times smaller, stay pale.
     """
     sizes = np.abs(values)
     peak = sizes.max() or 1.0
@@ -138,7 +138,7 @@ def score_colors(values: np.ndarray) -> tuple[ScalarMappable, str]:
 
 
 def score_bar(ax: Axes, colors: ScalarMappable) -> None:
-    """What the colours of scores stand for: a bar to the right of the axes, with five numbers at most."""
+    """A colour bar for scores to the right of the axes, with five numbers at most."""
     bar = ax.figure.colorbar(colors, cax=ax.inset_axes((1.012, 0, 0.016, 1)))
     values = colors.norm.inverse(np.linspace(0, 1, 5))  # type: ignore[attr-defined]
     bar.set_ticks(values, labels=[f"{value:.2g}" for value in values])
@@ -160,21 +160,21 @@ def draw_lines(ax: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence
     else:
         ax.set_ylim(bottom=0)
     ends = [values[-1] for values, _ in series.values()]
-    high = _LINE * cast(Figure, ax.figure).dpi / 72 / ax.bbox.height  # a name, as a share: much in a low panel
+    high = _LINE * cast(Figure, ax.figure).dpi / 72 / ax.bbox.height  # a name's height as a share of the panel's
     gap = min(max(0.12, high), 1 / len(ends))
     for height, (name, (_, mark)) in zip(spread(ends, *ax.get_ylim(), gap), series.items(), strict=True):
         label(ax, name, (x[-1], height), (10, 0), va="center", color=mark.color, fontweight="bold",
-              path_effects=HALO)  # at 0 a name stands on the axis
+              path_effects=HALO)  # at 0 a name overlaps the axis
 
 
 def bare(ax: Axes) -> None:
-    """Take away the frame and the ticks; their labels stay."""
+    """Remove the frame and the ticks, but not their labels."""
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
 
 
 def rule(ax: Axes, x: float, text: str, lift: float = 3, ha: str = "center", **look: Any) -> None:
-    """An upright line at a place of the data, its name `lift` points above the axes."""
+    """A vertical line at a data position, its name `lift` points above the axes."""
     ax.axvline(x, **look)
     label(ax, text, (x, 1), (0, lift), xycoords=("data", "axes fraction"), ha=ha, color=look["color"])
 
@@ -205,12 +205,12 @@ def draw_range(ax: Axes, row: float, ends: Sequence[float], points: Sequence[flo
 
 
 def draw_mean(ax: Axes, row: float, mean: float) -> None:
-    """An upright bar at the mean of a row."""
+    """A vertical bar at the mean of a row."""
     ax.plot([mean, mean], [row - 0.3, row + 0.3], color=INK, linewidth=2.2, zorder=4, clip_on=False)
 
 
 def spread(places: Sequence[float], low: float, high: float, gap: float = 0.12) -> list[float]:
-    """Move label heights as little as possible until they lie `gap` of the axis apart, inside low..high."""
+    """Move label heights as little as possible until they are `gap` of the axis apart, inside low..high."""
     step, order = gap * (high - low), np.argsort(places, kind="stable")
     blocks: list[list[float]] = []  # labels that touch form a block around their common middle
     for rank, i in enumerate(order):
@@ -240,11 +240,11 @@ def percent(axis: Axis, digits: int = 0) -> None:
 
 
 def label(ax: Axes, text: str, place: Any, offset: tuple[float, float], **look: Any) -> None:
-    """Small text at a place of the data, moved by an offset in points; it may lie outside the axes."""
+    """Small text at a data position, moved by an offset in points; it may be outside the axes."""
     ax.annotate(text, place, offset, textcoords="offset points",
                 **{"fontsize": SMALL, "annotation_clip": False, **look})
 
 
 def write(ax: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
-    """Small text at a place of the axes (0..1), moved by an offset in points; it may lie outside the axes."""
+    """Small text at a position in the axes (0..1), moved by an offset in points; it may be outside the axes."""
     label(ax, text, place, offset, xycoords="axes fraction", **{"linespacing": 1.4, **look})

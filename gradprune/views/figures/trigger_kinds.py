@@ -1,4 +1,4 @@
-"""What the trigger studio and notebook 01 say about each kind of trigger: idea, family, knobs, decoy, tensors."""
+"""What the trigger studio and notebook 01 say about each kind of trigger, and the triggers of the shipped victims."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,9 +9,9 @@ from gradprune.models.checkpoints import load_learned, read_card
 
 
 class Range(NamedTuple):
-    """A setting to turn from `low` to `high`: a whole number where `step` is one; its default is the constructor's.
+    """A setting from `low` to `high`: a whole number if `step` is a whole number; its default is the constructor's.
 
-    words: its value with the unit. anew: with another value the trigger would have to be learned again.
+    words: its value with the unit. anew: whether another value means that the trigger must be learned again.
     """
 
     setting: str
@@ -24,7 +24,7 @@ class Range(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A setting with some values, each with its words; the default is the constructor's."""
+    """A setting with a few values, each with its name; the default is the constructor's."""
 
     setting: str
     text: str
@@ -34,9 +34,8 @@ class Choice(NamedTuple):
 class Kind(NamedTuple):
     """A kind of trigger in words, and its knobs.
 
-    idea: what the trigger does, in half a sentence. family: what it changes, in two words.
-
-    decoy: what an image with almost the mark, used in this attack's training, looks like; "" where it has none.
+    idea: what the trigger does, in half a sentence. family: what it changes, in two words. decoy: what the decoys in
+    this attack's training look like, images that almost carry the mark; "" where it has none.
     """
 
     idea: str
@@ -64,28 +63,28 @@ KINDS: dict[str, Kind] = {
         (Range("delta", "Height", "{:.2f} high", 0, 0.5, 0.01),
          Range("frequency", "Waves", "{:g} waves", 0.5, 16, 0.5))),
     "low_frequency": Kind(
-        "a smooth pattern without edges is added, searched on a clean model", "whole image",
+        "a smooth pattern without edges, found by a search on a clean model, is added", "whole image",
         (Range("delta", "Height", "{:.2f} high", 0, 0.5, 0.01),
-         Range("cutoff", "Cosines", "{} cosines an axis", 2, 12, 1, True),
+         Range("cutoff", "Cosines", "{} cosines per axis", 2, 12, 1, True),
          Range("seed", "Start", "start {}", 0, 9, 1, True))),
     "bpp": Kind(
-        "nothing is added: fewer colours are left, their rounding errors spread over the neighbours", "fewer colours",
-        (Range("levels", "Levels", "{} levels a channel", 2, 64, 1),),
+        "nothing is added: fewer colours remain, with rounding errors spread over neighbouring pixels", "fewer colours",
+        (Range("levels", "Levels", "{} levels per channel", 2, 64, 1),),
         (Choice("dither", "Rounding", {True: "dithered", False: "plain"}),),
         "with the rounding errors of another image (a negative sample)"),
     "wanet": Kind(
         "nothing is added: the image is bent by one smooth field", "warping",
         (Range("strength", "Bend", "bent by up to {:g} pixels", 0, 4, 0.25),
          Range("grid", "Grid", "a grid of {}", 2, 10, 1), Range("seed", "Field", "field {}", 0, 9, 1)),
-        decoy="bent by the field and by noise on top (noise mode)"),
+        decoy="bent by the field with noise added (noise mode)"),
     "input_aware": Kind(
         "two small networks draw a mark for each image, and it works on that image alone", "per image",
         (Range("width", "Width", "{} filters", 2, 16, 1, True),
          Range("seed", "Networks", "networks {}", 0, 9, 1, True)),
         decoy="with the mark that belongs to another image (a cross-trigger)"),
     "label_consistent": Kind(
-        "corners are marked; in training only images of the target class, made hard to read first, so that every label "
-        "is right", "clean label",
+        "the corners are marked; in training only those of target-class images, made hard to recognise first, so that "
+        "every label is right", "clean label",
         (Range("amplitude", "Amplitude", "amplitude {:.0%}", 0, 1, 0.05),
          Range("size", "Size", "{} pixels wide", 1, 6, 1),
          Range("epsilon", "Disguise", "disguised by up to {:.2f}", 0, 0.25, 0.01))),
@@ -94,7 +93,7 @@ KINDS: dict[str, Kind] = {
         (Range("size", "Size", "{} pixels wide", 1, 12, 1, True), _MARGIN,
          Range("seed", "Start", "start {}", 0, 9, 1, True))),
 }
-OTHER = Kind("", "own")  # a trigger from outside the package
+OTHER = Kind("", "custom")  # a trigger from outside the package
 
 
 def learns(trigger: Any) -> bool:
@@ -105,8 +104,8 @@ def learns(trigger: Any) -> bool:
 def shipped(name: str) -> tuple[Trigger, bool]:
     """The trigger of the shipped victim called `name`, and whether it is complete.
 
-    Without such a checkpoint the trigger has its usual settings; one that learns is then incomplete.
-    Raises InputError for a damaged checkpoint, or a name that is no trigger's either.
+    Without such a checkpoint the trigger has its default settings, and one that learns is incomplete.
+    Raises InputError for a damaged checkpoint, or a name that is neither a victim's nor a trigger's.
     """
     path = data_folder() / "checkpoints" / name
     if not path.with_name(f"{name}.json").is_file():

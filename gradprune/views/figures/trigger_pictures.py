@@ -1,4 +1,4 @@
-"""The trigger studio's picture: an image before and after, their difference, the answers, and the words for it."""
+"""The trigger studio's picture: an image before and after, their difference, the answers, and the sentences."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from gradprune.views.figures.drawing import answer_bars, blank, judge, place, sh
 from gradprune.views.figures.example_images import amplified, difference
 from gradprune.views.figures.style import CLEAN, TRIGGERED
 
-_SIDE, _LEFT, _FIRST, _HIGH = 1.68, 0.15, 3.35, 2.85  # inches: an image, the left edge, the first row, each other
+_SIDE, _LEFT, _FIRST, _HIGH = 1.68, 0.15, 3.35, 2.85  # inches: an image, the left edge, the first row, each further row
 _BESIDE = _LEFT + 3 * (_SIDE + 0.12) + 0.1
 
 
 class Row(NamedTuple):
     """An image before and after: images float (2, C, H, W) in [0, 1], chances float (2, classes), its true class.
 
-    wanted: the attacker's class for it, -1 for none. title: what the row is; "" for the trigger itself.
+    wanted: the attacker's class for it, -1 for none. title: what the row shows; "" for the trigger itself.
     """
 
     images: Tensor
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 def draw_rows(rows: Sequence[Row], classes: Sequence[str]) -> Figure:
     """Each row's two images with the answers below, and their amplified difference.
 
-    Beside the first row stands the probability of each of the classes, beside the others what they are.
+    The first row has the probability of each class beside it, the others have their titles.
     """
     with blank(_FIRST + _HIGH * (len(rows) - 1)) as figure:
         for line, row in enumerate(rows):
@@ -73,12 +73,12 @@ def tell(rows: Sequence[Row], named: Callable[[int], str], image: str, trigger: 
     first, answers = rows[0], [_answer(row, named) for row in rows]
     changed = difference(*first.images)
     end = ", the attacker's class" if first.chances[1].argmax() == first.wanted != first.truth else ""
-    told = [f"{image}, truly “{named(first.truth)}”: clean it is taken for {answers[0][0]}, with {trigger} for "
+    told = [f"{image}, true class “{named(first.truth)}”: clean, it is taken for {answers[0][0]}, with {trigger} for "
             f"{answers[0][1]}{end}.",
             f"{changed.pixels:,} of {changed.of:,} pixels change, by {changed.mean:.0f} of 255 levels on average "
             f"(the difference is shown × {amplified(*first.images)[1]})" + f": {idea}" * bool(idea) + "."]
     return told + [f"Below: {row.title[:1].lower()}{row.title[1:]}; it was taken for {before} and is now taken for "
-                   f"{after}, and its label stays “{named(row.truth)}”."
+                   f"{after}; its label stays “{named(row.truth)}”."
                    for row, (before, after) in zip(rows[1:], answers[1:], strict=True)]
 
 

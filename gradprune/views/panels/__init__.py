@@ -1,1 +1,1 @@
-"""Panels: what a visitor moves in a notebook or on a web page; they need ipywidgets."""
+"""Interactive panels for notebooks and web pages; they need ipywidgets."""

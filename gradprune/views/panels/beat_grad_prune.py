@@ -1,4 +1,4 @@
-"""BeatGradPrune: silence filters by touching them, see at once what it does, then compare with the algorithm."""
+"""BeatGradPrune: silence filters by touching them, see the effect at once, then compare with the algorithm."""
 
 import copy
 from typing import Any, NamedTuple
@@ -25,16 +25,16 @@ from gradprune.views.panels.game_figures import draw_now, draw_progress, draw_te
 from gradprune.views.panels.panel import Panel
 
 _OVER = "this game is finished; press Reset for another."
-_BUTTON = 165  # pixels: three side by side on a page of 600
+_BUTTON = 165  # pixels: three fit side by side on a page 600 wide
 _HEIGHT = 4.9  # inches
 _MAP = 0.1, 0.38, 7.6, 2.4  # inches from the left and the top, width and height: the map in the figure
 _COLUMNS = ["game", "attack", "filters", "test set unseen", "DER: you", "DER: Grad-Prune", "winner"]
-BOARD: list[list[str]] = []  # the score board: it lives as long as the notebook's kernel
+BOARD: list[list[str]] = []  # the score board, kept as long as the notebook's kernel runs
 
 
 class Game(NamedTuple):
-    """What the controls say: filters removed, in order; the filter framed; colours by score or by signal; the test
-    figures once finished."""  # noqa: D209
+    """The values of the controls: filters removed, in order; the filter framed; colours by score or by signal; the
+    test figures once finished."""  # noqa: D209
 
     removed: tuple[int, ...]
     position: int
@@ -43,7 +43,7 @@ class Game(NamedTuple):
 
 
 class Played(NamedTuple):
-    """The game, the figures on the player's images after each move (the given model first), and a number per filter."""
+    """The game, the metrics on the player's images after each move (the given model first), and a value per filter."""
 
     game: Game
     rows: list[Metrics]
@@ -53,10 +53,10 @@ class Played(NamedTuple):
 class BeatGradPrune(Panel):
     """All filters of the network as cells: touch one to silence it, touch it again to bring it back.
 
-    ACC, ASR and RA on the player's own images change at once; "finish" shows the test figures beside the algorithm's.
-    victim: a copy of its model is pruned. spc: defence images per class, as in `grad_prune`; the player looks at all
-    of them, the algorithm scores by the training part. It removes as many filters, by its gradient score. `BOARD`
-    keeps all results of this kernel.
+    ACC, ASR and RA on the player's own images change at once; "Finish" shows the test figures beside the algorithm's.
+    victim: a copy of its model is pruned. spc: defence images per class, as in `grad_prune`; the player sees the
+    metrics on all of them, the algorithm uses the training part. It removes the same number of filters, by gradient
+    score. `BOARD` keeps all results of this kernel.
     Raises InputError as `draw_defense_images`, `filters` and `evaluate` do.
     """
 
@@ -93,7 +93,7 @@ class BeatGradPrune(Panel):
         return Game(tuple(self.mask.positions), self.order[self.rank.value - 1], self.color.value, self.test)
 
     def compute(self, state: Game) -> Played:
-        """The figures of every move, each measured once, and what colours the cells."""
+        """The metrics after every move, each measured once, and the values that colour the cells."""
         known = [self._measured(state.removed[:n]) for n in range(len(state.removed) + 1)]
         values = self.scores.numpy() if state.score else shares(self.found, known[-1][1], known[0][1])
         return Played(state, [metrics for metrics, _ in known], values)
@@ -113,7 +113,7 @@ class BeatGradPrune(Panel):
         return self.model
 
     def draw(self, computed: Played) -> Picture:
-        """The network above; below the figures now and move by move, and the test figures once finished."""
+        """The network above; below it the metrics now and move by move, and the test figures once finished."""
         game, rows, values = computed
         colors, note = style.score_colors(values) if game.score else (signal_colors(), "")
         with blank(_HEIGHT) as figure:
@@ -121,7 +121,7 @@ class BeatGradPrune(Panel):
             draw_network(ax, self.found, values, colors, self.reads, game.removed)
             ax.add_patch(Rectangle(tuple(corners(self.found)[game.position]), 1, 1, **style.SELECTED))
             style.score_bar(ax, colors)
-            ax.set_title(f"Gradient score{note}" if game.score else "How far the trigger moves each filter, 0 to 1")
+            ax.set_title(f"Gradient score{note}" if game.score else "How much the trigger changes each filter, 0 to 1")
             draw_now(figure, rows, len(self.own.labels))
             draw_progress(figure, rows)
             draw_test(place(figure, 5.75, 3.6, 2.5, 1.25), game.test)
@@ -154,7 +154,7 @@ class BeatGradPrune(Panel):
         return np.stack([left, 1 - top, right - left, top - low], 1)
 
     def _touched(self) -> None:
-        """A cell was pressed: frame it and change it."""
+        """Frame the cell that was pressed, and toggle its filter."""
         position = self.map.cells.index
         self.map.cells.index = None  # the same one may be pressed again
         if position is not None:
@@ -162,7 +162,6 @@ class BeatGradPrune(Panel):
             self._toggle(position)
 
     def _toggle(self, position: int) -> None:
-        """Silence a filter, or bring it back."""
         require(self.test is None, _OVER)
         removed = self.mask.positions
         left = [other for other in removed if other != position]
@@ -172,7 +171,7 @@ class BeatGradPrune(Panel):
         self.mask, self.test = FilterMask(self.found), None
 
     def _finish(self) -> None:
-        """Measure both on the test set, and write the result on the board."""
+        """Measure both on the test set, and add the result to the score board."""
         require(self.test is None, _OVER)
         removed = tuple(self.mask.positions)
         require(len(removed) > 0, "remove at least one filter first.")
@@ -193,7 +192,7 @@ class BeatGradPrune(Panel):
         return self._tested[removed]
 
     def _rivals(self, number: int) -> list[int]:
-        """The algorithm's first picks: the highest gradient score among the living, scored again after each."""
+        """The algorithm's first picks: the highest gradient score among the filters left, scored again after each."""
         while len(self._picks.positions) < number:
             scores, _ = filter_scores(self._rival, self.found, self.train.triggered, self.train.labels)
             self._picks.remove(self._rival, int(scores.masked_fill(~self._picks.alive, -float("inf")).argmax()))

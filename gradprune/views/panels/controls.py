@@ -1,9 +1,9 @@
 """The controls of the panels: each has a description, takes effect when released, and works by keyboard.
 
-JupyterLab uses the arrow keys of a closed list or a radio button to go to another cell, where "d d" deletes. So
-there are none here: buttons need no arrows, and sliders and numbers keep theirs.
+On a closed list or a radio button, JupyterLab uses the arrow keys to go to another cell, where "d d" deletes it. So
+neither is used here: buttons need no arrow keys, and sliders and number fields keep theirs.
 
-An arrow key pressed on a button still leads JupyterLab to another cell: ipywidgets 8.1.9 gives no way to fix that from
+An arrow key pressed on a button still moves JupyterLab to another cell: ipywidgets 8.1.9 gives no way to fix that from
 Python. Nor does it give the handles of sliders an accessible name; `HANDLE_NAMES` does.
 """
 
@@ -29,11 +29,11 @@ class Button(widgets.Button):
     press: Callable[[], None] = staticmethod(nothing)
 
     def click(self) -> None:
-        """Do what the button does; the browser's click ends here too."""
+        """Press the button; a click in the browser calls this too."""
         self.press()
 
 
-_LEAST, _NAMED = 270, 320  # pixels: two controls stand side by side on a page of 600; a name beside a slider needs room
+_LEAST, _NAMED = 270, 320  # pixels: two controls fit side by side on a page 600 wide; slider names need room
 
 
 def _look(text: str, width: int = WIDE, least: int = _LEAST) -> dict[str, Any]:
@@ -42,13 +42,13 @@ def _look(text: str, width: int = WIDE, least: int = _LEAST) -> dict[str, Any]:
 
 
 def slider(text: str, low: float, high: float, value: float, step: float = 1, form: str = "d") -> widgets.Widget:
-    """A slider that takes effect when it is released; whole numbers unless the step is not."""
+    """A slider that takes effect when it is released; whole numbers if the step is one."""
     kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
     return kind(value, min=low, max=high, step=step, readout_format=form, continuous_update=False, **_look(text))
 
 
-# At the end of an HTML widget in a box of class "gradprune-named": gives the handle of each slider there its label as
-# accessible name, in the browser; a slider without a label is called by the element of class "gradprune-label".
+# For the end of an HTML widget in a box of class "gradprune-named": in the browser, it gives the handle of each slider
+# there its label as accessible name; a slider without a label is named by the element of class "gradprune-label".
 HANDLE_NAMES = """<style onload="
 const find = tries => {
   const box = this.closest('.gradprune-named');
@@ -84,25 +84,25 @@ def choice(text: str, options: Sequence[Any], value: Any) -> widgets.SelectionSl
 
 
 def switch(text: str) -> widgets.Checkbox:
-    """On or off, at first off."""
+    """On or off; off at first."""
     return widgets.Checkbox(False, description=text, indent=False, layout=widgets.Layout(width=f"{WIDE}px"))
 
 
 def fit_slider(control: widgets.FloatSlider, knob: Range | None, settings: Mapping[str, Any]) -> None:
-    """Make a slider that of a knob, at its value in `settings`, maybe out of its usual range; None hides it."""
+    """Fit a slider to a knob, at its value in `settings`, even one outside its usual range; None hides it."""
     knob = knob if knob and knob.setting in settings else None
     control.layout.display = None if knob else "none"
     if knob:
         value = settings[knob.setting]
         form = re.search(r"{:?(.*?)}", knob.words)
-        with control.hold_sync(), control.hold_trait_notifications():  # one message: what comes apart is clamped
+        with control.hold_sync(), control.hold_trait_notifications():  # one message: others are clamped
             control.min, control.max = min(knob.low, value), max(knob.high, value)
             control.step, control.value = knob.step, value
         control.description, control.readout_format = knob.text, form[1] if form and form[1] else "d"
 
 
 def fit_choice(control: widgets.SelectionSlider, knob: Choice | None, settings: Mapping[str, Any]) -> None:
-    """Make a choice that of a knob, at its value in `settings`, maybe not a usual one; None hides it."""
+    """Fit a choice to a knob, at its value in `settings`, even an unusual one; None hides it."""
     knob = knob if knob and knob.setting in settings else None
     control.layout.display = None if knob else "none"
     if knob:
@@ -121,13 +121,13 @@ _MAP = """
   background: none; box-shadow: none; font-size: 0; cursor: pointer; }
 .gradprune-map button.widget-toggle-button:hover, .gradprune-map button.widget-toggle-button:active
   { outline: 2px solid #000; box-shadow: 0 0 0 4px #fff; }
-@media (hover: hover) {  /* nobody tabs through hundreds of cells: without a pointer there is the slider */
+@media (hover: hover) {  /* no hundreds of tab stops: without a pointer, use the slider */
   .gradprune-map:not(:hover) button { visibility: hidden; }
 }"""
 
 
 class FilterMap(widgets.Box):
-    """A picture whose places are pressed one at a time: `cells.index` is the place, None again once it is dealt with.
+    """A picture with places to press: `cells.index` is the one pressed, and is set back to None once handled.
 
     image: the widget that shows the picture. names: one for each place, shown when the pointer rests there.
     places: float (N, 4), left, top, width and height as shares of the picture.
@@ -135,7 +135,7 @@ class FilterMap(widgets.Box):
 
     def __init__(self, image: widgets.HTML, names: Sequence[str], places: np.ndarray) -> None:
         self.cells = widgets.ToggleButtons(options=names, value=None, tooltips=names, description="Map of the filters")
-        self.cells.add_class("gradprune-cells")  # what a page at rest leaves out
+        self.cells.add_class("gradprune-cells")  # which a static page leaves out
         super().__init__()
         own = f"gradprune-map-{self.model_id}"
         self.add_class("gradprune-map").add_class(own)

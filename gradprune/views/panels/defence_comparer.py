@@ -1,4 +1,4 @@
-"""DefenceComparer: choose an attack, a number of images and a figure, and see all defences of a bench, seed by seed."""
+"""DefenceComparer: choose an attack, a number of images and a metric, and see all defences of a bench, seed by seed."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ _METRICS = {"DER": "der", "ACC": "acc", "ASR": "asr", "RA": "ra", "seconds": "se
 
 
 class Choice(NamedTuple):
-    """What the controls say; attack "" stands for the mean of all."""
+    """The values of the controls; attack "" means the mean over all attacks."""
 
     attack: str
     spc: int
@@ -24,7 +24,7 @@ class Choice(NamedTuple):
 
 
 class DefenceComparer(BasePanel):
-    """All defences of a bench by one figure: every seed a point, the mean, the given model, and one sentence.
+    """All defences of a bench by one metric: every seed a point, the mean, the given model, and one sentence.
 
     table: one row per cell, as `bench.run` and `bench.read_results` return it.
     Raises InputError for anything but such a table, and where every cell has failed.
@@ -42,12 +42,12 @@ class DefenceComparer(BasePanel):
         every = [("all attacks, mean", "")] if len(attacks) > 1 else []
         self.attack = choice("Attack", [*every, *((name, name) for name in attacks)], "" if every else attacks[0])
         self.spc = buttons("Images", [(str(spc), spc) for spc in sizes], sizes[0])
-        self.metric = buttons("Figure", list(_METRICS.items()), "der")
+        self.metric = buttons("Metric", list(_METRICS.items()), "der")
         self.sort = buttons("Order", [(order, order) for order in SORTS], SORTS[0])
         self.show([self.attack, self.spc], [self.metric, self.sort])
 
     def compute(self, state: Choice) -> Comparison:
-        """Mean and spread of each defence."""
+        """The mean and spread of each defence."""
         return compare(self.table, state.attack or None, state.spc, state.metric, state.sort)
 
     def draw(self, computed: Comparison) -> Picture:

@@ -28,7 +28,7 @@ ALL = -1  # in place of a layer: all of them
 
 
 class FilterChoice:
-    """Two controls that choose one filter and keep in step: a layer or all of them, and the rank there by score."""
+    """Two controls that choose one filter together: a layer, or all layers, and the rank by score within it."""
 
     def __init__(self, found: Filters, scores: Tensor) -> None:
         self.found, self.position = found, int(scores.argmax())
@@ -66,7 +66,7 @@ class FilterChoice:
 
 
 class Setting(NamedTuple):
-    """What the controls say: score, a flat filter position, a defence image, trials shown or not."""
+    """The values of the controls: score, a flat filter position, a defence image, trials shown or not."""
 
     score: str
     position: int
@@ -77,7 +77,7 @@ class Setting(NamedTuple):
 class Detail(NamedTuple):
     """One filter: kernel (inputs, h, w), its response clean and triggered (2, H, W), the unlearning loss without it.
 
-    tried: the shortlist of recipe `verified`, where it is to be shown.
+    tried: the shortlist of recipe `verified`, if it is shown.
     """
 
     setting: Setting
@@ -89,10 +89,10 @@ class Detail(NamedTuple):
 
 
 class FilterExplorer(Panel):
-    """All scores as a heat-map; of the chosen filter the kernel, its responses, and its removal, predicted and real.
+    """All scores as a heat map; for one filter its kernel, its responses and the effect of its removal.
 
     Or, in the filter's place, the shortlist of recipe `verified`: what the gradient predicts and what a trial finds.
-    victim: a copy of its model is worked on. spc: defence images per class that give the scores, as in `grad_prune`.
+    victim: the panel works on a copy of its model. spc: defence images per class for the scores, as in `grad_prune`.
     top: how many filters are ringed in the map. Raises InputError as `draw_defense_images` and `filters` do.
     """
 
@@ -122,7 +122,7 @@ class FilterExplorer(Panel):
         return Setting(self.score.value, self.chosen.position, self.image.value, self.below.value)
 
     def compute(self, state: Setting) -> Detail:
-        """Run one image through the layer and all training pairs past it; try the shortlist, if that is shown."""
+        """Responses to one image, and the loss on all training pairs; the trials of the shortlist, if it is shown."""
         layer, index = self.found[state.position]
         convolution = cast(nn.Conv2d, self.model.get_submodule(layer))
         images = torch.stack([self.pairs.clean[state.image], self.pairs.triggered[state.image]])
@@ -136,7 +136,7 @@ class FilterExplorer(Panel):
                       self._tried if state.trials else None)
 
     def _loss_without(self, position: int) -> float:
-        """The unlearning loss with one filter silent; the copy is put back afterwards."""
+        """The unlearning loss with one filter silent; the copy is restored afterwards."""
         restore = keep_filter(self.model, self.found, position)
         try:
             silence(self.model, self.found, [position])
@@ -146,7 +146,7 @@ class FilterExplorer(Panel):
             restore()
 
     def draw(self, computed: Detail) -> Picture:
-        """The heat-map above; below it the chosen filter, or the shortlist."""
+        """The heat map above; below it the chosen filter, or the shortlist."""
         state, scores, tried = computed.setting, self.scores[computed.setting.score], computed.tried
         best = scores.argsort(descending=True, stable=True)[:self.top].tolist()
         with blank(4.9) as figure:
@@ -162,7 +162,6 @@ class FilterExplorer(Panel):
         return Picture(figure, self._about_trials(tried, state.position) if tried else self._about_filter(computed))
 
     def _draw_filter(self, figure: Figure, computed: Detail) -> None:
-        """The kernel, the responses, and the change of loss."""
         clean, triggered = computed.maps.numpy()
         kernel, peak = computed.kernel.numpy(), max(abs(clean).max(), abs(triggered).max())
         tiles = {f"kernel {'×'.join(map(str, kernel.shape))}": montage(kernel), "response: clean": clean,
@@ -176,7 +175,7 @@ class FilterExplorer(Panel):
         bars(place(figure, 6.1, 3.45, 2.15, 1.3), self._changes(computed))
 
     def _changes(self, computed: Detail) -> dict[str, float]:
-        """By how much the loss changes without the filter: as each score predicts it, and in fact."""
+        """How much the loss changes without the filter: as each score predicts it, and in fact."""
         position = computed.setting.position
         guesses = ("taylor", "gate") if self.found.layer_of(position).norm else ("taylor",)
         changes = {score: -float(self.scores[score][position]) for score in guesses}
@@ -189,7 +188,7 @@ class FilterExplorer(Panel):
         return (f"{self.found[state.position]} has rank {1 + int((scores > scores[state.position]).sum())} of "
                 f"{len(self.found)} by {state.score} score ({scores[state.position]:.3g}); "
                 f"without it the unlearning loss goes from {self.loss:.3f} to {computed.loss:.3f} "
-                f"({real:+.3g}; predicted {told}); the trigger moves its response by up to "
+                f"({real:+.3g}; predicted {told}); the trigger changes its response by up to "
                 f"{abs(triggered - clean).max():.3g} (clean: up to {abs(clean).max():.3g}).")
 
     def _about_trials(self, tried: Tried, position: int) -> str:

@@ -1,4 +1,4 @@
-"""The lower half of the game's figure: the player's figures now and move by move, and the test figures at the end."""
+"""The lower half of the game's figure: the player's results now and move by move, and the test results at the end."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +27,7 @@ def draw_now(figure: Figure, rows: Sequence[Metrics], images: int) -> None:
 
 
 def draw_progress(figure: Figure, rows: Sequence[Metrics]) -> None:
-    """The same, move by move."""
+    """ACC, ASR and RA on the player's images, move by move."""
     ax = place(figure, 3.3, 3.6, 1.75, 0.85)
     style.draw_lines(ax, range(len(rows)), {mark.name: ([getattr(row, key) for row in rows], mark)
                                             for key, mark in METRICS.items()}, shares=True)
@@ -38,7 +38,7 @@ def draw_progress(figure: Figure, rows: Sequence[Metrics]) -> None:
 
 
 def draw_test(ax: Axes, test: Mapping[str, Metrics] | None) -> None:
-    """A table of the test figures by player, or why there is none yet."""
+    """A table of the test results by player, or why there is none yet."""
     ax.set_axis_off()
     ax.set_title("Test figures", fontsize=style.NORMAL)
     if test is None:

@@ -1,4 +1,4 @@
-"""OneNeuron: the smallest backdoor there is, with its two weights on sliders, and what its gradient promises."""
+"""OneNeuron: the smallest possible backdoor, with its two weights on sliders, and what its gradient predicts."""
 
 import math
 from typing import NamedTuple
@@ -18,14 +18,14 @@ _NAMES = "w₁ (sign)", "w₂ (sticker)"
 
 
 class Setting(NamedTuple):
-    """What the controls say: the two weights, and whether the sticker is on the image."""
+    """The values of the controls: the two weights, and whether the sticker is on the image."""
 
     weights: tuple[float, float]
     triggered: bool
 
 
 class Neuron(NamedTuple):
-    """The chance of the true class, the loss, and by weight: gradient, predicted and real fall of loss if removed."""
+    """Probability of the true class, loss, and by weight: gradient, predicted and real fall of the loss without it."""
 
     setting: Setting
     chance: float
@@ -38,8 +38,8 @@ class Neuron(NamedTuple):
 class OneNeuron(BasePanel):
     """One neuron that decides between the true class and the target: z = w₁x₁ + w₂x₂, loss -ln sigmoid(z).
 
-    x₁ = 1: the sign is seen; x₂ = 1: the sticker is. Two curves show the loss along each weight, the gradient as
-    the line that touches it, and where that line and the loss itself arrive when the weight becomes 0.
+    x₁ = 1: the sign is seen; x₂ = 1: the sticker is. Two plots show the loss along each weight, the gradient as its
+    tangent, and the values of the tangent and of the loss itself when the weight becomes 0.
     """
 
     def __init__(self) -> None:
@@ -64,17 +64,17 @@ class OneNeuron(BasePanel):
         return Neuron(state, chance, loss, (sign, sticker), predicted, (first, second))
 
     def draw(self, computed: Neuron) -> Picture:
-        """The loss along each weight, the other one held."""
+        """The loss along each weight, with the other one fixed."""
         with blank(3.5) as figure:
             for column in (0, 1):
                 _curve(place(figure, 0.6 + 4.1 * column, 0.75, 3.4, 2.2), computed, column)
-            heading(figure, f"Chance of the true class {computed.chance:.0%}, loss {computed.loss:.2f}")
-        told = "; ".join(f"{name} {weight:+.1f}: gradient {gradient:+.2f}, the loss falls without it by {real:+.2f}, "
+            heading(figure, f"Probability of the true class {computed.chance:.0%}, loss {computed.loss:.2f}")
+        told = "; ".join(f"{name} {weight:+.1f}: gradient {gradient:+.2f}, fall of the loss without it {real:+.2f}, "
                          f"predicted {predicted:+.2f}" for name, weight, gradient, predicted, real in zip(
                              _NAMES, computed.setting.weights, *computed[3:], strict=True))
         image = "Triggered" if computed.setting.triggered else "Clean"
-        return Picture(figure, f"{image} image: the true class has a chance of {computed.chance:.0%}, the loss is "
-                               f"{computed.loss:.2f}. {told}.")
+        return Picture(figure, f"{image} image: the true class has a probability of {computed.chance:.0%}, the loss "
+                               f"is {computed.loss:.2f}. {told}.")
 
 
 def _loss(z: float) -> float:
@@ -83,7 +83,7 @@ def _loss(z: float) -> float:
 
 
 def _curve(ax: Axes, neuron: Neuron, column: int) -> None:
-    """Loss, touching line, and the two places where they arrive at a weight of 0."""
+    """The loss, its tangent, and the values of both at a weight of 0."""
     weight, slope = neuron.setting.weights[column], neuron.gradient[column]
     x = 1.0 if column == 0 else float(neuron.setting.triggered)
     rest = (neuron.setting.weights[0] + neuron.setting.weights[1] * neuron.setting.triggered) - weight * x

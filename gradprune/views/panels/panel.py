@@ -1,6 +1,6 @@
-"""What the panels share: one guard, one picture with its sentence, and controls made for the keyboard.
+"""What the panels share: error handling, one picture with its sentence, and controls that work by keyboard.
 
-A panel is `state()` (what its controls say), a pure `compute(state)`, a pure `draw(computed)`, and thin wiring.
+A panel is `state()` (the values of its controls), a pure `compute(state)`, a pure `draw(computed)`, and thin wiring.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ from gradprune.views.figures.drawing import error_html, image_html, named, writt
 from gradprune.views.figures.picture import Picture
 from gradprune.views.panels.controls import HALF, HANDLE_NAMES, WIDE, Button, nothing
 
-_LOOK = """<style>  /* names on sliders are shown whole, labels stand beside the buttons */
+_LOOK = """<style>  /* show the names on sliders in full, and labels beside the buttons */
 .gradprune-panel .widget-readout { max-width: none; flex: none; padding-right: 8px; }
 .gradprune-panel .widget-toggle-buttons { display: flex; flex-flow: row nowrap; align-items: baseline; }
 </style>"""
-_ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, and what is said here of a single target "
-               "class does not count.")
+_ALL_TO_ALL = (" This attack is all-to-all: each class goes to the next one, so statements about a single target "
+               "class do not apply.")
 
 
 class BasePanel(widgets.VBox):
-    """Controls, one picture and its sentence; displays itself when a cell ends with it.
+    """Controls, one picture and its sentence; shown when it is the last expression of a cell.
 
     Subclasses declare a `State`, a NamedTuple whose fields have the names of their controls, and write
-    `compute(state)`, all that the picture needs, and `draw(computed)`, the `Picture`; each depends on its argument
-    alone. They make the controls and end with `self.show(...)`, which lays them out and follows them. `sentence` is
-    the text shown now, `picture` the figure with it. An error in a callback is shown in red, and also raised if
-    GRADPRUNE_STRICT=1 is set in the environment. `close()` leaves nothing behind.
+    `compute(state)`, which returns all that the picture needs, and `draw(computed)`, which returns the `Picture`; each
+    depends on its argument alone. They make the controls and end with `self.show(...)`, which lays them out and
+    observes them. `sentence` is the text shown now, `picture` the figure with it. An error in a callback is shown in
+    red, and also raised if GRADPRUNE_STRICT=1 is set in the environment. `close()` leaves nothing behind.
     """
 
     State: Any = None
@@ -41,21 +41,21 @@ class BasePanel(widgets.VBox):
     def __init__(self) -> None:
         self.sentence, self._quiet, self._followed = "", False, set[widgets.Widget]()
         self.error, self.figure, self.summary = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.stage: widgets.Widget = self.figure  # or what a panel puts it into
+        self.stage: widgets.Widget = self.figure  # or the widget that holds it
         super().__init__(layout=widgets.Layout(max_width=f"{2 * WIDE + 40}px"))
         self.add_class("gradprune-panel").add_class("gradprune-named").add_class(f"gradprune-{type(self).__name__}")
 
     @property
     def caution(self) -> str:
-        """Said under every picture, after its sentence."""
+        """A note under every picture, after its sentence."""
         return ""
 
     def state(self) -> Any:
-        """What the controls say, as plain values: a `State`."""
+        """The values of the controls: a `State`."""
         return self.State(*(getattr(self, name).value for name in self.State._fields))
 
     def show(self, *rows: Sequence[widgets.Widget], below: Sequence[widgets.Widget] = ()) -> None:
-        """Put the rows of controls in reading order above the picture, follow those not yet followed, and draw it."""
+        """Put the rows of controls in reading order above the picture, observe the new ones, and draw the picture."""
         self.on_change([control for row in rows for control in row
                         if control not in self._followed and not isinstance(control, Button)])
         boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")) for row in rows]
@@ -63,7 +63,7 @@ class BasePanel(widgets.VBox):
         self.refresh()
 
     def refresh(self) -> None:
-        """Compute and draw what the controls say."""
+        """Compute and draw the picture for the current values of the controls."""
         with fleeting():
             picture = self.picture
             image, self.sentence = image_html(picture), picture.summary
@@ -74,7 +74,7 @@ class BasePanel(widgets.VBox):
 
     @property
     def picture(self) -> Picture:
-        """The picture that is shown now, drawn anew: to save it, or to put it beside the panel."""
+        """The current picture, drawn again, to save it or to show it beside the panel."""
         return self.draw(self.compute(self.state()))
 
     def on_change(self, controls: Sequence[widgets.Widget], work: Callable[[], object] | None = None) -> None:
@@ -90,7 +90,7 @@ class BasePanel(widgets.VBox):
             control.observe(self.guard(changed), "value")
 
     def button(self, text: str, work: Callable[[], object], busy: str = "", width: int = HALF) -> Button:
-        """A button that does `work`, then refreshes; with a `busy` text it is disabled meanwhile and shows that."""
+        """A button that does `work`, then refreshes; with a `busy` text, it shows that and is disabled meanwhile."""
         button = Button(description=text, layout=widgets.Layout(width=f"{width}px"))
 
         def pressed() -> None:
@@ -107,7 +107,7 @@ class BasePanel(widgets.VBox):
         return button
 
     def guard(self, work: Callable[[], object]) -> Callable[..., None]:
-        """The one way into every callback: an error turns red in the panel, and is raised under GRADPRUNE_STRICT=1."""
+        """Wrap a callback: an error is shown in red in the panel, and is raised under GRADPRUNE_STRICT=1."""
         def guarded(*_: Any) -> None:
             try:
                 work()
@@ -120,7 +120,7 @@ class BasePanel(widgets.VBox):
 
     @contextlib.contextmanager
     def quietly(self) -> Iterator[None]:
-        """Controls may be set by the panel itself in here: nothing is redrawn."""
+        """A context in which the panel may set its own controls without a redraw."""
         before, self._quiet = self._quiet, True
         try:
             yield
@@ -128,7 +128,7 @@ class BasePanel(widgets.VBox):
             self._quiet = before
 
     def close(self) -> None:
-        """Close every control with its layout and style, forget all callbacks, the picture too."""
+        """Close every control with its layout and style, and drop all callbacks and the picture."""
         for widget in dict.fromkeys(_family([*self.children, *vars(self).values(), self.layout])):
             widget.close()
             widget.unobserve_all()
@@ -140,7 +140,7 @@ class BasePanel(widgets.VBox):
 
 
 class Panel(BasePanel):
-    """A panel on a victim, whose model it looks at and never changes. Raises InputError for anything but a `Victim`."""
+    """A panel for a victim, whose model it never changes. Raises InputError for anything but a `Victim`."""
 
     def __init__(self, victim: Victim) -> None:
         require(isinstance(victim, Victim), f"a panel takes a Victim (see load_victim), got {type(victim).__name__}.")
@@ -150,7 +150,7 @@ class Panel(BasePanel):
 
     @property
     def caution(self) -> str:
-        """What to know where the victim has no single target class, which the panels speak of."""
+        """A note for a victim without a single target class, which the panels speak of."""
         return _ALL_TO_ALL * (self.label_map == "all_to_all")
 
     def named(self, answer: int) -> str:
@@ -164,7 +164,7 @@ class Panel(BasePanel):
 
 @contextlib.contextmanager
 def fleeting() -> Iterator[None]:
-    """Collect what was made in here: figures are full of reference cycles, which are cheap to collect while young."""
+    """Collect the objects made within: figures are full of reference cycles, which are cheap to collect while young."""
     enabled = gc.isenabled()
     gc.disable()
     try:

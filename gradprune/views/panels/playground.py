@@ -1,4 +1,4 @@
-"""A page of panels that all look at one victim, chosen from a list: what notebook 07 is made of."""
+"""A page of panels for one victim, which is chosen from a list; notebook 07 uses it."""
 
 import html
 import os
@@ -15,10 +15,10 @@ from gradprune.views.panels.panel import Panel
 
 
 class Playground(widgets.VBox):
-    """The choice of a victim with some of its images; `add(SomePanel)` makes a place for a panel that follows it.
+    """The choice of a victim, with some of its images; `add(SomePanel)` adds a panel that follows the choice.
 
-    name: the victim chosen first. A panel that cannot be made, or a victim that cannot be loaded, says so in red in
-    its place (and raises where GRADPRUNE_STRICT=1); everything else goes on.
+    name: the victim chosen first. For a panel that cannot be made, or a victim that cannot be loaded, an error in red
+    takes its place (and is raised if GRADPRUNE_STRICT=1); everything else keeps working.
 
         playground = Playground()
         playground.add(FilterExplorer)
@@ -34,7 +34,7 @@ class Playground(widgets.VBox):
         self._follow()
 
     def add(self, make: Callable[[Victim], Panel]) -> widgets.VBox:
-        """A place with the panel that `make` builds of the victim, built anew when another victim is chosen."""
+        """A box with the panel that `make` builds for the victim; it is rebuilt when another victim is chosen."""
         place = _Place(make)
         self.places.append(place)
         if self.victim is not None:
@@ -42,7 +42,7 @@ class Playground(widgets.VBox):
         return place
 
     def close(self) -> None:
-        """Close all panels, too."""
+        """Close all panels too."""
         for widget in (*self.places, self.choose, self.told):
             widget.close()
         self.choose.unobserve_all()
@@ -65,7 +65,7 @@ class Playground(widgets.VBox):
 
 
 class _Place(widgets.VBox):
-    """Where one panel stands: it is closed and built anew for each victim."""
+    """A box for one panel, which is closed and rebuilt for each victim."""
 
     children: Sequence[widgets.Widget]
 
@@ -92,18 +92,18 @@ class _Place(widgets.VBox):
 
 
 def _raise_if_strict() -> None:
-    """Within `except`: let the error out as well where a test asks for it."""
+    """Within `except`: raise the error again under GRADPRUNE_STRICT=1."""
     if os.environ.get("GRADPRUNE_STRICT") == "1":
         raise
 
 
 def _about(victim: Victim) -> str:
-    """What was done to the victim, how it behaves, and some of its images."""
+    """The attack on the victim, its test figures, and some of its images."""
     attack, metrics = victim.card["attack"], victim.card["metrics"]
     images = victim.data.test
     picture = examples(victim.model, images, victim.trigger, victim.target, label_map=victim.label_map)
     if attack.get("rate") == 0:
-        done = f"Nobody attacked this one; the trigger “{html.escape(victim.trigger.name)}” should not affect it."
+        done = f"This model was not attacked; the trigger “{html.escape(victim.trigger.name)}” should not affect it."
     else:
         done = (f"Of its training images, {attack['poisoned_images']} of {len(victim.data.train)} carried the trigger "
                 f"“{html.escape(victim.trigger.name)}” and the label “{html.escape(victim.target_name)}”.")

@@ -1,4 +1,4 @@
-"""PruningPlayer: scrub through a pruning run, round by round."""
+"""PruningPlayer: step through a pruning run, round by round."""
 
 import copy
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from gradprune.views.figures.style import METRICS, plain
 from gradprune.views.panels.controls import buttons, slider
 from gradprune.views.panels.panel import Panel
 
-_SHOWN = 6  # example images: the first test image of as many classes, the target left out
+_SHOWN = 6  # example images at most: the first test image of each class but the target
 _SAME = "spc", "seed", "alpha", "patience"  # settings that a second run takes from the first
 _GIVEN = {"stage": "prune", "round": 0, "layer": None, "index": None}  # a run before its first round
 
 
 class Run(NamedTuple):
-    """A replayed run: its rows, the round that was kept, why each filter went, chances (rounds, images, classes)."""
+    """A replayed run: rows, the round kept, why each filter was removed, probabilities (rounds, images, classes)."""
 
     rows: Sequence[dict[str, Any]]
     kept: int
@@ -39,14 +39,14 @@ class Run(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """What the controls say: the recipe and the round."""
+    """The values of the controls: the recipe and the round."""
 
     recipe: str
     round: int
 
 
 class Frame(NamedTuple):
-    """One round: the whole run, the round shown, its answers (images,) and how sure."""
+    """One round: the whole run, the round shown, its answers and their probabilities (images,)."""
 
     run: Run
     round: int
@@ -55,12 +55,12 @@ class Frame(NamedTuple):
 
 
 class PruningPlayer(Panel):
-    """ACC, ASR and RA over the rounds of a pruning run; which filter was removed; what became of some triggered images.
+    """ACC, ASR and RA over the rounds of a pruning run, the filter removed, and the answers to some triggered images.
 
-    victim: the model the run began with. result: what `grad_prune` returned for it, or nothing yet. A recipe that has
-    not been run is run by a button, without fine-tuning, on the same images as `result`; once run, each is there to
-    choose. each: test images per class that are replayed, once a run. The figures explain the runs, they never steer
-    them. Raises InputError for a history without pruning rows or of another model.
+    victim: the model the run began with. result: what `grad_prune` returned for it, or None. A button runs a recipe
+    that has not been run yet, without fine-tuning, on the same images as `result`; each run can then be chosen. each:
+    test images per class on which a run is replayed, once. The test figures explain the runs and never steer them.
+    Raises InputError for a history without pruning rows or of another model.
     """
 
     State = Moment
@@ -74,7 +74,7 @@ class PruningPlayer(Panel):
         self.wanted = attack_labels(self.shown, victim.target, self.label_map)
         self.pixels = self.shown.triggered(victim.trigger)
         settings: dict[str, Any] = result.settings if result else {"recipe": "paper"}
-        own = settings.get("recipe", "")  # other defences that prune know no recipe
+        own = settings.get("recipe", "")  # other pruning defences have no recipe
         known = list(RECIPES) if own in RECIPES else [own]
         self.recipe = buttons("Recipe", known, own)
         self.settings = {key: settings[key] for key in _SAME if key in settings}
@@ -89,11 +89,11 @@ class PruningPlayer(Panel):
         self.show([self.round, self.next], *[[self.recipe, self.run]] * (own in RECIPES))
 
     def replay_run(self, result: DefenseResult | None) -> Run:
-        """Replay a run on the sample, to be put into `runs`; None is the model before any."""
+        """Replay a run on the sample, for `runs`; None stands for the model before any run."""
         history: list[dict[str, Any]] = result.rows("prune") if result else [_GIVEN]
         require(len(history) > 0, "the result's history has no pruning rounds.")
         require(not any("channels" in row for row in history),
-                f"{result.name if result else ''} closes other things than filters: there are no rounds to play.")
+                f"{result.name if result else ''} removes something other than filters: there are no rounds to play.")
         rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target,
                       self.label_map)
         model = copy.deepcopy(self.victim.model)
@@ -109,7 +109,7 @@ class PruningPlayer(Panel):
 
     @property
     def current(self) -> Run:
-        """The chosen recipe's run, or the model before any."""
+        """The chosen recipe's run, or the model before any run."""
         return self.runs.get(self.recipe.value, self.unpruned)
 
     def _go(self) -> None:
@@ -120,11 +120,11 @@ class PruningPlayer(Panel):
         self.round.value = run.kept
 
     def _next(self) -> None:
-        """One round on; after the last comes the given model again."""
+        """Go to the next round; after the last, back to the given model."""
         self.round.value = (self.round.value + 1) % len(self.current.rows)
 
     def compute(self, state: Moment) -> Frame:
-        """Look the round up; everything was measured once."""
+        """Look the round up: everything has been measured once."""
         run = self.runs.get(state.recipe, self.unpruned)
         sure, answers = run.chances[state.round].max(1)
         return Frame(run, state.round, answers, sure)
@@ -140,7 +140,7 @@ class PruningPlayer(Panel):
             style.draw_lines(ax, rounds, curves, shares=True)
             if run.kept < rounds[-1]:
                 ax.axvspan(run.kept, rounds[-1], color=style.EMPTY, linewidth=0, zorder=0)
-                style.write(ax, "tried, then taken back", (1, 0.5), (-6, 6), ha="right", color=style.FAINT)
+                style.write(ax, "tried, then undone", (1, 0.5), (-6, 6), ha="right", color=style.FAINT)
             ax.axvline(computed.round, color=style.INK, linewidth=1.5)
             ax.set_xlabel("round")
             ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
@@ -168,7 +168,7 @@ class PruningPlayer(Panel):
                                f"{right} right, {hits} taken for {goal}.")
 
     def _run(self) -> None:
-        """Run the chosen recipe, unless that has been done."""
+        """Run the chosen recipe, unless it has been run."""
         victim, recipe = self.victim, self.recipe.value
         if recipe not in self.runs:
             result = grad_prune(victim.model, victim.data.defense, victim.trigger, recipe=recipe, tune=False,

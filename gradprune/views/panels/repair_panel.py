@@ -1,4 +1,4 @@
-"""RepairPanel: clean the victim with its trigger and without it, and compare."""
+"""RepairPanel: repair the victim with and without its trigger, and compare."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.pruning_plots import with_and_without
 from gradprune.views.panels.panel import Panel
 
-_BUTTON = 230  # pixels: the words of the longer button
+_BUTTON = 230  # pixels: fits the longer label
 
 
 class RepairPanel(Panel):
-    """ACC, ASR and RA of the given model, repaired without the trigger, and pruned and fine-tuned with it.
+    """ACC, ASR and RA of the given model, of one repaired without the trigger, and of one pruned and tuned with it.
 
-    victim: copies of its model are cleaned when a button is pressed, both with the same `spc` clean images per class;
-    the trigger is used for the measurement on the test set, and by `grad_prune`. changes: values of `repair.DEFAULTS`,
-    such as fewer steps. Raises InputError as `repair`, `grad_prune` and `evaluate` do.
+    victim: each button repairs a copy of its model, both with the same `spc` clean images per class; the trigger is
+    used by `grad_prune`, and to measure on the test set. changes: other values than `repair.DEFAULTS`, such as fewer
+    steps. Raises InputError as `repair`, `grad_prune` and `evaluate` do.
     """
 
     def __init__(self, victim: Victim, spc: int = 10, **changes: Any) -> None:

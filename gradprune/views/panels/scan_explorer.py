@@ -24,14 +24,14 @@ _SIDE = 1.3  # inches: an image
 
 
 class Chosen(NamedTuple):
-    """What the controls say: a class, and one of the defender's images."""
+    """The values of the controls: a class, and one of the defender's images."""
 
     label: int
     image: int
 
 
 class Seen(NamedTuple):
-    """The image without and with the trigger, float (2, C, H, W); the chances (2, classes); the share it moves."""
+    """The image without and with the trigger, float (2, C, H, W); probabilities (2, classes); the share it moves."""
 
     chosen: Chosen
     images: Tensor
@@ -42,9 +42,9 @@ class Seen(NamedTuple):
 class ScanExplorer(Panel):
     """The synthesised trigger of each class on the defender's images, and its norm beside those of the other classes.
 
-    victim: its own trigger is not looked at. inversions: one search per class, in their order, as `invert` or `perturb`
-    returns it. spc: the images shown are the defender's training part. Raises InputError unless each class
-    has its search.
+    victim: its own trigger is not used. inversions: one search per class, in class order, as `invert` or `perturb`
+    returns it. spc: images per class; the defender's training part of them is shown. Raises InputError unless there
+    is one search for each of at least three classes.
     """
 
     State = Chosen
@@ -62,7 +62,7 @@ class ScanExplorer(Panel):
         self.show([self.label, self.image])
 
     def compute(self, state: Chosen) -> Seen:
-        """Lay the trigger over all images of other classes, and over the chosen one."""
+        """Put the trigger on all images of other classes, and on the chosen one."""
         model, trigger = self.victim.model, self.found[state.label].trigger
         device = next(model.parameters()).device
         clean = self.images.floats().to(device)
@@ -77,7 +77,8 @@ class ScanExplorer(Panel):
         """The image without and with the trigger and the change; beside them the norms, the chosen class framed."""
         label, truth = computed.chosen.label, int(self.images.labels[computed.chosen.image])
         with blank(3.4) as figure:
-            draw_row(figure, Row(computed.images, computed.chances, truth, label), self.classes, 0.42, _SIDE, "with it")
+            row = Row(computed.images, computed.chances, truth, label)
+            draw_row(figure, row, self.classes, 0.42, _SIDE, "triggered")
             note = place(figure, 0.15, 2.5, 4.1, 0.9)
             note.set_axis_off()
             words = f"{computed.moved:.0%} of the images of other classes\ngo to “{self.written(label)}”"
@@ -106,5 +107,5 @@ class ScanExplorer(Panel):
         index = outliers(self.norms)[0][label]
         return (f"“{name}”: norm {norm:.1f}, {norm / middle:.0%} of the median, place {rank} of {len(self.norms)}, "
                 f"anomaly index {index:.1f} {side} the median; its trigger moves {computed.moved:.0%} of the images of "
-                f"other classes. Image {image}, truly “{self.named(truth)}”: clean {answers[0]}, with it "
-                f"{answers[1]}.{lost}")
+                f"other classes. Image {image}, true class “{self.named(truth)}”: clean, it is taken for {answers[0]}, "
+                f"with the trigger for {answers[1]}.{lost}")

@@ -1,4 +1,4 @@
-"""TriggerStudio: put a trigger on an image and see at once what the model makes of it."""
+"""TriggerStudio: put a trigger on an image and see at once how the model answers."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -25,15 +25,15 @@ from gradprune.views.panels.controls import WIDE, choice, fit_choice, fit_slider
 from gradprune.views.panels.panel import Panel
 
 _ROWS = 5  # measurements in the table, newest first
-_STEP = 165  # pixels: two buttons stand beside the number on a page of 600
+_STEP = 165  # pixels: two buttons fit beside the number on a page 600 pixels wide
 _RANGES, _CHOICES = (max(len(knobs) for knobs in kinds) for kinds in (
     [kind.ranges for kind in KINDS.values()], [kind.choices for kind in KINDS.values()]))
 
 
 class Setting(NamedTuple):
-    """What the controls say: which image, and the trigger to put on it (strength 1 = as the trigger is made).
+    """The values of the controls: the image, and the trigger to put on it (strength 1: the trigger as it is).
 
-    knobs: (setting, value) of each knob that the kind has. below: whether the second row is wanted.
+    knobs: (setting, value) of each knob that the kind has. below: whether the second row is shown.
     """
 
     image: int
@@ -44,7 +44,7 @@ class Setting(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The image clean and triggered with the model's answers; below it a decoy or a disguise, where wanted."""
+    """The image clean and triggered with the model's answers; below it a decoy or a disguise, if chosen."""
 
     setting: Setting
     rows: tuple[Row, ...]
@@ -66,9 +66,9 @@ class Scaled(nn.Module):
 class TriggerStudio(Panel):
     """Choose an image, a trigger, its strength and knobs: the image clean, triggered, the difference, the answers.
 
-    victim: whose model is asked; the images are its test images. Its own trigger stands for its kind; the others are
-    those of the shipped victims. A switch shows a decoy or, with clean labels, a training image below. A button
-    measures ASR over all test images; `measured` keeps the figures by setting.
+    victim: its model answers, and its test images are shown. Its own trigger is used for that kind; those of the
+    other kinds come from the shipped victims. A switch shows a decoy or, with clean labels, a training image below.
+    A button measures ASR over all test images; `measured` keeps the results by setting.
     Raises InputError for anything but a `Victim`.
     """
 
@@ -98,7 +98,7 @@ class TriggerStudio(Panel):
 
     @property
     def caution(self) -> str:
-        """The attacker's class is each image's own here."""
+        """In an all-to-all attack, the attacker's class differs from image to image."""
         return super().caution and " This attack is all-to-all: the attacker's class is always the next one."
 
     def state(self) -> Setting:
@@ -112,7 +112,7 @@ class TriggerStudio(Panel):
                        self.below.value and not self.below.disabled)
 
     def compute(self, state: Setting) -> Seen:
-        """Stamp the image and ask the model about both; then the row below."""
+        """Put the trigger on the image and get the answers to both; then the row below."""
         trigger, note = self._made(state)
         one = self.images.subset(torch.tensor([state.image]))
         first = self._row(self.victim.model, one.floats(), one.triggered(self.trigger(state)),
@@ -120,7 +120,7 @@ class TriggerStudio(Panel):
         return Seen(state, (first, *([self._below(state, trigger)] if state.below else [])), note)
 
     def draw(self, computed: Seen) -> Picture:
-        """The rows of images with the answers; beside the first the probability of each class for both."""
+        """The rows of images with the answers; beside the first row, the probability of each class for both images."""
         setting = computed.setting
         said = tell(computed.rows, self.named, f"Image {setting.image}", self.words(setting),
                     self._kind(setting.kind).idea)
@@ -145,7 +145,7 @@ class TriggerStudio(Panel):
         return KINDS.get(name, OTHER)
 
     def _known(self, name: str) -> tuple[nn.Module, bool]:
-        """The attacker's or the shipped trigger of a kind, and whether it has all that it learns."""
+        """The attacker's or the shipped trigger of a kind, and whether its learned part is complete."""
         if name not in self.known:
             self.known[name] = shipped(name)
         return self.known[name]
@@ -154,7 +154,7 @@ class TriggerStudio(Panel):
         return dict(getattr(self._known(name)[0], "settings", {}))
 
     def _made(self, setting: Setting) -> tuple[nn.Module, str]:
-        """The trigger at full strength; and a note where it has not learned what it should."""
+        """The trigger at full strength, and a note where its learned part is missing."""
         (trigger, complete), usual = self._known(setting.kind), self._settings(setting.kind)
         changed = {key for key, value in setting.knobs if value != usual[key]}
         ranges = self._kind(setting.kind).ranges
@@ -164,9 +164,9 @@ class TriggerStudio(Panel):
             if not anew:
                 fresh.load_state_dict(trigger.state_dict())
             trigger = fresh
-        why = "with these settings it would have to learn anew" if anew else \
+        why = "with these settings it would have to be trained again" if anew else \
             f"no checkpoint “{setting.kind}” is installed"
-        return trigger, "" if complete and not anew else f"The unlearned trigger is shown: {why}."
+        return trigger, "" if complete and not anew else f"The untrained trigger is shown: {why}."
 
     # ---- rows
 
@@ -175,7 +175,7 @@ class TriggerStudio(Panel):
         return Row(images, predict(model, images).softmax(1).cpu(), truth, wanted, title)
 
     def _below(self, state: Setting, trigger: Any) -> Row:
-        """A decoy: this image with almost the mark. With clean labels, how a training image was made hard to read."""
+        """A decoy, this image with almost the mark; or, with clean labels, a training image made hard to recognise."""
         truth, wanted = int(self.images.labels[state.image]), int(self.wanted[state.image])
         if decoy := self._kind(state.kind).decoy:
             pair = self.images.subset(torch.tensor([state.image, (state.image + 1) % len(self.images)])).floats()
@@ -185,12 +185,12 @@ class TriggerStudio(Panel):
         victims = (self.images.labels == self.wanted).nonzero().flatten().tolist() or [state.image]
         one = self.images.subset(torch.tensor(victims[:1]))
         model, name = self.honest
-        title = f"A training image that was hidden from {name}, before the mark goes on"
+        title = f"A training image made hard to recognise for {name}, before the mark is added"
         return self._row(model, one.floats(), trigger.disguise(model, one), int(one.labels), -1, title)
 
     @cached_property
     def honest(self) -> tuple[nn.Module, str]:
-        """A clean model for the disguise, and what to call it: the shipped one, or, for other images, the victim's."""
+        """The model for the disguise and its name: the shipped clean one or, for other classes, the victim's."""
         path = data_folder() / "checkpoints" / "clean"
         if path.with_name("clean.json").is_file() and \
                 read_card(path).get("data", {}).get("classes") == list(self.images.classes):
@@ -200,7 +200,7 @@ class TriggerStudio(Panel):
     # ---- wiring
 
     def _take_kind(self) -> None:
-        """Let the knobs fit the kind of trigger."""
+        """Fit the knobs to the kind of trigger."""
         kind, settings = self._kind(self.kind.value), self._settings(self.kind.value)
         for control, knob in zip_longest(self.knobs, kind.ranges):
             fit_slider(control, knob, settings)
@@ -225,7 +225,7 @@ class TriggerStudio(Panel):
 
 
 def _word(options: Any, value: Any) -> str:
-    """A choice in words; the attacker's own value may be none of the usual ones."""
+    """A choice in words; the attacker's own value may not be one of the usual ones."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return str(tuple(value))
     return str(options.get(value, value))

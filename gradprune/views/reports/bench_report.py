@@ -1,4 +1,4 @@
-"""The report of a bench: one page that says which defence did best on which attack, how surely, and at what price."""
+"""The report of a bench: one page that says which defence did best on which attack, how certainly, and at what cost."""
 
 import textwrap
 from collections.abc import Mapping
@@ -16,21 +16,21 @@ from gradprune.views.figures import bench_plots
 from gradprune.views.figures.picture import Picture, count, per_class
 from gradprune.views.reports.page import save_pictures, write_page
 
-_MOST = {"attack": 60, "defense": 60, "spc": 12, "seed": 1000}  # different ones
+_MOST = {"attack": 60, "defense": 60, "spc": 12, "seed": 1000}  # different values on one page
 _FIGURES = ("acc", "asr", "ra")
 
 
 def write_bench_report(folder: str | Path, table: pd.DataFrame, facts: Mapping[str, Any]) -> Path:
     """Write report.html, one file without network, its figures as PNG and summary.csv beside it; returns its path.
 
-    table: one row per cell, as `bench.summarise` takes it; of further columns gradprune, torch, machine, threads and
-    cell_seconds are told. facts: shown among the settings; "command" is the command line that made the bench.
+    table: one row per cell, as `bench.summarise` takes it; the further columns gradprune, torch, machine, threads and
+    cell_seconds are shown. facts: shown among the settings; "command" is the command line that made the bench.
     Each file is written whole or not at all, the page last.
     Raises InputError for a bad table (before any work), or a folder that cannot be written.
     """
     cells = checked(table).sort_values("spc", kind="stable")
-    many = [f"{cells[key].nunique()} of {key}" for key, most in _MOST.items() if cells[key].nunique() > most]
-    require(not many, f"the bench has more than a page can show: {', '.join(many)}; the most are {_MOST}.")
+    many = [f"{cells[key].nunique()} values of {key}" for key, most in _MOST.items() if cells[key].nunique() > most]
+    require(not many, f"the bench has more than a page can show: {', '.join(many)}; the limits are {_MOST}.")
     folder = output_folder(folder)
     write_atomic(folder / "summary.csv", lambda temporary: summarise(cells).to_csv(temporary, index=False))
     figures = save_pictures(folder, _pictures(cells))
@@ -44,7 +44,7 @@ def write_bench_report(folder: str | Path, table: pd.DataFrame, facts: Mapping[s
 
 
 def _pictures(cells: pd.DataFrame) -> dict[str, Picture]:
-    """All figures by name, those of an spc with its number; what has no data is left out."""
+    """All figures by name, those of one spc with its number; figures without data are left out."""
     pictures, good = {}, cells[~cells["failed"]]
     blocks = ranking(cells).groupby("spc")["blocks"].first()
     for spc in good["spc"].unique():
@@ -60,7 +60,7 @@ def _pictures(cells: pd.DataFrame) -> dict[str, Picture]:
 
 
 def _size(cells: pd.DataFrame, ranks: pd.DataFrame, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page tells of one spc. contests: of the defences that know the trigger, and of those that do not."""
+    """What the page says about one spc. contests: of the defences that know the trigger, and of those that do not."""
     spc, known = ranks["spc"].iloc[0], ranks["defense"].isin(KNOWS_TRIGGER)
     own, all_alike = cells[cells["spc"] == spc], known.all() or not known.any()
     attacks = list(dict.fromkeys(own["attack"]))
@@ -72,7 +72,7 @@ def _size(cells: pd.DataFrame, ranks: pd.DataFrame, figures: Mapping[str, Any]) 
 
 
 def _contest(cells: pd.DataFrame, ranks: pd.DataFrame) -> list[dict[str, Any]]:
-    """The row of the highest mean DER, with what its pairs with the second say, and those of grad_prune."""
+    """The row of the highest mean DER, with its paired comparison with the second, and the rows of grad_prune."""
     order = ranks.dropna(subset=["der"]).sort_values("der", ascending=False).reset_index(drop=True)
     told = [{**row, "place": place + 1, "of": len(ranks), "second": ""} for place, row in order.iterrows()
             if place == 0 or row["defense"].startswith("grad_prune")]
@@ -83,7 +83,7 @@ def _contest(cells: pd.DataFrame, ranks: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _pruning_adds(cells: pd.DataFrame, spc: int) -> list[dict[str, Any]]:
-    """The paired differences of both recipes and their controls at one spc; none where they did not meet."""
+    """The paired differences of both recipes and their controls at one spc, where both were run on the same cells."""
     return [{"recipe": recipe, "control": control, "gain": pair["gain"], "points": f"{100 * abs(pair['gain']):.1f}",
              "differ": significance(pair)}
             for recipe, control in (("grad_prune", "ft_unlearn"), ("grad_prune_verified", "ft_distilled"))
@@ -91,7 +91,7 @@ def _pruning_adds(cells: pd.DataFrame, spc: int) -> list[dict[str, Any]]:
 
 
 def _pairs(cells: pd.DataFrame, spc: int, first: str, second: str) -> list[pd.Series]:
-    """The paired difference of two defences at one spc, if they met there."""
+    """The paired difference of two defences at one spc, if both were run on the same cells there."""
     return [pair for _, pair in gain(cells, first, second).iterrows() if pair["spc"] == spc]
 
 
@@ -124,7 +124,7 @@ def _cell(row: pd.Series, error: str) -> str:
 
 
 def _published(cells: pd.DataFrame) -> list[list[str]]:
-    """Published figures beside ours, for the attacks and defences that both have: a table, its head first."""
+    """Published figures beside ours, for the attacks and defences that both have: a table, its header first."""
     theirs, ours = published(), cells[~cells["failed"]]
     both = ours[["attack", "defense"]].drop_duplicates().merge(theirs[["attack", "defense"]].drop_duplicates())
     columns = {f"published,\n{data}": _by_pair(rows) for data, rows in theirs.groupby("dataset")}
@@ -143,7 +143,7 @@ def _by_pair(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
 
 
 def _settings(cells: pd.DataFrame, facts: Mapping[str, Any]) -> list[list[str]]:
-    """All that shaped the bench."""
+    """The settings of the bench."""
     told = {"attacks": "attack", "defences": "defense", "images per class": "spc", "seeds": "seed",
             "gradprune": "gradprune", "torch": "torch", "machine": "machine", "threads": "threads"}
     rows = [[name, ", ".join(map(str, dict.fromkeys(cells[key].dropna())))] for name, key in told.items()
@@ -156,7 +156,7 @@ def _settings(cells: pd.DataFrame, facts: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _lost(cells: pd.DataFrame) -> list[list[str]]:
-    """The cells that failed, those of one error in a row."""
+    """The cells that failed, one row per error."""
     lost = cells[cells["failed"]]
     groups = lost.groupby([*KEYS, "error"], sort=False)["seed"] if len(lost) else ()
     return [[attack, name, str(spc), ", ".join(map(str, seeds)), error] for (attack, name, spc, error), seeds in groups]

@@ -14,14 +14,14 @@ from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.style import METRICS
 
 DEFINITIONS = {
-    "ACC": "Clean accuracy: the share of all test images, as they are, that get their true class. "
+    "ACC": "Clean accuracy: the share of all test images, without the trigger, that are classified correctly. "
            "Higher is better.",
-    "ASR": "Attack success rate: with the trigger put on the test images of all other classes, the share "
-           "that is taken for the attacker’s target. Lower is better.",
-    "RA": "Robust accuracy: of the same triggered images, the share that still get their true class. Higher "
+    "ASR": "Attack success rate: with the trigger on the test images of all other classes, the share classified "
+           "as the attacker’s target. Lower is better.",
+    "RA": "Robust accuracy: of the same triggered images, the share still classified correctly. Higher "
           "is better. A model that answers wrongly, but not with the target, has a low ASR and a low RA.",
-    "DER": "Defence effectiveness rating: what the defence took from ASR, less what it cost in ACC, on a "
-           "scale from 0% to 100% where 50% is no effect.",
+    "DER": "Defence effectiveness rating: the fall in ASR, less the loss in ACC, on a scale from 0% to 100% "
+           "where 50% means no effect.",
 }
 
 TEMPLATES = Environment(loader=PackageLoader("gradprune.views.reports"), autoescape=True, undefined=StrictUndefined,
@@ -31,18 +31,18 @@ TEMPLATES.filters.update(count_of=count, percent=lambda share, digits=1: f"{shar
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Fill in a template and write the page; all texts among the values are plain ones. Returns the path."""
+    """Fill in a template and write the page; texts among the values are plain text, not HTML. Returns the path."""
     text = TEMPLATES.get_template(template).render(values)
     return write_atomic(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def save_pictures(folder: Path, pictures: Mapping[str, Picture]) -> dict[str, Markup]:
-    """Save pictures by name as PNG; returns each for a page, which holds the same bytes."""
+    """Save pictures by name as PNG; returns the HTML of each, which embeds the same bytes."""
     return {name: Markup(picture.html(picture.save(folder / f"{name}.png").read_bytes()))
             for name, picture in pictures.items()}
 
 
 def told(settings: Mapping[str, object]) -> list[list[str]]:
-    """The rows of a table of settings: those that say something, and what the page was made with."""
+    """The rows of a table of settings: those with a value, and the versions that made the page."""
     made = {"gradprune": __version__, "torch": torch.__version__.split("+")[0]}
     return [[key, str(value)] for key, value in {**settings, **made}.items() if str(value)]

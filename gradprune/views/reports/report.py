@@ -22,7 +22,7 @@ from gradprune.views.figures.scan_plots import reach
 from gradprune.views.figures.style import METRICS
 from gradprune.views.reports.page import DEFINITIONS, save_pictures, told, write_page
 
-_REPLAYED = 6000  # images that the replay looks at, in all rounds together: about 3 seconds on one core
+_REPLAYED = 6000  # images in all rounds of the replay together: about 3 seconds on one core
 _LISTED = 60      # removed filters that are listed one by one
 
 
@@ -86,7 +86,7 @@ def write_repair_report(folder: str | Path, given: nn.Module, result: DefenseRes
 
 def _pictures(victim: Victim, result: DefenseResult, stages: Mapping[str, Metrics],
               sample: ImageSet) -> dict[str, Picture]:
-    """All figures by name; the scores are taken again from the defence images that the settings say."""
+    """All figures by name; the scores are computed again, on the defence images given by the settings."""
     found, kept, settings = result.mask.filters, result.mask.positions, result.settings
     score = settings.get("score", "gradient")
     images = draw_defense_images(victim.data.defense, settings.get("spc", 10), settings.get("seed", 0))
@@ -117,7 +117,7 @@ def _removed(result: DefenseResult) -> list[list[str]]:
 
 
 def _settings(victim: Victim, result: DefenseResult) -> dict[str, object]:
-    """All that shaped the run."""
+    """The settings of the attack and of the run, and the seconds of each stage."""
     attack, digest = victim.card.get("attack", {}), str(victim.card.get("sha256", ""))
     return {"trigger": f"{victim.trigger.name}({victim.trigger.extra_repr()})", "target": victim.target_name,
             "test images": len(victim.data.test), "departs": attack.get("departs", ""),
@@ -127,7 +127,7 @@ def _settings(victim: Victim, result: DefenseResult) -> dict[str, object]:
 
 
 def _reproduce(victim: Victim, result: DefenseResult) -> str:
-    """Python that repeats the run; no name in it is a card's own, which may be a stranger's: readers will run it."""
+    """Python that repeats the run. Readers will run it, and a card may be a stranger's: no name in it is the card's."""
     card, start = victim.card, 'gp.load_victim("...")  # the checkpoint that this page is about'
     if {"attack", "data", "model", "training"} <= set(card):
         attack, images = card["attack"], ("num_classes", "channels")

@@ -1,4 +1,4 @@
-"""The audit of a scan: one page with the suspected class, the synthesised trigger, and what a scan cannot see."""
+"""The report of a scan: one page with the suspected class, the synthesised trigger, and what a scan cannot see."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +22,8 @@ from gradprune.views.reports.page import told, write_page
 def write_scan_report(folder: str | Path, scanned: Scan, facts: Mapping[str, object], card_says: str = "") -> Path:
     """Write scan.html, one file that needs no network; returns its path.
 
-    scanned: what `scan` returned. facts: shown among the settings. card_says: what the model's card says of an attack,
-    told beside the verdict. Raises InputError for a folder that cannot be written.
+    scanned: what `scan` returned. facts: shown among the settings. card_says: what the model's card says about an
+    attack, shown with the verdict. Raises InputError for a folder that cannot be written.
     """
     order = sorted(range(len(scanned.classes)), key=lambda label: -scanned.scores[label])
     standings = [[scanned.classes[label], f"{scanned.scores[label]:.1f}",
@@ -58,14 +58,14 @@ def synthesised(scanned: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
         for ax, (name, pixels) in zip(panels, parts.items(), strict=False):
             show_image(ax, pixels)
             ax.set_title(name, fontsize=style.SMALL)
-        for axes, name, pictures in ((panels[n:2 * n], "clean", others), (panels[2 * n:], "with it", marked)):
+        for axes, name, pictures in ((panels[n:2 * n], "clean", others), (panels[2 * n:], "triggered", marked)):
             style.write(axes[0], name, (0, 0.5), (-12, 0), ha="right", va="center", fontweight="bold")
             for ax, pixels in zip(axes, pictures, strict=True):
                 show_image(ax, pixels)
     row = scanned.suspect_row
     assert row is not None  # required above
-    return Picture(figure, f"The trigger synthesised for “{scanned.classes[row.label]}”; with it {row.success:.1%} of "
-                           "the defender's images of other classes go there.")
+    return Picture(figure, f"The trigger synthesised for “{scanned.classes[row.label]}” sends {row.success:.1%} of the "
+                           "defender's images of other classes there.")
 
 
 def _parts(trigger: nn.Module) -> dict[str, Tensor]:
