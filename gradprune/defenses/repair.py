@@ -24,6 +24,8 @@ from gradprune.pruning import Augment, Distilled
 from gradprune.pruning.distilled import epochs_for, tune_on_views
 from gradprune.search import FAMILIES, Alternating, draw
 
+IGNORED = "so the model learned to ignore them (consistency)"  # which of the two ways, in `stopped`; the report asks
+SCANNED = "too many to unlearn, so a scan looked for a target"
 LOCAL = ("patches", "sparse", "bounded")  # families that leave an image recognisable wherever they are
 DEFAULTS: dict[str, Any] = CONSISTENCY | {
     "sturdy": 0.1,        # below this share of altered answers consistency is used: see `unsteadiness`
@@ -65,13 +67,13 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     told = f"small random changes alter {altered:.0%} of the answers, "
     with work.stage("tune"):
         if altered < paper["sturdy"]:
-            told += "so the model learned to ignore them (consistency)"
+            told += IGNORED
             work.history = consistent_tune(model, work.model, work.mask, work.train, work.validation, work.augment,
                                            families, seed=seed, progress=progress,
                                            **{name: paper[name] for name in CONSISTENCY})
         else:
             scanned = scan(model, clean, spc=spc, seed=seed, progress=progress, steps=paper["scan_steps"])
-            told += f"too many to unlearn, so a scan looked for a target. {scanned.verdict}"
+            told += f"{SCANNED}. {scanned.verdict}"
             if scanned.suspect is not None:
                 told += unlearn_suspect(work, scanned, paper, seed, progress)
     return work.result("repair", {"spc": spc, "families": families, **paper, "seed": seed}, stopped=told)
