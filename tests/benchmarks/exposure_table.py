@@ -12,20 +12,18 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from scan_scores import clean_victim
 from tuning_models import DEFENSE_SEEDS, images, signs, tuning_victim
 
-import gradprune as gp
 from gradprune.base.paths import write_atomic
 from gradprune.datasets import draw_defense_images
 from gradprune.defenses import exposure, repair
-from gradprune.models.checkpoints import save_checkpoint
 from gradprune.search import FAMILIES
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/exposure.csv"
 ATTACKED = ("badnets_11", "sig_11", "sig_clean_label_12", "blended_11", "low_frequency_11", "badnets_12", "sig_12",
             "sig_clean_label_11")
 CLEAN = tuple(f"clean{seed}" for seed in range(51, 59))
-WIDTHS = (8, 12, 16)  # of the clean models, in turn
 MODELS = ",".join(name for pair in zip(ATTACKED, CLEAN, strict=True) for name in pair)  # as many of each
 SPC, SEED = 10, DEFENSE_SEEDS[0]
 
@@ -35,12 +33,7 @@ def victim_of(folder, name):
     if name not in CLEAN:
         kind, seed = name.rsplit("_", 1)
         return tuning_victim(folder, kind, int(seed))
-    path, seed = Path(folder, name), int(name.removeprefix("clean"))
-    if not path.with_suffix(".json").is_file():
-        made = gp.attack("badnets", data=images(folder, "signs", signs), rate=0.0, seed=seed, target=5 * seed % 12, epochs=6,
-                         progress=False, model={"name": "preact_resnet", "width": WIDTHS[seed % 3], "blocks": [1, 1, 1]})
-        save_checkpoint(path, made.model, made.card, made.trigger)
-    return gp.load_victim(path)
+    return clean_victim(Path(folder, name), data=images(folder, "signs", signs))
 
 
 def rows_of(victim, name):

@@ -26,16 +26,19 @@ WIDTHS = (8, 12, 16)  # of the clean models, in turn
 SPC, SEED = 10, 0
 
 
-def victim_of(name):
-    """A shipped model, or a clean one, trained where it is not there yet."""
-    if name not in CLEAN:
-        return gp.load_victim(name)
-    path, seed = Path("out/scan", name), int(name.removeprefix("clean"))
+def clean_victim(path, **recipe):
+    """A model that was never attacked, named after its seed, trained where it is not there yet; recipe: of `gp.attack`."""
+    seed = int(path.name.removeprefix("clean"))
     if not path.with_suffix(".json").is_file():
-        made = gp.attack("badnets", rate=0.0, seed=seed, target=5 * seed % 12, epochs=6, progress=False,
+        made = gp.attack("badnets", rate=0.0, seed=seed, target=5 * seed % 12, epochs=6, progress=False, **recipe,
                          model={"name": "preact_resnet", "width": WIDTHS[seed % 3], "blocks": [1, 1, 1]})
         save_checkpoint(path, made.model, made.card, made.trigger)
     return gp.load_victim(path)
+
+
+def victim_of(name):
+    """A shipped model, or a clean one."""
+    return clean_victim(Path("out/scan", name)) if name in CLEAN else gp.load_victim(name)
 
 
 def place(values, label):
