@@ -45,7 +45,7 @@ def test_tuning_photographs_are_training_images_alone(tuning_models, monkeypatch
     images = (numbers // torch.tensor([1, 256, 65536]).reshape(3, 1, 1) % 256).to(torch.uint8)
     pool = ImageSet(images, torch.arange(count) % 10, tuple("abcdefghij"))
     monkeypatch.setattr(tuning_models.gp, "load", lambda name: {"cifar10": Dataset(pool, None, None)}[name])
-    parts = [keys(part) for part in tuning_models.photographs()]
+    parts = [keys(part) for part in tuning_models.photographs("cifar10", 20_000, 5_000)]
     assert [len(part) for part in parts] == [20_000, 5_000, 5_000]
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gradprune.base.devices import halving
+from gradprune.base.devices import halving, has_bfloat16
 from gradprune.base.errors import InputError, override, require
 from gradprune.datasets import ImageSet
 from gradprune.datasets.image_set import check_images
@@ -29,7 +29,7 @@ RECIPE: dict[str, Any] = {
     "shift": 2,               # random shift, pixels in each direction; edges are mirrored
     "flip": False,            # random left-right flips: right for photographs, wrong for signs
     "label_smoothing": 0.0,   # share of the target probability spread over all classes
-    "bfloat16": False,        # half-length numbers on a CPU too: twice as fast where the processor has them
+    "bfloat16": False,        # half-length numbers on a CPU too, if it has them: twice as fast
 }
 
 # What an attack does to a batch: (images float (n, C, H, W) after augmentation, labels int64 (n,), their positions in
@@ -155,6 +155,7 @@ def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer,
     """One pass over the images; returns its mean loss and accuracy (in training mode, on augmented images)."""
     model.train()
     device = images.images.device
+    short = has_bfloat16(device) and (recipe["bfloat16"] or device.type == "cuda")
     order = torch.randperm(len(images), generator=generator).to(device)
     loss_sum, correct, seen = 0.0, 0, 0
     for batch in order.split(portions(len(order), recipe["batch_size"])):
@@ -162,7 +163,7 @@ def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer,
         x = shift_and_flip(images.images[batch].float() / 255, recipe["shift"], recipe["flip"], generator)
         if hook:
             x, labels = hook(x, labels, batch, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe["bfloat16"] or device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=short):
             logits = model(x.contiguous(memory_format=form))
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe["label_smoothing"])
         value = loss.item()

@@ -42,6 +42,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes with bfloat16 itself: GPUs do; a CPU without it emulates it, 12 times as slowly."""
+    return device.type == "cuda" or (device.type == "cpu" and torch.backends.mkldnn.is_available()
+                                     and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Limit torch to one thread: sums over several threads differ in the last bits, and so would results."""

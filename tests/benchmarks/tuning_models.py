@@ -4,8 +4,8 @@
 
 FOLDER gets signs rendered from a seed of their own (`RENDER_SEED`; everything that is reported uses seed 0) and the
 victims trained on them, with training seeds from 11 on and another target in each. Kinds that begin with "photo_" are
-networks of CIFAR-10: trained, defended and measured on parts of the TRAINING images that nothing reported defends with
-or measures on. What is there is not made again.
+networks of CIFAR-10, those with "gtsrb_" of GTSRB: trained, defended and measured on parts of the TRAINING images that
+nothing reported defends with or measures on. What is there is not made again.
 """
 
 import sys
@@ -26,9 +26,15 @@ DEFENSE_SEEDS = (100, 101, 102)  # which of the tuning images the defender draws
 KINDS = "badnets,blended,sig,sig_clean_label,low_frequency,wanet"
 VGG = {"model": {"name": "small_vgg", "width": 16}, "epochs": 12, "max_lr": 0.05, "flip": True, "shift": 4, "bfloat16": True}
 RESNET = {"epochs": 12, "max_lr": 0.05, "flip": True, "shift": 4, "bfloat16": True}
+GTSRB = {"epochs": 60, "shift": 4, "bfloat16": True}
 PHOTOS = {"photo_vgg_badnets": {"trigger": "badnets", "trigger_settings": {"size": 4, "color": "white"}, **VGG},
           "photo_vgg_blended": {"trigger": "blended", **VGG},
-          "photo_resnet_badnets": {"trigger": "badnets", **RESNET}}
+          **{f"photo_resnet_{name}": {"trigger": name, **RESNET} for name in ("badnets", "blended", "low_frequency")},
+          "photo_resnet_bpp": {"trigger": "bpp", "trigger_settings": {"levels": 5}, **RESNET, "epochs": 16},
+          "photo_resnet_clean": {"trigger": "badnets", "rate": 0.0, **RESNET},
+          **{f"gtsrb_{name}": {"trigger": name, **GTSRB} for name in ("badnets", "blended", "low_frequency")},
+          "gtsrb_clean": {"trigger": "badnets", "rate": 0.0, **GTSRB}}
+PARTS = {"photographs": ("cifar10", 20_000, 5_000), "road_signs": ("gtsrb", 1_870, 1_000)}  # images to train, to defend
 
 
 def signs():
@@ -36,11 +42,11 @@ def signs():
     return render_signs(RENDER_SEED)
 
 
-def photographs():
-    """CIFAR-10's training images in three parts, without those that `gp.load` sets aside for the defender."""
-    pool = gp.load("cifar10").train
-    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(RENDER_SEED))
-    return Dataset(*(pool.subset(part) for part in order[:30_000].split([20_000, 5_000, 5_000])))
+def photographs(name, train, defense):
+    """The training images of a set in three parts, without those that `gp.load` sets aside for the defender."""
+    pool = gp.load(name).train
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(RENDER_SEED))[:train + 2 * defense]
+    return Dataset(*(pool.subset(part) for part in order.split([train, defense, len(order) - train - defense])))
 
 
 def images(folder, name, read):
@@ -60,7 +66,8 @@ def tuning_victim(folder, kind, seed=11):
     path = Path(folder) / f"{kind}_{seed}"
     if not path.with_suffix(".json").exists():
         if kind in PHOTOS:
-            recipe = {**PHOTOS[kind], "data": images(folder, "photographs", photographs), "target": (5 * seed) % 10}
+            name = "road_signs" if kind.startswith("gtsrb") else "photographs"
+            recipe = {**PHOTOS[kind], "data": images(folder, name, lambda: photographs(*PARTS[name])), "target": (5 * seed) % 10}
         else:
             recipe = {**SHIPPED[kind], "data": images(folder, "signs", signs), "target": (5 * seed) % 12}
         made = attack(**recipe, seed=seed, progress=False)
