@@ -1,14 +1,13 @@
 """Repair: clean a model with the trigger unknown, by one of two methods.
 
-If small changes of the image hardly affect a network, a backdoor stands out: `consistent_tune` makes the network ignore
-all such changes, without suspecting a class. A network for photographs is often affected by any change, and repairing
-all that would cost too much accuracy: for it, `scan` looks for the one class that is too easy to reach. Triggers that
-lead there are searched for from several starts and unlearned together, until the class is as hard to reach as the
-others. The given model's answers to random changes decide between the two. Source of the searches: Wang et al., 2019,
-"Neural Cleanse"; the rest is ours.
+If a network can learn to ignore small changes of the image and keep its clean answers, that removes the backdoor, too:
+`consistent_tune` does so without suspecting a class. A network that random changes hardly affect always can. For any
+other, images held out from the training decide whether its clean answers survived. If they did not, `scan` looks for
+the one class that is too easy to reach. Triggers and changes that lead there are searched for and unlearned together,
+until that class is as hard to reach as the others. Source of the scan's searches: Wang et al., 2019, "Neural Cleanse";
+the rest is ours.
 """
 
-from statistics import median
 from typing import Any
 
 import torch
@@ -18,22 +17,25 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.consistency import CONSISTENCY, consistent_tune
 from gradprune.defenses.result import DefenseResult
-from gradprune.defenses.scan import FASTER, KINDS, SMALL, Scan, scan
-from gradprune.models.inference import predict
+from gradprune.defenses.scan import FASTER, KINDS, Scan, scan
+from gradprune.models.inference import evaluating, predict
 from gradprune.pruning import Augment, Distilled
-from gradprune.pruning.distilled import epochs_for, tune_on_views
-from gradprune.search import FAMILIES, Alternating, draw
+from gradprune.pruning.distilled import VIEWS, epochs_for, tune_on_views
+from gradprune.search import FAMILIES, SEARCHABLE, Alternating, Change, Part, draw, inflow, search_changes
 
 IGNORED = "so the model learned to ignore them (consistency)"  # which of the two ways, in `stopped`; the report asks
-SCANNED = "too many to unlearn, so a scan looked for a target"
+SCANNED = "so a scan looked for a target"
 LOCAL = ("patches", "sparse", "bounded")  # families that leave an image recognisable wherever they are
 DEFAULTS: dict[str, Any] = CONSISTENCY | {
-    "sturdy": 0.1,        # below this share of altered answers consistency is used: see `unsteadiness`
+    "sturdy": 0.1,        # below this share of altered answers consistency is used unasked: see `unsteadiness`
     "changes": 36,        # how many are drawn for that decision
+    "kept": 0.8,          # otherwise, the share of clean answers on held-out views that it must keep
     "scan_steps": 150,    # of each search of the scan: with 60 a real target was close to the threshold
     "rounds": 3,          # of searching for triggers of the suspected class and unlearning them, at most
-    "searches": 3,        # starts per round
-    "round_steps": 80,    # of each search: with more, the mask shrinks to what only these images need
+    "searches": 3,        # starts per round of either kind of trigger
+    "round_steps": 80,    # of each of these: with more, the mask shrinks to what only these images need
+    "tries": 6,           # searched changes of each family per round
+    "led": 0.5,           # share of the images that such a change must lead to the class
     "suspect_lr": 2e-3,   # of SGD with momentum, half a cosine per round
     "suspect_steps": 112,  # optimiser steps per round
 }
@@ -64,44 +66,101 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     paper = override_positive("repair", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     altered = unsteadiness(work.model, work.train.clean, paper["changes"], seed)
-    told = f"small random changes alter {altered:.0%} of the answers, "
+    told, sturdy = f"small random changes alter {altered:.0%} of the answers, ", altered < paper["sturdy"]
+    tried = work if sturdy else Work(model, clean, None, spc, seed, searches=True)
     with work.stage("tune"):
-        if altered < paper["sturdy"]:
+        history = consistent_tune(model, tried.model, tried.mask, tried.train, tried.validation, tried.augment,
+                                  families, seed=seed, progress=progress,
+                                  **{name: paper[name] for name in CONSISTENCY})
+        share = 1.0 if sturdy else kept(tried, seed)
+        if share >= paper["kept"]:
             told += IGNORED
-            work.history = consistent_tune(model, work.model, work.mask, work.train, work.validation, work.augment,
-                                           families, seed=seed, progress=progress,
-                                           **{name: paper[name] for name in CONSISTENCY})
+            work.model, work.history = tried.model, history
+        elif "interrupted" in history[-1]:
+            work.interrupted = True  # the model stays as it is
         else:
             scanned = scan(model, clean, spc=spc, seed=seed, progress=progress, steps=paper["scan_steps"])
-            told += f"{SCANNED}. {scanned.verdict}"
+            told += f"and unlearning them all kept only {share:.0%} of the clean answers, {SCANNED}. {scanned.verdict}"
             if scanned.suspect is not None:
                 told += unlearn_suspect(work, scanned, paper, seed, progress)
     return work.result("repair", {"spc": spc, "families": families, **paper, "seed": seed}, stopped=told)
 
 
-def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int, progress: bool) -> str:
-    """Search for triggers of the suspected class and unlearn all small ones, round by round; returns how it ended.
+def kept(work: Work, seed: int) -> float:
+    """The share (0..1) of the given model's answers on views of the held-out images that the copy still gives."""
+    views = work.augment(work.validation, torch.Generator().manual_seed(seed), VIEWS).clean
+    before, now = (predict(model, views).argmax(1) for model in (work.given, work.model))
+    return float((before == now).float().mean())
 
-    A small trigger has a norm below `SMALL` times the median of the other classes, as in the scan. The copy learns to
-    answer an image with one of the triggers as the original model answers the clean image (see `Distilled`); the last
-    step of a round is kept.
+
+def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int, progress: bool) -> str:
+    """Search for ways to the suspected class and unlearn all easy ones, round by round; returns how it ended.
+
+    The copy learns to answer an image with one of them as the original model answers the clean image (see `Distilled`);
+    the last step of a round is kept.
     """
-    label, kind = scanned.suspect, scanned.kind or "mask"
-    usual = median(row.norm for row in scanned.rows if row.kind == kind and row.converged and row.label != label)
-    others, triggers = work.train.clean[work.train.labels != label], list[nn.Module]()
+    assert scanned.suspect is not None
+    ways = list[nn.Module]()
     epochs = epochs_for(len(work.train.labels), paper["suspect_steps"], paper["batch_size"])
     for turn in range(paper["rounds"]):
-        searched = [KINDS[kind](work.model, others, label, seed=seed + turn * paper["searches"] + start,
-                                progress=progress, **FASTER | {"steps": paper["round_steps"]})
-                    for start in range(paper["searches"])]
-        small = [one.trigger for one in searched if one.converged and one.norm < SMALL * usual]
-        if not small:
+        others = work.train.clean[work.train.labels != scanned.suspect]
+        easy = small_triggers(work.model, others, scanned, paper, seed + turn * paper["searches"], progress)
+        easy += far_leading(work.model, others, scanned.suspect, paper, seed + turn)
+        if not easy:
             rounds = f"{turn} round{'s' * (turn != 1)}"
             return f" After {rounds} of unlearning, it is no easier to reach than the other classes."
-        triggers += small
-        augment = Augment(work.given, Alternating(triggers), work.train)
+        ways += easy
+        augment = Augment(work.given, Alternating(ways), work.train)
         work.history += tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
                                       work.validation, augment, Distilled(work.given), lr=paper["suspect_lr"],
                                       epochs=epochs, batch_size=paper["batch_size"], seed=seed + turn,
                                       progress=progress)
     return f" {paper['rounds']} rounds of unlearning were made; the last one was not checked."
+
+
+def small_triggers(model: nn.Module, others: Tensor, scanned: Scan, paper: dict[str, Any], seed: int, progress: bool
+                   ) -> list[nn.Module]:
+    """Triggers of both kinds that lead to the suspect with a smaller norm than any other class needed in the scan.
+
+    others: the clean images of the other classes.
+    """
+    small = list[nn.Module]()
+    for kind, search in KINDS.items():
+        least = min((row.norm for row in scanned.rows
+                     if row.kind == kind and row.converged and row.label != scanned.suspect), default=0.0)
+        for start in range(paper["searches"]):
+            one = search(model, others, scanned.suspect, seed=seed + start, progress=progress,
+                         **FASTER | {"steps": paper["round_steps"]})
+            if one.converged and one.norm < least:
+                small.append(one.trigger)
+    return small
+
+
+def far_leading(model: nn.Module, others: Tensor, suspect: int, paper: dict[str, Any], seed: int) -> list[nn.Module]:
+    """Searched changes of all families that lead more than `led` of the images to the suspect.
+
+    They are searched for on one half of `others` and judged on the other.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    half, rest = (Part(images, predict(model, images).log_softmax(1), suspect)
+                  for images in (others[::2], others[1::2]))
+    far = list[nn.Module]()
+    for family in SEARCHABLE:
+        drawn = [draw(others.shape[1:], generator, [family]) for _ in range(paper["tries"])]
+        with evaluating(model):
+            found = search_changes(model, [half] * len(drawn), drawn)
+            led = inflow(model, [rest] * len(found), found)[:, suspect].tolist()
+        far += [Applied(change) for change, share in zip(found, led, strict=True) if share > paper["led"]]
+    return far
+
+
+class Applied(nn.Module):
+    """A change as a trigger. (N, C, H, W) -> the same."""
+
+    def __init__(self, change: Change) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Apply the change."""
+        return self.change(images)

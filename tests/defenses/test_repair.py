@@ -12,6 +12,7 @@ import gradprune as gp
 from gradprune.base.errors import InputError
 from gradprune.defenses import Scan, exposure, unsteadiness
 from gradprune.defenses.consistency import CONSISTENCY, Consistent, settle, step_back
+from gradprune.defenses.repair import Applied, far_leading, kept
 from gradprune.defenses.scan import Row
 from gradprune.models import evaluating, predict
 from gradprune.pruning import Pairs, unpaired
@@ -247,25 +248,73 @@ def test_a_family_that_is_left_out_is_not_used(victim, monkeypatch):
     assert used == {"waves", "warp"} and result.settings["families"] == ("waves", "warp")
 
 
-def test_a_model_that_anything_moves_is_scanned_and_left_alone_where_no_class_is_suspected(victim, monkeypatch):
-    monkeypatch.setattr(repairing, "scan", lambda *_, **settings: Scan(
-        [], ("a",), 2.0, None, None, None, f"No class is suspected with {settings['steps']} steps.", victim.data.defense,
-        {}, []))
+@pytest.fixture
+def unsteady(monkeypatch):
+    """Small changes alter 30 % of the answers, and unlearning them keeps only half of the clean ones."""
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
-    result = defend("repair", victim, sturdy=0.2, scan_steps=7)
-    assert result.stopped == ("small random changes alter 30% of the answers, too many to unlearn, so a scan looked for a target. "
-                              "No class is suspected with 7 steps.")
+    monkeypatch.setattr(repairing, "kept", lambda *_: 0.5)
+
+
+UNASKED = {"steps": 1, "first": 2, "changes": 2}
+SAID = ("small random changes alter 30% of the answers, and unlearning them all kept only 50% of the clean answers, so a scan "
+        "looked for a target. ")
+
+
+def suspected(rows, victim):
+    """What a scan found; without rows, no suspect."""
+    return Scan(rows, tuple("abcd"), 2.0, victim.target if rows else None, "mask" if rows else None, None, "The verdict.",
+                victim.data.defense, {}, [])
+
+
+def test_a_model_that_loses_its_answers_is_scanned_and_left_alone_where_no_class_is_suspected(victim, monkeypatch, unsteady):
+    monkeypatch.setattr(repairing, "scan", lambda *_, **settings: suspected([], victim) if settings["steps"] == 7 else None)
+    result = defend("repair", victim, **UNASKED, sturdy=0.2, scan_steps=7)
+    assert result.stopped == SAID + "The verdict."
     assert victim.evaluate(result.model) == victim.evaluate()
+
+
+def test_a_model_that_keeps_its_answers_needs_no_scan(victim, monkeypatch):
+    """Held-out images decide, which a model that small changes hardly affect may learn from."""
+    monkeypatch.setattr(repairing, "scan", None)  # would raise if it were called
+    monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
+    held = []
+    monkeypatch.setattr(repairing, "kept", lambda work, seed: held.append(len(work.train.labels)) or 0.8)
+    result = defend("repair", victim, **UNASKED, spc=10, sturdy=0.2)
+    assert "consistency" in result.stopped and held == [36] and victim.evaluate(result.model) != victim.evaluate()
+    result = defend("repair", victim, **UNASKED, spc=10, sturdy=0.4)
+    assert "consistency" in result.stopped and held == [36], "not asked"
+
+
+def test_what_is_interrupted_on_trial_and_loses_its_answers_is_dropped(victim, monkeypatch, unsteady):
+    monkeypatch.setattr(repairing, "scan", None)
+    monkeypatch.setattr(repairing, "consistent_tune", lambda *_, **__: [{"interrupted": True}])
+    result = defend("repair", victim, **UNASKED, sturdy=0.2)
+    assert result.interrupted and result.stopped == "interrupted" and victim.evaluate(result.model) == victim.evaluate()
+
+
+def test_kept_by_hand(victim):
+    class Bright(nn.Module):
+        """The given model for dark images, another answer for bright ones."""
+
+        def forward(self, x):
+            return torch.where((x.mean((1, 2, 3)) > 0.3)[:, None], -victim.model(x), victim.model(x))
+
+    work = repairing.Work(victim.model, victim.data.defense, None, 10, 0, searches=True)
+    assert kept(work, 0) == 1
+    views = work.augment(work.validation, torch.Generator().manual_seed(3), 8).clean
+    work.model = Bright()
+    by_hand = (views.mean((1, 2, 3)) <= 0.3).float().mean().item()
+    assert 0 < by_hand < 1 and kept(work, 3) == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize(("norms", "told"), [
     ([4.0, 6.0, 9.0, 8.0], "After 1 round of unlearning, it is no easier to reach than the other classes."),
     ([4.0] * 6, "3 rounds of unlearning were made; the last one was not checked.")])
-def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, monkeypatch, norms, told):
-    """The others need 10, so less than 5 is small. The search is told what to find: what the attacker put on."""
-    rows = [Row("mask", label, 10.0 if label != victim.target else 2.0, 1.0, 0.0, 1.0, True, label == victim.target)
-            for label in range(4)]
-    found = Scan(rows, tuple("abcd"), 2.0, victim.target, "mask", victim.trigger, "Suspected.", victim.data.defense, {}, [])
+def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, monkeypatch, unsteady, norms, told):
+    """The others need 5 and more. The search is told what to find: what the attacker put on."""
+    rows = [Row(kind, label, 5.0 + label if label != victim.target else 2.0, 1.0, 0.0, 1.0, True, label == victim.target)
+            for kind in ("mask", "whole image") for label in range(4)]
+    least = min(row.norm for row in rows if row.label != victim.target)
     seeds = []
 
     def searched(model, images, label, *, seed, **settings):
@@ -273,14 +322,26 @@ def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, mo
         seeds.append(seed)
         return Inversion(victim.trigger, norms[len(seeds) - 1], 1.0, [], True)
 
-    monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
-    monkeypatch.setattr(repairing, "scan", lambda *_, **__: found)
+    monkeypatch.setattr(repairing, "scan", lambda *_, **__: suspected(rows, victim))
+    monkeypatch.setattr(repairing, "far_leading", lambda *_: [])
     monkeypatch.setitem(repairing.KINDS, "mask", searched)
-    result = defend("repair", victim, spc=10, sturdy=0.2, searches=2, round_steps=7, suspect_steps=40)
+    monkeypatch.setitem(repairing.KINDS, "whole image", lambda *_, **__: Inversion(victim.trigger, least, 1.0, [], True))
+    result = defend("repair", victim, **UNASKED, spc=10, sturdy=0.2, searches=2, round_steps=7, suspect_steps=40)
     after = victim.evaluate(result.model)
     assert result.stopped.endswith(told) and seeds == list(range(len(norms)))
     assert after.asr < 0.3 and after.acc > 0.9
     assert sum(row["epoch"] == 0 for row in result.history) == (1 if "After 1" in told else 3)
+
+
+def test_changes_that_lead_far_are_found_and_others_are_not(victim, images):
+    """On the other half of the images: a backdoor of patches is found as patches, and as nothing in a model without one."""
+    others = images[predict(victim.model, images).argmax(1) != victim.target]
+    found = far_leading(victim.model, others, victim.target, {"tries": 6, "led": 0.5}, 0)
+    assert "patches" in {one.change.family for one in found}
+    for one in found:
+        assert predict(victim.model, one(others[1::2])).softmax(1)[:, victim.target].mean() > 0.5
+        assert isinstance(one, Applied) and torch.equal(one(others), one.change(others))
+    assert far_leading(victim.model, others, victim.target, {"tries": 6, "led": 1.0}, 0) == []
 
 
 def test_triggers_take_turns(images):
