@@ -27,9 +27,10 @@ IGNORED = "so the model learned to ignore them (consistency)"  # which of the tw
 SCANNED = "so a scan looked for a target"
 LOCAL = ("patches", "sparse", "bounded")  # families that leave an image recognisable wherever they are
 DEFAULTS: dict[str, Any] = CONSISTENCY | {
-    "sturdy": 0.1,        # below this share of altered answers consistency is used unasked: see `unsteadiness`
+    "sturdy": 0.1,        # below this share of altered answers consistency is used at once: see `unsteadiness`
     "changes": 36,        # how many are drawn for that decision
-    "kept": 0.8,          # otherwise, the share of clean answers on held-out views that it must keep
+    "trial_steps": 75,    # above it, consistency is first tried for so many steps without the held-out images,
+    "kept": 0.78,         # and must keep this share of the answers on views of them
     "scan_steps": 150,    # of each search of the scan: with 60 a real target was close to the threshold
     "rounds": 3,          # of searching for triggers of the suspected class and unlearning them, at most
     "searches": 3,        # starts per round of either kind of trigger
@@ -67,29 +68,40 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     altered = unsteadiness(work.model, work.train.clean, paper["changes"], seed)
     told, sturdy = f"small random changes alter {altered:.0%} of the answers, ", altered < paper["sturdy"]
-    tried = work if sturdy else Work(model, clean, None, spc, seed, searches=True)
     with work.stage("tune"):
-        history = consistent_tune(model, tried.model, tried.mask, tried.train, tried.validation, tried.augment,
-                                  families, seed=seed, progress=progress,
-                                  **{name: paper[name] for name in CONSISTENCY})
-        share = 1.0 if sturdy else kept(tried, seed)
+        share = 1.0 if sturdy else kept_on_trial(model, clean, spc, families, paper, seed, progress)
         if share >= paper["kept"]:
             told += IGNORED
-            work.model, work.history = tried.model, history
-        elif "interrupted" in history[-1]:
-            work.interrupted = True  # the model stays as it is
+            work.history = tune_consistently(work, families, paper, paper["steps"], seed, progress)
         else:
             scanned = scan(model, clean, spc=spc, seed=seed, progress=progress, steps=paper["scan_steps"])
-            told += f"and unlearning them all kept only {share:.0%} of the clean answers, {SCANNED}. {scanned.verdict}"
+            told += (f"and learning to ignore them all kept only {share:.0%} of the clean answers, {SCANNED}. "
+                     f"{scanned.verdict}")
             if scanned.suspect is not None:
                 told += unlearn_suspect(work, scanned, paper, seed, progress)
     return work.result("repair", {"spc": spc, "families": families, **paper, "seed": seed}, stopped=told)
 
 
-def kept(work: Work, seed: int) -> float:
-    """The share (0..1) of the given model's answers on views of the held-out images that the copy still gives."""
-    views = work.augment(work.validation, torch.Generator().manual_seed(seed), VIEWS).clean
-    before, now = (predict(model, views).argmax(1) for model in (work.given, work.model))
+def tune_consistently(work: Work, families: tuple[str, ...], paper: dict[str, Any], steps: int, seed: int,
+                      progress: bool) -> list[dict[str, Any]]:
+    """Run `consistent_tune` on the copy; returns the history rows."""
+    settings = {name: paper[name] for name in CONSISTENCY} | {"steps": steps}
+    return consistent_tune(work.given, work.model, work.mask, work.train, work.validation, work.augment, families,
+                           seed=seed, progress=progress, **settings)
+
+
+def kept_on_trial(model: nn.Module, clean: ImageSet, spc: int, families: tuple[str, ...], paper: dict[str, Any],
+                  seed: int, progress: bool) -> float:
+    """The share (0..1) of its answers on views of held-out images that the model keeps in a short `consistent_tune`.
+
+    Ctrl-C ends the repair here.
+    """
+    trial = Work(model, clean, None, spc, seed, searches=True)
+    history = tune_consistently(trial, families, paper, paper["trial_steps"], seed, progress)
+    if "interrupted" in history[-1]:
+        raise KeyboardInterrupt
+    views = trial.augment(trial.validation, torch.Generator().manual_seed(seed), VIEWS).clean
+    before, now = (predict(one, views).argmax(1) for one in (model, trial.model))
     return float((before == now).float().mean())
 
 
