@@ -183,8 +183,8 @@ def test_the_command(store, tmp_path):
     assert "north east" in result.stderr and "index" in result.stderr and told["verdict"] in result.stderr
 
 
-@pytest.mark.slow
-def test_the_command_never_asks_the_card_for_the_attack(store):
+def test_the_command_never_asks_the_card_for_the_attack(store, nothing, monkeypatch):
+    monkeypatch.setattr("gradprune.defenses.scan", lambda *_, **__: nothing)
     result = run("scan", store / "honest", "--spc", 5)
     assert result.exit_code == 0 and "No class is suspected" in result.stdout and "card says" not in result.stdout
 
@@ -196,10 +196,11 @@ def test_a_card_without_data(store, tmp_path):
     assert result.exit_code == 2 and "does not say which data made the model" in result.stderr
 
 
-@pytest.mark.slow
-def test_the_real_trigger_is_never_loaded(store, monkeypatch):
+def test_the_real_trigger_is_never_loaded(store, found, monkeypatch):
+    """A scan gets the model and images alone."""
     def touched(*_, **__):
         raise AssertionError("the trigger was made")
 
     monkeypatch.setattr("gradprune.victims.victim.make_trigger", touched)
+    monkeypatch.setattr("gradprune.defenses.scan", lambda model, images, **_: found)
     assert run("scan", store / "victim", "--spc", 2, "--json").exit_code == 0
