@@ -11,6 +11,7 @@ from gradprune.cli import jobs as demo
 from gradprune.defenses import DEFENSES
 from gradprune.defenses.common import Work
 from gradprune.models.checkpoints import load_checkpoint
+from gradprune.pruning import distilled
 
 
 class Moments:
@@ -51,6 +52,7 @@ def given(tmp_path, monkeypatch, victim):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["paper", "verified"])
 def test_a_defence_that_is_interrupted_anywhere_writes_what_it_has(given, tmp_path, monkeypatch, recipe):
+    monkeypatch.setattr(distilled, "STEPS", 20)
     moments = Moments(monkeypatch)
 
     def defend(name):
@@ -71,12 +73,12 @@ def test_a_defence_that_is_interrupted_anywhere_writes_what_it_has(given, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ft", "ft_unlearn", "clp", "anp"])
-def test_a_baseline_that_is_interrupted_gives_a_result(given, monkeypatch, name):
+@pytest.mark.parametrize(("name", "settings"), [("ft", {"steps": 10}), ("ft_unlearn", {"epochs": 5}), ("clp", {}), ("anp", {"iterations": 20})])
+def test_a_baseline_that_is_interrupted_gives_a_result(given, monkeypatch, name, settings):
     moments = Moments(monkeypatch)
 
     def defend():
-        return DEFENSES[name](given.model, given.data.defense, given.trigger, spc=2, progress=False)
+        return DEFENSES[name](given.model, given.data.defense, given.trigger, spc=2, progress=False, **settings)
 
     moments.run(None, defend)
     end = moments.count
@@ -91,5 +93,5 @@ def test_an_export_that_is_interrupted_leaves_the_checkpoint(given, tmp_path, mo
     def stop(*_):
         raise KeyboardInterrupt
     monkeypatch.setattr("gradprune.victims.save_cleaned.export", stop)
-    told = demo.defend_and_save("victim", tmp_path / "clean", export=tmp_path / "clean.pt2", spc=2, progress=False)
+    told = demo.defend_and_save("victim", tmp_path / "clean", export=tmp_path / "clean.pt2", spc=2, recipe="paper", progress=False)
     assert told["interrupted"] and told["export"] is None and load_checkpoint(tmp_path / "clean")

@@ -58,8 +58,8 @@ def _together(waiting: list[Job], workers: int, suspects: list[Job]) -> Generato
         try:
             while waiting or running:
                 while waiting and len(running) < workers:  # no more, so that there are few suspects
-                    job = waiting.pop()
-                    running[pool.submit(run_cell, *job)] = job
+                    running[pool.submit(run_cell, *waiting[-1])] = waiting[-1]
+                    waiting.pop()  # only now: a pool that broke in the meantime takes no job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     row = future.result()
                     del running[future]

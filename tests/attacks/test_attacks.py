@@ -86,10 +86,12 @@ def test_the_attackers_labels():
     images = squares(6, 0)  # labels 0 1 2 3 0 1
     assert attack_labels(images, 2).tolist() == [2, 2, 2, 2, 2, 2]
     assert attack_labels(images, None, "all_to_all").tolist() == [1, 2, 3, 0, 1, 2]
+    assert attack_labels(images, 2, "clean_label").tolist() == [2] * 6, "at test time all go to the target"
     with pytest.raises(InputError, match=r"Unknown label map 'all_to_al'; did you mean all_to_all"):
         attack_labels(images, 2, "all_to_al")
-    with pytest.raises(InputError, match="needs a target class, got None"):
-        attack_labels(images, None)
+    for label_map in ("all_to_one", "clean_label"):
+        with pytest.raises(InputError, match=f"'{label_map}' needs a target class, got None"):
+            attack_labels(images, None, label_map)
 
 
 def test_training_plants_the_backdoor(victim):

@@ -191,20 +191,6 @@ def test_input_aware_end_to_end(data):
 # ---- clean labels
 
 
-def test_clean_label_poisoning_touches_the_target_class_alone_and_no_label(data):
-    trigger = make_trigger("sig")
-    images, touched = poison(data.train, trigger, 2, rate=0.3, seed=1, label_map="clean_label")
-    assert len(touched) == 30, "the rate is the share of the target class"
-    assert (data.train.labels[touched] == 2).all()
-    assert torch.equal(images.labels, data.train.labels)
-    changed = (images.images != data.train.images).flatten(1).any(1)
-    assert torch.equal(changed.nonzero().flatten(), touched)
-    assert attack_labels(data.train, 2, "clean_label").unique().tolist() == [2], "at test time all go to the target"
-    assert len(poison(data.train, trigger, 2, 1.0, label_map="clean_label").touched) == 100
-    with pytest.raises(InputError, match="'clean_label' needs a target class"):
-        poison(data.train, trigger, None, label_map="clean_label")
-
-
 def test_label_consistent_marks_the_four_corners():
     grey = torch.full((1, 3, 10, 12), 0.5)
     change = make_trigger("label_consistent", amplitude=0.2)(grey) - grey

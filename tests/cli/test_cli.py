@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,7 +101,7 @@ def test_help_teaches(command):
 
 
 def test_defend_prints_a_table_and_a_sentence(store):
-    result = run("defend", store / "victim", "--spc", 5)
+    result = run("defend", store / "victim", "--spc", 5, "--recipe", "paper")
     assert result.exit_code == 0
     for word in ("given model", "pruned (", "fine-tuned", "ACC ↑", "ASR ↓", "RA ↑"):
         assert word in result.stdout
@@ -115,29 +116,20 @@ def test_defend_json_and_the_cleaned_checkpoint(store, here):
     for stage in ("before", "pruned", "tuned"):
         assert set(told[stage]) == {"acc", "asr", "ra"}
     assert told["before"]["asr"] > 0.9 > told["tuned"]["asr"]
-    assert set(told["seconds"]) == {"train", "prune", "tune"}
-    assert told["seconds"]["train"] is None
-    assert told["seconds"]["prune"] > 0
-    assert told["seconds"]["tune"] > 0
+    seconds = told["seconds"]
+    assert seconds.keys() == {"train", "prune", "tune"} and seconds["train"] is None and seconds["prune"] > 0 and seconds["tune"] > 0
     assert (told["seed"], told["spc"], told["recipe"], told["score"]) == (3, 5, "paper", "gradient")
-    assert told["out"] == "new/cleaned.safetensors"
-    assert not told["interrupted"]
-    assert told["stopped"]
-    assert told["checkpoint"] == str(store / "victim")
+    assert (told["checkpoint"], told["out"]) == (str(store / "victim"), "new/cleaned.safetensors")
+    assert told["stopped"] and not told["interrupted"]
 
     model, card = load_checkpoint(here / "new" / "cleaned")
     assert told["filters_removed"]
     for layer, index in told["filters_removed"]:
         assert not model.get_submodule(layer).weight[index].any(), "a removed filter is alive in the file"
     given = read_card(store / "victim")
-    assert card["attack"] == given["attack"]
-    assert card["training"] == given["training"]
-    assert card["removed_filters"] == told["filters_removed"]
-    assert card["defense"]["spc"] == 5
-    assert card["defense"]["before"] == told["before"]
-    assert card["defense"]["pruned"] == told["pruned"]
-    assert card["defense"]["tuned"] == told["tuned"]
-    assert card["metrics"] == told["tuned"]
+    assert (card["attack"], card["training"]) == (given["attack"], given["training"])
+    assert all(card["defense"][key] == told[key] for key in ("spc", "before", "pruned", "tuned"))
+    assert (card["removed_filters"], card["metrics"]) == (told["filters_removed"], told["tuned"])
 
     measured = last_json(run("evaluate", "new/cleaned", "--json"))
     assert {key: measured[key] for key in ("acc", "asr", "ra")} == told["tuned"] == measured["card"]
@@ -181,14 +173,6 @@ def test_a_slim_model_can_be_defended_and_slimmed_again(store, here):
     assert sum(parameter.numel() for parameter in again.parameters()) == told["slim"]["parameters"][1]
 
 
-def test_evaluate_shows_measured_and_recorded_figures(store):
-    result = run("evaluate", store / "victim.safetensors")
-    assert result.exit_code == 0
-    assert "measured now" in result.stdout
-    assert "on its card" in result.stdout
-    assert "north east" in result.stdout
-
-
 def test_attack_saves_a_checkpoint_that_evaluate_reads(store):
     arguments = ("attack", "blended", "--data", store / "data.npz", "--width", 4, "--target", 3, "--rate", 0.2,
                  "--epochs", 1, "--seed", 5)
@@ -212,46 +196,29 @@ def test_attack_fits_a_vgg_to_the_images(store):
     assert load_checkpoint("out/sig")
 
 
-def fake_report(folder, victim, result, stages):
-    assert set(stages) == {"before", "pruned", "tuned"}
-    assert len(victim.data.test)
-    (folder / "report.html").write_text("report")
-    return folder / "report.html"
-
-
 def test_demo_defends_the_shipped_model(shipped, monkeypatch):
-    monkeypatch.setattr("gradprune.views.reports.report.write_report", fake_report)
+    told = last_json(run("demo", "--spc", 5, "--out", "elsewhere", "--json"))
+    assert told["report"] == "elsewhere/report.html" and list(Path("elsewhere").glob("*.png"))
+    assert Path(told["report"]).read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")
+    assert (told["checkpoint"], told["seconds"]["train"], told["spc"]) == ("badnets", None, 5)
+    monkeypatch.setattr("gradprune.views.reports.report.write_report", lambda folder, *_: folder / "report.html")
     result = run("demo", "--spc", 5)
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1] == "Report: out/demo/report.html"
-    told = last_json(run("demo", "--spc", 5, "--out", "elsewhere", "--json"))
-    assert told["report"] == "elsewhere/report.html"
-    assert Path(told["report"]).is_file()
-    assert told["checkpoint"] == "badnets"
-    assert told["seconds"]["train"] is None
-    assert told["spc"] == 5
     assert told["sentence"] in " ".join(result.stdout.split())
 
 
-def test_demo_writes_the_real_report(shipped):
-    told = last_json(run("demo", "--spc", 3, "--json"))
-    assert Path(told["report"]).read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")
-    assert list(Path("out/demo").glob("*.png"))
-
-
 def test_demo_can_train_first(store, monkeypatch):
-    monkeypatch.setattr("gradprune.views.reports.report.write_report", fake_report)
     seeds = []
 
     def attack(trigger, seed, progress):
         seeds.append(seed)
-        return zoo.attack(trigger, data=str(store / "data.npz"), seed=seed, progress=progress, epochs=1, target=1)
+        return replace(gp.load_victim(store / "victim"), seconds=1.5)
 
+    monkeypatch.setattr("gradprune.views.reports.report.write_report", lambda folder, *_: folder / "report.html")
     monkeypatch.setattr(demo_module, "attack", attack)
     told = last_json(run("demo", "--train", "--spc", 2, "--seed", 7, "--json"))
-    assert seeds == [7]
-    assert told["checkpoint"] is None
-    assert told["seconds"]["train"] > 0
+    assert (seeds, told["checkpoint"], told["seconds"]["train"]) == ([7], None, 1.5)
 
 
 def test_zoo_list(shipped):
@@ -366,9 +333,7 @@ def refused(here, *arguments):
     (["badnets", "--data", "sign"], "Unknown data set 'sign'; did you mean signs?"),
     (["badnets", "--data", "gone.npz"], "No file at gone.npz"),
     (["badnets", "--target", "4"], "target must be a class in 0..3, got 4"),
-    (["badnets", "--target", "-1"], "target must be a class in 0..3, got -1"),
     (["badnets", "--rate", "1.5"], "poison rate must lie in 0..1, got 1.5"),
-    (["badnets", "--rate", "-0.1"], "poison rate must lie in 0..1, got -0.1"),
     (["badnets", "--rate", "nan"], "poison rate must lie in 0..1, got nan"),
     (["badnets", "--width", "0"], "width must be at least 1"),
     (["badnets", "--epochs", "0"], "epochs"),
@@ -379,32 +344,11 @@ def test_attack_refuses(store, here, arguments, words):
     assert words in refused(here, "attack", *arguments, *data, "--out", "deep/er/model", "--json")
 
 
-def images(count=8, channels=3, height=12, width=12, kind=np.uint8, scale=255):
-    return (np.random.default_rng(0).random((count, channels, height, width)) * scale).astype(kind)
-
-
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"x_train": images(kind=np.float32)}, "x_train in {} must be uint8 0..255, got float32"),
-    ({"x_train": images(kind=np.float32, scale=1)}, "x_train in {} must be uint8 0..255, got float32"),
-    ({"x_train": images(kind=np.int16)}, "x_train in {} must be uint8"),
-    ({"x_train": images(channels=4)}, "with 1 or 3 channels, got (8, 4, 12, 12)"),
-    ({"x_test": images(height=10)}, "one shape"),
-    ({"x_test": images(channels=1)}, "one shape"),
-    ({"y_train": np.array([0, 1, 2, 3, 4, 5, 6, 9])}, "y_train in {} must lie in 0..3, got 0..9"),
-    ({"y_test": np.zeros(3, dtype=int)}, "y_test in {} must be"),
-])
-def test_arrays_are_checked(here, changes, words):
-    labels = np.arange(8) % 4
-    np.savez("odd.npz", **{"x_train": images(), "y_train": labels, "x_test": images(), "y_test": labels,
-                           "classes": np.array(list("abcd"))} | changes)
-    assert words.format("odd.npz") in refused(here, "attack", "badnets", "--data", "odd.npz", "--target", 1)
-
-
 def test_sizes_that_a_model_or_trigger_cannot_take(here):
     labels = np.arange(8) % 4
     for size, model, words in (((12, 20), "small_vgg", "the model cannot take images of shape (3, 12, 20)"),
                                ((3, 3), "preact_resnet", "sticker")):
-        pictures = images(height=size[0], width=size[1])
+        pictures = np.random.default_rng(0).integers(0, 256, (8, 3, *size)).astype(np.uint8)
         np.savez("odd.npz", x_train=pictures, y_train=labels, x_test=pictures, y_test=labels)
         told = refused(here, "attack", "badnets", "--data", "odd.npz", "--target", 1, "--model", model)
         assert words in told
@@ -416,7 +360,6 @@ def test_sizes_that_a_model_or_trigger_cannot_take(here):
     (["--spc", "31"], "class 'north west' has 30"),
     (["--spc", "0"], "spc (images per class) must be at least 1, got 0"),
     (["--export", "model.pth"], "a model is exported as .onnx or .pt2, and 'model.pth' is neither"),
-    (["--export", "other/model.pth"], "is neither"),
 ])
 def test_defend_refuses(store, here, arguments, words):
     assert words in refused(here, "defend", store / "victim", *arguments, "--out", "deep/er/model", "--json")
@@ -453,7 +396,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(store, here, monkeypatch)
     def fails(*_):
         raise RuntimeError("No ONNX function found for <OpOverload(op='aten.odd', overload='default')>.")
     monkeypatch.setattr(export_module, "_write_pt2", fails)
-    told = refused(here, "defend", store / "victim", "--spc", 2, "--out", "deep/model", "--export", "deep/er/model.pt2")
+    told = refused(here, "defend", store / "victim", "--spc", 2, "--recipe", "paper", "--out", "deep/model", "--export", "deep/er/model.pt2")
     assert "cannot be exported as .pt2: there is no such form of the operator aten.odd" in told
 
 
@@ -466,7 +409,6 @@ def damage(store, change):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (lambda card: card.update(sha256="0" * 64), "truncated, tampered with"),
     (lambda card: card["model"].update(name="resnet"), "Unknown model 'resnet'; did you mean resnet18?"),
     (lambda card: card["model"].update(num_classes="four"), "cannot be built"),
     (lambda card: card["attack"].update(target=99), "target must be a class in 0..3, got 99"),
@@ -545,14 +487,6 @@ def test_triggers_that_break_the_contract(victim, trigger, words):
             call()
 
 
-def test_images_that_are_no_images():
-    labels = torch.zeros(2, dtype=torch.int64)
-    for tensor, words in ((torch.rand(2, 3, 8, 8), "uint8"), (torch.zeros(2, 8, 8, dtype=torch.uint8), "uint8"),
-                          (torch.zeros(2, 5, 8, 8, dtype=torch.uint8), "1 or 3 channels")):
-        with pytest.raises(gp.InputError, match=words):
-            gp.ImageSet(tensor, labels, ("a", "b"))
-
-
 def test_losses_that_are_nan(victim):
     model = gp.build("preact_resnet", 4, width=4)
     with torch.no_grad():
@@ -571,8 +505,6 @@ def test_losses_that_are_nan(victim):
 
 @pytest.mark.parametrize(("before", "after", "verdict"), [
     (Metrics(1, 1, 0), Metrics(0.99, 0.01, 0.98), "The backdoor no longer works: "),
-    (Metrics(1, 1, 0), Metrics(0.99, 0.3, 0.6), "The backdoor is weaker but still there: "),
-    (Metrics(1, 1, 0), Metrics(0.99, 0.9, 0.1), "The defence failed: "),
     (Metrics(1, 0.01, 0.9), Metrics(0.99, 0.0, 0.9), "There was no backdoor to remove: "),
 ])
 def test_the_sentence_is_honest(before, after, verdict):
@@ -603,9 +535,7 @@ def test_the_program_refuses_without_a_traceback():
 
 @pytest.mark.slow
 def test_the_program_prints_where_only_ascii_goes(store):
-    done = program("evaluate", str(store / "victim"), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-    assert done.returncode == 0
-    assert "ASR (-)" in done.stdout
-    assert "measured now" in done.stdout
-    narrow = program("evaluate", str(store / "victim"), PYTHONIOENCODING="ascii", PYTHONUTF8="0", COLUMNS="60")
-    assert narrow.returncode == 0, narrow.stderr
+    """A figure a line, as the window is narrow too."""
+    done = program("evaluate", str(store / "victim.safetensors"), PYTHONIOENCODING="ascii", PYTHONUTF8="0", COLUMNS="60")
+    assert done.returncode == 0, done.stderr
+    assert all(words in done.stdout for words in ("ASR (-)", "measured now", "on its card", "north east"))

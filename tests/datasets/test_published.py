@@ -338,15 +338,6 @@ def test_a_file_of_that_name_is_taken_as_it_is(store):
     assert len(load("gtsrb").test) == 60 and state("gtsrb") == "ready"
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: GTSRB's true images")
-def test_true_gtsrb_arrays_serve_by_name(store):
-    store.mkdir()
-    (store / "gtsrb.npz").symlink_to(SHARED / "data" / "gtsrb_100_30.npz")
-    data = load("gtsrb")
-    assert [len(part) for part in data] == [3870, 430, 1290]
-    assert len(data.train.classes) == 43
-
-
 # ---- absent, wrong, damaged
 
 

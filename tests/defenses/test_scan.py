@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
-from conftest import run, same, write_npz
+from conftest import card_of, run, same, write_npz
 from torch import nn
 
 from gradprune.base.errors import InputError
 from gradprune.cli import scan as cli_scan
-from gradprune.cli.jobs import attack_and_save, defend_and_save
+from gradprune.cli.jobs import defend_and_save
 from gradprune.datasets import ImageSet
 from gradprune.defenses import prune_scanned, scan
 from gradprune.defenses.scan import ALARM, FASTER, KINDS, SMALL
@@ -48,11 +48,10 @@ def store(tmp_path_factory, data, victim, honest):
     """The attacked and the honest toy model as checkpoints, victim and honest."""
     folder = tmp_path_factory.mktemp("scan")
     write_npz(folder / "data.npz", data)
-    attack_and_save(folder / "victim", "badnets", data=str(folder / "data.npz"), target=1, rate=0.15, epochs=8,
-                    model={"name": "preact_resnet", "width": 16, "blocks": [1]}, batch_size=32, shift=1,
-                    trigger_settings={"size": 3, "margin": 0, "color": "checker"}, progress=False)
-    card = read_card(folder / "victim")
-    card = {key: card[key] for key in ("model", "data")}  # of an attack it says nothing
+    card = card_of(victim, folder / "data.npz")
+    card["attack"]["rate"] = 0.15
+    save_checkpoint(folder / "victim", victim.model, card, victim.trigger)
+    del card["attack"]
     save_checkpoint(folder / "honest", honest, card)
     return folder
 
@@ -184,8 +183,8 @@ def test_the_command(store, tmp_path):
     assert "north east" in result.stderr and "index" in result.stderr and told["verdict"] in result.stderr
 
 
-@pytest.mark.slow
-def test_the_command_never_asks_the_card_for_the_attack(store):
+def test_the_command_never_asks_the_card_for_the_attack(store, nothing, monkeypatch):
+    monkeypatch.setattr("gradprune.defenses.scan", lambda *_, **__: nothing)
     result = run("scan", store / "honest", "--spc", 5)
     assert result.exit_code == 0 and "No class is suspected" in result.stdout and "card says" not in result.stdout
 
@@ -197,10 +196,11 @@ def test_a_card_without_data(store, tmp_path):
     assert result.exit_code == 2 and "does not say which data made the model" in result.stderr
 
 
-@pytest.mark.slow
-def test_the_real_trigger_is_never_loaded(store, monkeypatch):
+def test_the_real_trigger_is_never_loaded(store, found, monkeypatch):
+    """A scan gets the model and images alone."""
     def touched(*_, **__):
         raise AssertionError("the trigger was made")
 
     monkeypatch.setattr("gradprune.victims.victim.make_trigger", touched)
+    monkeypatch.setattr("gradprune.defenses.scan", lambda model, images, **_: found)
     assert run("scan", store / "victim", "--spc", 2, "--json").exit_code == 0

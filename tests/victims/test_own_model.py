@@ -65,9 +65,6 @@ class Wrapped(PreActResNet):
 def pair(num_classes):
     return Wrapped(num_classes, lambda logits: (logits, logits))
 
-def named(num_classes):
-    return Wrapped(num_classes, lambda logits: {"logits": logits})
-
 def maps(num_classes):
     return Wrapped(num_classes, lambda logits: logits[:, :, None, None])
 
@@ -127,7 +124,9 @@ ATTACK = ("--trigger", "patch.png", "--target", 1)
     lambda state: {f"module.{key}": value for key, value in state.items()},
     lambda state: {"net": {f"module._orig_mod.{key}": value for key, value in state.items()}},
     lambda state: {"state_dict": {f"model.net.{key}": value for key, value in state.items()}},
-    lambda state: {key: value for key, value in state.items() if "num_batches" not in key}])
+    lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+    lambda state: {"netC": state, "schedulerC": {}, "best_clean_acc": torch.tensor(0.9), "grid": torch.zeros(1, 8, 8, 2)},
+    lambda state: [state, {"epoch": 3}], lambda state: {"params": state, "iter": 5}, lambda state: {"ema": state, "optimizer": {"state": {0: {}}}}])
 def test_state_dicts_in_their_nests(tmp_path, victim, nest):
     torch.save(nest(victim.model.state_dict()), tmp_path / "weights.pth")
     model = load_weights(build("preact_resnet", 4, blocks=(1,), seed=9).train(), tmp_path / "weights.pth")
@@ -154,18 +153,6 @@ def test_what_stands_beside_a_prefix_is_left_out_and_told(tmp_path, victim, capl
     torch.save(state | twice, tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"missing: conv1\.weight, .* unexpected: "):
         load_weights(build("preact_resnet", 4, blocks=(1,)), tmp_path / "weights.pth")
-
-
-@pytest.mark.parametrize("nest", [
-    lambda state: {"netC": state, "schedulerC": {}, "best_clean_acc": torch.tensor(0.9), "grid": torch.zeros(1, 8, 8, 2)},
-    lambda state: [state, {"epoch": 3}], lambda state: {"params": state, "iter": 5}, lambda state: {"ema": state, "optimizer": {"state": {0: {}}}}])
-def test_state_dicts_under_other_words(tmp_path, victim, nest):
-    torch.save(nest(victim.model.state_dict()), tmp_path / "weights.pth")
-    model = load_weights(build("preact_resnet", 4, blocks=(1,), seed=9), tmp_path / "weights.pth")
-    assert torch.equal(model.linear.weight, victim.model.linear.weight)
-    torch.save({"netC": victim.model.state_dict(), "netG": victim.model.state_dict()}, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match=r"several state dicts \(\d+ under netC, \d+ under netG\)"):
-        load_weights(model, tmp_path / "weights.pth")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, of TorchScript
@@ -206,12 +193,13 @@ class Evil:
     ({"net": {}, "evil": Evil()}, "was not read: it holds "),
     (np.array([Evil()], dtype=object), "was not read: it holds"),
     ({"epoch": 3, "losses": [1.0]}, "holds no state dict, only: epoch, losses"),
+    ({name: nn.Linear(2, 2).state_dict() for name in ("netC", "netG")}, r"several state dicts \(2 under netC, 2 under netG\)"),
     ({}, "holds no state dict, only: nothing"), (torch.zeros(3), "holds no state dict, only: Tensor"),
     ([1, 2], "holds no state dict, only: list")])
 def test_files_that_are_no_state_dict(tmp_path, monkeypatch, content, words):
     monkeypatch.chdir(tmp_path)
     torch.save(content, "weights.pth")
-    with pytest.raises(InputError, match=words.replace("(", r"\(")):
+    with pytest.raises(InputError, match=words):
         state_dict(read_file("weights.pth"), "weights.pth")
     assert not Path("ran").exists(), "code from the file was run"
 
@@ -475,14 +463,8 @@ def test_grey_images_are_given_colour_and_it_is_said(here, victim):
     ([*OWN, "--trigger", "known"], "nothing says which trigger weights.pth reacts to: give --trigger a picture, or 'synthesised'"),
     ([*OWN, "--trigger", "patch.png"], "nothing says which class the trigger leads to: give --target"),
     ([*OWN, "--trigger", "patch.png", "--target", 4], "target must be a class in 0..3, got 4"),
-    ([*OWN, "--trigger", "gone.png", "--target", 1], "there is no trigger picture at gone.png"),
     ([*OWN, "--trigger", "knwon", "--target", 1], "Unknown trigger 'knwon'; did you mean known or unknown? Or give a picture file"),
-    ([*OWN, "--trigger", "weights.pth", "--target", 1], "weights.pth cannot be read as a picture"),
-    ([*OWN, *ATTACK, "--position", "14,3"], "does not fit a 16x16 image"),
     ([*OWN, *ATTACK, "--position", "one,3"], "position must be a corner or ROW,COLUMN"),
-    ([*OWN, *ATTACK, "--position", "somewhere"], "position must be one of top_left"),
-    ([*OWN, *ATTACK, "--opacity", "0"], "opacity must lie in 0..1"),
-    ([*OWN, *ATTACK, "--size", "16"], "size is for folders of pictures"),
     (["gone.pth", *OWN[1:], *ATTACK], "there is no file of weights at gone.pth"),
     (["weights.pth", "--model", "mypkg.nets", "--data", "data.npz"], "Or name your own code: module:function."),
     (["weights.pth", "--model", "mypkg.gone:build", "--data", "data.npz"], "no module 'mypkg.gone' lies in the current folder"),
@@ -495,10 +477,8 @@ def test_grey_images_are_given_colour_and_it_is_said(here, victim):
     (["weights.pth", "--model", "script:build", "--data", "data.npz"], "importing script ended the program, as a script does"),
     (["weights.pth", "--model", "mypkg/nets:build", "--data", "data.npz"], "pkg.net:build is the function build in pkg/net.py"),
     (["weights.pth", "--model", "nets.py:build", "--data", "data.npz"], "pkg.net:build is the function build in pkg/net.py"),
-    (["weights.pth", "--model", "./nets:build", "--data", "data.npz"], "pkg.net:build is the function build in pkg/net.py"),
     (["weights.pth", "--model", "mypkg.nets:network", "--data", "data.npz"], "is a network; name a function that builds it"),
     (["weights.pth", "--model", "mypkg.nets:pair", "--data", "data.npz"], "must return logits (N, classes), got tuple"),
-    (["weights.pth", "--model", "mypkg.nets:named", "--data", "data.npz"], "must return logits (N, classes), got dict"),
     (["weights.pth", "--model", "mypkg.nets:maps", "--data", "data.npz"], "got a tensor of shape (100, 4, 1, 1): wrap it"),
     (["weights.pth", "--model", "mypkg.nets:row", "--data", "data.npz"], "got a tensor of shape (100,): wrap it"),
     (["weights.pth", "--model", "mypkg.nets:refuses", "--data", "data.npz"], "cannot take images of shape (3, 16, 16): KeyError: 'key'"),

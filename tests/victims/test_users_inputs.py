@@ -215,7 +215,7 @@ def test_no_figure_is_cut_off_in_a_narrow_window(monkeypatch, capsys):
         assert all(figure in words.replace(" ", "") for figure in ("99.4%", "99.9%", "0.1%")) and "\u2026" not in words
 
 
-@pytest.mark.parametrize("redirect", ["> /dev/full", ">&-", ">&- 2>&-", "| head -c 1 > /dev/null"])
+@pytest.mark.parametrize("redirect", ["> /dev/full", ">&- 2>&-", "| head -c 1 > /dev/null"])
 def test_a_stdout_that_is_full_or_closed_gets_no_traceback(redirect):
     if "full" in redirect and not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
