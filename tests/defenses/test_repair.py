@@ -12,7 +12,7 @@ import gradprune as gp
 from gradprune.base.errors import InputError
 from gradprune.defenses import Scan, exposure, unsteadiness
 from gradprune.defenses.consistency import CONSISTENCY, Consistent, settle, step_back
-from gradprune.defenses.repair import Applied, far_leading, kept
+from gradprune.defenses.repair import Applied, far_leading, kept_on_trial
 from gradprune.defenses.scan import Row
 from gradprune.models import evaluating, predict
 from gradprune.pruning import Pairs, unpaired
@@ -253,12 +253,12 @@ def test_a_family_that_is_left_out_is_not_used(victim, monkeypatch):
 def unsteady(monkeypatch):
     """Small changes alter 30 % of the answers, and unlearning them keeps only half of the clean ones."""
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
-    monkeypatch.setattr(repairing, "kept", lambda *_: 0.5)
+    monkeypatch.setattr(repairing, "kept_on_trial", lambda *_: 0.5)
 
 
 UNASKED = {"steps": 1, "first": 2, "changes": 2}
-SAID = ("small random changes alter 30% of the answers, and unlearning them all kept only 50% of the clean answers, so a scan "
-        "looked for a target. ")
+SAID = ("small random changes alter 30% of the answers, and learning to ignore them all kept only 50% of the clean answers, so a "
+        "scan looked for a target. ")
 
 
 def suspected(rows, victim):
@@ -275,37 +275,44 @@ def test_a_model_that_loses_its_answers_is_scanned_and_left_alone_where_no_class
 
 
 def test_a_model_that_keeps_its_answers_needs_no_scan(victim, monkeypatch):
-    """Held-out images decide, which a model that small changes hardly affect may learn from."""
+    """Held-out images decide on the trial; the repair itself learns from them, too."""
     monkeypatch.setattr(repairing, "scan", None)  # would raise if it were called
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
-    held = []
-    monkeypatch.setattr(repairing, "kept", lambda work, seed: held.append(len(work.train.labels)) or 0.8)
-    result = defend("repair", victim, **UNASKED, spc=10, sturdy=0.2)
-    assert "consistency" in result.stopped and held == [36] and victim.evaluate(result.model) != victim.evaluate()
-    result = defend("repair", victim, **UNASKED, spc=10, sturdy=0.4)
-    assert "consistency" in result.stopped and held == [36], "not asked"
+    made, tune = [], repairing.consistent_tune
+
+    def watched(given, model, mask, train, *more, steps, **settings):
+        made.append((len(train.labels), steps))
+        return tune(given, model, mask, train, *more, steps=steps, **settings)
+
+    monkeypatch.setattr(repairing, "consistent_tune", watched)
+    few = {"steps": 1, "trial_steps": 2, "first": 2, "changes": 2, "spc": 10}
+    result = defend("repair", victim, **few, sturdy=0.2, kept=0.01)
+    assert made == [(36, 2), (40, 1)] and "consistency" in result.stopped
+    result = defend("repair", victim, **few, sturdy=0.4)
+    assert made[2:] == [(40, 1)] and "consistency" in result.stopped, "no trial"
 
 
-def test_what_is_interrupted_on_trial_and_loses_its_answers_is_dropped(victim, monkeypatch, unsteady):
+def test_a_trial_that_is_interrupted_ends_the_repair(victim, monkeypatch):
+    monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
     monkeypatch.setattr(repairing, "scan", None)
     monkeypatch.setattr(repairing, "consistent_tune", lambda *_, **__: [{"interrupted": True}])
     result = defend("repair", victim, **UNASKED, sturdy=0.2)
     assert result.interrupted and result.stopped == "interrupted" and victim.evaluate(result.model) == victim.evaluate()
 
 
-def test_kept_by_hand(victim):
-    class Bright(nn.Module):
-        """The given model for dark images, another answer for bright ones."""
+def test_what_is_kept_by_hand(victim, monkeypatch):
+    """The trial's model gives another answer for the brighter half of the views."""
+    work = repairing.Work(victim.model, victim.data.defense, None, 10, 0)
+    light = work.augment(work.validation, torch.Generator().manual_seed(0), 8).clean.mean((1, 2, 3))
 
-        def forward(self, x):
-            return torch.where((x.mean((1, 2, 3)) > 0.3)[:, None], -victim.model(x), victim.model(x))
+    def spoil(given, model, *_, **__):
+        model.register_forward_hook(lambda module, inputs, answers: torch.where(
+            (inputs[0].mean((1, 2, 3)) > light.median())[:, None], -answers, answers))
+        return [{}]
 
-    work = repairing.Work(victim.model, victim.data.defense, None, 10, 0, searches=True)
-    assert kept(work, 0) == 1
-    views = work.augment(work.validation, torch.Generator().manual_seed(3), 8).clean
-    work.model = Bright()
-    by_hand = (views.mean((1, 2, 3)) <= 0.3).float().mean().item()
-    assert 0 < by_hand < 1 and kept(work, 3) == pytest.approx(by_hand)
+    monkeypatch.setattr(repairing, "consistent_tune", spoil)
+    share = kept_on_trial(victim.model, victim.data.defense, 10, ("waves",), repairing.DEFAULTS, 0, False)
+    assert share == pytest.approx((light <= light.median()).float().mean().item())
 
 
 @pytest.mark.parametrize(("norms", "told"), [
