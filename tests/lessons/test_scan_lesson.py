@@ -1,14 +1,11 @@
 """Notebook 04: the search with a loss of one's own, measured scans, the figures, and the explorer of a scan."""
 
 import dataclasses
-import gc
-import weakref
 
 import pandas as pd
 import pytest
 import torch
 from conftest import same
-from ipywidgets.widgets.widget import _instances
 from matplotlib.colors import to_hex
 from torch import nn
 
@@ -23,14 +20,13 @@ from gradprune.lessons.runtime import restart_points as restart
 from gradprune.lessons.runtime import scanning
 from gradprune.lessons.runtime.check import EXERCISES
 from gradprune.models import predict
-from gradprune.search import Inversion, invert, outliers
+from gradprune.search import outliers
 from gradprune.views import ScanExplorer
 from gradprune.views.figures import scan_plots
-from gradprune.views.figures.drawing import ERROR_CLASS
 from gradprune.views.figures.style import METRICS
 
 SCAN = pd.read_csv(data_folder() / "results" / "scan.csv")
-SHORT = {"steps": 25, "batch_size": 12, "progress": False}
+SHORT = {"steps": 25, "batch_size": 12, "progress": False}  # as the searches of `found`
 
 
 @pytest.fixture(autouse=True)
@@ -39,17 +35,9 @@ def _strict(monkeypatch):
     monkeypatch.delenv("GRADPRUNE_MODE", raising=False)
 
 
-@pytest.fixture(scope="module")
-def found(victim) -> list[Inversion]:
-    images = draw_defense_images(victim.data.defense, 10).train.floats()
-    return [invert(victim.model, images, label, **SHORT) for label in range(4)]
-
-
 @pytest.fixture
-def panel(victim, found):
-    made = ScanExplorer(victim, found)
-    yield made
-    made.close()
+def panel(make):
+    return make(ScanExplorer)
 
 
 # ---- exercises
@@ -201,48 +189,19 @@ def test_the_panel_says_what_the_model_says(panel, victim, found):
         assert f"anomaly index {index:.1f} " in panel.sentence
 
 
-def test_the_panel_tells_a_search_that_failed(victim, found):
-    lost = [one._replace(converged=False) for one in found]
-    panel = ScanExplorer(victim, lost)
+def test_the_panel_tells_a_search_that_failed(make, victim, found):
+    panel = make(ScanExplorer, victim, inversions=[one._replace(converged=False) for one in found])
     assert panel.sentence.endswith("The search did not reach its goal, so the norm means little.")
-    panel.close()
 
 
-def test_the_panel_marks_the_class_of_an_alarm(victim, found):
-    panel = ScanExplorer(victim, [one._replace(norm=norm) for one, norm in zip(found, (40.0, 5.0, 41.0, 42.0), strict=True)])
+def test_the_panel_marks_the_class_of_an_alarm(make, victim, found):
+    panel = make(ScanExplorer, victim, inversions=[one._replace(norm=norm) for one, norm in zip(found, (40.0, 5.0, 41.0, 42.0), strict=True)])
     bars = panel.draw(panel.compute(panel.state())).figure.axes[-1].patches[:4]
     assert [to_hex(bar.get_facecolor()).upper() == METRICS["asr"].color.upper() for bar in bars] == [False, True, False, False]
-    panel.close()
 
 
-def test_the_panel_never_asks_for_the_attackers_trigger(victim, found):
-    panel = ScanExplorer(dataclasses.replace(victim, trigger=None, target=None), found)
-    assert "its trigger moves" in panel.sentence
-    panel.close()
-
-
-def test_errors_are_shown_and_raised(panel, monkeypatch):
-    monkeypatch.setattr(ScanExplorer, "compute", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        panel.image.set_state({"value": 5})
-    assert ERROR_CLASS in panel.error.value
-
-
-def test_every_control_can_be_reached_and_named(panel):
-    for control in (panel.label, panel.image):
-        assert control.description and control.tabbable is not False
-    assert panel.image.continuous_update is False
-    assert 'alt="' in panel.figure.value and 'role="status"' in panel.summary.value
-
-
-def test_nothing_is_left_behind(victim, found):
-    before = len(_instances)
-    panel = ScanExplorer(victim, found)
-    gone = weakref.ref(panel)
-    panel.close()
-    del panel
-    gc.collect()
-    assert gone() is None and len(_instances) == before
+def test_the_panel_never_asks_for_the_attackers_trigger(make, victim, found):
+    assert "its trigger moves" in make(ScanExplorer, dataclasses.replace(victim, trigger=None, target=None), inversions=found).sentence
 
 
 def test_how_far_changes_lead_before_and_after_a_repair(victim):

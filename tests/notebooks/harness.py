@@ -82,8 +82,8 @@ def with_solutions(notebook: NotebookNode) -> NotebookNode:
 def with_restarts(notebook: NotebookNode) -> NotebookNode:
     """The notebook in pieces that begin at the top and at each restart cell; before each all names are forgotten.
 
-    So every cell runs once, with no more names than a learner has who goes in at the restart point before it. That the
-    whole runs in one go, the browser tests show.
+    So every cell runs once, with no more names than a learner has who goes in at the restart point before it. That it
+    also runs in one go, with nothing attempted, is what the browser tests show.
     """
     places = tagged(notebook, "restart")
     cells = list(notebook.cells[:(places or [None])[0]])
@@ -120,7 +120,7 @@ def words(notebook: NotebookNode) -> int:
     return len(re.findall(r"[^\W_][\w'’-]*", text))
 
 
-def times(name: str, what: str, run: Run) -> str:
+def times(name: str, run: Run) -> str:
     """One line on how long each code cell took."""
     cells = " ".join(f"{seconds:.1f}" for seconds in run.seconds)
-    return f"{name}, {what}: {sum(run.seconds):.1f} s in {len(run.seconds)} cells (budget 90 s, 20 s a cell): {cells}"
+    return f"{name}: {sum(run.seconds):.1f} s in {len(run.seconds)} cells (budget 90 s, 20 s a cell): {cells}"

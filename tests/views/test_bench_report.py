@@ -2,52 +2,19 @@
 
 import base64
 import re
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Page
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
+from conftest import Page, assert_readable, bench, fail, shown
 
 from gradprune.base.errors import InputError
 from gradprune.bench import gain, ranking, significance, summarise
-from gradprune.evaluation import Metrics, der
 from gradprune.views import write_bench_report
 from gradprune.views.figures import bench_plots
 
 DEFENSES = ("grad_prune", "ft_unlearn", "ft", "clp")
 HOSTILE = "<script>alert(1)</script>"
-
-
-def bench(attacks=("badnets", "blended", "sig"), defenses=DEFENSES, spcs=(2, 10), seeds=3) -> pd.DataFrame:
-    """A made-up bench: a defence further down the list does worse, and more images help."""
-    generator, rows = np.random.default_rng(0), []
-    for number, attack in enumerate(attacks):
-        before = Metrics(0.99 - number / 500, 0.98, 0.01)
-        for place, name in enumerate(defenses):
-            for spc in spcs:
-                for seed in range(seeds):
-                    asr = (0.05 + 0.06 * place + 0.02 * number) * (2 / spc) ** 0.3 + generator.uniform(0, 0.04)
-                    after = Metrics(before.acc - 0.01 * (place + generator.uniform(0, 1)), asr, 0.95 * (1 - asr))
-                    figures = {"pruned_acc": np.nan, "pruned_asr": np.nan, "pruned_ra": np.nan, **after._asdict(),
-                               "der": der(before, after), "seconds": 0.5 * (place + 1) * spc}
-                    rows.append({"attack": attack, "defense": name, "spc": spc, "seed": seed,
-                                 **{f"{key}_before": value for key, value in before._asdict().items()}, **figures,
-                                 "filters_removed": 2, "filters": 336, "stopped": "", "error": "", "gradprune": "0.1.0",
-                                 "torch": "2.9.0", "machine": "x86_64, 2 cores", "threads": 1, "cell_seconds": 3.0})
-    return pd.DataFrame(rows)
-
-
-def fail(table: pd.DataFrame, error="ran out of memory", **where) -> pd.DataFrame:
-    """The same bench with an error in the cells that fit."""
-    table = table.copy()
-    cells = np.logical_and.reduce([table[key] == value for key, value in where.items()])
-    assert cells.any()
-    table.loc[cells, ["acc", "asr", "ra", "der", "seconds"]] = np.nan
-    table.loc[cells, "error"] = error
-    return table
 
 
 TABLE = fail(bench(), attack="sig", defense="clp", spc=2, seed=1)
@@ -77,16 +44,6 @@ def figures(table: pd.DataFrame) -> dict:
     return found
 
 
-def texts(picture) -> list[Text]:
-    """All visible texts after a drawing, those of the ticks in view."""
-    picture.png()
-    hidden = {id(label) for ax in picture.figure.axes for axis in (ax.xaxis, ax.yaxis)
-              for tick in axis.get_major_ticks() + axis.get_minor_ticks() for label in (tick.label1, tick.label2)
-              if not min(axis.get_view_interval()) - 1e-9 <= tick.get_loc() <= max(axis.get_view_interval()) + 1e-9}
-    return [text for text in picture.figure.findobj(Text)
-            if text.get_visible() and text.get_text().strip() and id(text) not in hidden]
-
-
 def some(names, quick):
     """All names; those that are not quick are slow."""
     return pytest.mark.parametrize("name", [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names])
@@ -97,23 +54,15 @@ def test_figures_can_be_read(name):
     found = figures(TABLES[name])
     pictures = {key: picture for key, picture in found.items() if not isinstance(picture, str)}
     assert len(pictures) == {"one of all": 4, "no common cell": 3, "an spc failed": 4}.get(name, 5), found
-    for key, picture in pictures.items():
+    for picture in pictures.values():
         assert 200 <= picture.figure.get_figwidth() * 100 <= 900
         assert "nan" not in picture.summary
-        renderer, page = FigureCanvasAgg(picture.figure).get_renderer(), picture.figure.bbox
-        boxes = [(text, Text.get_window_extent(text, renderer)) for text in texts(picture)]  # without leader lines
-        for text, box in boxes:
-            inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
-            assert inside, f"{key}: {text.get_text()!r} is cut"
-        level = [(text, box) for text, box in boxes if text.get_rotation() == 0]
-        for (first, one), (second, other) in combinations(level, 2):
-            width, height = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
-            assert width <= 1 or height <= 4, f"{key}: {first.get_text()!r} and {second.get_text()!r} overlap"
+        assert_readable(picture)
 
 
 def test_heat_map_is_sorted_and_writes_every_value():
     picture = bench_plots.der_heatmap(fail(TABLE, attack="badnets", defense="ft", spc=2), 2)
-    written, best = [text.get_text() for text in texts(picture)], ranking(TABLE[TABLE["spc"] == 2])
+    written, best = shown(picture), ranking(TABLE[TABLE["spc"] == 2])
     labels = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
     assert labels == list(best.sort_values("der", ascending=False)["defense"]) == list(DEFENSES)
     for row in summarise(TABLE).query("spc == 2 and not (attack == 'badnets' and defense == 'ft')").itertuples():

@@ -38,10 +38,8 @@ def folder(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def studio(victim):
-    panel = TriggerStudio(victim)
-    yield panel
-    panel.close()
+def studio(make):
+    return make(TriggerStudio)
 
 
 @pytest.fixture
@@ -151,14 +149,13 @@ def test_a_shipped_trigger_is_shown_as_it_learned(studio, victim, learned):
     assert "The untrained trigger is shown: with these settings it would have to be trained again." in studio.sentence
 
 
-def test_the_victims_own_trigger_comes_before_the_shipped_one(victim, learned):
+def test_the_victims_own_trigger_comes_before_the_shipped_one(make, victim, learned):
     own = make_trigger("low_frequency", delta=0.3, seed=5)
-    panel = TriggerStudio(Victim(victim.model, own, 1, victim.data, {}))
+    panel = make(TriggerStudio, Victim(victim.model, own, 1, victim.data, {}))
     assert panel.trigger(panel.state()) is own
     assert "untrained" not in panel.sentence
     put(panel.knobs[0], 0.2)
     assert torch.equal(panel.trigger(panel.state()).coefficients, own.coefficients)
-    panel.close()
 
 
 def test_a_knobs_new_range_and_value_reach_the_browser_in_one_message(studio, monkeypatch):
@@ -173,12 +170,11 @@ def test_a_knobs_new_range_and_value_reach_the_browser_in_one_message(studio, mo
     assert [sum(control is knob for control in sent) for knob in studio.knobs] == [1, 1, 1]
 
 
-def test_settings_beyond_the_usual_range_stay_as_the_attacker_chose_them(victim):
+def test_settings_beyond_the_usual_range_stay_as_the_attacker_chose_them(make, victim):
     own = make_trigger("badnets", size=14, margin=0, color=(0.2, 0.4, 0.6))
-    panel = TriggerStudio(Victim(victim.model, own, 1, victim.data, {}))
+    panel = make(TriggerStudio, Victim(victim.model, own, 1, victim.data, {}))
     assert panel.trigger(panel.state()) is own
     assert "14 pixels wide" in panel.sentence and "(0.2, 0.4, 0.6)" in panel.sentence
-    panel.close()
 
 
 @pytest.mark.parametrize("kind", ["bpp", "wanet", "input_aware"])
@@ -204,7 +200,7 @@ def test_a_decoy_is_offered_only_where_there_is_one(studio):
     assert studio.below.disabled and len(studio.compute(studio.state()).rows) == 1
 
 
-def test_a_clean_label_image_is_disguised_from_an_honest_model(studio, victim, folder):
+def test_a_clean_label_image_is_disguised_from_an_honest_model(make, studio, victim, folder):
     put(studio.kind, "label_consistent")
     put(studio.below, True)
     below = studio.compute(studio.state()).rows[1]
@@ -216,29 +212,26 @@ def test_a_clean_label_image_is_disguised_from_an_honest_model(studio, victim, f
     card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 4, "blocks": [1]},
             "data": {"classes": list(victim.data.test.classes)}}
     save_checkpoint(folder / "clean", honest, card)
-    other = TriggerStudio(victim)
+    other = make(TriggerStudio)
     put(other.kind, "label_consistent")
     put(other.below, True)
     assert "hard to recognise for an honest model" in other.sentence
     assert torch.equal(other.honest[0].state_dict()["conv1.weight"], honest.conv1.weight)
-    other.close()
 
 
-def test_all_to_all_victims_are_told_apart(victim):
+def test_all_to_all_victims_are_told_apart(make, victim):
     card = {"attack": {"label_map": "all_to_all"}}
     shifted = Victim(victim.model, victim.trigger, 2, victim.data, card)
-    panel = TriggerStudio(shifted)
+    panel = make(TriggerStudio, shifted)
     assert "the attacker's class is always the next one" in panel.summary.value.replace("&#x27;", "'")
     row = panel.compute(panel.state()).rows[0]
     assert row.wanted == (row.truth + 1) % 4
     panel.measure.click()
     metrics = evaluate(victim.model, victim.data.test, victim.trigger, None, label_map="all_to_all")
     assert list(panel.measured.values()) == [metrics]
-    panel.close()
     for made in (card, {}):
-        other = FilterExplorer(Victim(victim.model, victim.trigger, 2, victim.data, made))
+        other = make(FilterExplorer, Victim(victim.model, victim.trigger, 2, victim.data, made))
         assert ("This attack is all-to-all" in other.summary.value) == bool(made)
-        other.close()
 
 
 # ---- the numbers

@@ -23,7 +23,7 @@ from gradprune.attacks import make_trigger
 from gradprune.base.errors import InputError
 from gradprune.datasets import ImageSet
 from gradprune.defenses import DefenseResult, grad_prune
-from gradprune.evaluation import Metrics, der, replay
+from gradprune.evaluation import Metrics, der
 from gradprune.models import build, predict
 from gradprune.pruning import FilterMask, filter_scores, pair_up
 from gradprune.pruning.filters import filters
@@ -541,14 +541,3 @@ def test_a_room_that_misses_something_else_does_not_blame_ipywidgets(monkeypatch
     monkeypatch.setattr(views, "import_module", lambda name: __import__("ipywidgets_that_nobody_has"))
     with pytest.raises(ModuleNotFoundError, match="nobody_has"):
         views.ScanExplorer  # noqa: B018
-
-
-def test_report_replays_what_the_defence_did(victim, result):
-    """The lowest panel of the trajectory ends where the pruned model stands."""
-    replayed = replay(victim.model, result.rows("prune"), victim.data.test, victim.trigger, victim.target)
-    kept = len(result.mask.positions)
-    picture = pruning_trajectory(result.history, replayed, kept)
-    metrics = victim.evaluate(result.pruned)
-    assert {key: replayed[kept][key] for key in style.METRICS} == metrics._asdict()
-    if kept:
-        assert f"to {metrics.asr:.1%}" in picture.summary or f"stayed at {metrics.asr:.1%}" in picture.summary

@@ -58,6 +58,7 @@ def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
             text.set_color(style.PAPER if (value - low) / (1 - low) > 0.35 else style.INK)
         ax.axvline(len(attacks), color=style.PAPER, linewidth=6)
         ax.set_xticks(ax.get_xticks(), columns, rotation=40, ha="left", rotation_mode="anchor")
+        ax.tick_params(axis="y", rotation=0)  # seaborn turns the names of two or three rows upright, onto each other
         ax.xaxis.tick_top()
         style.bare(ax)
         figure.suptitle(f"DER in per cent, {per_class(spc)}", x=0.015, ha="left", fontweight="bold",
