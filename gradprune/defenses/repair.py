@@ -2,7 +2,7 @@
 
 If a network can learn to ignore small changes of the image and keep its clean answers, that removes the backdoor, too:
 `consistent_tune` does so without suspecting a class. A network that random changes hardly affect always can. For any
-other, images held out from the training decide whether its clean answers survived. If they did not, `scan` looks for
+other, a trial on half of the images shows whether its clean answers survive. If they do not, `scan` looks for
 the one class that is too easy to reach. Triggers and changes that lead there are searched for and unlearned together,
 until that class is as hard to reach as the others. Source of the scan's searches: Wang et al., 2019, "Neural Cleanse";
 the rest is ours.
@@ -19,7 +19,7 @@ from gradprune.defenses.consistency import CONSISTENCY, consistent_tune
 from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.scan import FASTER, KINDS, Scan, scan
 from gradprune.models.inference import evaluating, predict
-from gradprune.pruning import Augment, Distilled
+from gradprune.pruning import Augment, Distilled, Pairs
 from gradprune.pruning.distilled import VIEWS, epochs_for, tune_on_views
 from gradprune.search import FAMILIES, SEARCHABLE, Alternating, Change, Part, draw, inflow, search_changes
 
@@ -29,8 +29,8 @@ LOCAL = ("patches", "sparse", "bounded")  # families that leave an image recogni
 DEFAULTS: dict[str, Any] = CONSISTENCY | {
     "sturdy": 0.1,        # below this share of altered answers consistency is used at once: see `unsteadiness`
     "changes": 36,        # how many are drawn for that decision
-    "trial_steps": 75,    # above it, consistency is first tried for so many steps without the held-out images,
-    "kept": 0.78,         # and must keep this share of the answers on views of them
+    "trial_steps": 75,    # above it, consistency is first tried for so many steps on half of the images
+    "kept": 0.78,         # and must keep this share of the answers on the other half
     "scan_steps": 150,    # of each search of the scan: with 60 a real target was close to the threshold
     "rounds": 3,          # of searching for triggers of the suspected class and unlearning them, at most
     "searches": 3,        # starts per round of either kind of trigger
@@ -92,11 +92,15 @@ def tune_consistently(work: Work, families: tuple[str, ...], paper: dict[str, An
 
 def kept_on_trial(model: nn.Module, clean: ImageSet, spc: int, families: tuple[str, ...], paper: dict[str, Any],
                   seed: int, progress: bool) -> float:
-    """The share (0..1) of its answers on views of held-out images that the model keeps in a short `consistent_tune`.
+    """The share (0..1) of its answers that the model keeps in a short `consistent_tune`.
 
-    Ctrl-C ends the repair here.
+    It learns from one half of the images; the answers are those to views of the other half. Ctrl-C ends the repair.
     """
-    trial = Work(model, clean, None, spc, seed, searches=True)
+    trial = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
+    mixed = torch.randperm(len(trial.train.labels), generator=torch.Generator().manual_seed(seed))
+    trial.train, trial.validation = (
+        Pairs(trial.train.clean[half], trial.train.clean[:0], trial.train.labels[half])
+        for half in mixed.to(trial.train.labels.device).tensor_split(2))
     history = tune_consistently(trial, families, paper, paper["trial_steps"], seed, progress)
     if "interrupted" in history[-1]:
         raise KeyboardInterrupt

@@ -275,7 +275,7 @@ def test_a_model_that_loses_its_answers_is_scanned_and_left_alone_where_no_class
 
 
 def test_a_model_that_keeps_its_answers_needs_no_scan(victim, monkeypatch):
-    """Held-out images decide on the trial; the repair itself learns from them, too."""
+    """The trial learns from half of the images, the repair itself from all."""
     monkeypatch.setattr(repairing, "scan", None)  # would raise if it were called
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
     made, tune = [], repairing.consistent_tune
@@ -287,7 +287,7 @@ def test_a_model_that_keeps_its_answers_needs_no_scan(victim, monkeypatch):
     monkeypatch.setattr(repairing, "consistent_tune", watched)
     few = {"steps": 1, "trial_steps": 2, "first": 2, "changes": 2, "spc": 10}
     result = defend("repair", victim, **few, sturdy=0.2, kept=0.01)
-    assert made == [(36, 2), (40, 1)] and "consistency" in result.stopped
+    assert made == [(20, 2), (40, 1)] and "consistency" in result.stopped
     result = defend("repair", victim, **few, sturdy=0.4)
     assert made[2:] == [(40, 1)] and "consistency" in result.stopped, "no trial"
 
@@ -301,18 +301,21 @@ def test_a_trial_that_is_interrupted_ends_the_repair(victim, monkeypatch):
 
 
 def test_what_is_kept_by_hand(victim, monkeypatch):
-    """The trial's model gives another answer for the brighter half of the views."""
-    work = repairing.Work(victim.model, victim.data.defense, None, 10, 0)
-    light = work.augment(work.validation, torch.Generator().manual_seed(0), 8).clean.mean((1, 2, 3))
+    """The trial's model gives another answer for the brighter half of the views, which are of images that it has not seen."""
+    light, seen = [], []
 
-    def spoil(given, model, *_, **__):
+    def spoil(given, model, mask, train, validation, augment, *_, **__):
+        seen.extend((train.clean, validation.clean))
+        views = augment(validation, torch.Generator().manual_seed(0), 8).clean.mean((1, 2, 3))
+        light.append(views)
         model.register_forward_hook(lambda module, inputs, answers: torch.where(
-            (inputs[0].mean((1, 2, 3)) > light.median())[:, None], -answers, answers))
+            (inputs[0].mean((1, 2, 3)) > views.median())[:, None], -answers, answers))
         return [{}]
 
     monkeypatch.setattr(repairing, "consistent_tune", spoil)
     share = kept_on_trial(victim.model, victim.data.defense, 10, ("waves",), repairing.DEFAULTS, 0, False)
-    assert share == pytest.approx((light <= light.median()).float().mean().item())
+    assert share == pytest.approx((light[0] <= light[0].median()).float().mean().item())
+    assert [len(half) for half in seen] == [20, 20] and torch.cdist(*(half.flatten(1) for half in seen)).min() > 0
 
 
 @pytest.mark.parametrize(("norms", "told"), [
