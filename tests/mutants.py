@@ -28,8 +28,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = ROOT / "data" / "results" / "mutants.csv"
 TESTS = ("evaluation/test_metrics", *(f"pruning/test_{name}" for name in (
-    "scores", "filters", "fastest_candidate", "pruning_rules", "tuning_rules")))  # quick ones
-SKIPPED = ("shipped", "winner_of_all", "small_vgg-1", "small_vgg-0", "preact_resnet-1", "preact_resnet-0.2")  # over a second
+    "scores", "filters", "fastest_candidate", "pruning_rules", "tuning_rules", "verified")))  # quick ones
+SKIPPED = ("shipped", "winner_of_all", "small_vgg-1", "small_vgg-0", "preact_resnet-1", "preact_resnet-0.2", "preact_resnet-True",
+           "small_vgg-True", "whole_defence", "keeps_the_best_round")  # over a second
 os.environ["OMP_NUM_THREADS"] = "1"
 Row = dict[str, str]
 
