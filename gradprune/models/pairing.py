@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from gradprune.base.errors import InputError, require
 from gradprune.models.inference import evaluating
@@ -64,10 +63,10 @@ def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
     finally:
         for hook in hooks:
             hook.remove()
-    module_of = {node: called.get(node) or owner[id(variable)]
+    module_of = {node: owner[id(variable)]
                  for node in nodes for variable in _variables(node)
                  if id(variable) in owner and not node.name().startswith(_CAST)}
-    module_of |= {node: called[node] for node in nodes if node in called}  # those whose weights were cast
+    module_of |= {node: called[node] for node in nodes if node in called}  # also tied ones, and cast weights
     require(any(isinstance(module, nn.Conv2d) for _, module in module_of.values()),
             "the model's answers come from none of its own convolutions: its forward() detaches them or runs under "
             "no_grad, or was set on the instance and refers to another model.")
@@ -102,7 +101,7 @@ def own_numbers(norm: nn.Module) -> list[str]:
 
 def mixes(norm: nn.Module) -> bool:
     """Whether silencing a filter changes the norm's output for others, because channels share their statistics."""
-    return not (isinstance(norm, _InstanceNorm) or hasattr(norm, "running_var"))
+    return not hasattr(norm, "running_var")  # an InstanceNorm has one, which may be None
 
 
 def can_be_silenced(norm: nn.Module, inputs: Tensor, channels: int) -> bool:

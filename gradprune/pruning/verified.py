@@ -46,7 +46,7 @@ def verified(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, 
     """
     require(k >= 1, f"k must be at least 1 filter, got {k}.")
     require(weight >= 0, f"weight must not be negative, got {weight}.")
-    check_limits(alpha, patience)
+    check_limits(alpha)  # `remove_in_rounds` is given none, and checks patience
     trials = CandidateRemovals(model, found, train.clean[:2])
     goal, check = (Objective(model, pairs, weight) for pairs in (train, validation))
     logits = predict(model, goal.images)

@@ -131,6 +131,8 @@ def test_prediction_restores_each_modules_mode():
 
 def test_bad_input():
     test = toy([0], [0])
+    with pytest.raises(InputError, match=r"^test must be an ImageSet, got list: "):
+        evaluate(ReadsTheCorner(), [], AddOne(), target=0)
     with pytest.raises(InputError, match="target must be a class"):
         evaluate(ReadsTheCorner(), test, AddOne(), target=3)
     with pytest.raises(InputError, match=r"^the test set is empty\.$"):

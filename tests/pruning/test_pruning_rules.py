@@ -4,6 +4,7 @@ import copy
 import math
 import operator
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ class Picky(nn.Module):
         return self.wrap(self.late(out))
 
 
-@pytest.mark.parametrize("wrap", [lambda out: out, lambda out: {"note": "a text", "logits": [out]}, lambda out: (None, out)])
+@pytest.mark.parametrize("wrap", [lambda out: out, lambda out: {"note": "a text", "logits": [out]}, lambda out: (None, out), lambda out: SimpleNamespace(logits=out)])
 @pytest.mark.parametrize("size", [32, 64, 224])
 def test_three_sizes_are_tried_and_answers_unwrapped(size, wrap):
     model = Picky(size, wrap).double()

@@ -102,6 +102,11 @@ def test_gradients_that_are_nan_rank_no():
         filter_scores(model, filters(model), torch.rand(8, 3, 6, 6), torch.arange(8) % 4)
 
 
+def test_a_score_that_does_not_exist():
+    with pytest.raises(InputError, match=r"^Unknown score 'gradeint'; did you mean gradient\?$"):
+        filter_scores(Steep(), filters(Steep()), torch.rand(1, 3, 6, 6), torch.zeros(1).long(), "gradeint")
+
+
 @pytest.mark.parametrize(("trigger", "words"), [
     (lambda x: x[:, :, 1:], "the trigger changed the images' shape"),
     (lambda x: x + 0.5, "the trigger left the pixel range"),

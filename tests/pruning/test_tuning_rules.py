@@ -166,6 +166,20 @@ def test_fine_tuning_stops_at_ctrl_c_and_says_so(monkeypatch):
     assert not any("interrupted" in row for row in history[:3])
 
 
+def test_ctrl_c_before_the_first_epoch_leaves_the_model_as_it_was():
+    model, pairs, verdicts = Mixed(), pairs_of(3), iter([KeyboardInterrupt, 2.0])
+
+    def watch(one):
+        verdict = next(verdicts)
+        if verdict is KeyboardInterrupt or one is not model:
+            raise KeyboardInterrupt
+        return verdict
+
+    history = fine_tune(model, FilterMask(FOUND), pairs, pairs, watch=watch, progress=False)
+    assert history == [{"stage": "tune", "epoch": 0, **validate(model, pairs).figures(), "val_loss": 2.0, "kept": True, "interrupted": True}]
+    assert same(model, Mixed())
+
+
 def test_a_frozen_model_learns_all_the_same_and_is_frozen_again():
     free, frozen, pairs = Mixed(), Mixed().requires_grad_(False), pairs_of(3)
     for model in (free, frozen):
@@ -208,7 +222,8 @@ def test_dropout_leaves_the_order_of_the_images_alone():
 
 @pytest.mark.parametrize(("settings", "words"), [
     *(({name: 0}, r"^lr, patience, max_epochs and batch_size must be positive\.$") for name in ("lr", "patience", "max_epochs", "batch_size")),
-    ({"statistics": "fixd"}, r"^Unknown statistics 'fixd'; did you mean fixed"), ({"keep": "lst"}, r"^Unknown keep 'lst'; did you mean last")])
+    ({"statistics": "fixd"}, r"^Unknown statistics 'fixd'; did you mean fixed"), ({"keep": "lst"}, r"^Unknown keep 'lst'; did you mean last"),
+    ({"speed": 1}, r"^Unknown fine-tuning setting speed; known: optimizer, ")])
 def test_fine_tuning_refuses_what_makes_no_sense(settings, words):
     pairs = pairs_of(2)
     with pytest.raises(InputError, match=words):
@@ -235,7 +250,9 @@ def test_light_by_hand():
     contrast, brightness = (2 * torch.rand(3, 1, 1, 1, generator=generator) - 1 for _ in range(2))
     wanted = torch.stack([(image.mean() + (image - image.mean()) * (1 + 0.4 * c) + 0.2 * b).clamp(0, 1)
                           for image, c, b in zip(images, contrast, brightness, strict=True)])
-    torch.testing.assert_close(augmenting.relight(images, torch.Generator().manual_seed(2)), wanted)
+    again = torch.Generator().manual_seed(2)
+    torch.testing.assert_close(augmenting.relight(images, again), wanted)
+    assert torch.equal(again.get_state(), generator.get_state()), "two numbers an image, no more"
 
 
 @pytest.mark.parametrize(("count", "copies"), [(1, 96), (95, 2), (96, 1), (97, 1), (48, 2), (200, 1)])
@@ -290,6 +307,7 @@ def test_views_by_hand_and_what_is_added():
     more = augment.add_to(pairs, 7)
     views = augment(pairs, torch.Generator().manual_seed(7), 2)
     assert all(torch.equal(tensor, torch.cat([mine, new])) for tensor, mine, new in zip(more, pairs, views, strict=True))
+    assert Augment(MODEL, None, pairs).paired(pairs.clean, pairs.labels).triggered.shape == (0, 3, 4, 4), "no trigger is known"
     many = pairs_of(96)
     assert augment.add_to(many, 7) is many and len(augment.add_to(pairs_of(95), 7).labels) == 190
 
@@ -341,9 +359,9 @@ def test_the_distilled_fine_tuning_is_as_stated(monkeypatch):
 
 
 def test_what_is_watched_decides_which_epoch_is_kept():
-    verdicts, pairs = iter([3.0, 1.0, 2.0]), pairs_of(2)
-    history = fine_tune(Mixed(), FilterMask(FOUND), pairs, pairs._replace(triggered=pairs.clean[:0]), max_epochs=2, patience=5,
-                        watch=lambda model: next(verdicts), progress=False)
+    verdicts, pairs, model = iter([3.0, 1.0, 2.0]), pairs_of(2), Mixed()
+    history = fine_tune(model, FilterMask(FOUND), pairs, pairs._replace(triggered=pairs.clean[:0]), max_epochs=2, patience=5,
+                        watch=lambda one: next(verdicts) if one is model else None, progress=False)
     assert [row["val_loss"] for row in history] == [3.0, 1.0, 2.0] and [row["epoch"] for row in history if row.get("kept")] == [1]
 
 

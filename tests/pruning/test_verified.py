@@ -77,25 +77,29 @@ def repair(victim, verdicts, positions=(3,), interrupt=False):
     """`best_repair` where the held-out images say what they are told to, by repair."""
     train, validation = parts(victim)
     found = filters(victim.model, train.clean[:1])
-    pruned, mask = copy.deepcopy(victim.model), FilterMask(found)
+    pruned, mask = copy.deepcopy(victim.model), FilterMask(found, before=(5,))
     for position in positions:
         mask.remove(pruned, position)
-    seen = {}
+    seen, augment, untouched = {}, Augment(victim.model, victim.trigger, train), copy.deepcopy([victim.model, pruned])
 
-    def tune(given, model, held, *_, **__):
+    def tune(given, model, held, *rest, **settings):
+        assert given is victim.model and held.filters is found and held.before == (5,)
+        assert rest == (train, validation, augment, verdict) and settings == {"seed": 7, "progress": False}
         name = "pruned and fine-tuned" if held.positions else "fine-tuned"
         assert same(model.state_dict(), (pruned if held.positions else victim.model).state_dict())
         with torch.no_grad():
             model.linear.bias += 1 + len(seen)
         seen[name] = model
-        return [{"stage": "tune", "epoch": 0, "val_loss": 9.0}] + [{"stage": "tune", "interrupted": True}] * interrupt
+        return [{"stage": "tune", "epoch": epoch} for epoch in (0, 1)] + [{"stage": "tune", "interrupted": True}] * interrupt
 
     def verdict(model):
         return verdicts[next((name for name, one in seen.items() if one is model), "pruned")]
 
-    with mock.patch.object(MODULE, "distilled_tune", tune), mock.patch.object(MODULE, "judge", return_value=verdict):
-        model, held, history = best_repair(victim.model, pruned, mask, train, validation,
-                                           Augment(victim.model, victim.trigger, train), progress=False)
+    with mock.patch.object(MODULE, "distilled_tune", tune), mock.patch.object(MODULE, "judge", return_value=verdict) as judge:
+        model, held, history = best_repair(victim.model, pruned, mask, train, validation, augment, seed=7, progress=False)
+    judge.assert_called_once_with(victim.model, validation, augment, 7)
+    assert all(same(one, other) for one, other in zip(untouched, (victim.model, pruned), strict=True))
+    assert model.linear.bias is not pruned.linear.bias, "a copy"
     return model, held, history, seen, pruned
 
 
@@ -106,10 +110,9 @@ def test_held_out_images_choose_whether_pruning_pays(victim):
         assert same(model.state_dict(), (pruned if best == "pruned" else seen[best]).state_dict())
         assert held.positions == ([] if best == "fine-tuned" else [3]), "its mask goes with the model"
         chosen = [row for row in history if row["stage"] == "choose"]
-        assert {row["repair"]: row["val_loss"] for row in chosen} == verdicts
-        assert [row["repair"] for row in chosen if row["kept"]] == [best]
-        assert len(history) == 3 + (best != "pruned"), "the history of the tuning that is kept, and three verdicts"
-        assert model is not pruned
+        assert chosen == [{"stage": "choose", "repair": name, "val_loss": verdicts[name], "kept": name == best}
+                          for name in ("pruned", "fine-tuned", "pruned and fine-tuned")]
+        assert len(history) == 3 + 2 * (best != "pruned"), "the history of the tuning that is kept, and three verdicts"
 
 
 def test_nothing_pruned_is_not_tuned_twice(victim):
@@ -119,4 +122,5 @@ def test_nothing_pruned_is_not_tuned_twice(victim):
 
 def test_ctrl_c_in_a_repair_chooses_among_what_is_there(victim):
     model, _, history, seen, _ = repair(victim, {"pruned": 2.0, "fine-tuned": 1.0}, interrupt=True)
-    assert model is seen["fine-tuned"] and "interrupted" in history[-1] and len(seen) == 1
+    assert model is seen["fine-tuned"] and len(seen) == 1
+    assert history[-1] == {"stage": "choose", "repair": "fine-tuned", "val_loss": 1.0, "kept": True, "interrupted": True}
