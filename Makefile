@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Three processes on two cores, since browser tests mostly wait; a file stays in one of them, for its fixtures. Without reordering the longest files (browser, notebooks) come first.
+# Three processes for two cores, since browser tests mostly wait; a file stays in one of them, for its fixtures. Without
+# reordering the longest files (browser, notebooks) come first.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all coverage fuzz mutants lab playground lint audit bench notebooks docs zoo clean
