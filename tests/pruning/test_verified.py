@@ -116,8 +116,9 @@ def test_held_out_images_choose_whether_pruning_pays(victim):
 
 
 def test_nothing_pruned_is_not_tuned_twice(victim):
-    _, _, _, seen, _ = repair(victim, {"pruned": 2.0, "fine-tuned": 1.0}, positions=())
+    _, _, history, seen, _ = repair(victim, {"pruned": 2.0, "fine-tuned": 1.0}, positions=())
     assert set(seen) == {"fine-tuned"}
+    assert [row["repair"] for row in history if row["stage"] == "choose"] == ["pruned", "fine-tuned"]
 
 
 def test_ctrl_c_in_a_repair_chooses_among_what_is_there(victim):
