@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = CONSISTENCY | {
     "searches": 3,        # starts per round of either kind of trigger
     "round_steps": 80,    # of each of these: with more, the mask shrinks to what only these images need
     "tries": 6,           # searched changes of each family per round
-    "led": 0.5,           # share of the images that such a change must lead to the class
+    "far": 0.5,           # share of the images that such a change must lead to the class
     "suspect_lr": 2e-3,   # of SGD with momentum, half a cosine per round
     "suspect_steps": 112,  # optimiser steps per round
 }
@@ -153,7 +153,7 @@ def small_triggers(model: nn.Module, others: Tensor, scanned: Scan, paper: dict[
 
 
 def far_leading(model: nn.Module, others: Tensor, suspect: int, paper: dict[str, Any], seed: int) -> list[nn.Module]:
-    """Searched changes of all families that lead more than `led` of the images to the suspect.
+    """Searched changes of all families that lead more than `far` of the images to the suspect.
 
     They are searched for on one half of `others` and judged on the other.
     """
@@ -166,7 +166,7 @@ def far_leading(model: nn.Module, others: Tensor, suspect: int, paper: dict[str,
         with evaluating(model):
             found = search_changes(model, [half] * len(drawn), drawn)
             led = inflow(model, [rest] * len(found), found)[:, suspect].tolist()
-        far += [Applied(change) for change, share in zip(found, led, strict=True) if share > paper["led"]]
+        far += [Applied(change) for change, share in zip(found, led, strict=True) if share > paper["far"]]
     return far
 
 

@@ -347,12 +347,12 @@ def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, mo
 def test_changes_that_lead_far_are_found_and_others_are_not(victim, images):
     """On the other half of the images: a backdoor of patches is found as patches, and as nothing in a model without one."""
     others = images[predict(victim.model, images).argmax(1) != victim.target]
-    found = far_leading(victim.model, others, victim.target, {"tries": 6, "led": 0.5}, 0)
+    found = far_leading(victim.model, others, victim.target, {"tries": 6, "far": 0.5}, 0)
     assert "patches" in {one.change.family for one in found}
     for one in found:
         assert predict(victim.model, one(others[1::2])).softmax(1)[:, victim.target].mean() > 0.5
         assert isinstance(one, Applied) and torch.equal(one(others), one.change(others))
-    assert far_leading(victim.model, others, victim.target, {"tries": 6, "led": 1.0}, 0) == []
+    assert far_leading(victim.model, others, victim.target, {"tries": 6, "far": 1.0}, 0) == []
 
 
 def test_triggers_take_turns(images):
