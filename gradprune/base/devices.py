@@ -44,8 +44,8 @@ def device_name(device: torch.device) -> str:
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes with bfloat16 itself: GPUs do; a CPU without it emulates it, 12 times as slowly."""
-    return device.type == "cuda" or (device.type == "cpu" and torch.backends.mkldnn.is_available()
-                                     and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    return device.type != "cpu" or (torch.backends.mkldnn.is_available()
+                                    and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 @contextmanager

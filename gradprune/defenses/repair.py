@@ -116,10 +116,9 @@ def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int,
     the last step of a round is kept.
     """
     assert scanned.suspect is not None
-    ways = list[nn.Module]()
+    others, ways = work.train.clean[work.train.labels != scanned.suspect], list[nn.Module]()
     epochs = epochs_for(len(work.train.labels), paper["suspect_steps"], paper["batch_size"])
     for turn in range(paper["rounds"]):
-        others = work.train.clean[work.train.labels != scanned.suspect]
         easy = small_triggers(work.model, others, scanned, paper, seed + turn * paper["searches"], progress)
         easy += far_leading(work.model, others, scanned.suspect, paper, seed + turn)
         if not easy:
