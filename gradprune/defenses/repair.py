@@ -2,10 +2,10 @@
 
 If a network can learn to ignore small changes of the image and keep its clean answers, that removes the backdoor, too:
 `consistent_tune` does so without suspecting a class. A network that random changes hardly affect always can. For any
-other, a trial on half of the images shows whether its clean answers survive. If they do not, `scan` looks for
-the one class that is too easy to reach. Triggers and changes that lead there are searched for and unlearned together,
-until that class is as hard to reach as the others. Source of the scan's searches: Wang et al., 2019, "Neural Cleanse";
-the rest is ours.
+other, `scan` looks for the one class that is too easy to reach. Triggers and changes that lead there are searched for
+and unlearned together, until that class is as hard to reach as the others. If no class is suspected, consistency is
+tried on half of the images, and used if the clean answers to the other half survive. Source of the scan's searches:
+Wang et al., 2019, "Neural Cleanse"; the rest is ours.
 """
 
 from typing import Any
@@ -23,13 +23,13 @@ from gradprune.pruning import Augment, Distilled, Pairs
 from gradprune.pruning.distilled import VIEWS, epochs_for, tune_on_views
 from gradprune.search import FAMILIES, SEARCHABLE, Alternating, Change, Part, draw, inflow, search_changes
 
-IGNORED = "so the model learned to ignore them (consistency)"  # which of the two ways, in `stopped`; the report asks
-SCANNED = "so a scan looked for a target"
+IGNORED = "so the model learned to ignore them (consistency)"  # in `stopped`, which the report reads, like `LEFT`
+LEFT = "so the model was left as it is"
 LOCAL = ("patches", "sparse", "bounded")  # families that leave an image recognisable wherever they are
 DEFAULTS: dict[str, Any] = CONSISTENCY | {
     "sturdy": 0.1,        # below this share of altered answers consistency is used at once: see `unsteadiness`
     "changes": 36,        # how many are drawn for that decision
-    "trial_steps": 75,    # above it, consistency is first tried for so many steps on half of the images
+    "trial_steps": 75,    # above it, where no class is suspected, it is tried for so many steps on half of the images
     "kept": 0.78,         # and must keep this share of the answers on the other half
     "scan_steps": 150,    # of each search of the scan: with 60 a real target was close to the threshold
     "rounds": 3,          # of searching for triggers of the suspected class and unlearning them, at most
@@ -61,24 +61,28 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     clean: the defender's images, of which `spc` per class are drawn; the model learns from all of them.
     families: names in `FAMILIES`, the changes used by `consistent_tune`.
     changes: any value of `DEFAULTS`.
-    `stopped` of the result says which method was used, and why. If the scan suspects no class, the model stays as it
-    is. Ctrl-C keeps what has been reached. Raises InputError for bad arguments or too few images.
+    `stopped` of the result says which method was used, and why. If the scan suspects no class and the trial of
+    consistency fails, the model stays as it is. Ctrl-C keeps what has been reached. Raises InputError for bad
+    arguments or too few images.
     """
     paper = override_positive("repair", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     altered = unsteadiness(work.model, work.train.clean, paper["changes"], seed)
-    told, sturdy = f"small random changes alter {altered:.0%} of the answers, ", altered < paper["sturdy"]
+    told, share, scanned = f"small random changes alter {altered:.0%} of the answers, ", 1.0, None
     with work.stage("tune"):
-        share = 1.0 if sturdy else kept_on_trial(model, clean, spc, families, paper, seed, progress)
-        if share >= paper["kept"]:
+        if altered >= paper["sturdy"]:
+            scanned = scan(model, clean, spc=spc, seed=seed, progress=progress, steps=paper["scan_steps"])
+            told += f"so a scan looked for a target. {scanned.verdict}"
+            if scanned.suspect is None:
+                share = kept_on_trial(model, clean, spc, families, paper, seed, progress)
+                told += f" Learning to ignore such changes kept {share:.0%} of the clean answers in a trial, "
+        if scanned is not None and scanned.suspect is not None:
+            told += unlearn_suspect(work, scanned, paper, seed, progress)
+        elif share >= paper["kept"]:
             told += IGNORED
             work.history = tune_consistently(work, families, paper, paper["steps"], seed, progress)
         else:
-            scanned = scan(model, clean, spc=spc, seed=seed, progress=progress, steps=paper["scan_steps"])
-            told += (f"and learning to ignore them all kept only {share:.0%} of the clean answers, {SCANNED}. "
-                     f"{scanned.verdict}")
-            if scanned.suspect is not None:
-                told += unlearn_suspect(work, scanned, paper, seed, progress)
+            told += LEFT
     return work.result("repair", {"spc": spc, "families": families, **paper, "seed": seed}, stopped=told)
 
 

@@ -251,14 +251,14 @@ def test_a_family_that_is_left_out_is_not_used(victim, monkeypatch):
 
 @pytest.fixture
 def unsteady(monkeypatch):
-    """Small changes alter 30 % of the answers, and unlearning them keeps only half of the clean ones."""
+    """Small changes alter 30 % of the answers, and learning to ignore them keeps only half of the clean ones."""
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
     monkeypatch.setattr(repairing, "kept_on_trial", lambda *_: 0.5)
 
 
 UNASKED = {"steps": 1, "first": 2, "changes": 2}
-SAID = ("small random changes alter 30% of the answers, and learning to ignore them all kept only 50% of the clean answers, so a "
-        "scan looked for a target. ")
+SAID = ("small random changes alter 30% of the answers, so a scan looked for a target. The verdict. Learning to ignore such "
+        "changes kept 50% of the clean answers in a trial, so the model was left as it is")
 
 
 def suspected(rows, victim):
@@ -267,16 +267,16 @@ def suspected(rows, victim):
                 victim.data.defense, {}, [])
 
 
-def test_a_model_that_loses_its_answers_is_scanned_and_left_alone_where_no_class_is_suspected(victim, monkeypatch, unsteady):
+def test_a_model_with_no_suspect_that_would_lose_its_answers_is_left_as_it_is(victim, monkeypatch, unsteady):
     monkeypatch.setattr(repairing, "scan", lambda *_, **settings: suspected([], victim) if settings["steps"] == 7 else None)
     result = defend("repair", victim, **UNASKED, sturdy=0.2, scan_steps=7)
-    assert result.stopped == SAID + "The verdict."
+    assert result.stopped == SAID
     assert victim.evaluate(result.model) == victim.evaluate()
 
 
-def test_a_model_that_keeps_its_answers_needs_no_scan(victim, monkeypatch):
+def test_a_model_with_no_suspect_that_keeps_its_answers_learns_to_ignore_changes(victim, monkeypatch):
     """The trial learns from half of the images, the repair itself from all."""
-    monkeypatch.setattr(repairing, "scan", None)  # would raise if it were called
+    monkeypatch.setattr(repairing, "scan", lambda *_, **__: suspected([], victim))
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
     made, tune = [], repairing.consistent_tune
 
@@ -287,14 +287,15 @@ def test_a_model_that_keeps_its_answers_needs_no_scan(victim, monkeypatch):
     monkeypatch.setattr(repairing, "consistent_tune", watched)
     few = {"steps": 1, "trial_steps": 2, "first": 2, "changes": 2, "spc": 10}
     result = defend("repair", victim, **few, sturdy=0.2, kept=0.01)
-    assert made == [(20, 2), (40, 1)] and "consistency" in result.stopped
+    assert made == [(20, 2), (40, 1)] and "in a trial, so the model learned to ignore them (consistency)" in result.stopped
+    monkeypatch.setattr(repairing, "scan", None)  # would raise if it were called
     result = defend("repair", victim, **few, sturdy=0.4)
-    assert made[2:] == [(40, 1)] and "consistency" in result.stopped, "no trial"
+    assert made[2:] == [(40, 1)] and "consistency" in result.stopped, "no scan, no trial"
 
 
 def test_a_trial_that_is_interrupted_ends_the_repair(victim, monkeypatch):
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
-    monkeypatch.setattr(repairing, "scan", None)
+    monkeypatch.setattr(repairing, "scan", lambda *_, **__: suspected([], victim))
     monkeypatch.setattr(repairing, "consistent_tune", lambda *_, **__: [{"interrupted": True}])
     result = defend("repair", victim, **UNASKED, sturdy=0.2)
     assert result.interrupted and result.stopped == "interrupted" and victim.evaluate(result.model) == victim.evaluate()
