@@ -22,7 +22,7 @@ from gradprune.defenses import KNOWS_TRIGGER
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "data/results"
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/decisions/unknown_trigger.md")
 FIGURES = ("acc", "asr", "ra")
 
 
@@ -108,6 +108,17 @@ def paper_network(table):
         print(f"| {attack}, {spc} | {defense} | {' | '.join(told)} | {last['filters_removed']:.0f} | {last['seconds']:.0f} |")
 
 
+def ways(table):
+    """Tuning models: what `repair` could know of each, and ACC / ASR / RA after each of its two ways."""
+    told = {way: [" / ".join(f"{100 * row[f'{way} {key}']:.1f}" for key in FIGURES) for _, row in table.iterrows()]
+            for way in ("given", "consistency", "unlearned")}
+    print("| tuning model | altered answers | kept on trial | suspect | given | consistency | suspect unlearned |\n|---|---|---|---|---|---|---|")
+    for place, row in enumerate(table.itertuples()):
+        unlearned = "" if row.suspect == "none" else told["unlearned"][place]
+        print(f"| {row.victim.removesuffix('_11')} | {row.altered:.0%} | {row.kept:.0%} | {row.suspect} | {told['given'][place]} | "
+              f"{told['consistency'][place]} | {unlearned} |")
+
+
 def by_defense(table):
     """Means over attacks and seeds, every attack weighing the same; rank in its group and DER with their 95 % interval."""
     print("| spc | trigger | defence | ACC | ASR | RA | DER (95 % interval) | mean rank (interval) | seconds |\n|---|---|---|---|---|---|---|---|---|")
@@ -177,7 +188,7 @@ def whole(table):
     return table[met == full]
 
 
-TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, peers, paper_network)}
+TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, peers, paper_network, ways)}
 UNFOLDED = ("by_model",)  # tables that show what was not run
 
 
