@@ -36,7 +36,8 @@ DEFAULTS: dict[str, Any] = CONSISTENCY | {
     "searches": 3,        # starts per round of either kind of trigger
     "round_steps": 80,    # of each of these: with more, the mask shrinks to what only these images need
     "tries": 6,           # searched changes of each family per round
-    "far": 0.5,           # share of the images that such a change must lead to the class
+    "tries_on": 96,       # images for these, evenly chosen: half for the search, half to judge it
+    "far": 0.5,           # share of the latter that such a change must lead to the class
     "suspect_lr": 2e-3,   # of SGD with momentum, half a cosine per round
     "suspect_steps": 112,  # optimiser steps per round
 }
@@ -158,9 +159,9 @@ def small_triggers(model: nn.Module, others: Tensor, scanned: Scan, paper: dict[
 def far_leading(model: nn.Module, others: Tensor, suspect: int, paper: dict[str, Any], seed: int) -> list[nn.Module]:
     """Searched changes of all families that lead more than `far` of the images to the suspect.
 
-    They are searched for on one half of `others` and judged on the other.
+    They are searched for on one half of a few of `others` and judged on the other half.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, others = torch.Generator().manual_seed(seed), others[::-(-len(others) // paper["tries_on"])]
     half, rest = (Part(images, predict(model, images).log_softmax(1), suspect)
                   for images in (others[::2], others[1::2]))
     far = list[nn.Module]()

@@ -345,15 +345,28 @@ def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, mo
     assert sum(row["epoch"] == 0 for row in result.history) == (1 if "After 1" in told else 3)
 
 
+FAR = {"tries": 6, "tries_on": 96, "far": 0.5}
+
+
+def test_few_images_evenly_chosen_show_what_leads_far(victim, monkeypatch):
+    """Of 100 images with a limit of 40, every third: 17 for the search and 17 to judge it."""
+    seen = []
+    monkeypatch.setattr(repairing, "search_changes", lambda model, parts, drawn: seen.append(parts[0].images) or drawn)
+    monkeypatch.setattr(repairing, "inflow", lambda model, parts, found: seen.append(parts[0].images) or torch.zeros(1, 4))
+    others = torch.arange(100.0).view(-1, 1, 1, 1).expand(-1, 3, 32, 32) / 100
+    assert far_leading(victim.model, others, 0, FAR | {"tries": 1, "tries_on": 40}, 0) == []
+    assert torch.equal(seen[0], others[::6]) and torch.equal(seen[1], others[3::6])
+
+
 def test_changes_that_lead_far_are_found_and_others_are_not(victim, images):
     """On the other half of the images: a backdoor of patches is found as patches, and as nothing in a model without one."""
     others = images[predict(victim.model, images).argmax(1) != victim.target]
-    found = far_leading(victim.model, others, victim.target, {"tries": 6, "far": 0.5}, 0)
+    found = far_leading(victim.model, others, victim.target, FAR, 0)
     assert "patches" in {one.change.family for one in found}
     for one in found:
         assert predict(victim.model, one(others[1::2])).softmax(1)[:, victim.target].mean() > 0.5
         assert isinstance(one, Applied) and torch.equal(one(others), one.change(others))
-    assert far_leading(victim.model, others, victim.target, {"tries": 6, "far": 1.0}, 0) == []
+    assert far_leading(victim.model, others, victim.target, FAR | {"far": 1.0}, 0) == []
 
 
 def test_triggers_take_turns(images):
