@@ -1,6 +1,7 @@
-"""Recipe `verified` and its controls on two third-party models: data/results/peers.csv.
+"""Recipe `verified` and its controls, or `repair`, on two third-party models: data/results/peers.csv.
 
     python tests/benchmarks/peers_table.py [seeds] [spc] [models]     # a run takes one to three minutes
+    python tests/benchmarks/peers_table.py [seeds] [spc] [models] repair     # about eight minutes of a core
 
 Every row is one draw of the defender's images; the test images only measure. All settings are the defaults. The models
 (I-BAU's published checkpoints, CIFAR-10) lie beside the repository only in development: their defence images are drawn
@@ -60,6 +61,25 @@ def peer(name):
     return Victim(model.eval(), trigger, target, Dataset(pool, pool, test), {})
 
 
+def row_of(name, spc, seed, stage, given, figures, result, filters=0):
+    print(name, spc, seed, f"{stage:12}", figures, f"{filters} filters", result.seconds, result.stopped, flush=True)
+    return {"model": name, "spc": spc, "seed": seed, "stage": stage, "filters": filters,
+            "stopped": result.stopped if stage in ("verified", "repair") else "",
+            **{key: round(value, 4) for key, value in figures._asdict().items()},
+            "der": round(der(given, figures), 4), "gradprune": gp.__version__,
+            **{f"{key}_seconds": round(value, 1) for key, value in result.seconds.items()},
+            "torch": torch.__version__.split("+")[0], "machine": platform.machine(), "threads": torch.get_num_threads()}
+
+
+def repairs(seeds, spcs, models):
+    for name in models:
+        victim = peer(name)
+        for seed in seeds:
+            for spc in spcs:
+                result = gp.repair(victim.model, victim.data.defense, spc=spc, seed=seed, progress=False)
+                yield row_of(name, spc, seed, "repair", victim.evaluate(), victim.evaluate(result.model), result)
+
+
 def rows(seeds, spcs, models):
     for name in models:
         victim = peer(name)
@@ -75,22 +95,15 @@ def rows(seeds, spcs, models):
                 for stage, model in {"before": None, "pruned": result.pruned, "verified": result.model,
                                      "ft_distilled": alone.model, "ft_unlearn": unlearned.model}.items():
                     figures = given if model is None else victim.evaluate(model)
-                    filters = removed.get(stage, 0)
-                    print(name, spc, seed, f"{stage:12}", figures, f"{filters} filters", result.seconds, result.stopped, flush=True)
-                    yield {"model": name, "spc": spc, "seed": seed, "stage": stage, "filters": filters,
-                           "stopped": result.stopped if stage == "verified" else "",
-                           **{key: round(value, 4) for key, value in figures._asdict().items()},
-                           "der": round(der(given, figures), 4), "gradprune": gp.__version__,
-                           **{f"{key}_seconds": round(value, 1) for key, value in result.seconds.items()},
-                           "torch": torch.__version__.split("+")[0], "machine": platform.machine(),
-                           "threads": torch.get_num_threads()}
+                    yield row_of(name, spc, seed, stage, given, figures, result, removed.get(stage, 0))
 
 
-def main(seeds="0,1,2", spcs="2,10", models="badnets,trojan_wm"):
+def main(seeds="0,1,2", spcs="2,10", models="badnets,trojan_wm", method="verified"):
     """Measure, and put the rows in the place of earlier ones for the same model, spc and seed."""
     keys = ["model", "spc", "seed", "stage"]
     table = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame(columns=keys)
-    for row in rows(list(map(int, seeds.split(","))), list(map(int, spcs.split(","))), models.split(",")):
+    measured = repairs if method == "repair" else rows
+    for row in measured(list(map(int, seeds.split(","))), list(map(int, spcs.split(","))), models.split(",")):
         table = pd.concat([table, pd.DataFrame([row])]).drop_duplicates(keys, keep="last")
         write_atomic(OUT, lambda temporary, table=table: table.to_csv(temporary, index=False))
     means = table.groupby(["model", "spc", "stage"], sort=False)[["acc", "asr", "ra", "der"]].mean()

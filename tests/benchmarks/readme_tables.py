@@ -90,6 +90,7 @@ def peers(table):
     """Third-party models: ACC / ASR / RA of each stage, mean over the draws."""
     stages = {"pruned": "`verified`, pruned", "verified": "`verified`", "ft_distilled": "`ft_distilled`", "ft_unlearn": "`ft_unlearn`"}
     means = table.groupby(["model", "spc", "stage"])[list(FIGURES)].mean()
+    table = table[table["stage"] != "repair"]  # which does not know the trigger: told in the text
     draws = table.groupby(["model", "spc"])["seed"].nunique()
     print(f"| model, images per class (draws) | given | {' | '.join(stages.values())} |\n|---|---{'|---' * len(stages)}|")
     for (model, spc), count in draws.items():
