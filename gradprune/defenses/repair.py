@@ -127,15 +127,14 @@ def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int,
         easy = small_triggers(work.model, others, scanned, paper, seed + turn * paper["searches"], progress)
         easy += far_leading(work.model, others, scanned.suspect, paper, seed + turn)
         if not easy:
-            rounds = f"{turn} round{'s' * (turn != 1)}"
-            return f" After {rounds} of unlearning, it is no easier to reach than the other classes."
+            return f" Rounds of unlearning: {turn}; then it was no easier to reach than the other classes."
         ways += easy
         augment = Augment(work.given, Alternating(ways), work.train)
         work.history += tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
                                       work.validation, augment, Distilled(work.given), lr=paper["suspect_lr"],
                                       epochs=epochs, batch_size=paper["batch_size"], seed=seed + turn,
                                       progress=progress)
-    return f" {paper['rounds']} rounds of unlearning were made; the last one was not checked."
+    return f" Rounds of unlearning: {paper['rounds']}, the most allowed; the last one was not checked."
 
 
 def small_triggers(model: nn.Module, others: Tensor, scanned: Scan, paper: dict[str, Any], seed: int, progress: bool

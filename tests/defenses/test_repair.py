@@ -320,8 +320,8 @@ def test_what_is_kept_by_hand(victim, monkeypatch):
 
 
 @pytest.mark.parametrize(("norms", "told"), [
-    ([4.0, 6.0, 9.0, 8.0], "After 1 round of unlearning, it is no easier to reach than the other classes."),
-    ([4.0] * 6, "3 rounds of unlearning were made; the last one was not checked.")])
+    ([4.0, 6.0, 9.0, 8.0], "Rounds of unlearning: 1; then it was no easier to reach than the other classes."),
+    ([4.0] * 6, "Rounds of unlearning: 3, the most allowed; the last one was not checked.")])
 def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, monkeypatch, unsteady, norms, told):
     """The others need 5 and more. The search is told what to find: what the attacker put on."""
     rows = [Row(kind, label, 5.0 + label if label != victim.target else 2.0, 1.0, 0.0, 1.0, True, label == victim.target)
@@ -342,7 +342,7 @@ def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, mo
     after = victim.evaluate(result.model)
     assert result.stopped.endswith(told) and seeds == list(range(len(norms)))
     assert after.asr < 0.3 and after.acc > 0.9
-    assert sum(row["epoch"] == 0 for row in result.history) == (1 if "After 1" in told else 3)
+    assert sum(row["epoch"] == 0 for row in result.history) == (1 if ": 1;" in told else 3)
 
 
 FAR = {"tries": 6, "tries_on": 96, "far": 0.5}
