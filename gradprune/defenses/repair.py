@@ -23,8 +23,8 @@ from gradprune.pruning import Augment, Distilled, Pairs
 from gradprune.pruning.distilled import VIEWS, epochs_for, tune_on_views
 from gradprune.search import FAMILIES, SEARCHABLE, Alternating, Change, Part, draw, inflow, search_changes
 
-IGNORED = "so the model learned to ignore them (consistency)"  # in `stopped`, which the report reads, like `LEFT`
-LEFT = "so the model was left as it is"
+IGNORED = "so the model learned to ignore them (consistency)"  # which of the two ways, in `stopped`; the report asks
+UNLEARNED = "Rounds of unlearning"
 LOCAL = ("patches", "sparse", "bounded")  # families that leave an image recognisable wherever they are
 DEFAULTS: dict[str, Any] = CONSISTENCY | {
     "sturdy": 0.1,        # below this share of altered answers consistency is used at once: see `unsteadiness`
@@ -83,7 +83,7 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
             told += IGNORED
             work.history = tune_consistently(work, families, paper, paper["steps"], seed, progress)
         else:
-            told += LEFT
+            told += "so the model was left as it is"
     return work.result("repair", {"spc": spc, "families": families, **paper, "seed": seed}, stopped=told)
 
 
@@ -127,14 +127,14 @@ def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int,
         easy = small_triggers(work.model, others, scanned, paper, seed + turn * paper["searches"], progress)
         easy += far_leading(work.model, others, scanned.suspect, paper, seed + turn)
         if not easy:
-            return f" Rounds of unlearning: {turn}; then it was no easier to reach than the other classes."
+            return f" {UNLEARNED}: {turn}; then it was no easier to reach than the other classes."
         ways += easy
         augment = Augment(work.given, Alternating(ways), work.train)
         work.history += tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
                                       work.validation, augment, Distilled(work.given), lr=paper["suspect_lr"],
                                       epochs=epochs, batch_size=paper["batch_size"], seed=seed + turn,
                                       progress=progress)
-    return f" Rounds of unlearning: {paper['rounds']}, the most allowed; the last one was not checked."
+    return f" {UNLEARNED}: {paper['rounds']}, the most allowed; the last one was not checked."
 
 
 def small_triggers(model: nn.Module, others: Tensor, scanned: Scan, paper: dict[str, Any], seed: int, progress: bool

@@ -57,15 +57,14 @@ def main(folder, victims=VICTIMS, spc="10"):
     """Measure what is missing, then print the figures."""
     for name in victims.split(","):
         table = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame(columns=["victim", "spc", "seed"])
-        for seed in DEFENSE_SEEDS[:1]:
-            if (table[["victim", "spc", "seed"]] == [name, int(spc), seed]).all(axis=1).any():
-                continue
-            kind, training = name.rsplit("_", 1)
-            row = {"victim": name, "spc": int(spc), "seed": seed,
-                   **measure(tuning_victim(folder, kind, int(training)), int(spc), seed)}
-            table = pd.concat([pd.read_csv(OUT) if OUT.exists() else table, pd.DataFrame([row])])
-            write_atomic(OUT, lambda temporary, table=table: table.round(4).to_csv(temporary, index=False))
-            print(row, flush=True)
+        if ((table["victim"] == name) & (table["spc"] == int(spc))).any():
+            continue
+        kind, training = name.rsplit("_", 1)
+        victim = tuning_victim(folder, kind, int(training))
+        row = {"victim": name, "spc": int(spc), "seed": DEFENSE_SEEDS[0], **measure(victim, int(spc), DEFENSE_SEEDS[0])}
+        table = pd.concat([table, pd.DataFrame([row])])
+        write_atomic(OUT, lambda temporary, table=table: table.round(4).to_csv(temporary, index=False))
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from gradprune.base.paths import output_folder
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import DefenseResult
 from gradprune.defenses.exposure import Reach
-from gradprune.defenses.repair import IGNORED, LEFT
+from gradprune.defenses.repair import IGNORED, UNLEARNED
 from gradprune.evaluation import Metrics, der, replay, verdict
 from gradprune.pruning import filter_scores, pair_up
 from gradprune.victims import Victim
@@ -81,7 +81,7 @@ def write_repair_report(folder: str | Path, given: nn.Module, result: DefenseRes
         heading="Repaired without the trigger", before=before, after=after, known=known, result=result, victim=victim,
         figures=figures, definitions={METRICS[key].name: DEFINITIONS[METRICS[key].name] for key in known},
         shares=shares, reach=reach(images, *led), way=result.stopped.rstrip("."), ignored=IGNORED,
-        left=LEFT, settings=told(settings),
+        unlearned=UNLEARNED, settings=told(settings),
         examples=examples({"before": given, "after": result.model}, victim.data.test, victim.trigger, victim.target,
                           label_map=victim.label_map) if victim else None)
 
