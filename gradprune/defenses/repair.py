@@ -118,7 +118,7 @@ def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int,
     """Search for ways to the suspected class and unlearn all easy ones, round by round; returns how it ended.
 
     The copy learns to answer an image with one of them as the original model answers the clean image (see `Distilled`);
-    the last step of a round is kept.
+    the last step of a round is kept. Ctrl-C ends the rounds and keeps what has been reached.
     """
     assert scanned.suspect is not None
     others, ways = work.train.clean[work.train.labels != scanned.suspect], list[nn.Module]()
@@ -134,6 +134,8 @@ def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int,
                                       work.validation, augment, Distilled(work.given), lr=paper["suspect_lr"],
                                       epochs=epochs, batch_size=paper["batch_size"], seed=seed + turn,
                                       progress=progress)
+        if "interrupted" in work.history[-1]:
+            raise KeyboardInterrupt
     return f" {UNLEARNED}: {paper['rounds']}, the most allowed; the last one was not checked."
 
 

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import defend
+from conftest import defend, interrupt_call
 from torch import nn
 
 import gradprune as gp
@@ -15,7 +15,7 @@ from gradprune.defenses.consistency import CONSISTENCY, Consistent, settle, step
 from gradprune.defenses.repair import Applied, far_leading, kept_on_trial
 from gradprune.defenses.scan import Row
 from gradprune.models import evaluating, predict
-from gradprune.pruning import Pairs, unpaired
+from gradprune.pruning import Pairs, fine_tuning, unpaired
 from gradprune.search import (
     FAMILIES,
     SEARCHABLE,
@@ -319,15 +319,13 @@ def test_what_is_kept_by_hand(victim, monkeypatch):
     assert [len(half) for half in seen] == [20, 20] and torch.cdist(*(half.flatten(1) for half in seen)).min() > 0
 
 
-@pytest.mark.parametrize(("norms", "told"), [
-    ([4.0, 6.0, 9.0, 8.0], "Rounds of unlearning: 1; then it was no easier to reach than the other classes."),
-    ([4.0] * 6, "Rounds of unlearning: 3, the most allowed; the last one was not checked.")])
-def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, monkeypatch, unsteady, norms, told):
-    """The others need 5 and more. The search is told what to find: what the attacker put on."""
+@pytest.fixture
+def found(victim, monkeypatch, unsteady):
+    """The scan suspects the target; the others need 5 and more. The search finds what the attacker put on, of these norms."""
     rows = [Row(kind, label, 5.0 + label if label != victim.target else 2.0, 1.0, 0.0, 1.0, True, label == victim.target)
             for kind in ("mask", "whole image") for label in range(4)]
     least = min(row.norm for row in rows if row.label != victim.target)
-    seeds = []
+    norms, seeds = [], []
 
     def searched(model, images, label, *, seed, **settings):
         assert label == victim.target and len(images) == 3 * 10 and settings["steps"] == 7
@@ -338,11 +336,33 @@ def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, mo
     monkeypatch.setattr(repairing, "far_leading", lambda *_: [])
     monkeypatch.setitem(repairing.KINDS, "mask", searched)
     monkeypatch.setitem(repairing.KINDS, "whole image", lambda *_, **__: Inversion(victim.trigger, least, 1.0, [], True))
-    result = defend("repair", victim, **UNASKED, spc=10, sturdy=0.2, searches=2, round_steps=7, suspect_steps=40)
+    return norms, seeds
+
+
+ROUNDS = {**UNASKED, "spc": 10, "sturdy": 0.2, "searches": 2, "round_steps": 7, "suspect_steps": 40}
+
+
+@pytest.mark.parametrize(("norms", "told"), [
+    ([4.0, 6.0, 9.0, 8.0], "Rounds of unlearning: 1; then it was no easier to reach than the other classes."),
+    ([4.0] * 6, "Rounds of unlearning: 3, the most allowed; the last one was not checked.")])
+def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, found, norms, told):
+    found[0].extend(norms)
+    result = defend("repair", victim, **ROUNDS)
     after = victim.evaluate(result.model)
-    assert result.stopped.endswith(told) and seeds == list(range(len(norms)))
+    assert result.stopped.endswith(told) and found[1] == list(range(len(norms)))
     assert after.asr < 0.3 and after.acc > 0.9
     assert sum(row["epoch"] == 0 for row in result.history) == (1 if ": 1;" in told else 3)
+
+
+def test_ctrl_c_in_a_round_ends_the_repair_and_keeps_what_is_reached(victim, found, monkeypatch):
+    """It comes in the second of the first round's epochs: nothing is searched for after it."""
+    found[0].extend([4.0] * 6)
+    epochs = interrupt_call(monkeypatch, fine_tuning, "_epoch", 2)
+    result = defend("repair", victim, **ROUNDS)
+    assert result.interrupted and result.stopped == "interrupted"
+    assert len(epochs) == 2 and found[1] == [0, 1]
+    assert [row["epoch"] for row in result.history] == [0, 1, 1]
+    assert not torch.equal(*(next(model.parameters()) for model in (victim.model, result.model)))
 
 
 FAR = {"tries": 6, "tries_on": 96, "far": 0.5}

@@ -22,7 +22,8 @@ from gradprune import views
 from gradprune.attacks import make_trigger
 from gradprune.base.errors import InputError
 from gradprune.datasets import ImageSet
-from gradprune.defenses import DefenseResult, grad_prune
+from gradprune.defenses import DefenseResult, exposure, grad_prune
+from gradprune.defenses.repair import IGNORED, UNLEARNED
 from gradprune.evaluation import Metrics, der
 from gradprune.models import build, predict
 from gradprune.pruning import FilterMask, filter_scores, pair_up
@@ -41,6 +42,7 @@ from gradprune.views.figures import style
 from gradprune.views.figures.drawing import written
 from gradprune.views.figures.picture import change, count
 from gradprune.views.reports import report as report_module
+from gradprune.views.reports.report import write_repair_report
 
 HOSTILE = ("<script>alert(1)</script>", 'a" onerror="x', "$\\frac{1}{0$ & co", "line\nbreak \x07" + "long " * 30)
 STAGES = {"before": Metrics(0.995, 0.98, 0.012), "pruned": Metrics(0.971, 0.104, 0.8), "tuned": Metrics(0.98, 0.02, 0.96)}
@@ -509,6 +511,19 @@ def test_report_says_how_a_trained_victim_is_made_again(victim, result, tmp_path
     known = dataclasses.replace(known, card=card | {"data": {"name": "pictures", "size": "a stranger's"}})
     words = Page(write_report(tmp_path, known, result, STAGES).read_text()).words
     assert f"data='pictures', size={victim.data.test.images.shape[-1]}, target=1" in words and "stranger" not in words
+
+
+@pytest.mark.parametrize(("stopped", "way", "not_way"), [
+    (f"small changes alter 3%, {IGNORED}", "Consistency means", "unlearned together"),
+    (f"Suspected: 'stop'. {UNLEARNED}: 1; then it ended.", "unlearned together", "Consistency means"),
+    ("interrupted", "Interrupted.", "unlearned together"), ("no suspect, so it was left as it is", "left as it is.", "Consistency means")])
+def test_the_page_of_a_repair_tells_the_method_that_was_used(victim, result, tmp_path, stopped, way, not_way):
+    done = dataclasses.replace(result, stopped=stopped, interrupted=stopped == "interrupted", settings={"spc": 9, "families": ("waves",)})
+    rows = exposure(victim.model, victim.data.defense.floats()[:8], families=("waves",), drawn=2)
+    stages = {"before": {"acc": 0.99, "asr": None, "ra": None}, "after": {"acc": 0.9, "asr": None, "ra": None}}
+    words = Page(write_repair_report(tmp_path, victim.model, done, victim.data.defense, (rows, rows), stages).read_text()).words
+    assert way in words and not_way not in words
+    assert ("The run was interrupted" in words) == done.interrupted
 
 
 def test_report_refuses_what_it_cannot_do(victim, result, tmp_path):
