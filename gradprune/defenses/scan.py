@@ -1,7 +1,8 @@
-"""Scan a model for a backdoor with the trigger unknown: eight searches, and the class that all find easy to reach.
+"""Scan a model for a backdoor with the trigger unknown: nine voices, and the class that all find easy to reach.
 
 Sources: Wang et al., 2019, "Neural Cleanse" (masks, and the outlier rule); Moosavi-Dezfooli et al., 2017,
-arXiv:1610.08401 (patterns over the whole image); see `voices` for the other searches and how they are combined.
+arXiv:1610.08401 (patterns over the whole image); see `voices` for the other searches and how they are combined, and
+`driven` for the one voice that looks at the filters.
 """
 
 import math
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, positive
+from gradprune.defenses.driven import driven
 from gradprune.defenses.voices import LED, led, margins, standings
 from gradprune.models.inference import predict
 from gradprune.search import Inversion, invert, outliers, perturb
@@ -22,6 +24,7 @@ FASTER: dict[str, Any] = {"steps": 60, "batch_size": 16, "factor": 1.5}  # overr
 SMALL = 0.5  # a norm below this share of the median is small: see docs/decisions/unknown_trigger.md
 OUTLIER = 2.0  # anomaly index of one search above which its class is an outlier (the paper's)
 ALARM = 2.0  # mean standing of a class above which it is suspected, chosen on tuning models: see the same page
+LOUD = 1.5  # driven filters alone accuse a class that they reach this many times as far as the next one: same page
 KINDS: dict[str, Callable[..., Inversion]] = {"mask": invert, "whole image": perturb}
 
 
@@ -49,13 +52,13 @@ class Scan(NamedTuple):
     """The result of a scan.
 
     rows: all classes of the first kind, then of the second.
-    suspect: the class with the highest score, if that is above the threshold or one search alone raises the alarm, and
+    suspect: the class with the highest score, if that is above the threshold or one voice alone raises the alarm, and
         a trigger was found; or None.
     kind: the search with the suspect's smaller norm, as a share of the median.
     trigger: what that search synthesised, float (N, C, H, W) in [0, 1] -> the same.
     verdict: the outcome in words.
     images: the defender's images that were used.
-    voices: for each search, how far each class is above the median of the classes (see `standings`).
+    voices: for each one, how far each class is above the median of the classes (see `standings`).
     scores: their mean.
     """
 
@@ -78,12 +81,12 @@ class Scan(NamedTuple):
 
 def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, threshold: float = ALARM,
          progress: bool = True, **search: Any) -> Scan:
-    """Measure by eight searches how easily each class is reached, and suspect the class that stands out.
+    """Measure in nine ways how easily each class is reached, and suspect the class that stands out.
 
     model: not changed.
     clean: the defender's images, of which `spc` per class are drawn.
-    threshold: the mean standing above which the highest class is suspected; below it, one search alone may accuse the
-        class (see `Row.alarm`).
+    threshold: the mean standing above which the highest class is suspected; below it, one voice alone may accuse the
+        class (see `Row.alarm` and `LOUD`).
     search: values of `search.inversion.SEARCH` for both kinds of trigger, instead of those of `FASTER`.
     A search that does not converge finds no trigger, and its class counts as the hardest to reach.
     Raises InputError for bad arguments, too few images, or fewer than three classes.
@@ -108,11 +111,14 @@ def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, thr
     for family in LED:
         voices[family] = standings(led(work.model, images, work.classes, family, seed))
     voices["margin"] = standings(margins(work.model, images.shape[1:], work.classes, seed))
+    reached = driven(work.model, work.found, images)
+    voices["driven filters"] = standings(reached)
     scores = torch.tensor(list(voices.values())).mean(0).tolist()
     nearest = max(range(work.classes), key=lambda label: scores[label])
     chosen = min((row for row in rows if row.label == nearest and row.share is not None),
                  key=lambda row: row.share or 0, default=None)
-    accused = scores[nearest] > threshold or any(row.alarm for row in rows if row.label == nearest)
+    loud = reached[nearest] > LOUD * max(one for label, one in enumerate(reached) if label != nearest)
+    accused = scores[nearest] > threshold or loud or any(row.alarm for row in rows if row.label == nearest)
     worst = chosen if accused else None
     suspect, kind_found = (worst.label, worst.kind) if worst else (None, None)
     drawn = ImageSet((images * 255).round().to(torch.uint8).cpu(), labels.cpu(), names)
@@ -149,7 +155,7 @@ def _verdict(rows: list[Row], suspected: Row | None, names: tuple[str, ...], thr
         return (f"No class is suspected: none is so much easier to reach than the others. The easiest is "
                 f"{names[nearest]!r}, with a score of {score:.1f} (alarm above {threshold:g}).{told}")
     thing = "a mark" if suspected.kind == "mask" else "a pattern over the whole image"
-    alone = ", or where the norm of one search stands out by itself" * (score <= threshold)
+    alone = ", or where one way stands out by itself" * (score <= threshold)
     return (f"Suspected: {names[nearest]!r}. Of all classes it is the easiest to reach, with a score of {score:.1f} "
             f"(alarm above {threshold:g}{alone}). The smallest trigger found is {thing} of {suspected.share:.0%} of "
             f"the median norm, which moves {suspected.success:.1%} of the defender's other images there.{told}")

@@ -1,5 +1,6 @@
 """Unknown trigger: whole-image search, the scan, its alarm, its page, its command, and the defence with what it found."""
 
+import importlib
 import json
 import re
 
@@ -16,7 +17,7 @@ from gradprune.defenses import prune_scanned, scan
 from gradprune.defenses.scan import ALARM, FASTER, KINDS, SMALL
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
-from gradprune.search import Perturbed, perturb
+from gradprune.search import Inversion, Perturbed, perturb
 from gradprune.views.figures.scan_plots import norms
 from gradprune.views.reports.scan_report import synthesised, write_scan_report
 
@@ -79,8 +80,8 @@ def test_the_suspected_class_is_the_target(victim, found):
     assert found.suspect == victim.target == 1 and "Suspected: 'north east'" in found.verdict
     row = found.suspect_row
     assert row.alarm and row.share < SMALL and row.anomaly > 2
-    assert found.scores[1] == max(found.scores) and found.threshold == ALARM and len(found.voices) == 8
-    assert found.scores == pytest.approx([sum(told) / 8 for told in zip(*found.voices.values(), strict=True)])
+    assert found.scores[1] == max(found.scores) and found.threshold == ALARM and len(found.voices) == 9
+    assert found.scores == pytest.approx([sum(told) / 9 for told in zip(*found.voices.values(), strict=True)])
     images, labels = found.images.floats(), found.images.labels
     moved = (predict(victim.model, found.trigger(images)).argmax(1) == 1)[labels != 1].float().mean()
     assert moved == pytest.approx(row.success, abs=1e-6) and len(images) == 40
@@ -90,6 +91,19 @@ def test_the_suspected_class_is_the_target(victim, found):
 def test_an_honest_model_raises_no_alarm(nothing):
     assert nothing.suspect is nothing.kind is nothing.trigger is nothing.suspect_row is None
     assert nothing.verdict.startswith("No class is suspected")
+
+
+@pytest.mark.parametrize(("reached", "suspect"), [
+    ([0.1, 0.31, 0.2, 0.1], 1), ([0.1, 0.29, 0.2, 0.1], None), ([0.1, 0.1, 0.31, 0.1], None), ([0.0] * 4, None)])
+def test_driven_filters_alone_accuse_the_class_with_the_highest_score(victim, monkeypatch, reached, suspect):
+    """From 1.5 times the next class on. The searches find class 1 a little easier, and raise no alarm."""
+    scanning = importlib.import_module("gradprune.defenses.scan")
+    for kind in KINDS:
+        monkeypatch.setitem(KINDS, kind, lambda model, images, label, **_: Inversion(victim.trigger, 4.0 + (label != 1), 1.0, [], True))
+    for name, told in (("driven", reached), ("led", [0.0, 1.0, 0.1, -0.1]), ("margins", [0.0] * 4)):
+        monkeypatch.setattr(scanning, name, lambda *_, told=told: told)
+    again = scan(victim.model, victim.data.defense, spc=10, threshold=100.0, progress=False)
+    assert again.scores[1] == max(again.scores) and again.suspect == suspect
 
 
 def test_an_honest_card_judges_the_verdict(found, nothing):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gradprune.base.errors import require
 from gradprune.base.paths import output_folder
 from gradprune.defenses import Scan
-from gradprune.defenses.scan import OUTLIER, SMALL
+from gradprune.defenses.scan import LOUD, OUTLIER, SMALL
 from gradprune.search import Inverted, Perturbed
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import show_image
@@ -38,7 +38,7 @@ def write_scan_report(folder: str | Path, scanned: Scan, facts: Mapping[str, obj
     return write_page(
         output_folder(folder) / "scan.html", "scan.html", title=f"Scan: {facts.get('checkpoint', 'a model')}",
         heading=heading, scanned=scanned, card_says=card_says, standings=standings, rows=rows,
-        settings=told(settings), small=SMALL, outlier=OUTLIER, norms=norms(scanned.rows, scanned.classes),
+        settings=told(settings), small=SMALL, outlier=OUTLIER, loud=LOUD, norms=norms(scanned.rows, scanned.classes),
         synthesised=None if scanned.trigger is None else synthesised(scanned, scanned.trigger))
 
 

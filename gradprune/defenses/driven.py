@@ -1,0 +1,68 @@
+"""Driven filters, a voice of a scan: to which class does each filter lead when its output is pushed far up?
+
+A backdoor's filters are quiet on clean images, and loud ones lead to the target. So pushing up the filters one by one
+reaches the target more often than other classes, whatever the trigger looks like. No trigger is searched for. Source of
+the idea: Liu et al., 2019, "ABS: Scanning neural networks for back-doors by artificial brain stimulation", CCS; there
+the neurons that stand out are then searched for a trigger.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from gradprune.models.inference import evaluating, predict
+from gradprune.pruning import Filters
+
+PUSH = 10.0    # added to all of a filter's output, in units of the layer's spread: see `driven`
+FEW = 16       # images
+MANY = 1024    # filters at most, evenly chosen
+AT_ONCE = 8    # filters that share a forward pass
+
+
+def driven(model: nn.Module, found: Filters, images: Tensor) -> list[float]:
+    """How far driven filters lead to each class: the mean, over the filters, of how much more likely it becomes.
+
+    found: the model's filters; of more than `MANY`, evenly chosen ones are driven.
+    images: float (N, C, H, W) in [0, 1], clean; `FEW` of them, evenly chosen, are used.
+    A filter's output is raised by `PUSH` times the mean, over the layer's filters, of the standard deviation of their
+    outputs on the images. A filter that makes a class less likely counts as 0 for that class.
+    """
+    images = images[::-(-len(images) // FEW)]
+    usual, raised = predict(model, images).softmax(1).mean(0), []
+    chosen = range(0, len(found), -(-len(found) // MANY))
+    for layer in found.layers:
+        kept = [place - layer.start for place in chosen if layer.start <= place < layer.start + layer.count]
+        module = model.get_submodule(layer.name)
+        push = PUSH * _spread(model, module, images)
+        for start in range(0, len(kept), AT_ONCE):
+            raised += _answers(model, module, kept[start:start + AT_ONCE], push, images)
+    return (torch.stack(raised) - usual).clamp_min(0).mean(0).tolist()
+
+
+def _spread(model: nn.Module, module: nn.Module, images: Tensor) -> float:
+    """The mean of the standard deviations of the module's output channels; 0 if the model does not use it."""
+    seen = [torch.zeros(1, 1, 1, 1)]
+    handle = module.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    try:
+        predict(model, images)
+    finally:
+        handle.remove()
+    return float(seen[-1].float().std((0, 2, 3), unbiased=False).mean())
+
+
+def _answers(model: nn.Module, module: nn.Module, channels: list[int], push: float, images: Tensor) -> list[Tensor]:
+    """For each channel, the mean of the class probabilities over the images while `push` is added to its output."""
+    place = torch.arange(len(channels) * len(images), device=images.device)
+    channel = torch.tensor(channels, device=images.device).repeat_interleave(len(images))
+
+    def raised(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        output = output.clone()
+        output[place, channel] += push
+        return output
+
+    handle = module.register_forward_hook(raised)
+    try:
+        with evaluating(model), torch.no_grad():
+            answers = model(images.repeat(len(channels), 1, 1, 1))
+    finally:
+        handle.remove()
+    return list(answers.softmax(1).view(len(channels), len(images), -1).mean(1))
