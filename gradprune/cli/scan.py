@@ -40,6 +40,7 @@ def scan(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: o
                 "suspect_name": None if scanned.suspect is None else scanned.classes[scanned.suspect],
                 "kind": scanned.kind, "scores": [round(score, 3) for score in scanned.scores],
                 "voices": {name: [round(one, 3) for one in told] for name, told in scanned.voices.items()},
+                "driven": [round(one, 4) for one in scanned.reached],
                 "verdict": scanned.verdict, "card_says": _card_says(card, scanned),
                 "rows": [row._asdict() | {"class": scanned.classes[row.label]} for row in scanned.rows], "report": None,
                 "notes": notes}

@@ -1,4 +1,4 @@
-"""Driven filters, a voice of a scan: to which class does each filter lead when its output is pushed far up?
+"""Driven filters: to which class does each filter lead when its output is pushed far up?
 
 A backdoor's filters are quiet on clean images, and loud ones lead to the target. So pushing up the filters one by one
 reaches the target more often than other classes, whatever the trigger looks like. No trigger is searched for. Source of

@@ -1,8 +1,8 @@
-"""Scan a model for a backdoor with the trigger unknown: nine voices, and the class that all find easy to reach.
+"""Scan a model for a backdoor with the trigger unknown: eight searches, the filters, and a class that stands out.
 
 Sources: Wang et al., 2019, "Neural Cleanse" (masks, and the outlier rule); Moosavi-Dezfooli et al., 2017,
 arXiv:1610.08401 (patterns over the whole image); see `voices` for the other searches and how they are combined, and
-`driven` for the one voice that looks at the filters.
+`driven` for what the filters tell.
 """
 
 import math
@@ -52,14 +52,15 @@ class Scan(NamedTuple):
     """The result of a scan.
 
     rows: all classes of the first kind, then of the second.
-    suspect: the class with the highest score, if that is above the threshold or one voice alone raises the alarm, and
-        a trigger was found; or None.
+    suspect: the class with the highest score, if that is above the threshold, or one search or the driven filters alone
+        raise the alarm, and a trigger was found; or None.
     kind: the search with the suspect's smaller norm, as a share of the median.
     trigger: what that search synthesised, float (N, C, H, W) in [0, 1] -> the same.
     verdict: the outcome in words.
     images: the defender's images that were used.
-    voices: for each one, how far each class is above the median of the classes (see `standings`).
+    voices: for each search, how far each class is above the median of the classes (see `standings`).
     scores: their mean.
+    reached: how far driven filters lead to each class (see `driven`).
     """
 
     rows: list[Row]
@@ -72,6 +73,7 @@ class Scan(NamedTuple):
     images: ImageSet
     voices: dict[str, list[float]]
     scores: list[float]
+    reached: list[float]
 
     @property
     def suspect_row(self) -> Row | None:
@@ -81,12 +83,12 @@ class Scan(NamedTuple):
 
 def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, threshold: float = ALARM,
          progress: bool = True, **search: Any) -> Scan:
-    """Measure in nine ways how easily each class is reached, and suspect the class that stands out.
+    """Measure how easily each class is reached, by eight searches and by filters, and suspect the one that stands out.
 
     model: not changed.
     clean: the defender's images, of which `spc` per class are drawn.
-    threshold: the mean standing above which the highest class is suspected; below it, one voice alone may accuse the
-        class (see `Row.alarm` and `LOUD`).
+    threshold: the mean standing above which the highest class is suspected; below it, one search or the driven filters
+        alone may accuse the class (see `Row.alarm` and `LOUD`).
     search: values of `search.inversion.SEARCH` for both kinds of trigger, instead of those of `FASTER`.
     A search that does not converge finds no trigger, and its class counts as the hardest to reach.
     Raises InputError for bad arguments, too few images, or fewer than three classes.
@@ -111,19 +113,19 @@ def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, thr
     for family in LED:
         voices[family] = standings(led(work.model, images, work.classes, family, seed))
     voices["margin"] = standings(margins(work.model, images.shape[1:], work.classes, seed))
-    reached = driven(work.model, work.found, images)
-    voices["driven filters"] = standings(reached)
     scores = torch.tensor(list(voices.values())).mean(0).tolist()
     nearest = max(range(work.classes), key=lambda label: scores[label])
     chosen = min((row for row in rows if row.label == nearest and row.share is not None),
                  key=lambda row: row.share or 0, default=None)
-    loud = reached[nearest] > LOUD * max(one for label, one in enumerate(reached) if label != nearest)
-    accused = scores[nearest] > threshold or loud or any(row.alarm for row in rows if row.label == nearest)
+    reached = driven(work.model, work.found, images)
+    multiple = reached[nearest] / max(1e-6, *(one for label, one in enumerate(reached) if label != nearest))
+    accused = scores[nearest] > threshold or multiple > LOUD or any(row.alarm for row in rows if row.label == nearest)
     worst = chosen if accused else None
     suspect, kind_found = (worst.label, worst.kind) if worst else (None, None)
     drawn = ImageSet((images * 255).round().to(torch.uint8).cpu(), labels.cpu(), names)
     return Scan(rows, names, threshold, suspect, kind_found, triggers[worst.kind, worst.label] if worst else None,
-                _verdict(rows, worst, names, threshold, nearest, scores[nearest]), drawn, voices, scores)
+                _verdict(rows, worst, names, threshold, nearest, scores[nearest], multiple), drawn, voices, scores,
+                reached)
 
 
 def _judge(found: list[Inversion]) -> list[tuple[float | None, float | None]]:
@@ -145,7 +147,7 @@ def moved(model: nn.Module, trigger: Callable[[Tensor], Tensor], images: Tensor,
 
 
 def _verdict(rows: list[Row], suspected: Row | None, names: tuple[str, ...], threshold: float, nearest: int,
-             score: float) -> str:
+             score: float, multiple: float) -> str:
     """The outcome in words: who is suspected and why, and what did not converge."""
     lost = [row for row in rows if not row.converged]
     told = f" {len(lost)} of {len(rows)} searches did not converge; they give no trigger." if lost else ""
@@ -155,7 +157,9 @@ def _verdict(rows: list[Row], suspected: Row | None, names: tuple[str, ...], thr
         return (f"No class is suspected: none is so much easier to reach than the others. The easiest is "
                 f"{names[nearest]!r}, with a score of {score:.1f} (alarm above {threshold:g}).{told}")
     thing = "a mark" if suspected.kind == "mask" else "a pattern over the whole image"
-    alone = ", or where one way stands out by itself" * (score <= threshold)
+    alone = ", or where one search or the filters stand out" * (score <= threshold)
+    filters = f" Driven filters lead there {multiple:.1f} times as far as to any other class." * (multiple > LOUD)
     return (f"Suspected: {names[nearest]!r}. Of all classes it is the easiest to reach, with a score of {score:.1f} "
             f"(alarm above {threshold:g}{alone}). The smallest trigger found is {thing} of {suspected.share:.0%} of "
-            f"the median norm, which moves {suspected.success:.1%} of the defender's other images there.{told}")
+            f"the median norm, which moves {suspected.success:.1%} of the defender's other images there."
+            f"{filters}{told}")

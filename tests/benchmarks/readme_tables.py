@@ -120,6 +120,15 @@ def ways(table):
               f"{told['consistency'][place]} | {unlearned} |")
 
 
+def driven(table):
+    """Tuning models: how far driven filters reach the target (of a clean model: the first class), over the next class."""
+    pushes = (5, 10, 20)
+    print(f"| model | {' | '.join(f'push {push}' for push in pushes)} |\n|---|---|---|---|")
+    for row in table.sort_values("attacked", ascending=False, kind="stable").to_dict("records"):
+        told = [f"{row[f'multiple {push}']:.2f} ({row[f'rank {push}']:.0f})" for push in pushes]
+        print(f"| {row['victim']} | {' | '.join(told)} |")
+
+
 def by_defense(table):
     """Means over attacks and seeds, every attack weighing the same; rank in its group and DER with their 95 % interval."""
     print("| spc | trigger | defence | ACC | ASR | RA | DER (95 % interval) | mean rank (interval) | seconds |\n|---|---|---|---|---|---|---|---|---|")
@@ -189,7 +198,8 @@ def whole(table):
     return table[met == full]
 
 
-TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, peers, paper_network, ways)}
+TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, peers, paper_network, ways,
+                                     driven)}
 UNFOLDED = ("by_model",)  # tables that show what was not run
 
 

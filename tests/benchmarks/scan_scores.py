@@ -53,10 +53,13 @@ def row(name):
     seconds, attacked = time.process_time() - start, victim.card["attack"]["rate"] > 0
     target = victim.target if attacked else None
     ranks = {f"rank_{voice}".replace(" ", "_"): place(told, target) if attacked else None for voice, told in found.voices.items()}
+    nearest = max(range(len(found.scores)), key=found.scores.__getitem__)
+    next_one = max(one for label, one in enumerate(found.reached) if label != nearest)
     print(name, found.verdict, flush=True)
     return {"model": name, "attacked": attacked, "target": target, "suspect": found.suspect, "highest": max(found.scores),
             "score_of_target": found.scores[target] if attacked else None,
             "rank_of_target": place(found.scores, target) if attacked else None, **ranks,
+            "driven_multiple": found.reached[nearest] / next_one, "rank_driven": place(found.reached, target) if attacked else None,
             "cpu_seconds": round(seconds, 1), "spc": SPC, "seed": SEED}
 
 

@@ -1,4 +1,4 @@
-"""Driven filters, a voice of a scan: by hand, what is left of the model, and that a backdoor's class stands out."""
+"""Driven filters of a scan: by hand, what is left of the model, and that a backdoor's class stands out."""
 
 import copy
 import importlib

@@ -264,7 +264,7 @@ SAID = ("small random changes alter 30% of the answers, so a scan looked for a t
 def suspected(rows, victim):
     """What a scan found; without rows, no suspect."""
     return Scan(rows, tuple("abcd"), 2.0, victim.target if rows else None, "mask" if rows else None, None, "The verdict.",
-                victim.data.defense, {}, [])
+                victim.data.defense, {}, [], [])
 
 
 def test_a_model_with_no_suspect_that_would_lose_its_answers_is_left_as_it_is(victim, monkeypatch, unsteady):

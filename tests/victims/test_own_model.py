@@ -340,7 +340,7 @@ def test_a_folder_of_pictures(here, victim):
 def suspecting(label, trigger):
     """A scan that is over at once."""
     def scan(model, images, *, spc=10, seed=0, progress=True):
-        return Scan([], images.classes, 2.0, label, "mask", trigger, "the verdict", images, {}, [])
+        return Scan([], images.classes, 2.0, label, "mask", trigger, "the verdict", images, {}, [], [])
     return scan
 
 
