@@ -10,6 +10,7 @@ from collections.abc import Callable
 from gradprune.base.errors import unknown
 from gradprune.defenses.anp import anp
 from gradprune.defenses.clp import clp
+from gradprune.defenses.driven import driven
 from gradprune.defenses.exposure import Reach, exposure
 from gradprune.defenses.fine_pruning import fine_pruning
 from gradprune.defenses.fst import fst
@@ -37,7 +38,7 @@ DEFENSES: dict[str, Callable[..., DefenseResult]] = {
 # Defences that are given the attacker's trigger: tables of results rank them separately.
 KNOWS_TRIGGER = {"grad_prune", "grad_prune_verified", "ft_unlearn", "ft_distilled"}
 
-__all__ = ["DEFENSES", "KNOWS_TRIGGER", "DefenseResult", "Reach", "Scan", "anp", "clp", "defense", "exposure",
+__all__ = ["DEFENSES", "KNOWS_TRIGGER", "DefenseResult", "Reach", "Scan", "anp", "clp", "defense", "driven", "exposure",
            "fine_pruning", "fst", "ft", "ft_distilled", "ft_sam", "ft_unlearn", "grad_prune", "grad_prune_verified",
            "i_bau", "ims", "nad", "neural_cleanse", "prune_scanned", "repair", "rnp", "sau", "scan", "unsteadiness"]
 

@@ -151,6 +151,15 @@ def test_the_map_of_alarms_counts_models_not_marks():
     assert "clean" in str(scan_plots.alarm_map(SCAN))
 
 
+def test_driven_bars_mark_the_class_that_is_reached_half_as_far_again():
+    told = scan_plots.driven_bars({"loud": [0.1, 0.31, 0.2], "quiet": [0.1, 0.29, 0.2], "dead": [0.0] * 3}, [*"abc"]).summary
+    assert "loud: “b”, 1.5 times as far as “c”, which accuses it; quiet: “b”, 1.4 times as far as “c”; dead: " in told
+    assert told.count("accuses") == 1
+    for bad in ({}, {"one": [0.1, 0.2]}):
+        with pytest.raises(InputError, match="a model or more"):
+            scan_plots.driven_bars(bad, [*"abc"])
+
+
 def test_figures_refuse_what_cannot_be_drawn(victim):
     images = victim.data.defense
     for draw in (lambda: scan_plots.norms([], [*"abc"]), lambda: scan_plots.class_norms([1, 2], [1, 2], [*"ab"]),

@@ -12,7 +12,7 @@ from torch import nn
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.defenses.exposure import Reach
-from gradprune.defenses.scan import SMALL, Row
+from gradprune.defenses.scan import LOUD, SMALL, Row
 from gradprune.models import predict
 from gradprune.search import outliers
 from gradprune.views.figures import style
@@ -182,6 +182,34 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
               for attacked, name in ((False, "clean"), (True, "attacked"))]
         told.append(f"{words}, {' and '.join(of)} models are accused")
     return Picture(figure, f"{'; '.join(told)}.")
+
+
+def driven_bars(reached: Mapping[str, Sequence[float]], classes: Sequence[str], limit: float = LOUD) -> Picture:
+    """How far driven filters lead to each class, one panel per model; a class that they accuse is marked.
+
+    reached: by model, what `defenses.driven` returned. limit: how many times as far as the next class accuses.
+    Raises InputError without a model, or for fewer than two classes.
+    """
+    require(len(reached) > 0 and all(len(shares) == len(classes) >= 2 for shares in reached.values()),
+            "driven_bars needs a model or more, and a share for each of two classes or more.")
+    told = []
+    with style.sheet(1.3 + 0.26 * len(classes), 1, len(reached), sharey=True) as (figure, panels):
+        for ax, (name, shares) in zip(panels, reached.items(), strict=True):
+            first, second = sorted(range(len(classes)), key=lambda label: -shares[label])[:2]
+            accused = shares[first] > limit * shares[second]
+            for label, share in enumerate(shares):
+                mark = METRICS["asr" if accused and label == first else "acc"]
+                ax.barh(label, share, color=mark.color, height=0.7)
+            if accused:
+                style.label(ax, ATTACKED.symbol, (shares[first], first), (5, 0), va="center", color=ATTACKED.color)
+            style.name_rows(ax, [written(label, classes) for label in range(len(classes))])
+            style.percent(ax.xaxis)
+            ax.set_xlim(0, 1.15 * max(max(one) for one in reached.values()))
+            ax.set_xlabel("rise in probability")
+            ax.set_title(plain(name))
+            told.append(f"{name}: “{classes[first]}”, {shares[first] / max(shares[second], 1e-6):.1f} times as far as "
+                        f"“{classes[second]}”{', which accuses it' * accused}")
+    return Picture(figure, "Driven filters lead furthest to: " + "; ".join(told) + ".")
 
 
 def reach(images: ImageSet, given: Sequence[Reach], repaired: Sequence[Reach] = ()) -> Picture:
