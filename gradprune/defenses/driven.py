@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning import Filters
+from gradprune.pruning.filters import silent
 
 PUSH = 10.0    # added to all of a filter's output, in units of the layer's spread: see `driven`
 FEW = 16       # images
@@ -21,21 +22,23 @@ AT_ONCE = 8    # filters that share a forward pass
 def driven(model: nn.Module, found: Filters, images: Tensor) -> list[float]:
     """How far driven filters lead to each class: the mean, over the filters, of how much more likely it becomes.
 
-    found: the model's filters; of more than `MANY`, evenly chosen ones are driven.
+    found: the model's filters; silent ones are left out, and of more than `MANY`, evenly chosen ones are driven.
     images: float (N, C, H, W) in [0, 1], clean; `FEW` of them, evenly chosen, are used.
     A filter's output is raised by `PUSH` times the mean, over the layer's filters, of the standard deviation of their
     outputs on the images. A filter that makes a class less likely counts as 0 for that class.
     """
     images = images[::-(-len(images) // FEW)]
-    usual, raised = predict(model, images).softmax(1).mean(0), []
-    chosen = range(0, len(found), -(-len(found) // MANY))
+    usual = predict(model, images).softmax(1).mean(0)
+    raised = [usual]  # in a model without a living filter nothing rises
+    alive = sorted({*range(len(found))} - {*silent(model, found)})
+    chosen = alive[::-(-len(alive) // MANY) or 1]
     for layer in found.layers:
         kept = [place - layer.start for place in chosen if layer.start <= place < layer.start + layer.count]
         module = model.get_submodule(layer.name)
         push = PUSH * _spread(model, module, images)
         for start in range(0, len(kept), AT_ONCE):
             raised += _answers(model, module, kept[start:start + AT_ONCE], push, images)
-    return (torch.stack(raised) - usual).clamp_min(0).mean(0).tolist()
+    return (torch.stack(raised) - usual).clamp_min(0).sum(0).div(max(1, len(chosen))).tolist()
 
 
 def _spread(model: nn.Module, module: nn.Module, images: Tensor) -> float:
@@ -55,6 +58,8 @@ def _answers(model: nn.Module, module: nn.Module, channels: list[int], push: flo
     channel = torch.tensor(channels, device=images.device).repeat_interleave(len(images))
 
     def raised(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if output.dim() != 4 or len(output) != len(place):
+            return output  # the model does not use it image by image
         output = output.clone()
         output[place, channel] += push
         return output

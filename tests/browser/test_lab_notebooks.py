@@ -3,6 +3,7 @@
 import pytest
 from pages import REACT, ROOT, answers_to_the_keyboard, needs_browser, sync_api
 
+pytest_plugins = ("lab_fixtures",)  # no conftest here: other tests import the one above by that name
 pytestmark = [needs_browser, pytest.mark.slow]
 NOTEBOOKS = [path.name for path in sorted((ROOT / "notebooks").glob("0[0-6]_*.ipynb"))]  # 08 has no panel, and its parts share no name
 

@@ -17,6 +17,7 @@ from pages import (
 )
 from servers import voila
 
+pytest_plugins = ("lab_fixtures",)  # no conftest here: other tests import the one above by that name
 pytestmark = needs_browser
 QUICK, SLOW = "07_playground.ipynb", pytest.mark.slow  # the one that `make test` opens has four panels
 

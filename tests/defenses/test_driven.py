@@ -9,7 +9,7 @@ from conftest import same
 from torch import nn
 
 from gradprune.defenses.driven import driven
-from gradprune.pruning.filters import filters
+from gradprune.pruning.filters import filters, silence
 
 driving = importlib.import_module("gradprune.defenses.driven")
 
@@ -65,3 +65,29 @@ def test_a_backdoors_class_stands_out_and_the_model_stays_as_it_was(victim):
     assert max(range(4), key=reached.__getitem__) == victim.target
     assert same(victim.model, given)
     assert not any(module._forward_hooks for module in victim.model.modules())
+
+
+def test_silent_filters_stay_silent(model, images):
+    """Pruned filters are not woken up: with one of nine silent the mean is over eight, with all of them nothing rises."""
+    found = filters(model, images[:1])
+    rises = torch.tensor(driven(model, found, images)) * 9
+    silence(model, found, [8])  # of the layer that is not used
+    assert driven(model, found, images) == pytest.approx((rises / 8).tolist(), abs=1e-6)
+    silence(model, found, range(9))
+    assert driven(model, found, images) == [0.0] * 3
+
+
+def test_a_layer_that_is_not_used_image_by_image_leads_nowhere(images):
+    class Patches(nn.Module):
+        """Its convolution sees the quarters of every image as images."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, images):
+            quarters = images.unflatten(2, (2, -1)).unflatten(4, (2, -1)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+            return self.conv(quarters).mean((2, 3)).view(len(images), 4, 3).mean(1)
+
+    model = Patches().eval()
+    assert driven(model, filters(model, images[:1]), images) == [0.0] * 3

@@ -1,4 +1,4 @@
-"""JupyterLab with a copy of the notebooks, and a browser; all tests of a file share both."""
+"""Fixtures: JupyterLab with a copy of the notebooks, and a browser; all tests of a file share both."""
 
 import shutil
 from collections.abc import Iterator
