@@ -38,7 +38,7 @@ def driven(model: nn.Module, found: Filters, images: Tensor) -> list[float]:
         push = PUSH * _spread(model, module, images)
         for start in range(0, len(kept), AT_ONCE):
             raised += _answers(model, module, kept[start:start + AT_ONCE], push, images)
-    return (torch.stack(raised) - usual).clamp_min(0).sum(0).div(max(1, len(chosen))).tolist()
+    return (torch.stack(raised) - usual).clamp_min(0).sum(0).div(max(1, len(chosen))).cpu().tolist()
 
 
 def _spread(model: nn.Module, module: nn.Module, images: Tensor) -> float:
