@@ -27,7 +27,7 @@ def write_scan_report(folder: str | Path, scanned: Scan, facts: Mapping[str, obj
     """
     order = sorted(range(len(scanned.classes)), key=lambda label: -scanned.scores[label])
     standings = [[scanned.classes[label], f"{scanned.scores[label]:.1f}",
-                  *(f"{found[label]:.1f}" for found in scanned.voices.values()), f"{scanned.reached[label]:.1%}"]
+                  *(f"{found[label]:.1f}" for found in scanned.voices.values()), f"{scanned.reached[label]:.0%}"]
                  for label in order]
     rows = [[scanned.classes[row.label], row.kind, f"{row.norm:.2f}" if row.converged else "did not converge",
              f"{row.success:.1%}", "–" if row.share is None else f"{row.share:.0%}",
