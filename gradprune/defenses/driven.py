@@ -6,6 +6,8 @@ the idea: Liu et al., 2019, "ABS: Scanning neural networks for back-doors by art
 the neurons that stand out are then searched for a trigger.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -35,31 +37,25 @@ def driven(model: nn.Module, found: Filters, images: Tensor) -> list[float]:
     for layer in found.layers:
         kept = [place - layer.start for place in chosen if layer.start <= place < layer.start + layer.count]
         module = model.get_submodule(layer.name)
-        push = PUSH * _spread(model, module, images)
         for start in range(0, len(kept), AT_ONCE):
-            raised += _answers(model, module, kept[start:start + AT_ONCE], push, images)
+            raised += _answers(model, module, kept[start:start + AT_ONCE], images)
     return (torch.stack(raised) - usual).clamp_min(0).sum(0).div(max(1, len(chosen))).cpu().tolist()
 
 
-def _spread(model: nn.Module, module: nn.Module, images: Tensor) -> float:
-    """The mean of the standard deviations of the module's output channels; 0 if the model does not use it."""
-    seen = [torch.zeros(1, 1, 1, 1)]
-    handle = module.register_forward_hook(lambda _, inputs, output: seen.append(output))
-    try:
-        predict(model, images)
-    finally:
-        handle.remove()
-    return float(seen[-1].float().std((0, 2, 3), unbiased=False).mean())
+def multiple(reached: Sequence[float], label: int) -> float:
+    """How many times as far as to any other class driven filters lead to `label`; reached: what `driven` returned."""
+    return reached[label] / max(1e-6, *(one for other, one in enumerate(reached) if other != label))
 
 
-def _answers(model: nn.Module, module: nn.Module, channels: list[int], push: float, images: Tensor) -> list[Tensor]:
-    """For each channel, the mean of the class probabilities over the images while `push` is added to its output."""
+def _answers(model: nn.Module, module: nn.Module, channels: list[int], images: Tensor) -> list[Tensor]:
+    """For each channel, the mean of the class probabilities over the images while its output is raised."""
     place = torch.arange(len(channels) * len(images), device=images.device)
     channel = torch.tensor(channels, device=images.device).repeat_interleave(len(images))
 
     def raised(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if output.dim() != 4 or len(output) != len(place):
             return output  # the model does not use it image by image
+        push = PUSH * output.std((0, 2, 3), unbiased=False).mean()
         output = output.clone()
         output[place, channel] += push
         return output

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, positive
-from gradprune.defenses.driven import driven
+from gradprune.defenses.driven import driven, multiple
 from gradprune.defenses.voices import LED, led, margins, standings
 from gradprune.models.inference import predict
 from gradprune.search import Inversion, invert, outliers, perturb
@@ -113,18 +113,18 @@ def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, thr
     for family in LED:
         voices[family] = standings(led(work.model, images, work.classes, family, seed))
     voices["margin"] = standings(margins(work.model, images.shape[1:], work.classes, seed))
-    scores = torch.tensor(list(voices.values())).mean(0).tolist()
+    scores = torch.tensor(list(voices.values()), dtype=torch.double).mean(0).tolist()
     nearest = max(range(work.classes), key=lambda label: scores[label])
     chosen = min((row for row in rows if row.label == nearest and row.share is not None),
                  key=lambda row: row.share or 0, default=None)
     reached = driven(work.model, work.found, images)
-    multiple = reached[nearest] / max(1e-6, *(one for label, one in enumerate(reached) if label != nearest))
-    accused = scores[nearest] > threshold or multiple > LOUD or any(row.alarm for row in rows if row.label == nearest)
+    loud = multiple(reached, nearest)
+    accused = scores[nearest] > threshold or loud > LOUD or any(row.alarm for row in rows if row.label == nearest)
     worst = chosen if accused else None
     suspect, kind_found = (worst.label, worst.kind) if worst else (None, None)
     drawn = ImageSet((images * 255).round().to(torch.uint8).cpu(), labels.cpu(), names)
     return Scan(rows, names, threshold, suspect, kind_found, triggers[worst.kind, worst.label] if worst else None,
-                _verdict(rows, worst, names, threshold, nearest, scores[nearest], multiple), drawn, voices, scores,
+                _verdict(rows, worst, names, threshold, nearest, scores[nearest], loud), drawn, voices, scores,
                 reached)
 
 
@@ -147,7 +147,7 @@ def moved(model: nn.Module, trigger: Callable[[Tensor], Tensor], images: Tensor,
 
 
 def _verdict(rows: list[Row], suspected: Row | None, names: tuple[str, ...], threshold: float, nearest: int,
-             score: float, multiple: float) -> str:
+             score: float, loud: float) -> str:
     """The outcome in words: who is suspected and why, and what did not converge."""
     lost = [row for row in rows if not row.converged]
     told = f" {len(lost)} of {len(rows)} searches did not converge; they give no trigger." if lost else ""
@@ -158,7 +158,7 @@ def _verdict(rows: list[Row], suspected: Row | None, names: tuple[str, ...], thr
                 f"{names[nearest]!r}, with a score of {score:.1f} (alarm above {threshold:g}).{told}")
     thing = "a mark" if suspected.kind == "mask" else "a pattern over the whole image"
     alone = ", or where one search or the filters stand out" * (score <= threshold)
-    filters = f" Driven filters lead there {multiple:.1f} times as far as to any other class." * (multiple > LOUD)
+    filters = f" Driven filters lead there {loud:.1f} times as far as to any other class." * (loud > LOUD)
     return (f"Suspected: {names[nearest]!r}. Of all classes it is the easiest to reach, with a score of {score:.1f} "
             f"(alarm above {threshold:g}{alone}). The smallest trigger found is {thing} of {suspected.share:.0%} of "
             f"the median norm, which moves {suspected.success:.1%} of the defender's other images there."

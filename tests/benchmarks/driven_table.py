@@ -46,7 +46,7 @@ def row(victim, name):
         reached = driving.driven(work.model, work.found, work.train.clean)
         label = max(range(work.classes), key=reached.__getitem__) if target is None else target
         told |= {f"rank {push:g}": place(reached, label),
-                 f"multiple {push:g}": reached[label] / max(one for other, one in enumerate(reached) if other != label)}
+                 f"multiple {push:g}": driving.multiple(reached, label)}
     return {"victim": name, "attacked": target is not None, "filters": len(work.found), **told}
 
 

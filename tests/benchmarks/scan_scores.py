@@ -17,6 +17,7 @@ import torch
 import gradprune as gp
 from gradprune.base.paths import write_atomic
 from gradprune.defenses import scan
+from gradprune.defenses.driven import multiple
 from gradprune.models.checkpoints import save_checkpoint
 from gradprune.victims.zoo import SHIPPED
 
@@ -54,12 +55,11 @@ def row(name):
     target = victim.target if attacked else None
     ranks = {f"rank_{voice}".replace(" ", "_"): place(told, target) if attacked else None for voice, told in found.voices.items()}
     nearest = max(range(len(found.scores)), key=found.scores.__getitem__)
-    next_one = max(one for label, one in enumerate(found.reached) if label != nearest)
     print(name, found.verdict, flush=True)
     return {"model": name, "attacked": attacked, "target": target, "suspect": found.suspect, "highest": max(found.scores),
             "score_of_target": found.scores[target] if attacked else None,
             "rank_of_target": place(found.scores, target) if attacked else None, **ranks,
-            "driven_multiple": found.reached[nearest] / next_one, "rank_driven": place(found.reached, target) if attacked else None,
+            "driven_multiple": multiple(found.reached, nearest), "rank_driven": place(found.reached, target) if attacked else None,
             "cpu_seconds": round(seconds, 1), "spc": SPC, "seed": SEED}
 
 

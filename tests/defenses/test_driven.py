@@ -53,7 +53,7 @@ def test_of_many_filters_and_images_evenly_chosen_ones(model, images, monkeypatc
     found, pushed = filters(model, images[:1]), []
     monkeypatch.setattr(driving, "MANY", 4)
     monkeypatch.setattr(driving, "FEW", 3)
-    monkeypatch.setattr(driving, "_answers", lambda model, module, channels, push, images: pushed.append((module, channels, images)) or [torch.zeros(3)])
+    monkeypatch.setattr(driving, "_answers", lambda model, module, channels, images: pushed.append((module, channels, images)) or [torch.zeros(3)])
     driven(model, found, images)
     assert [(module, channels) for module, channels, _ in pushed] == [(model.first, [0]), (model.second, [0]), (model.idle, [0])]
     assert torch.equal(pushed[0][2], images[::2])

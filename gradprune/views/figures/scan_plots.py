@@ -11,6 +11,7 @@ from torch import nn
 
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
+from gradprune.defenses.driven import multiple
 from gradprune.defenses.exposure import Reach
 from gradprune.defenses.scan import LOUD, SMALL, Row
 from gradprune.models import predict
@@ -196,7 +197,8 @@ def driven_bars(reached: Mapping[str, Sequence[float]], classes: Sequence[str], 
     with style.sheet(1.3 + 0.26 * len(classes), 1, len(reached), sharey=True) as (figure, panels):
         for ax, (name, shares) in zip(panels, reached.items(), strict=True):
             first, second = sorted(range(len(classes)), key=lambda label: -shares[label])[:2]
-            accused = shares[first] > limit * shares[second]
+            times = multiple(shares, first)
+            accused = times > limit
             for label, share in enumerate(shares):
                 mark = METRICS["asr" if accused and label == first else "acc"]
                 ax.barh(label, share, color=mark.color, height=0.7)
@@ -207,7 +209,7 @@ def driven_bars(reached: Mapping[str, Sequence[float]], classes: Sequence[str], 
             ax.set_xlim(0, 1.15 * max(max(one) for one in reached.values()))
             ax.set_xlabel("rise in probability")
             ax.set_title(plain(name))
-            told.append(f"{name}: “{classes[first]}”, {shares[first] / max(shares[second], 1e-6):.1f} times as far as "
+            told.append(f"{name}: “{classes[first]}”, {times:.1f} times as far as "
                         f"“{classes[second]}”{', which accuses it' * accused}")
     return Picture(figure, "Driven filters lead furthest to: " + "; ".join(told) + ".")
 
