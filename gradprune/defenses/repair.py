@@ -23,6 +23,7 @@ from gradprune.pruning import Augment, Distilled, Pairs
 from gradprune.pruning.distilled import VIEWS, epochs_for, tune_on_views
 from gradprune.search import FAMILIES, SEARCHABLE, Alternating, Change, Part, draw, inflow, search_changes
 
+Way = nn.Module | Change  # a trigger or another change of images: (N, C, H, W) -> the same
 IGNORED = "so the model learned to ignore them (consistency)"  # which of the two ways, in `stopped`; the report asks
 UNLEARNED = "Rounds of unlearning"
 LOCAL = ("patches", "sparse", "bounded")  # families that leave an image recognisable wherever they are
@@ -39,7 +40,8 @@ DEFAULTS: dict[str, Any] = CONSISTENCY | {
     "tries_on": 96,       # images for these, evenly chosen: half for the search, half to judge it
     "far": 0.5,           # share of the latter that such a change must lead to the class
     "suspect_lr": 2e-3,   # of SGD with momentum, half a cosine per round
-    "suspect_steps": 112,  # optimiser steps per round
+    "suspect_steps": 224,  # optimiser steps per round
+    "strength": 2.5,      # what is unlearned is up to so many times as strong as what was found
 }
 
 
@@ -122,13 +124,14 @@ def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int,
     """
     assert scanned.suspect is not None
     others, ways = work.train.clean[work.train.labels != scanned.suspect], list[nn.Module]()
+    generator = torch.Generator().manual_seed(seed)
     epochs = epochs_for(len(work.train.labels), paper["suspect_steps"], paper["batch_size"])
     for turn in range(paper["rounds"]):
         easy = small_triggers(work.model, others, scanned, paper, seed + turn * paper["searches"], progress)
         easy += far_leading(work.model, others, scanned.suspect, paper, seed + turn)
         if not easy:
             return f" {UNLEARNED}: {turn}; then it was no easier to reach than the other classes."
-        ways += easy
+        ways += [Strengthened(way, paper["strength"], generator) for way in easy]
         augment = Augment(work.given, Alternating(ways), work.train)
         work.history += tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
                                       work.validation, augment, Distilled(work.given), lr=paper["suspect_lr"],
@@ -140,12 +143,12 @@ def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int,
 
 
 def small_triggers(model: nn.Module, others: Tensor, scanned: Scan, paper: dict[str, Any], seed: int, progress: bool
-                   ) -> list[nn.Module]:
+                   ) -> list[Way]:
     """Triggers of both kinds that lead to the suspect with a smaller norm than any other class needed in the scan.
 
     others: the clean images of the other classes.
     """
-    small = list[nn.Module]()
+    small = list[Way]()
     for kind, search in KINDS.items():
         least = min((row.norm for row in scanned.rows
                      if row.kind == kind and row.converged and row.label != scanned.suspect), default=0.0)
@@ -157,7 +160,7 @@ def small_triggers(model: nn.Module, others: Tensor, scanned: Scan, paper: dict[
     return small
 
 
-def far_leading(model: nn.Module, others: Tensor, suspect: int, paper: dict[str, Any], seed: int) -> list[nn.Module]:
+def far_leading(model: nn.Module, others: Tensor, suspect: int, paper: dict[str, Any], seed: int) -> list[Way]:
     """Searched changes of all families that lead more than `far` of the images to the suspect.
 
     They are searched for on one half of a few of `others` and judged on the other half.
@@ -165,23 +168,28 @@ def far_leading(model: nn.Module, others: Tensor, suspect: int, paper: dict[str,
     generator, others = torch.Generator().manual_seed(seed), others[::-(-len(others) // paper["tries_on"])]
     half, rest = (Part(images, predict(model, images).log_softmax(1), suspect)
                   for images in (others[::2], others[1::2]))
-    far = list[nn.Module]()
+    far = list[Way]()
     for family in SEARCHABLE:
         drawn = [draw(others.shape[1:], generator, [family]) for _ in range(paper["tries"])]
         with evaluating(model):
             found = search_changes(model, [half] * len(drawn), drawn)
             led = inflow(model, [rest] * len(found), found)[:, suspect].tolist()
-        far += [Applied(change) for change, share in zip(found, led, strict=True) if share > paper["far"]]
+        far += [change for change, share in zip(found, led, strict=True) if share > paper["far"]]
     return far
 
 
-class Applied(nn.Module):
-    """A change as a trigger. (N, C, H, W) -> the same."""
+class Strengthened(nn.Module):
+    """A trigger or change with its effect on each image multiplied by a random factor. (N, C, H, W) -> the same.
 
-    def __init__(self, change: Change) -> None:
+    A search ends at the weakest trigger that still works, and the attacker's is stronger.
+    most: the factor is uniform in 1..most.
+    """
+
+    def __init__(self, way: Way, most: float, generator: torch.Generator) -> None:
         super().__init__()
-        self.change = change
+        self.way, self.most, self.generator = way, most, generator
 
     def forward(self, images: Tensor) -> Tensor:
-        """Apply the change."""
-        return self.change(images)
+        """Apply the way, strengthened."""
+        factor = 1 + (self.most - 1) * torch.rand(len(images), 1, 1, 1, generator=self.generator).to(images)
+        return (images + factor * (self.way(images) - images)).clamp(0, 1)

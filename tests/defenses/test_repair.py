@@ -12,7 +12,7 @@ import gradprune as gp
 from gradprune.base.errors import InputError
 from gradprune.defenses import Scan, exposure, unsteadiness
 from gradprune.defenses.consistency import CONSISTENCY, Consistent, settle, step_back
-from gradprune.defenses.repair import Applied, far_leading, kept_on_trial
+from gradprune.defenses.repair import Strengthened, far_leading, kept_on_trial
 from gradprune.defenses.scan import Row
 from gradprune.models import evaluating, predict
 from gradprune.pruning import Pairs, fine_tuning, unpaired
@@ -382,11 +382,23 @@ def test_changes_that_lead_far_are_found_and_others_are_not(victim, images):
     """On the other half of the images: a backdoor of patches is found as patches, and as nothing in a model without one."""
     others = images[predict(victim.model, images).argmax(1) != victim.target]
     found = far_leading(victim.model, others, victim.target, FAR, 0)
-    assert "patches" in {one.change.family for one in found}
+    assert "patches" in {one.family for one in found}
     for one in found:
         assert predict(victim.model, one(others[1::2])).softmax(1)[:, victim.target].mean() > 0.5
-        assert isinstance(one, Applied) and torch.equal(one(others), one.change(others))
     assert far_leading(victim.model, others, victim.target, FAR | {"far": 1.0}, 0) == []
+
+
+def test_a_strengthened_trigger_is_one_to_so_many_times_as_strong(images):
+    """Each image has a factor of its own; the result stays an image, and the same seed gives the same factors."""
+    def strengthened(way, images, seed=0):
+        return Strengthened(way, 2.5, torch.Generator().manual_seed(seed))(images)
+    grey = torch.full_like(images, 0.3)
+    factors = (strengthened(lambda images: images + 0.1, grey) - 0.3) / 0.1
+    assert torch.allclose(factors, factors[:, :1, :1, :1].expand_as(factors), atol=1e-4)
+    assert 1 <= factors.min() < 1.2 and 2.3 < factors.max() <= 2.5 + 1e-4
+    assert torch.equal(strengthened(lambda images: images + 0.9, grey), torch.ones_like(images))
+    assert torch.equal(strengthened(lambda images: images * 0.9, images, 1), strengthened(lambda images: images * 0.9, images, 1))
+    assert torch.equal(strengthened(nn.Identity(), images), images)
 
 
 def test_triggers_take_turns(images):
