@@ -161,9 +161,10 @@ def small_triggers(model: nn.Module, others: Tensor, scanned: Scan, paper: dict[
 
 
 def far_leading(model: nn.Module, others: Tensor, suspect: int, paper: dict[str, Any], seed: int) -> list[Way]:
-    """Searched changes of all families that lead more than `far` of the images to the suspect.
+    """Searched changes that lead more than `far` of the images to the suspect.
 
-    They are searched for on one half of a few of `others` and judged on the other half.
+    They are searched for on one half of a few of `others` and judged on the other half. A family counts if at least
+    half of its changes lead so far: one or two of six can lead to any class of a network of photographs.
     """
     generator, others = torch.Generator().manual_seed(seed), others[::-(-len(others) // paper["tries_on"])]
     half, rest = (Part(images, predict(model, images).log_softmax(1), suspect)
@@ -174,7 +175,9 @@ def far_leading(model: nn.Module, others: Tensor, suspect: int, paper: dict[str,
         with evaluating(model):
             found = search_changes(model, [half] * len(drawn), drawn)
             led = inflow(model, [rest] * len(found), found)[:, suspect].tolist()
-        far += [change for change, share in zip(found, led, strict=True) if share > paper["far"]]
+        leading = [change for change, share in zip(found, led, strict=True) if share > paper["far"]]
+        if 2 * len(leading) >= len(found):
+            far += leading
     return far
 
 
