@@ -1,6 +1,7 @@
 """Repair without the trigger: the changes, the loss that asks for the same answers, and which road a model takes."""
 
 import importlib
+from collections import Counter
 
 import pytest
 import torch
@@ -386,6 +387,16 @@ def test_changes_that_lead_far_are_found_and_others_are_not(victim, images):
     for one in found:
         assert predict(victim.model, one(others[1::2])).softmax(1)[:, victim.target].mean() > 0.5
     assert far_leading(victim.model, others, victim.target, FAR | {"far": 1.0}, 0) == []
+
+
+@pytest.mark.parametrize(("led", "count"), [([0.6, 0.7, 0.5, 0, 0, 0], 0), ([0.6, 0.7, 0.51, 0, 0, 0], 3), ([1.0] * 6, 6)])
+def test_a_family_counts_if_half_of_its_changes_lead_far(victim, images, monkeypatch, led, count):
+    """Exactly `far` is not far. The suspect is class 2; the others are not read."""
+    shares = torch.ones(6, 4).index_copy(1, torch.tensor([2]), torch.tensor(led)[:, None])
+    monkeypatch.setattr(repairing, "search_changes", lambda model, parts, drawn: drawn)
+    monkeypatch.setattr(repairing, "inflow", lambda *_: shares)
+    found = far_leading(victim.model, images, 2, FAR, 0)
+    assert Counter(one.family for one in found) == dict.fromkeys(SEARCHABLE if count else (), count)
 
 
 def test_a_strengthened_trigger_is_one_to_so_many_times_as_strong(images):
