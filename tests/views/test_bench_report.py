@@ -74,6 +74,8 @@ def test_heat_map_is_sorted_and_writes_every_value():
 def test_every_defence_has_a_look_of_its_own():
     looks = bench_plots.looks(LARGE)
     assert len({look["color"] for look in looks.values()}) == len({look["marker"] for look in looks.values()}) == 12
+    more = bench_plots.looks(pd.DataFrame({"defense": [f"d{i}" for i in range(144)]})).values()
+    assert len({tuple(look.values()) for look in more}) == 144
 
 
 def test_scatter_shows_means_and_the_given_models():
