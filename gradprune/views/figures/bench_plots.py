@@ -26,7 +26,7 @@ _NAME = 20  # characters of a name that are shown
 
 
 def looks(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each defence, in the table's order; the first twelve differ in both, the first 144 in one."""
+    """Colour and marker of each defence, in the table's order: the first 144 are unlike, the first twelve in both."""
     return {name: {"color": _COLORS[i % 12], "marker": _MARKERS[(i + i // 12) % 12]}
             for i, name in enumerate(dict.fromkeys(table["defense"]))}
 
