@@ -146,8 +146,9 @@ def _settings(cells: pd.DataFrame, facts: Mapping[str, Any]) -> list[list[str]]:
     """The settings of the bench."""
     told = {"attacks": "attack", "defences": "defense", "images per class": "spc", "seeds": "seed",
             "gradprune": "gradprune", "torch": "torch", "machine": "machine", "threads": "threads"}
-    rows = [[name, ", ".join(map(str, dict.fromkeys(cells[key].dropna())))] for name, key in told.items()
-            if key in cells]
+    values = {key: cells[key].dropna().unique() for key in told.values() if key in cells}
+    rows = [[name, ", ".join(map(str, sorted(values[key]) if key == "seed" else values[key]))]
+            for name, key in told.items() if key in values]
     rows.append(["cells", f"{len(cells)}, {cells['failed'].sum()} failed"])
     if "cell_seconds" in cells:
         rows.append(["seconds, all cells", f"{cells['cell_seconds'].sum():.0f}"])
