@@ -129,6 +129,17 @@ def driven(table):
         print(f"| {row['victim']} | {' | '.join(told)} |")
 
 
+def strengths(table):
+    """Tuning models: ACC / ASR / RA as given and after one round of unlearning, by strength of the triggers and steps."""
+    runs = {(0, 0): "given", **{(strength, steps): f"{'as found' if strength == 1 else f'1 to {strength}'}, {steps} steps"
+                                for steps in (112, 224) for strength in (1, 2.5)}}
+    print(f"| tuning model | {' | '.join(runs.values())} |\n|{'---|' * (1 + len(runs))}")
+    for name, rows in table.groupby("victim", sort=False):
+        told = {(row.strength, row.steps): " / ".join(f"{100 * getattr(row, key):.1f}" for key in FIGURES)
+                for row in rows.itertuples()}
+        print(f"| {name} | {' | '.join(told.get(run, '') for run in runs)} |")
+
+
 def by_defense(table):
     """Means over attacks and seeds, every attack weighing the same; rank in its group and DER with their 95 % interval."""
     print("| spc | trigger | defence | ACC | ASR | RA | DER (95 % interval) | mean rank (interval) | seconds |\n|---|---|---|---|---|---|---|---|---|")
@@ -199,7 +210,7 @@ def whole(table):
 
 
 TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, peers, paper_network, ways,
-                                     driven)}
+                                     driven, strengths)}
 UNFOLDED = ("by_model",)  # tables that show what was not run
 
 

@@ -1,0 +1,52 @@
+"""How strong must the triggers be that `repair` unlearns, and for how long? One round each, on tuning models alone.
+
+    python tests/benchmarks/strength_table.py FOLDER [victims]     # about ten minutes of a core for each
+
+FOLDER: that of tuning_models.py. Writes data/results/strength.csv: ACC, ASR and RA of each victim as given and after
+one round of unlearning, with triggers as strong as they were found (1) and up to 2.5 times as strong, for 112 and 224
+steps. What is unlearned is the same in all four. One thread, defence seed 100, ten images.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tuning_models import DEFENSE_SEEDS, tuning_victim
+
+from gradprune.base.paths import write_atomic
+from gradprune.defenses.common import Work
+from gradprune.defenses.repair import DEFAULTS, unlearn_suspect
+from gradprune.defenses.scan import scan
+
+OUT = Path(__file__).resolve().parents[2] / "data/results/strength.csv"
+VICTIMS = "photo_resnet_badnets_11,photo_resnet_low_frequency_11,photo_resnet_bpp_12,photo_vgg_badnets_11"
+SPC, SEED = 10, DEFENSE_SEEDS[0]
+
+
+def measure(victim):
+    """The rows of one victim; none but the given model's if the scan suspects no class."""
+    yield {"strength": 0, "steps": 0, **victim.evaluate(victim.model)._asdict()}
+    scanned = scan(victim.model, victim.data.defense, spc=SPC, seed=SEED, progress=False, steps=DEFAULTS["scan_steps"])
+    for strength, steps in itertools.product((1.0, 2.5), (112, 224)) if scanned.suspect == victim.target else ():
+        work = Work(victim.model, victim.data.defense, None, SPC, SEED, hold_out=False, searches=True)
+        unlearn_suspect(work, scanned, DEFAULTS | {"rounds": 1, "strength": strength, "suspect_steps": steps}, SEED, False)
+        yield {"strength": strength, "steps": steps, **victim.evaluate(work.model)._asdict()}
+
+
+def main(folder, victims=VICTIMS):
+    """Measure what is missing, then print the figures."""
+    for name in victims.split(","):
+        table = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame(columns=["victim"])
+        if name not in set(table["victim"]):
+            kind, training = name.rsplit("_", 1)
+            rows = pd.DataFrame(measure(tuning_victim(folder, kind, int(training)))).assign(victim=name)
+            table = pd.concat([table, rows])
+            write_atomic(OUT, lambda temporary, table=table: table.round(4).to_csv(temporary, index=False))
+            print(rows.round(3), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
