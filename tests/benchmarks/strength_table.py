@@ -1,6 +1,6 @@
 """How strong must the triggers be that `repair` unlearns, and for how long? One round each, on tuning models alone.
 
-    python tests/benchmarks/strength_table.py FOLDER [victims]     # about ten minutes of a core for each
+    python tests/benchmarks/strength_table.py FOLDER [victims]     # about six minutes of a core for each
 
 FOLDER: that of tuning_models.py. Writes data/results/strength.csv: ACC, ASR and RA of each victim as given and after
 one round of unlearning, with triggers as strong as they were found (1) and up to 2.5 times as strong, for 112 and 224

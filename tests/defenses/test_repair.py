@@ -355,6 +355,16 @@ def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, fo
     assert sum(row["epoch"] == 0 for row in result.history) == (1 if ": 1;" in told else 3)
 
 
+def test_what_a_round_unlearns_is_strengthened(victim, found, monkeypatch):
+    """Both small triggers of the only round, each by the setting; interrupted, so that nothing follows."""
+    found[0].extend([4.0] * 2)
+    seen = []
+    monkeypatch.setattr(repairing, "Alternating", lambda ways: seen.extend(ways) or Alternating(ways))
+    interrupt_call(monkeypatch, fine_tuning, "_epoch", 1)
+    defend("repair", victim, **ROUNDS, strength=1.7)
+    assert [(type(one), one.way, one.most) for one in seen] == [(Strengthened, victim.trigger, 1.7)] * 2
+
+
 def test_ctrl_c_in_a_round_ends_the_repair_and_keeps_what_is_reached(victim, found, monkeypatch):
     """It comes in the second of the first round's epochs: nothing is searched for after it."""
     found[0].extend([4.0] * 6)
@@ -385,6 +395,7 @@ def test_changes_that_lead_far_are_found_and_others_are_not(victim, images):
     found = far_leading(victim.model, others, victim.target, FAR, 0)
     assert "patches" in {one.family for one in found}
     for one in found:
+        assert isinstance(one, Change)
         assert predict(victim.model, one(others[1::2])).softmax(1)[:, victim.target].mean() > 0.5
     assert far_leading(victim.model, others, victim.target, FAR | {"far": 1.0}, 0) == []
 
