@@ -134,10 +134,21 @@ def strengths(table):
     runs = {(0, 0): "given", **{(strength, steps): f"{'as found' if strength == 1 else f'1 to {strength}'}, {steps} steps"
                                 for steps in (112, 224) for strength in (1, 2.5)}}
     print(f"| tuning model | {' | '.join(runs.values())} |\n|{'---|' * (1 + len(runs))}")
-    for name, rows in table.groupby("victim", sort=False):
+    for name, rows in table[table["back"] == 0].groupby("victim", sort=False):
         told = {(row.strength, row.steps): " / ".join(f"{100 * getattr(row, key):.1f}" for key in FIGURES)
                 for row in rows.itertuples()}
         print(f"| {name} | {' | '.join(told.get(run, '') for run in runs)} |")
+
+
+def backs(table):
+    """Tuning models: ACC / ASR / RA after one round of unlearning, by the share of the way back to the given weights."""
+    shares = sorted(set(table["back"]))
+    print(f"| tuning model | given | {' | '.join(f'back {share:g}' for share in shares)} |\n|{'---|' * (2 + len(shares))}")
+    table = table[(table["strength"] == 0) | (table["strength"] == 2.5) & (table["steps"] == 224)]
+    for name, rows in table.groupby("victim", sort=False):
+        told = [" / ".join(f"{100 * getattr(row, key):.1f}" for key in FIGURES)
+                for row in rows.sort_values(["strength", "back"]).itertuples()]
+        print(f"| {name} | {' | '.join(told)} |")
 
 
 def by_defense(table):
@@ -210,7 +221,7 @@ def whole(table):
 
 
 TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, peers, paper_network, ways,
-                                     driven, strengths)}
+                                     driven, strengths, backs)}
 UNFOLDED = ("by_model",)  # tables that show what was not run
 
 

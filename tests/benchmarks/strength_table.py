@@ -1,12 +1,16 @@
-"""How strong must the triggers be that `repair` unlearns, and for how long? One round each, on tuning models alone.
+"""How strong must the triggers be that `repair` unlearns, for how long, and how far back do the weights then move?
+
+One round each, on tuning models alone.
 
     python tests/benchmarks/strength_table.py FOLDER [victims]     # about six minutes of a core for each
 
 FOLDER: that of tuning_models.py. Writes data/results/strength.csv: ACC, ASR and RA of each victim as given and after
 one round of unlearning, with triggers as strong as they were found (1) and up to 2.5 times as strong, for 112 and 224
-steps. What is unlearned is the same in all four. One thread, defence seed 100, ten images.
+steps; of the last one also after each share `back` of the way back to the given weights. What is unlearned is the same
+in all. One thread, defence seed 100, ten images.
 """
 
+import copy
 import itertools
 import sys
 from pathlib import Path
@@ -17,22 +21,28 @@ from tuning_models import DEFENSE_SEEDS, tuning_victim
 
 from gradprune.base.paths import write_atomic
 from gradprune.defenses.common import Work
+from gradprune.defenses.consistency import step_back
 from gradprune.defenses.repair import DEFAULTS, unlearn_suspect
 from gradprune.defenses.scan import scan
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/strength.csv"
 VICTIMS = "photo_resnet_badnets_11,photo_resnet_low_frequency_11,photo_resnet_bpp_12,photo_vgg_badnets_11"
 SPC, SEED = 10, DEFENSE_SEEDS[0]
+RUNS, BACK = [*itertools.product((1.0, 2.5), (112, 224))], (0.1, 0.2, 0.3, 0.5)
 
 
 def measure(victim):
     """The rows of one victim; none but the given model's if the scan suspects no class."""
-    yield {"strength": 0, "steps": 0, **victim.evaluate(victim.model)._asdict()}
+    yield {"strength": 0, "steps": 0, "back": 0, **victim.evaluate(victim.model)._asdict()}
     scanned = scan(victim.model, victim.data.defense, spc=SPC, seed=SEED, progress=False, steps=DEFAULTS["scan_steps"])
-    for strength, steps in itertools.product((1.0, 2.5), (112, 224)) if scanned.suspect == victim.target else ():
+    for strength, steps in RUNS if scanned.suspect == victim.target else ():
         work = Work(victim.model, victim.data.defense, None, SPC, SEED, hold_out=False, searches=True)
-        unlearn_suspect(work, scanned, DEFAULTS | {"rounds": 1, "strength": strength, "suspect_steps": steps}, SEED, False)
-        yield {"strength": strength, "steps": steps, **victim.evaluate(work.model)._asdict()}
+        unlearn_suspect(work, scanned, DEFAULTS | {"rounds": 1, "strength": strength, "suspect_steps": steps,
+                                                   "suspect_back": 0}, SEED, False)
+        for back in (0, *BACK * ((strength, steps) == RUNS[-1])):
+            model = copy.deepcopy(work.model)
+            step_back(model, work.given, back)
+            yield {"strength": strength, "steps": steps, "back": back, **victim.evaluate(model)._asdict()}
 
 
 def main(folder, victims=VICTIMS):
