@@ -10,6 +10,7 @@ change that leads to one class, so the search finds it, too. This method is ours
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -150,12 +151,14 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
 
 @torch.no_grad()
 def step_back(model: nn.Module, given: nn.Module, share: float) -> None:
-    """Move the weights of `model`, in place, by `share` of the way to those of `given`.
+    """Move the weights and BatchNorm statistics of `model`, in place, by `share` of the way to those of `given`.
 
     Source: Wortsman et al., 2022, "Robust fine-tuning of zero-shot models", arXiv:2109.01903.
     """
-    for weight, old in zip(model.parameters(), given.parameters(), strict=True):
-        weight.lerp_(old, share)
+    both = (chain(one.parameters(), one.buffers()) for one in (model, given))
+    for now, old in zip(*both, strict=True):
+        if now.is_floating_point():
+            now.lerp_(old, share)
 
 
 @torch.no_grad()

@@ -17,31 +17,21 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.consistency import CONSISTENCY, consistent_tune
 from gradprune.defenses.result import DefenseResult
-from gradprune.defenses.scan import FASTER, KINDS, Scan, scan
-from gradprune.models.inference import evaluating, predict
-from gradprune.pruning import Augment, Distilled, Pairs
-from gradprune.pruning.distilled import VIEWS, epochs_for, tune_on_views
-from gradprune.search import FAMILIES, SEARCHABLE, Alternating, Change, Part, draw, inflow, search_changes
+from gradprune.defenses.scan import scan
+from gradprune.defenses.unlearning import UNLEARNING, unlearn_suspect
+from gradprune.models.inference import predict
+from gradprune.pruning import Pairs
+from gradprune.pruning.distilled import VIEWS
+from gradprune.search import FAMILIES, draw
 
-Way = nn.Module | Change  # a trigger or another change of images: (N, C, H, W) -> the same
 IGNORED = "so the model learned to ignore them (consistency)"  # which of the two ways, in `stopped`; the report asks
-UNLEARNED = "Rounds of unlearning"
 LOCAL = ("patches", "sparse", "bounded")  # families that leave an image recognisable wherever they are
-DEFAULTS: dict[str, Any] = CONSISTENCY | {
+DEFAULTS: dict[str, Any] = CONSISTENCY | UNLEARNING | {
     "sturdy": 0.1,        # below this share of altered answers consistency is used at once: see `unsteadiness`
     "changes": 36,        # how many are drawn for that decision
     "trial_steps": 75,    # above it, where no class is suspected, it is tried for so many steps on half of the images
     "kept": 0.78,         # and must keep this share of the answers on the other half
     "scan_steps": 150,    # of each search of the scan: with 60 a real target was close to the threshold
-    "rounds": 3,          # of searching for triggers of the suspected class and unlearning them, at most
-    "searches": 3,        # starts per round of either kind of trigger
-    "round_steps": 80,    # of each of these: with more, the mask shrinks to what only these images need
-    "tries": 6,           # searched changes of each family per round
-    "tries_on": 96,       # images for these, evenly chosen: half for the search, half to judge it
-    "far": 0.5,           # share of the latter that such a change must lead to the class
-    "suspect_lr": 2e-3,   # of SGD with momentum, half a cosine per round
-    "suspect_steps": 224,  # optimiser steps per round
-    "strength": 2.5,      # what is unlearned is up to so many times as strong as what was found
 }
 
 
@@ -114,85 +104,3 @@ def kept_on_trial(model: nn.Module, clean: ImageSet, spc: int, families: tuple[s
     views = trial.augment(trial.validation, torch.Generator().manual_seed(seed), VIEWS).clean
     before, now = (predict(one, views).argmax(1) for one in (model, trial.model))
     return float((before == now).float().mean())
-
-
-def unlearn_suspect(work: Work, scanned: Scan, paper: dict[str, Any], seed: int, progress: bool) -> str:
-    """Search for ways to the suspected class and unlearn all easy ones, round by round; returns how it ended.
-
-    The copy learns to answer an image with one of them as the original model answers the clean image (see `Distilled`);
-    the last step of a round is kept. Ctrl-C ends the rounds and keeps what has been reached.
-    """
-    assert scanned.suspect is not None
-    others, ways = work.train.clean[work.train.labels != scanned.suspect], list[nn.Module]()
-    generator = torch.Generator().manual_seed(seed)
-    epochs = epochs_for(len(work.train.labels), paper["suspect_steps"], paper["batch_size"])
-    for turn in range(paper["rounds"]):
-        easy = small_triggers(work.model, others, scanned, paper, seed + turn * paper["searches"], progress)
-        easy += far_leading(work.model, others, scanned.suspect, paper, seed + turn)
-        if not easy:
-            return f" {UNLEARNED}: {turn}; then it was no easier to reach than the other classes."
-        ways += [Strengthened(way, paper["strength"], generator) for way in easy]
-        augment = Augment(work.given, Alternating(ways), work.train)
-        work.history += tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
-                                      work.validation, augment, Distilled(work.given), lr=paper["suspect_lr"],
-                                      epochs=epochs, batch_size=paper["batch_size"], seed=seed + turn,
-                                      progress=progress)
-        if "interrupted" in work.history[-1]:
-            raise KeyboardInterrupt
-    return f" {UNLEARNED}: {paper['rounds']}, the most allowed; the last one was not checked."
-
-
-def small_triggers(model: nn.Module, others: Tensor, scanned: Scan, paper: dict[str, Any], seed: int, progress: bool
-                   ) -> list[Way]:
-    """Triggers of both kinds that lead to the suspect with a smaller norm than any other class needed in the scan.
-
-    others: the clean images of the other classes.
-    """
-    small = list[Way]()
-    for kind, search in KINDS.items():
-        least = min((row.norm for row in scanned.rows
-                     if row.kind == kind and row.converged and row.label != scanned.suspect), default=0.0)
-        for start in range(paper["searches"]):
-            one = search(model, others, scanned.suspect, seed=seed + start, progress=progress,
-                         **FASTER | {"steps": paper["round_steps"]})
-            if one.converged and one.norm < least:
-                small.append(one.trigger)
-    return small
-
-
-def far_leading(model: nn.Module, others: Tensor, suspect: int, paper: dict[str, Any], seed: int) -> list[Way]:
-    """Searched changes that lead more than `far` of the images to the suspect.
-
-    They are searched for on one half of a few of `others` and judged on the other half. A family counts if at least
-    half of its changes lead so far: one or two of six can lead to any class of a network of photographs.
-    """
-    generator, others = torch.Generator().manual_seed(seed), others[::-(-len(others) // paper["tries_on"])]
-    half, rest = (Part(images, predict(model, images).log_softmax(1), suspect)
-                  for images in (others[::2], others[1::2]))
-    far = list[Way]()
-    for family in SEARCHABLE:
-        drawn = [draw(others.shape[1:], generator, [family]) for _ in range(paper["tries"])]
-        with evaluating(model):
-            found = search_changes(model, [half] * len(drawn), drawn)
-            led = inflow(model, [rest] * len(found), found)[:, suspect].tolist()
-        leading = [change for change, share in zip(found, led, strict=True) if share > paper["far"]]
-        if 2 * len(leading) >= len(found):
-            far += leading
-    return far
-
-
-class Strengthened(nn.Module):
-    """A trigger or change with its effect on each image multiplied by a random factor. (N, C, H, W) -> the same.
-
-    A search ends at the weakest trigger that still works, and the attacker's is stronger.
-    most: the factor is uniform in 1..most.
-    """
-
-    def __init__(self, way: Way, most: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.way, self.most, self.generator = way, most, generator
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Apply the way, strengthened."""
-        factor = 1 + (self.most - 1) * torch.rand(len(images), 1, 1, 1, generator=self.generator).to(images)
-        return (images + factor * (self.way(images) - images)).clamp(0, 1)

@@ -16,8 +16,9 @@ from tuning_models import DEFENSE_SEEDS, tuning_victim
 
 from gradprune.base.paths import write_atomic
 from gradprune.defenses.common import Work
-from gradprune.defenses.repair import DEFAULTS, kept_on_trial, tune_consistently, unlearn_suspect, unsteadiness
+from gradprune.defenses.repair import DEFAULTS, kept_on_trial, tune_consistently, unsteadiness
 from gradprune.defenses.scan import scan
+from gradprune.defenses.unlearning import unlearn_suspect
 from gradprune.search import FAMILIES
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/repair_ways.csv"

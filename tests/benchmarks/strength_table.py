@@ -22,8 +22,9 @@ from tuning_models import DEFENSE_SEEDS, tuning_victim
 from gradprune.base.paths import write_atomic
 from gradprune.defenses.common import Work
 from gradprune.defenses.consistency import step_back
-from gradprune.defenses.repair import DEFAULTS, unlearn_suspect
+from gradprune.defenses.repair import DEFAULTS
 from gradprune.defenses.scan import scan
+from gradprune.defenses.unlearning import unlearn_suspect
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/strength.csv"
 VICTIMS = "photo_resnet_badnets_11,photo_resnet_low_frequency_11,photo_resnet_bpp_12,photo_vgg_badnets_11"

@@ -1,28 +1,25 @@
 """Repair without the trigger: the changes, the loss that asks for the same answers, and which road a model takes."""
 
 import importlib
-from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import defend, interrupt_call
+from conftest import defend
 from torch import nn
 
 import gradprune as gp
 from gradprune.base.errors import InputError
 from gradprune.defenses import Scan, exposure, unsteadiness
 from gradprune.defenses.consistency import CONSISTENCY, Consistent, settle, step_back
-from gradprune.defenses.repair import Strengthened, far_leading, kept_on_trial
-from gradprune.defenses.scan import Row
+from gradprune.defenses.repair import kept_on_trial
 from gradprune.models import evaluating, predict
-from gradprune.pruning import Pairs, fine_tuning, unpaired
+from gradprune.pruning import Pairs, unpaired
 from gradprune.search import (
     FAMILIES,
     SEARCHABLE,
     Alternating,
     Change,
-    Inversion,
     Inverted,
     Part,
     draw,
@@ -141,12 +138,18 @@ def test_the_loss_by_hand(victim, images, monkeypatch):
 
 
 def test_a_step_back_is_a_share_of_the_way():
-    given, mended = nn.Linear(3, 2), nn.Linear(3, 2)
-    by_hand = [0.75 * new + 0.25 * old for new, old in zip(mended.parameters(), given.parameters(), strict=True)]
+    """Of weights and running statistics; the number of batches that BatchNorm has seen stays."""
+    given, mended = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    mended(5 + 3 * torch.randn(8, 3))
+    by_hand = {name: 0.75 * new + 0.25 * old for (name, new), old
+               in zip(mended.state_dict().items(), given.state_dict().values(), strict=True)}
+    by_hand["1.num_batches_tracked"] = torch.tensor(1)
+    assert not torch.equal(mended[1].running_mean, given[1].running_mean)
     step_back(mended, given, 0.25)
-    assert all(torch.allclose(one, two) for one, two in zip(mended.parameters(), by_hand, strict=True))
+    assert all(torch.allclose(one, by_hand[name]) for name, one in mended.state_dict().items())
     step_back(mended, given, 1.0)
     assert all(torch.equal(one, two) for one, two in zip(mended.parameters(), given.parameters(), strict=True))
+    assert torch.equal(mended[1].running_mean, given[1].running_mean)
 
 
 def how_much(model, images, change):
@@ -262,14 +265,13 @@ SAID = ("small random changes alter 30% of the answers, so a scan looked for a t
         "changes kept 50% of the clean answers in a trial, so the model was left as it is")
 
 
-def suspected(rows, victim):
-    """What a scan found; without rows, no suspect."""
-    return Scan(rows, tuple("abcd"), 2.0, victim.target if rows else None, "mask" if rows else None, None, "The verdict.",
-                victim.data.defense, {}, [], [])
+def unsuspected(victim):
+    """A scan that found no suspect."""
+    return Scan([], tuple("abcd"), 2.0, None, None, None, "The verdict.", victim.data.defense, {}, [], [])
 
 
 def test_a_model_with_no_suspect_that_would_lose_its_answers_is_left_as_it_is(victim, monkeypatch, unsteady):
-    monkeypatch.setattr(repairing, "scan", lambda *_, **settings: suspected([], victim) if settings["steps"] == 7 else None)
+    monkeypatch.setattr(repairing, "scan", lambda *_, **settings: unsuspected(victim) if settings["steps"] == 7 else None)
     result = defend("repair", victim, **UNASKED, sturdy=0.2, scan_steps=7)
     assert result.stopped == SAID
     assert victim.evaluate(result.model) == victim.evaluate()
@@ -277,7 +279,7 @@ def test_a_model_with_no_suspect_that_would_lose_its_answers_is_left_as_it_is(vi
 
 def test_a_model_with_no_suspect_that_keeps_its_answers_learns_to_ignore_changes(victim, monkeypatch):
     """The trial learns from half of the images, the repair itself from all."""
-    monkeypatch.setattr(repairing, "scan", lambda *_, **__: suspected([], victim))
+    monkeypatch.setattr(repairing, "scan", lambda *_, **__: unsuspected(victim))
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
     made, tune = [], repairing.consistent_tune
 
@@ -296,7 +298,7 @@ def test_a_model_with_no_suspect_that_keeps_its_answers_learns_to_ignore_changes
 
 def test_a_trial_that_is_interrupted_ends_the_repair(victim, monkeypatch):
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
-    monkeypatch.setattr(repairing, "scan", lambda *_, **__: suspected([], victim))
+    monkeypatch.setattr(repairing, "scan", lambda *_, **__: unsuspected(victim))
     monkeypatch.setattr(repairing, "consistent_tune", lambda *_, **__: [{"interrupted": True}])
     result = defend("repair", victim, **UNASKED, sturdy=0.2)
     assert result.interrupted and result.stopped == "interrupted" and victim.evaluate(result.model) == victim.evaluate()
@@ -318,109 +320,6 @@ def test_what_is_kept_by_hand(victim, monkeypatch):
     share = kept_on_trial(victim.model, victim.data.defense, 10, ("waves",), repairing.DEFAULTS, 0, False)
     assert share == pytest.approx((light[0] <= light[0].median()).float().mean().item())
     assert [len(half) for half in seen] == [20, 20] and torch.cdist(*(half.flatten(1) for half in seen)).min() > 0
-
-
-@pytest.fixture
-def found(victim, monkeypatch, unsteady):
-    """The scan suspects the target; the others need 5 and more. The search finds what the attacker put on, of these norms."""
-    rows = [Row(kind, label, 5.0 + label if label != victim.target else 2.0, 1.0, 0.0, 1.0, True, label == victim.target)
-            for kind in ("mask", "whole image") for label in range(4)]
-    least = min(row.norm for row in rows if row.label != victim.target)
-    norms, seeds = [], []
-
-    def searched(model, images, label, *, seed, **settings):
-        assert label == victim.target and len(images) == 3 * 10 and settings["steps"] == 7
-        seeds.append(seed)
-        return Inversion(victim.trigger, norms[len(seeds) - 1], 1.0, [], True)
-
-    monkeypatch.setattr(repairing, "scan", lambda *_, **__: suspected(rows, victim))
-    monkeypatch.setattr(repairing, "far_leading", lambda *_: [])
-    monkeypatch.setitem(repairing.KINDS, "mask", searched)
-    monkeypatch.setitem(repairing.KINDS, "whole image", lambda *_, **__: Inversion(victim.trigger, least, 1.0, [], True))
-    return norms, seeds
-
-
-ROUNDS = {**UNASKED, "spc": 10, "sturdy": 0.2, "searches": 2, "round_steps": 7, "suspect_steps": 40}
-
-
-@pytest.mark.parametrize(("norms", "told"), [
-    ([4.0, 6.0, 9.0, 8.0], "Rounds of unlearning: 1; then it was no easier to reach than the other classes."),
-    ([4.0] * 6, "Rounds of unlearning: 3, the most allowed; the last one was not checked.")])
-def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, found, norms, told):
-    found[0].extend(norms)
-    result = defend("repair", victim, **ROUNDS)
-    after = victim.evaluate(result.model)
-    assert result.stopped.endswith(told) and found[1] == list(range(len(norms)))
-    assert after.asr < 0.3 and after.acc > 0.9
-    assert sum(row["epoch"] == 0 for row in result.history) == (1 if ": 1;" in told else 3)
-
-
-def test_what_a_round_unlearns_is_strengthened(victim, found, monkeypatch):
-    """Both small triggers of the only round, each by the setting; interrupted, so that nothing follows."""
-    found[0].extend([4.0] * 2)
-    seen = []
-    monkeypatch.setattr(repairing, "Alternating", lambda ways: seen.extend(ways) or Alternating(ways))
-    interrupt_call(monkeypatch, fine_tuning, "_epoch", 1)
-    defend("repair", victim, **ROUNDS, strength=1.7)
-    assert [(type(one), one.way, one.most) for one in seen] == [(Strengthened, victim.trigger, 1.7)] * 2
-
-
-def test_ctrl_c_in_a_round_ends_the_repair_and_keeps_what_is_reached(victim, found, monkeypatch):
-    """It comes in the second of the first round's epochs: nothing is searched for after it."""
-    found[0].extend([4.0] * 6)
-    epochs = interrupt_call(monkeypatch, fine_tuning, "_epoch", 2)
-    result = defend("repair", victim, **ROUNDS)
-    assert result.interrupted and result.stopped == "interrupted"
-    assert len(epochs) == 2 and found[1] == [0, 1]
-    assert [row["epoch"] for row in result.history] == [0, 1, 1]
-    assert not torch.equal(*(next(model.parameters()) for model in (victim.model, result.model)))
-
-
-FAR = {"tries": 6, "tries_on": 96, "far": 0.5}
-
-
-def test_few_images_evenly_chosen_show_what_leads_far(victim, monkeypatch):
-    """Of 100 images with a limit of 40, every third: 17 for the search and 17 to judge it."""
-    seen = []
-    monkeypatch.setattr(repairing, "search_changes", lambda model, parts, drawn: seen.append(parts[0].images) or drawn)
-    monkeypatch.setattr(repairing, "inflow", lambda model, parts, found: seen.append(parts[0].images) or torch.zeros(1, 4))
-    others = torch.arange(100.0).view(-1, 1, 1, 1).expand(-1, 3, 32, 32) / 100
-    assert far_leading(victim.model, others, 0, FAR | {"tries": 1, "tries_on": 40}, 0) == []
-    assert torch.equal(seen[0], others[::6]) and torch.equal(seen[1], others[3::6])
-
-
-def test_changes_that_lead_far_are_found_and_others_are_not(victim, images):
-    """On the other half of the images: a backdoor of patches is found as patches, and as nothing in a model without one."""
-    others = images[predict(victim.model, images).argmax(1) != victim.target]
-    found = far_leading(victim.model, others, victim.target, FAR, 0)
-    assert "patches" in {one.family for one in found}
-    for one in found:
-        assert isinstance(one, Change)
-        assert predict(victim.model, one(others[1::2])).softmax(1)[:, victim.target].mean() > 0.5
-    assert far_leading(victim.model, others, victim.target, FAR | {"far": 1.0}, 0) == []
-
-
-@pytest.mark.parametrize(("led", "count"), [([0.6, 0.7, 0.5, 0, 0, 0], 0), ([0.6, 0.7, 0.51, 0, 0, 0], 3), ([1.0] * 6, 6)])
-def test_a_family_counts_if_half_of_its_changes_lead_far(victim, images, monkeypatch, led, count):
-    """Exactly `far` is not far. The suspect is class 2; the others are not read."""
-    shares = torch.ones(6, 4).index_copy(1, torch.tensor([2]), torch.tensor(led)[:, None])
-    monkeypatch.setattr(repairing, "search_changes", lambda model, parts, drawn: drawn)
-    monkeypatch.setattr(repairing, "inflow", lambda *_: shares)
-    found = far_leading(victim.model, images, 2, FAR, 0)
-    assert Counter(one.family for one in found) == dict.fromkeys(SEARCHABLE if count else (), count)
-
-
-def test_a_strengthened_trigger_is_one_to_so_many_times_as_strong(images):
-    """Each image has a factor of its own; the result stays an image, and the same seed gives the same factors."""
-    def strengthened(way, images, seed=0):
-        return Strengthened(way, 2.5, torch.Generator().manual_seed(seed))(images)
-    grey = torch.full_like(images, 0.3)
-    factors = (strengthened(lambda images: images + 0.1, grey) - 0.3) / 0.1
-    assert torch.allclose(factors, factors[:, :1, :1, :1].expand_as(factors), atol=1e-4)
-    assert 1 <= factors.min() < 1.2 and 2.3 < factors.max() <= 2.5 + 1e-4
-    assert torch.equal(strengthened(lambda images: images + 0.9, grey), torch.ones_like(images))
-    assert torch.equal(strengthened(lambda images: images * 0.9, images, 1), strengthened(lambda images: images * 0.9, images, 1))
-    assert torch.equal(strengthened(nn.Identity(), images), images)
 
 
 def test_triggers_take_turns(images):

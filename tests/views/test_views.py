@@ -23,7 +23,8 @@ from gradprune.attacks import make_trigger
 from gradprune.base.errors import InputError
 from gradprune.datasets import ImageSet
 from gradprune.defenses import DefenseResult, exposure, grad_prune
-from gradprune.defenses.repair import IGNORED, UNLEARNED
+from gradprune.defenses.repair import IGNORED
+from gradprune.defenses.unlearning import UNLEARNED
 from gradprune.evaluation import Metrics, der
 from gradprune.models import build, predict
 from gradprune.pruning import FilterMask, filter_scores, pair_up

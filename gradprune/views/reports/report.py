@@ -11,7 +11,8 @@ from gradprune.base.paths import output_folder
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import DefenseResult
 from gradprune.defenses.exposure import Reach
-from gradprune.defenses.repair import IGNORED, UNLEARNED
+from gradprune.defenses.repair import IGNORED
+from gradprune.defenses.unlearning import UNLEARNED
 from gradprune.evaluation import Metrics, der, replay, verdict
 from gradprune.pruning import filter_scores, pair_up
 from gradprune.victims import Victim
