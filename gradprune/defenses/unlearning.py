@@ -3,9 +3,8 @@
     loss = KL(g(x) || f(T(x))) + 3 KL(g(x) || f(x))
 
 g is the given model, f the copy that learns, x views and mixes of the defender's few images, and T one of the triggers
-and changes that lead f to the class more easily than to the others, strengthened. After each round the weights move
-part of the way back to g, and a new search decides whether another round follows. Source of the searches: Wang et al.,
-2019, "Neural Cleanse"; the rest is ours.
+and changes that lead f to the class more easily than to the others, strengthened. A new search decides whether another
+round follows. Source of the searches: Wang et al., 2019, "Neural Cleanse"; the rest is ours.
 """
 
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.defenses.common import Work
-from gradprune.defenses.consistency import step_back
 from gradprune.defenses.scan import FASTER, KINDS, Scan
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning import Augment, Distilled
@@ -32,7 +30,6 @@ UNLEARNING: dict[str, Any] = {
     "far": 0.5,           # share of the latter that such a change must lead to the class
     "suspect_lr": 2e-3,   # of SGD with momentum, half a cosine per round
     "suspect_steps": 224,  # optimiser steps per round
-    "suspect_back": 0.2,  # share of the way back to the given weights at the end of a round, which restores accuracy
     "strength": 2.5,      # what is unlearned is up to so many times as strong as what was found
 }
 
@@ -61,7 +58,6 @@ def unlearn_suspect(work: Work, scanned: Scan, settings: dict[str, Any], seed: i
                                       progress=progress)
         if "interrupted" in work.history[-1]:
             raise KeyboardInterrupt
-        step_back(work.model, work.given, settings["suspect_back"])
     return f" {UNLEARNED}: {settings['rounds']}, the most allowed; the last one was not checked."
 
 

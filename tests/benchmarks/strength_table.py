@@ -1,4 +1,4 @@
-"""How strong must the triggers be that `repair` unlearns, for how long, and how far back do the weights then move?
+"""How strong must the triggers be that `repair` unlearns, for how long, and does a step back help?
 
 One round each, on tuning models alone.
 
@@ -38,8 +38,7 @@ def measure(victim):
     scanned = scan(victim.model, victim.data.defense, spc=SPC, seed=SEED, progress=False, steps=DEFAULTS["scan_steps"])
     for strength, steps in RUNS if scanned.suspect == victim.target else ():
         work = Work(victim.model, victim.data.defense, None, SPC, SEED, hold_out=False, searches=True)
-        unlearn_suspect(work, scanned, DEFAULTS | {"rounds": 1, "strength": strength, "suspect_steps": steps,
-                                                   "suspect_back": 0}, SEED, False)
+        unlearn_suspect(work, scanned, DEFAULTS | {"rounds": 1, "strength": strength, "suspect_steps": steps}, SEED, False)
         for back in (0, *BACK * ((strength, steps) == RUNS[-1])):
             model = copy.deepcopy(work.model)
             step_back(model, work.given, back)

@@ -45,7 +45,7 @@ def found(victim, monkeypatch):
     return norms, seeds
 
 
-ROUNDS = {"changes": 2, "spc": 10, "sturdy": 0.2, "searches": 2, "round_steps": 7, "suspect_steps": 80}
+ROUNDS = {"changes": 2, "spc": 10, "sturdy": 0.2, "searches": 2, "round_steps": 7, "suspect_steps": 40}
 
 
 @pytest.mark.parametrize(("norms", "told"), [
@@ -68,18 +68,6 @@ def test_what_a_round_unlearns_is_strengthened(victim, found, monkeypatch):
     interrupt_call(monkeypatch, fine_tuning, "_epoch", 1)
     defend("repair", victim, **ROUNDS, strength=1.7)
     assert [(type(one), one.way, one.most) for one in seen] == [(Strengthened, victim.trigger, 1.7)] * 2
-
-
-def test_a_round_ends_part_of_the_way_back_and_then_the_model_is_searched_again(victim, found):
-    """All of the way back, the second search finds the given model."""
-    found[0].extend([4.0, 4.0, 9.0, 9.0])
-    seen, search = [], unlearning.KINDS["mask"]
-    unlearning.KINDS["mask"] = lambda model, *rest, **settings: seen.append(
-        [weight.clone() for weight in model.parameters()]) or search(model, *rest, **settings)
-    result = defend("repair", victim, **ROUNDS, suspect_back=1.0)
-    given = list(victim.model.parameters())
-    assert len(seen) == 4 and all(torch.equal(*pair) for pair in zip(seen[2], given, strict=True))
-    assert victim.evaluate(result.model) == victim.evaluate() and ": 1;" in result.stopped
 
 
 def test_ctrl_c_in_a_round_ends_the_repair_and_keeps_what_is_reached(victim, found, monkeypatch):
