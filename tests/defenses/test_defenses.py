@@ -455,6 +455,16 @@ def test_fine_pruning_ends_before_the_accuracy_on_views_falls_by_alpha(victim, m
     assert [row["channels"] for row in outcome.history] == [0, 2, 4, 6] and outcome.history[2]["kept"] is True
 
 
+def test_ctrl_c_in_fine_pruning_keeps_what_was_measured_last(victim, monkeypatch):
+    """It comes before four features are measured, so two stay closed."""
+    work = Work(victim.model, victim.data.defense, None, 2, 0)
+    layer, order = work.model.linear, torch.randperm(work.model.linear.in_features)
+    interrupt_call(monkeypatch, fine_pruning, "validate", 3)
+    outcome = fine_pruning.close_features(work.model, work.found, layer, order, work.validation, alpha=1.0, once=2 / len(order))
+    assert outcome.interrupted and [row["channels"] for row in outcome.history] == [0, 2]
+    assert (layer.weight[:, order[:2]] == 0).all() and (layer.weight[:, order[2:]] != 0).any(0).all()
+
+
 def test_fine_pruning_needs_a_linear_layer(victim):
     bare = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     with pytest.raises(InputError, match="has no linear layer at its end"):

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -242,15 +243,24 @@ def test_images_from_what_people_have():
         same = ImageSet.from_dataset(other)
         assert torch.equal(same.images, plain.images) and same.classes == plain.classes
     pairs = torch.utils.data.TensorDataset(plain.floats(), plain.labels[:, None])
+    assert torch.equal(ImageSet.from_dataset(Pictures()[place] for place in range(6)).images, plain.images)
     assert ImageSet.from_dataset(pairs).classes == ("0", "1") and ImageSet.from_dataset(pairs, ["x", "y"]).classes == ("x", "y")
     grey = ImageSet.from_dataset(Pictures(lambda picture: picture.convert("L")))
     assert grey.images.shape == (6, 1, 9, 9)
+
+
+def test_a_model_that_cannot_be_copied(images):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    net.lock = threading.Lock()
+    with pytest.raises(InputError, match=r"cannot be copied \(TypeError: .*lock"):
+        working_copy(net, images.floats()[:2])
 
 
 @pytest.mark.parametrize(("dataset", "words"), [
     (Pictures(lambda picture: to_tensor(picture) - 0.5), "leave Normalize out"), (Pictures(size=7), "a transform that resizes"),
     (Pictures(count=0), "is empty"), (Pictures(lambda picture: "text"), "must be a picture or a tensor, got str"), (3, "got int"),
     ([1, 2], r"must be \(image, label\)"), ([(torch.zeros(3, 4, 4), 0.5)], "one whole number from 0 on, got 0.5"),
+    ([(torch.zeros(3, 4, 4), [[1], [2, 3]])], r"one whole number from 0 on, got \[\[1\], \[2, 3\]\]"),
 ])
 def test_datasets_that_cannot_be_taken(dataset, words):
     with pytest.raises(InputError, match=words):
