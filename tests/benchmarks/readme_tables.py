@@ -30,6 +30,11 @@ PAIRS = (("grad_prune", "ft_unlearn"), ("grad_prune_verified", "ft_distilled"), 
          ("grad_prune_verified", "grad_prune"), ("ft_distilled", "ft_unlearn"))
 
 
+def slashed(row, before=""):
+    """ACC / ASR / RA of a row, in per cent; `before` stands before the names of its columns."""
+    return " / ".join(f"{100 * row[before + key]:.1f}" for key in FIGURES)
+
+
 def overview(table):
     """Two tables, of the defences that know the trigger and of those that do not: see `group`."""
     for title, known in (("Defences that know the trigger", True), ("Defences that do not know the trigger", False)):
@@ -58,7 +63,7 @@ def group(table):
             mean = means.loc[spc, name]
             bold = "**" if mean["der"] == best[spc] else ""
             few = f" ({draws[spc, name]})" * int(draws[spc, name] < draws.max())
-            cells += [" / ".join(f"{100 * mean[key]:.1f}" for key in FIGURES), f"{bold}{mean['der']:.3f}{bold}{few}"]
+            cells += [slashed(mean), f"{bold}{mean['der']:.3f}{bold}{few}"]
         print(f"| {name} | {' | '.join(cells)} |")
 
 
@@ -94,7 +99,7 @@ def peers(table):
     draws = table.groupby(["model", "spc"])["seed"].nunique()
     print(f"| model, images per class (draws) | given | {' | '.join(stages.values())} |\n|---|---{'|---' * len(stages)}|")
     for (model, spc), count in draws.items():
-        figures = [" / ".join(f"{100 * means.loc[(model, spc, stage), key]:.1f}" for key in FIGURES) for stage in ("before", *stages)]
+        figures = [slashed(means.loc[(model, spc, stage)]) for stage in ("before", *stages)]
         print(f"| {model}, {spc} ({count}) | {' | '.join(figures)} |")
 
 
@@ -103,7 +108,7 @@ def paper_network(table):
     print("| attack, spc | defence | given | pruned | final | filters removed | seconds |\n|---|---|---|---|---|---|---|")
     for (attack, spc, defense), rows in table.groupby(["attack", "spc", "defense"], sort=False):
         stages = rows.set_index("stage")
-        told = [" / ".join(f"{100 * stages.loc[stage, key]:.1f}" for key in FIGURES) if stage in stages.index else ""
+        told = [slashed(stages.loc[stage]) if stage in stages.index else ""
                 for stage in ("given", "pruned", "final")]
         last = stages.loc["final"]
         print(f"| {attack}, {spc} | {defense} | {' | '.join(told)} | {last['filters_removed']:.0f} | {last['seconds']:.0f} |")
@@ -111,7 +116,7 @@ def paper_network(table):
 
 def ways(table):
     """Tuning models: what `repair` could know of each, and ACC / ASR / RA after each of its two ways."""
-    told = {way: [" / ".join(f"{100 * row[f'{way} {key}']:.1f}" for key in FIGURES) for _, row in table.iterrows()]
+    told = {way: [slashed(row, f"{way} ") for _, row in table.iterrows()]
             for way in ("given", "consistency", "unlearned")}
     print("| tuning model | altered answers | kept on trial | suspect | given | consistency | suspect unlearned |\n|---|---|---|---|---|---|---|")
     for place, row in enumerate(table.itertuples()):
@@ -135,8 +140,7 @@ def strengths(table):
                                 for steps in (112, 224) for strength in (1, 2.5)}}
     print(f"| tuning model | {' | '.join(runs.values())} |\n|{'---|' * (1 + len(runs))}")
     for name, rows in table[table["back"] == 0].groupby("victim", sort=False):
-        told = {(row.strength, row.steps): " / ".join(f"{100 * getattr(row, key):.1f}" for key in FIGURES)
-                for row in rows.itertuples()}
+        told = {(row["strength"], row["steps"]): slashed(row) for row in rows.to_dict("records")}
         print(f"| {name} | {' | '.join(told.get(run, '') for run in runs)} |")
 
 
@@ -146,8 +150,7 @@ def backs(table):
     print(f"| tuning model | given | {' | '.join(f'back {share:g}' for share in shares)} |\n|{'---|' * (2 + len(shares))}")
     table = table[(table["strength"] == 0) | (table["strength"] == 2.5) & (table["steps"] == 224)]
     for name, rows in table.groupby("victim", sort=False):
-        told = [" / ".join(f"{100 * getattr(row, key):.1f}" for key in FIGURES)
-                for row in rows.sort_values(["strength", "back"]).itertuples()]
+        told = [slashed(row) for row in rows.sort_values(["strength", "back"]).to_dict("records")]
         print(f"| {name} | {' | '.join(told)} |")
 
 
@@ -201,8 +204,7 @@ def by_model(table):
         ders = means["der"].unstack().reindex(columns=models)
         print(f"\n| spc {spc}, trigger {'known' if known else 'unknown'} | {' | '.join(models)} | mean DER |\n|---{'|---' * len(models)}|---|")
         for name in ders.mean(axis=1, skipna=False).sort_values(ascending=False).index:
-            cells = [" / ".join(f"{100 * means.loc[name, model][key]:.1f}" for key in FIGURES)
-                     + f" ({draws[name, model]})" * int(draws[name, model] < most)
+            cells = [slashed(means.loc[name, model]) + f" ({draws[name, model]})" * int(draws[name, model] < most)
                      if (name, model) in means.index else "not run" for model in models]
             print(f"| {name} | {' | '.join(cells)} | {ders.loc[name].mean(skipna=False):.3f} |".replace("nan", ""))
 

@@ -29,7 +29,8 @@ from gradprune.defenses.unlearning import unlearn_suspect
 OUT = Path(__file__).resolve().parents[2] / "data/results/strength.csv"
 VICTIMS = "photo_resnet_badnets_11,photo_resnet_low_frequency_11,photo_resnet_bpp_12,photo_vgg_badnets_11"
 SPC, SEED = 10, DEFENSE_SEEDS[0]
-RUNS, BACK = [*itertools.product((1.0, 2.5), (112, 224))], (0.1, 0.2, 0.3, 0.5)
+RUNS = [*itertools.product((1.0, 2.5), (112, 224))]
+BACK = (0, 0.1, 0.2, 0.3, 0.5)
 
 
 def measure(victim):
@@ -39,7 +40,7 @@ def measure(victim):
     for strength, steps in RUNS if scanned.suspect == victim.target else ():
         work = Work(victim.model, victim.data.defense, None, SPC, SEED, hold_out=False, searches=True)
         unlearn_suspect(work, scanned, DEFAULTS | {"rounds": 1, "strength": strength, "suspect_steps": steps}, SEED, False)
-        for back in (0, *BACK * ((strength, steps) == RUNS[-1])):
+        for back in BACK if (strength, steps) == RUNS[-1] else BACK[:1]:
             model = copy.deepcopy(work.model)
             step_back(model, work.given, back)
             yield {"strength": strength, "steps": steps, "back": back, **victim.evaluate(model)._asdict()}
