@@ -1,11 +1,11 @@
-"""Does the backdoor come back? The shipped models, purified and fine-tuned with k poisoned samples.
+"""Does the backdoor come back? The shipped models, cleaned and then fine-tuned with k poisoned samples.
 
-    python tests/benchmarks/relearn_table.py     # roughly a quarter of an hour on one free core
+    python tests/benchmarks/relearn_table.py     # roughly an hour on one free core
 
-Writes data/results/relearn.csv, a row a run, and relearn.png beside it; cut short, it goes on where it stopped (delete the
-table to begin anew). Three draws of the defender's images (spc 10) and of
-the poisoned samples, with the same seed; the control is the model that never had a backdoor. The poisoned samples come
-from the training part, the figures from the test part.
+Writes data/results/relearn.csv, one row per run, and relearn.png beside it. If interrupted, it resumes where it stopped
+(delete the table to begin anew). Three draws of the defender's images (spc 10) and of the poisoned samples, with the same
+seed; the control is the model that never had a backdoor. The poisoned samples come from the training part, the figures
+from the test part.
 """
 
 import math
@@ -27,11 +27,11 @@ from gradprune.views.figures.relearn_plot import relearn_curve
 OUT = Path(__file__).resolve().parents[2] / "data/results/relearn.csv"
 ATTACKS = ("badnets", "blended", "sig")
 CONTROL = "never backdoored"
-MODELS = ("grad_prune", CONTROL, "grad_prune_verified", "ft_distilled", "ft_unlearn", "ft", "anp", "fine_pruning")
+MODELS = ("grad_prune", CONTROL, "grad_prune_verified", "ft_distilled", "ft_unlearn", "repair")
 
 
 def runs(attack, seed, name):
-    """The rows of one model: purified with this draw, then retuned with k poisoned samples of the same draw."""
+    """The rows of one model: cleaned with this draw, then fine-tuned with k poisoned samples of the same draw."""
     victim, start = gp.load_victim(attack), time.perf_counter()
     model = gp.load_victim("clean").model if name == CONTROL else defense(name)(
         victim.model, victim.data.defense, victim.trigger, spc=10, seed=seed, progress=False).model
