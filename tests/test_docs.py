@@ -12,10 +12,12 @@ from conftest import card_of, squares, write_npz
 
 import gradprune as gp
 from gradprune.attacks import TRIGGERS
+from gradprune.bench import read_results, summarise
 from gradprune.datasets import Dataset
 from gradprune.defenses import DEFENSES
 from gradprune.models.checkpoints import save_checkpoint
 from gradprune.victims import victim as victims
+from gradprune.victims.zoo import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -77,6 +79,15 @@ def test_tables_are_those_of_the_rows(monkeypatch):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert text.count("<!-- table ") == text.count("<!-- end of table -->") > 0
         assert readme_tables.renewed(text) == text, f"{page}: python tests/benchmarks/readme_tables.py --write"
+
+
+def test_every_defence_met_every_attack_of_the_signs():
+    """At two and at ten images: the README says that all were run."""
+    rows = summarise(read_results(ROOT / "data/results/signs")).query("spc in (2, 10) and not failed")
+    attacks = {name for name in SHIPPED if "/" not in name and name != "clean"}
+    for (spc, name), own in rows.groupby(["spc", "defense"]):
+        assert attacks <= set(own["attack"]), f"{name} at {spc}"
+    assert {(spc, name) for spc in (2, 10) for name in DEFENSES} == set(zip(rows["spc"], rows["defense"], strict=True))
 
 
 @pytest.mark.slow

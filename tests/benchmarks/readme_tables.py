@@ -114,6 +114,17 @@ def paper_network(table):
         print(f"| {attack}, {spc} | {defense} | {' | '.join(told)} | {last['filters_removed']:.0f} | {last['seconds']:.0f} |")
 
 
+def relearned(table):
+    """ASR after fine-tuning on five poisoned samples, mean over the draws and range; one column per complete model."""
+    table = table[table["k"] == 5]
+    names = [name for name, rows in table.groupby("model", sort=False) if len(rows) == len(table[["attack", "draw"]].drop_duplicates())]
+    print(f"| attack | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
+    asr = 100 * table.pivot(index=["attack", "draw"], columns="model", values="asr")
+    for attack, draws in asr.groupby("attack"):
+        told = [f"{draws[name].mean():.1f} ({draws[name].min():.1f} to {draws[name].max():.1f})" for name in names]
+        print(f"| {attack} | {' | '.join(told)} |")
+
+
 def ways(table):
     """Tuning models: what `repair` could know of each, and ACC / ASR / RA after each of its two ways."""
     told = {way: [slashed(row, f"{way} ") for _, row in table.iterrows()]
@@ -222,8 +233,8 @@ def whole(table):
     return table[met == full]
 
 
-TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, peers, paper_network, ways,
-                                     driven, strengths, backs)}
+TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, peers, paper_network,
+                                     relearned, ways, driven, strengths, backs)}
 UNFOLDED = ("by_model",)  # tables that show what was not run
 
 
