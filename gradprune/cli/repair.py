@@ -32,14 +32,15 @@ def repair(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model:
     told = repair_and_save(checkpoint, out, export, report, own=own, device=device, spc=spc, seed=seed,
                            progress=progress())
     rows = {"given model": told["before"], "repaired": told["after"]}
-    led = folding_table("images that a new change leads to one class", *rows)
+    led = folding_table(f"images that a new change leads to {told['suspect'] or 'one class'}", *rows)
     for family, shares in told["led"].items():
         led.add_row(family, *(f"{share:.0%}" for share in shares))
     before, after = [sum(shares) / len(shares) for shares in zip(*told["led"].values(), strict=True)]
+    usual = ("On four attacked networks of photographs it was 49 to 76% before the repair and 11 to 21% after."
+             if told["suspect"] else "On 16 sign models, attacked and clean, it was 33 to 67% before the repair and "
+             "18 to 35% after: it shows that a repair took hold, not whether there was a backdoor.")
     show(as_json, told, table(f"spc {spc}", rows) if told["trigger"] else "", told["sentence"], told["road"],
-         led, f"Mean share: {before:.0%} before, {after:.0%} after. On 16 sign models, attacked and clean, it was "
-         "33 to 67% before the repair and 18 to 35% after: it shows that a repair took hold, not whether there was a "
-         "backdoor.",
+         led, f"Mean share: {before:.0%} before, {after:.0%} after. {usual}",
          *told["notes"], f"Saved: {told['out']}" if told["out"] else "",
          f"Exported: {told['export']}" if told["export"] else "",
          f"Report: {told['report']}" if told["report"] else "",

@@ -21,8 +21,9 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
 
     report: a folder for a page, see `write_repair_report`.
     Returns, as plain JSON values, `before` and `after` (`acc`; `asr` and `ra` with the trigger on the card, or None),
-    `led` (by family of changes, the share of the defender's images that a new one leads to one class, with the given
-    and with the repaired model; see `exposure`), `road` (the method and why), `seconds`, the settings, `notes`, a
+    `suspect` (the name of the class that was unlearned, or None), `led` (by family of changes, the share of the
+    defender's images that a new one leads there, or to one class if there is no suspect, with the given and with the
+    repaired model; see `exposure`), `road` (the method and why), `seconds`, the settings, `notes`, a
     `sentence`, and the paths `out`, `export` and `report`. The new card is the given one with the new `metrics`, if
     any, and `defense`.
     """
@@ -37,7 +38,8 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
         before, after = (_figures(one, victim, data.test) for one in (model, result.model))
         images = draw_defense_images(data.defense, settings.get("spc", 10), settings.get("seed", 0)).train
         pixels = images.floats().to(next(model.parameters()).device)
-        led, led_after = (exposure(one, pixels, seed=settings.get("seed", 0) + 1) for one in (model, result.model))
+        led, led_after = (exposure(one, pixels, seed=settings.get("seed", 0) + 1, toward=result.suspect)
+                          for one in (model, result.model))
         card = {**card, **({"metrics": after} if victim else {}),
                 "defense": {**result.settings, "stopped": result.stopped, "interrupted": result.interrupted}}
         page = None
@@ -50,6 +52,7 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
     cost = f"Clean accuracy went from {before['acc']:.1%} to {after['acc']:.1%}"
     repaired = {row.family: round(row.share, 4) for row in led_after}
     return {"checkpoint": checkpoint, "before": before, "after": after,
+            "suspect": None if result.suspect is None else images.classes[result.suspect],
             "led": {row.family: (round(row.share, 4), repaired[row.family]) for row in led}, **result.settings,
             "road": f"Why so: {result.stopped}", "interrupted": result.interrupted,
             "seconds": round(sum(result.seconds.values()), 1), "trigger": victim and card["attack"]["trigger"],

@@ -115,7 +115,7 @@ class Work:
         self.history.append({"stage": stage, **more, **validate(self.model, self.validation).figures()})
 
     def result(self, name: str, settings: dict[str, Any], *, pruned: nn.Module | None = None,
-               stopped: str = "") -> DefenseResult:
+               stopped: str = "", suspect: int | None = None) -> DefenseResult:
         """Make the result; `settings` are all arguments that influenced it."""
         if not self.history:  # Ctrl-C came before the first figures
             self.measure("given")
@@ -125,7 +125,7 @@ class Work:
             if model is not None:
                 hand_back(model, self.given)
         return DefenseResult(self.model, pruned, self.mask, self.history, self.seconds, stopped, settings,
-                             self.interrupted or tuning, name)
+                             self.interrupted or tuning, name, suspect)
 
 
 def check_searchable(model: nn.Module, images: Tensor) -> None:

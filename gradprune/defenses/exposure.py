@@ -28,28 +28,36 @@ class Reach(NamedTuple):
 
 
 def exposure(model: nn.Module, images: Tensor, *, families: Sequence[str] = tuple(FAMILIES), seed: int = 0,
-             drawn: int = 24, searched: int = 2, steps: int = 6) -> list[Reach]:
+             drawn: int = 24, searched: int = 2, steps: int = 6, toward: int | None = None) -> list[Reach]:
     """The reach of each family of changes, one row per family, the furthest first; the model is not changed.
 
     images: float (N, C, H, W) in [0, 1], clean, on the model's device; they are split in two.
     families: names in `FAMILIES`.
     drawn: changes per family.
-    searched: classes per family for which the search continues.
+    searched: searches per family, each from the change that leads furthest to another class.
     steps: of such a search.
-    Raises InputError for fewer than two images.
+    toward: a class; only ways there are searched for and counted. None: each family shows its furthest class.
+    Raises InputError for fewer than two images, or a class that the model does not have.
     """
     require(len(images) >= 2,
             "exposure needs two images or more: changes are found on one half and measured on the other.")
     generator = torch.Generator().manual_seed(seed)
     some, others = images[::2][:FEW], images[1::2]
     part, usual = Part(some, predict(model, some).log_softmax(1)), predict(model, others).argmax(1)
+    classes = part.wanted.shape[1]
+    require(toward is None or 0 <= toward < classes, f"toward must be a class, 0 to {classes - 1}, got {toward}.")
     rows = []
     for family in families:
         changes = [draw(images.shape[1:], generator, [family]) for _ in range(drawn)]
         with evaluating(model):
-            furthest, places = inflow(model, [part] * drawn, changes).max(0)
-            labels = furthest.argsort(descending=True)[:searched].cpu().tolist()
-            begun = [changes[places[label]] for label in labels]
+            led = inflow(model, [part] * drawn, changes)
+            if toward is None:
+                furthest, places = led.max(0)
+                labels = furthest.argsort(descending=True)[:searched].cpu().tolist()
+                begun = [changes[places[label]] for label in labels]
+            else:
+                begun = [changes[place] for place in led[:, toward].argsort(descending=True)[:searched]]
+                labels = [toward] * len(begun)
             found = search_changes(model, [part._replace(target=label) for label in labels], begun, steps)
         reached = [Reach(family, label, moved(model, change.__call__, others[usual != label], label), change)
                    for label, change in zip(labels * 2, begun + found, strict=True)]

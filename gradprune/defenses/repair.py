@@ -54,9 +54,9 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     clean: the defender's images, of which `spc` per class are drawn; the model learns from all of them.
     families: names in `FAMILIES`, the changes used by `consistent_tune`.
     changes: any value of `DEFAULTS`.
-    `stopped` of the result says which method was used, and why. If the scan suspects no class and the trial of
-    consistency fails, the model stays as it is. Ctrl-C keeps what has been reached. Raises InputError for bad
-    arguments or too few images.
+    `stopped` of the result says which method was used, and why; `suspect` is the class that was unlearned, or None. If
+    the scan suspects no class and the trial of consistency fails, the model stays as it is. Ctrl-C keeps what has been
+    reached. Raises InputError for bad arguments or too few images.
     """
     paper = override_positive("repair", DEFAULTS, changes)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
@@ -76,7 +76,8 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
             work.history = tune_consistently(work, families, paper, paper["steps"], seed, progress)
         else:
             told += "so the model was left as it is"
-    return work.result("repair", {"spc": spc, "families": families, **paper, "seed": seed}, stopped=told)
+    return work.result("repair", {"spc": spc, "families": families, **paper, "seed": seed}, stopped=told,
+                       suspect=scanned and scanned.suspect)
 
 
 def tune_consistently(work: Work, families: tuple[str, ...], paper: dict[str, Any], steps: int, seed: int,

@@ -21,6 +21,7 @@ class DefenseResult:
     settings: all arguments that influenced the result.
     interrupted: whether Ctrl-C ended a stage.
     name: the defence's name in `DEFENSES`.
+    suspect: the class whose triggers `repair` searched for and unlearned; None if it suspected none.
     """
 
     model: nn.Module
@@ -32,6 +33,7 @@ class DefenseResult:
     settings: dict[str, Any]
     interrupted: bool = False
     name: str = "grad_prune"
+    suspect: int | None = None
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
         """The history rows of one stage, "prune" or "tune"."""

@@ -4,7 +4,7 @@
     python tests/benchmarks/readme_tables.py --write    # writes all tables into the pages that hold them
 
 A page says which table it holds: `<!-- table NAME FOLDER -->` before it and `<!-- end of table -->` after it, with a name in
-`TABLES` and a folder of data/results. A test compares every table with its rows.
+`TABLES` and a folder of data/results, a file there, or folders joined by "+". A test compares every table with its rows.
 """
 
 import contextlib
@@ -239,18 +239,19 @@ UNFOLDED = ("by_model",)  # tables that show what was not run
 
 
 def made(name, source):
-    """The text of a table, from a bench's folder or a CSV file in data/results."""
-    path = RESULTS / source
-    table = pd.read_csv(path) if path.suffix else read_results(path)
+    """The text of a table, from a CSV file in data/results or a bench's folder there, or several joined by "+"."""
+    file = source.endswith(".csv")
+    table = (pd.read_csv(RESULTS / source) if file else
+             pd.concat([read_results(RESULTS / folder) for folder in source.split("+")], ignore_index=True))
     with contextlib.redirect_stdout(io.StringIO()) as text:
-        TABLES[name](table if path.suffix or name in UNFOLDED else whole(table))
+        TABLES[name](table if file or name in UNFOLDED else whole(table))
     return text.getvalue().strip()
 
 
 def renewed(text):
     """A page's text with each of its tables made anew."""
-    return re.sub(r"(<!-- table (\S+) (\S+) -->\n).*?(\n<!-- end of table -->)",
-                  lambda found: found[1] + made(found[2], found[3]) + found[4], text, flags=re.S)
+    return re.sub(r"(<!-- table (\S+) (\S+) -->\n).*?(<!-- end of table -->)",
+                  lambda found: f"{found[1]}{made(found[2], found[3])}\n{found[4]}", text, flags=re.S)
 
 
 def main():

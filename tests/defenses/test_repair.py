@@ -273,7 +273,7 @@ def unsuspected(victim):
 def test_a_model_with_no_suspect_that_would_lose_its_answers_is_left_as_it_is(victim, monkeypatch, unsteady):
     monkeypatch.setattr(repairing, "scan", lambda *_, **settings: unsuspected(victim) if settings["steps"] == 7 else None)
     result = defend("repair", victim, **UNASKED, sturdy=0.2, scan_steps=7)
-    assert result.stopped == SAID
+    assert result.stopped == SAID and result.suspect is None
     assert victim.evaluate(result.model) == victim.evaluate()
 
 
@@ -357,6 +357,23 @@ def test_exposure_by_hand(victim, images):
         said = predict(victim.model, row.change(away)).argmax(1)
         assert row.share == pytest.approx((said == row.label).float().mean().item())
     assert rows[0].label == victim.target, "a backdoor is what leads furthest"
+
+
+def test_exposure_toward_a_class_counts_ways_there_alone(victim, images):
+    """By hand, and: a class that no backdoor leads to is harder to reach than the target."""
+    other = (victim.target + 1) % 4
+    shares = {}
+    for label in (victim.target, other):
+        rows = exposure(victim.model, images, families=("patches", "waves"), drawn=8, toward=label)
+        assert {row.family for row in rows} == {"patches", "waves"} and {row.label for row in rows} == {label}
+        away = images[1::2][predict(victim.model, images[1::2]).argmax(1) != label]
+        for row in rows:
+            said = predict(victim.model, row.change(away)).argmax(1)
+            assert row.share == pytest.approx((said == label).float().mean().item())
+        shares[label] = rows[0].share
+    assert shares[victim.target] > shares[other]
+    with pytest.raises(InputError, match="0 to 3, got 4"):
+        exposure(victim.model, images, toward=4)
 
 
 def test_exposure_repeats_and_takes_two_images_at_least(victim, images):

@@ -55,7 +55,7 @@ def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, fo
     found[0].extend(norms)
     result = defend("repair", victim, **ROUNDS)
     after = victim.evaluate(result.model)
-    assert result.stopped.endswith(told) and found[1] == list(range(len(norms)))
+    assert result.stopped.endswith(told) and found[1] == list(range(len(norms))) and result.suspect == victim.target
     assert after.asr < 0.3 and after.acc > 0.9
     assert sum(row["epoch"] == 0 for row in result.history) == (1 if ": 1;" in told else 3)
 

@@ -396,6 +396,19 @@ def test_repair_of_a_model_whose_trigger_nobody_knows(here, victim, brief):
     assert "Consistency means" in page and "searched for and unlearned" not in page, "the method that was used, alone"
 
 
+def test_repair_of_a_suspect_counts_the_ways_to_it(here, victim, brief, monkeypatch):
+    module, classes = importlib.import_module("gradprune.defenses.repair"), victim.data.test.classes
+    scanned = Scan([], classes, 2.0, victim.target, "mask", None, "The verdict.", victim.data.defense, {}, [], [])
+    monkeypatch.setitem(module.DEFAULTS, "sturdy", 1e-9)
+    monkeypatch.setattr(module, "unsteadiness", lambda *_: 0.3)
+    monkeypatch.setattr(module, "scan", lambda *_, **__: scanned)
+    monkeypatch.setattr(module, "unlearn_suspect", lambda *_: " Nothing was done.")
+    told = json.loads(run("repair", *OWN, "--spc", 2, "--json").stdout)
+    assert told["suspect"] == classes[victim.target] and told["led"]["patches"][0] == told["led"]["patches"][1] > 0.5
+    text = run("repair", *OWN, "--spc", 2).stdout
+    assert f"leads to {classes[victim.target]}" in " ".join(text.split()) and "networks of photographs" in text
+
+
 def test_defend_repairs_where_nobody_names_a_trigger(here, brief):
     told, same = (json.loads(run(command, *OWN, "--spc", 2, "--json").stdout) for command in ("defend", "repair"))
     assert {**told, "seconds": 0} == {**same, "seconds": 0}

@@ -523,8 +523,17 @@ def test_the_page_of_a_repair_tells_the_method_that_was_used(victim, result, tmp
     rows = exposure(victim.model, victim.data.defense.floats()[:8], families=("waves",), drawn=2)
     stages = {"before": {"acc": 0.99, "asr": None, "ra": None}, "after": {"acc": 0.9, "asr": None, "ra": None}}
     words = Page(write_repair_report(tmp_path, victim.model, done, victim.data.defense, (rows, rows), stages).read_text()).words
-    assert way in words and not_way not in words
+    assert way in words and not_way not in words and "On 16 sign models" in words
     assert ("The run was interrupted" in words) == done.interrupted
+
+
+def test_the_page_of_a_repair_shows_the_ways_to_the_suspect(victim, result, tmp_path):
+    images = victim.data.defense
+    done = dataclasses.replace(result, stopped=f"{UNLEARNED}: 1", settings={}, suspect=2)
+    rows = exposure(victim.model, images.floats()[:8], families=("waves",), drawn=2, toward=2)
+    stages = {"before": {"acc": 0.99, "asr": None, "ra": None}, "after": {"acc": 0.9, "asr": None, "ra": None}}
+    words = Page(write_repair_report(tmp_path, victim.model, done, images, (rows, rows), stages).read_text()).words
+    assert f"All searches lead to {images.classes[2]} , the suspected class" in words and "16 sign models" not in words
 
 
 def test_report_refuses_what_it_cannot_do(victim, result, tmp_path):

@@ -83,6 +83,7 @@ def write_repair_report(folder: str | Path, given: nn.Module, result: DefenseRes
         figures=figures, definitions={METRICS[key].name: DEFINITIONS[METRICS[key].name] for key in known},
         shares=shares, reach=reach(images, *led), way=result.stopped.rstrip("."), ignored=IGNORED,
         unlearned=UNLEARNED, settings=told(settings),
+        suspect=None if result.suspect is None else images.classes[result.suspect],
         examples=examples({"before": given, "after": result.model}, victim.data.test, victim.trigger, victim.target,
                           label_map=victim.label_map) if victim else None)
 
