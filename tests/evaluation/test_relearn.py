@@ -93,6 +93,11 @@ def test_the_figure_tells_both_ends():
     assert {"before", "5", "50", "badnets", "sig"} <= {text.get_text() for text in texts(picture)}
 
 
+def test_seven_models_fit_into_the_legend():
+    names = ("grad_prune", "never backdoored", "grad_prune_verified", "ft_distilled", "ft_unlearn", "repair", "neural_cleanse")
+    assert_readable(relearn_curve({attack: {name: runs(0.02, 0.4, 0.9) for name in names} for attack in ("badnets", "blended", "sig")}))
+
+
 @pytest.mark.parametrize("attacks", [{}, {"badnets": {}}, {"badnets": {"a": []}}, {"badnets": {"a": runs(0, 0, 0), "b": runs(0, 0, 0)[:2]}},
                                      {"badnets": {str(i): runs(0, 0, 0) for i in range(8)}}])
 def test_the_figure_refuses(attacks):

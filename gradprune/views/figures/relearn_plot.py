@@ -32,7 +32,7 @@ def relearn_curve(attacks: Mapping[str, Mapping[str, Rows]]) -> Picture:
     marks = looks(table)
     require(len(marks) <= _MOST, f"a figure shows at most {_MOST} models, got {len(marks)}.")
     colors, markers = ({name: look[key] for name, look in marks.items()} for key in ("color", "marker"))
-    with style.sheet(3.6, 1, len(attacks), sharey=True) as (figure, panels):
+    with style.sheet(3.8, 1, len(attacks), sharey=True) as (figure, panels):
         for ax, (attack, own) in zip(panels, table.groupby("attack", sort=False), strict=True):
             seaborn.lineplot(own, x="place", y="asr", hue="defense", style="defense", palette=colors, markers=markers,
                              style_order=markers, errorbar=("pi", 100), ax=ax)
@@ -47,7 +47,7 @@ def relearn_curve(attacks: Mapping[str, Mapping[str, Rows]]) -> Picture:
         for ax in panels:
             ax.get_legend().remove()
         figure.supxlabel("poisoned samples in the fine-tuning set", fontsize=style.SMALL)
-        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=min(6, len(lines)),
+        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=min(3, len(lines)),
                       frameon=False, fontsize=style.SMALL, handlelength=3)
     mean = table.groupby(["attack", "defense", "place"], sort=False)["asr"].mean().unstack()
     told = "; ".join(f"{attack}: " + ", ".join(f"{name} {row.iloc[0]:.0%} to {row.iloc[-1]:.0%}" for name, row
