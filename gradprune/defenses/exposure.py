@@ -56,8 +56,8 @@ def exposure(model: nn.Module, images: Tensor, *, families: Sequence[str] = tupl
                 labels = furthest.argsort(descending=True)[:searched].cpu().tolist()
                 begun = [changes[places[label]] for label in labels]
             else:
-                begun = [changes[place] for place in led[:, toward].argsort(descending=True)[:searched]]
-                labels = [toward] * len(begun)
+                nearest = led[:, toward].argsort(descending=True)[:searched].cpu().tolist()
+                begun, labels = [changes[place] for place in nearest], [toward] * len(nearest)
             found = search_changes(model, [part._replace(target=label) for label in labels], begun, steps)
         reached = [Reach(family, label, moved(model, change.__call__, others[usual != label], label), change)
                    for label, change in zip(labels * 2, begun + found, strict=True)]
