@@ -107,7 +107,7 @@ def table(title: str, rows: dict[str, dict[str, float]]) -> Table:
     return sheet
 
 
-def folding_table(*columns: str) -> Table:
+def folding_table(*columns: str | Text) -> Table:
     """An empty table whose long words are wrapped in a narrow window; rich would cut them."""
     sheet = Table()
     for column in columns:

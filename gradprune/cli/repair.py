@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gradprune.cli import options
-from gradprune.cli.console import Json, folding_table, more, progress, show, table
+from gradprune.cli.console import Json, folding_table, more, plain, progress, show, table
 from gradprune.cli.scan import Seed
 
 Spc = Annotated[int, typer.Option(help="Clean images per class to learn from.")]
@@ -32,7 +32,7 @@ def repair(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model:
     told = repair_and_save(checkpoint, out, export, report, own=own, device=device, spc=spc, seed=seed,
                            progress=progress())
     rows = {"given model": told["before"], "repaired": told["after"]}
-    led = folding_table(f"images that a new change leads to {told['suspect'] or 'one class'}", *rows)
+    led = folding_table(plain(f"images that a new change leads to {told['suspect'] or 'one class'}"), *rows)
     for family, shares in told["led"].items():
         led.add_row(family, *(f"{share:.0%}" for share in shares))
     before, after = [sum(shares) / len(shares) for shares in zip(*told["led"].values(), strict=True)]

@@ -407,6 +407,10 @@ def test_repair_of_a_suspect_counts_the_ways_to_it(here, victim, brief, monkeypa
     assert told["suspect"] == classes[victim.target] and told["led"]["patches"][0] == told["led"]["patches"][1] > 0.5
     text = run("repair", *OWN, "--spc", 2).stdout
     assert f"leads to {classes[victim.target]}" in " ".join(text.split()) and "networks of photographs" in text
+    job = importlib.import_module("gradprune.cli.repair_job")
+    monkeypatch.setattr(job, "repair_and_save", lambda *_, **__: told | {"suspect": "[b]\x1b[31mx"})
+    text = " ".join(run("repair", *OWN).stdout.split())
+    assert "[b] [31mx" in text and "\x1b" not in text, "a name from a stranger's folder is no command"
 
 
 def test_defend_repairs_where_nobody_names_a_trigger(here, brief):
