@@ -2,10 +2,10 @@
 
     python tests/benchmarks/paper_network.py FOLDER [attacks] [spc] [defences]
 
-FOLDER keeps the victims, which are trained on first use (15 epochs of 3,870 images on both cores with bfloat16: about a
-quarter of an hour each where nothing else runs). Needs `gradprune data get gtsrb`, or the copy that
-`shared_data.py` makes. One draw of the defender's images; test images only measure. `seconds` is the defence's wall time
-on all cores; `load` is the machine's load average at its end, so that a row of a busy machine can be told.
+FOLDER keeps the victims, which are trained on first use (10 epochs of 3,870 images: half an hour each on one thread of a
+CPU that has no bfloat16). Needs `gradprune data get gtsrb`, or the copy that `shared_data.py` makes. One draw of the
+defender's images; test images only measure. `seconds` is the defence's wall time on all cores; `load` is the machine's
+load average at its end, so that a row of a busy machine can be told.
 """
 
 import os
@@ -25,7 +25,7 @@ from gradprune.victims.zoo import attack
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/paper_network.csv"
 DEFENSES = "grad_prune,grad_prune_verified,ft_distilled,ft_unlearn"
-TRAINING = {"data": "gtsrb", "model": {"name": "preact_resnet18"}, "target": 0, "epochs": 15, "max_lr": 0.05,
+TRAINING = {"data": "gtsrb", "model": {"name": "preact_resnet18"}, "target": 0, "epochs": 10, "max_lr": 0.05,
             "batch_size": 64, "shift": 4, "bfloat16": True}
 KEYS = ["attack", "spc", "seed", "defense", "stage"]
 
