@@ -102,7 +102,10 @@ def test_lost_cells_keep_a_defence_out_of_the_contest():
     assert found.lines["lost"].to_dict() == {"clp": 2, "anp": 2, "ft": 0, "nad": 0}
     picture = draw_comparison(found)
     assert "2 seeds: ft 80.0% ± 0.0, then nad" in picture.summary
-    assert picture.summary.endswith("left out for missing cells: 2 defences.")
+    assert picture.summary.endswith("left out for missing cells: 2 defences, of which clp has a better mean (95.0%) over the "
+                                    "cells that it has.")
+    alike = table.assign(acc=0.8)
+    assert draw_comparison(compare(alike, metric="acc")).summary.endswith("left out for missing cells: 2 defences.")
     texts = [text.get_text() for text in picture.figure.axes[0].texts]
     assert "95.0% ± 0.0 (only 2 of 4 cells)" in texts
     assert "90.0% (only 2 of 4 cells)" in texts

@@ -130,8 +130,8 @@ def _axis(ax: Axes, chart: Comparison) -> None:
 
 
 def _words(chart: Comparison, form: Callable[[float], str]) -> str:
-    whole = chart.lines[(chart.lines["lost"] == 0) & chart.lines["mean"].notna()]
-    whole = whole.sort_values("mean", ascending=not HIGH_IS_GOOD[chart.metric], kind="stable")
+    ordered = chart.lines.sort_values("mean", ascending=not HIGH_IS_GOOD[chart.metric], kind="stable")
+    whole = ordered[(ordered["lost"] == 0) & ordered["mean"].notna()]
     if whole.empty:
         return f"{_metric(chart.metric)}, {_where(chart)}: no defence has all {count(chart.cells, 'cell')}."
     first = whole.iloc[0]
@@ -143,8 +143,10 @@ def _words(chart: Comparison, form: Callable[[float], str]) -> str:
         lead, spread = abs(first["mean"] - second["mean"]), first["spread"] + second["spread"]
         text += f", then {whole.index[1]} {_with_spread(second, form)}; "
         text += _TOO_FEW.get(chart.seeds) or _lead(lead, spread, chart.metric)
-    out = len(chart.lines) - len(whole)
-    return text + f"; left out for missing cells: {count(out, 'defence')}" * (out > 0) + "."
+    out, best = len(ordered) - len(whole), ordered["mean"].iloc[0]
+    text += f"; left out for missing cells: {count(out, 'defence')}" * (out > 0)
+    better = f", of which {ordered.index[0]} has a better mean ({form(best)}) over the cells that it has"
+    return text + better * bool(best != first["mean"]) + "."
 
 
 def _lead(lead: float, spread: float, metric: str) -> str:
