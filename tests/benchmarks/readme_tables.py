@@ -165,6 +165,16 @@ def backs(table):
         print(f"| {name} | {' | '.join(told)} |")
 
 
+def lengths(table):
+    """Tuning models: ACC / ASR / RA after `repair` by consistency, by the optimiser steps and those of each search."""
+    names = list(dict.fromkeys(table["victim"]))
+    print(f"| steps, of a search | CPU seconds | {' | '.join(names)} |\n|{'---|' * (2 + len(names))}")
+    for (steps, searched), rows in table.groupby(["steps", "search_steps"]):
+        told = {row["victim"]: slashed(row) for row in rows.to_dict("records")}
+        what = f"{steps:.0f}, {searched:.0f} | {rows['cpu_seconds'].mean():.0f}" if steps else "given | "
+        print(f"| {what} | {' | '.join(told.get(name, '') for name in names)} |")
+
+
 def by_defense(table):
     """Means over attacks and seeds, every attack weighing the same; rank in its group and DER with their 95 % interval."""
     print("| spc | trigger | defence | ACC | ASR | RA | DER (95 % interval) | mean rank (interval) | seconds |\n|---|---|---|---|---|---|---|---|---|")
@@ -234,7 +244,7 @@ def whole(table):
 
 
 TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, peers, paper_network,
-                                     relearned, ways, driven, strengths, backs)}
+                                     relearned, ways, driven, strengths, backs, lengths)}
 UNFOLDED = ("by_model",)  # tables that show what was not run
 
 
