@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -93,6 +93,10 @@ class Exercise:
 
         return register
 
+    def wrong_answers(self, wrong: Mapping[str, Function]) -> None:
+        """As `mistake`, for wrong functions of one expression: what to tell -> the function that it is told for."""
+        self.mistakes |= {message: [function] for message, function in wrong.items()}
+
     def judge(self, attempt: Any) -> Verdict:
         """Say what an attempt is; raises nothing, whatever the attempt does (Ctrl-C excepted)."""
         try:
@@ -161,7 +165,7 @@ class Exercise:
 
 
 def exercise(notebook: str, **settings: Any) -> Callable[[Function], Exercise]:
-    """Decorate the right function of an exercise; its wrong ones follow under `@NAME.mistake(message)`."""
+    """Decorate the right function of an exercise; its wrong ones follow (`mistake`, `wrong_answers`)."""
     return partial(Exercise, notebook=notebook, **settings)
 
 
