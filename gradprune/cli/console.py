@@ -84,6 +84,12 @@ def _lay_out(console: Console, sheet: Table) -> None:
         say(console, f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in zip(heads[1:], cells, strict=True)))
 
 
+def written(told: dict[str, Any]) -> list[str]:
+    """A sentence for each file that a command wrote."""
+    names = {"out": "Saved", "export": "Exported", "report": "Report"}
+    return [f"{name}: {told[key]}" for key, name in names.items() if told.get(key)]
+
+
 def say(console: Console, sentence: str) -> None:
     """Print text without markup, since names come from the user, and without wrapping unless it is a terminal."""
     if sentence:
