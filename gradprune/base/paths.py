@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import InputError, require, told_as
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -131,11 +131,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 def read_json(path: Path, most: int = 10_000_000) -> Any:
     """The value in a JSON file; raises InputError for one that is damaged, too large or nested too deeply."""
-    try:
+    with told_as(lambda error: f"{path} cannot be read: {error}.", (ValueError, RecursionError)):
         value = json.loads(read_bytes(path, most).decode("utf-8"))
         json.dumps(value, indent=2)  # it may have to be written again, which needs a deeper stack
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read: {error}.") from None
     return value

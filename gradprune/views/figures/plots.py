@@ -99,8 +99,8 @@ def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: I
     style.score_bar(ax, colors)
     ax.set_xlabel("filter index in the layer")
     style.bare(ax)
-    ax.scatter(*places[list(top)].T, s=15, facecolors=style.PAPER, edgecolors=style.INK, linewidths=0.8)
-    ax.scatter(*places[list(removed)].T, s=34, **style.REMOVED)
+    ax.scatter(column[list(top)], line[list(top)], s=15, facecolors=style.PAPER, edgecolors=style.INK, linewidths=0.8)
+    ax.scatter(column[list(removed)], line[list(removed)], s=34, **style.REMOVED)
     ax.add_patch(Rectangle(tuple(places[selected] - 0.6), 1.2, 1.2, **style.SELECTED))
     ax.set(xlim=(-0.7, columns - 0.3), ylim=(len(sheet) - 0.4, -0.6))
     return note
