@@ -37,7 +37,7 @@ def require(condition: bool, sentence: str) -> None:
 
 
 @contextmanager
-def told_as(tell: Callable[[Exception], str], kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+def told_as(tell: Callable[[Any], str], kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
     """A context in which an error of one of these kinds, by default of any, becomes an InputError.
 
     tell: the sentence for an error. What is an InputError already stays as it is.

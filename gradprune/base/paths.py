@@ -41,12 +41,10 @@ def downloads_folder() -> Path:
 def output_folder(folder: str | Path) -> Path:
     """Create a folder for results; raises InputError if that fails or the folder is not writable."""
     folder = Path(folder)
-    try:
+    with told_as(lambda error: f"Cannot write to folder {str(folder)!r}: {error.strerror or error}.", (OSError,)):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise InputError(f"Cannot write to folder {str(folder)!r}: {error.strerror or error}.") from None
     return folder
 
 
@@ -119,12 +117,10 @@ def locked(lock: "BaseFileLock") -> bool:
 
 def read_bytes(path: Path, most: int) -> bytes:
     """A file's content; raises InputError if it is no plain file, cannot be read or has more than `most` bytes."""
-    try:
+    with told_as(lambda error: f"{path} cannot be read: {error.strerror or error}.", (OSError,)):
         require(path.is_file(), f"there is no file at {path}.")  # a pipe would block
         with path.open("rb") as file:
             content = file.read(most + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     require(len(content) <= most, f"{path} is larger than {most / 1e6:g} MB, so it was not read.")
     return content
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.lessons.runtime.feedback import Seen
-from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise, require_no_backward
+from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise, loss_and_gradients
 
 # ---- unlearning_loss
 
@@ -32,18 +32,8 @@ def _brighter_corner(images: Tensor) -> Tensor:
     return images
 
 
-def _loss_and_gradient(function: Function, case: Sequence[Any]) -> Seen:
-    """The loss, and the gradient that flows from it into the model's weights."""
-    weights = list(case[0].parameters())
-    loss = function(*case)
-    require_no_backward(*weights)
-    value = as_tensor(loss)
-    if value.numel() == 1 and (not isinstance(loss, Tensor) or not loss.requires_grad):
-        return [value, torch.zeros(1)]  # no gradient at all
-    return [value] if value.ndim else [value, *(one.double() for one in torch.autograd.grad(loss, weights))]
-
-
-@exercise("02", cases=_small_models, observe=_loss_and_gradient,
+@exercise("02", cases=_small_models,
+          observe=lambda function, case: loss_and_gradients(function, case, list(case[0].parameters())),
           praise="triggered images, true labels, the mean over the batch, and a gradient that flows.")
 def unlearning_loss(model: nn.Module, images: Tensor, labels: Tensor, trigger: Function, target: int) -> Tensor:
     """Mean cross-entropy of triggered images and their true labels."""

@@ -75,7 +75,8 @@ _RC: dict[str, Any] = {
     "axes.axisbelow": True, "axes.linewidth": 0.8, "grid.color": "#DDE1E5", "grid.linewidth": 0.8,
     "grid.linestyle": "-", "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK,
     "ytick.labelcolor": INK, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "lines.linewidth": 2.0,
-    "lines.markersize": 5.0, "lines.markeredgewidth": 0.0, "image.interpolation": "nearest",
+    "lines.markersize": 5.0, "lines.markeredgewidth": 0.0, "image.interpolation": "nearest", "legend.frameon": False,
+    "legend.fontsize": SMALL,
 }
 
 
