@@ -167,7 +167,7 @@ def _open(request: urllib.request.Request) -> Any:
 
 
 def _writing(part: Path) -> AbstractContextManager[None]:
-    """A context in which an error of the disk is told with what to do; one of the network is not met there."""
+    """A context for work on the file alone, none of it on the network: an error of the disk says what to do."""
     return told_as(lambda error: f"Cannot write {part}: {error.strerror or error}; make room and repeat the command, "
                    "which goes on where it stopped, or choose another folder with GRADPRUNE_DATA.", (OSError,))
 

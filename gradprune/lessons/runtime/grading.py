@@ -95,7 +95,8 @@ class Exercise:
 
     def wrong_answers(self, wrong: Mapping[str, Function]) -> None:
         """As `mistake`, for wrong functions of one expression: what to tell -> the function that it is told for."""
-        self.mistakes |= {message: [function] for message, function in wrong.items()}
+        for message, function in wrong.items():
+            self.mistake(message)(function)
 
     def judge(self, attempt: Any) -> Verdict:
         """Say what an attempt is; raises nothing, whatever the attempt does (Ctrl-C excepted)."""
