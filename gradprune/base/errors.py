@@ -1,6 +1,7 @@
 """The exception for bad input, and the message that suggests the nearest names."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -33,6 +34,20 @@ def require(condition: bool, sentence: str) -> None:
     """Raise `InputError(sentence)` unless the condition holds."""
     if not condition:
         raise InputError(sentence)
+
+
+@contextmanager
+def told_as(tell: Callable[[Any], str], kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """A context in which an error of one of these kinds, by default of any, becomes an InputError.
+
+    tell: the sentence for an error. What is an InputError already stays as it is.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(tell(error)) from None
 
 
 def listed(names: Iterable[str], between: str = ", ") -> str:

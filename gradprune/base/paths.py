@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import InputError, require, told_as
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -41,12 +41,10 @@ def downloads_folder() -> Path:
 def output_folder(folder: str | Path) -> Path:
     """Create a folder for results; raises InputError if that fails or the folder is not writable."""
     folder = Path(folder)
-    try:
+    with told_as(lambda error: f"Cannot write to folder {str(folder)!r}: {error.strerror or error}.", (OSError,)):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise InputError(f"Cannot write to folder {str(folder)!r}: {error.strerror or error}.") from None
     return folder
 
 
@@ -119,23 +117,17 @@ def locked(lock: "BaseFileLock") -> bool:
 
 def read_bytes(path: Path, most: int) -> bytes:
     """A file's content; raises InputError if it is no plain file, cannot be read or has more than `most` bytes."""
-    try:
+    with told_as(lambda error: f"{path} cannot be read: {error.strerror or error}.", (OSError,)):
         require(path.is_file(), f"there is no file at {path}.")  # a pipe would block
         with path.open("rb") as file:
             content = file.read(most + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     require(len(content) <= most, f"{path} is larger than {most / 1e6:g} MB, so it was not read.")
     return content
 
 
 def read_json(path: Path, most: int = 10_000_000) -> Any:
     """The value in a JSON file; raises InputError for one that is damaged, too large or nested too deeply."""
-    try:
+    with told_as(lambda error: f"{path} cannot be read: {error}.", (ValueError, RecursionError)):
         value = json.loads(read_bytes(path, most).decode("utf-8"))
         json.dumps(value, indent=2)  # it may have to be written again, which needs a deeper stack
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read: {error}.") from None
     return value

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gradprune.base.errors import InputError
+from gradprune.base.errors import InputError, told_as
 
 _HEAVIEST = 10_000  # values in one tuple, including those in nested tuples
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -73,7 +73,8 @@ def check_pickle(file: Any, path: str | Path, size: int | None = None) -> None:
     values, for a call that allocates memory without content for it, and for a truncated or damaged pickle.
     """
     content, steps = _Pickle(), 0
-    try:
+    damaged = f"{path} is no file of weights that torch.save wrote: its pickle is damaged."
+    with told_as(lambda _: damaged):  # a damaged pickle raises almost anything
         for operation, argument, _ in pickletools.genops(file):
             steps += 1
             content.step(operation.name, argument, operation.stack_before, operation.stack_after)
@@ -81,7 +82,3 @@ def check_pickle(file: Any, path: str | Path, size: int | None = None) -> None:
             far |= operation.name == "BINPERSID" and size is not None and content.number > size
             if far or content.made or (content.stack and content.stack[-1] > _HEAVIEST):
                 raise InputError(f"{path} was not read: it would take far more time or memory than its size suggests.")
-    except Exception as error:  # a damaged pickle raises almost anything
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is no file of weights that torch.save wrote: its pickle is damaged.") from None

@@ -16,7 +16,7 @@ from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
 from gradprune.base.devices import keep_freed_memory
-from gradprune.base.errors import InputError
+from gradprune.base.errors import InputError, told_as
 from gradprune.bench.cells import Row, empty_row, run_cell, sentence
 from gradprune.bench.grid import Cell
 
@@ -107,11 +107,9 @@ def reach(address: str) -> None:
     async def greet() -> None:  # dask's own `Client` waits forever for a scheduler that stays silent
         connection = await asyncio.wait_for(connect(address, timeout=SCHEDULER_SECONDS), SCHEDULER_SECONDS)
         await connection.close()
-    try:
-        with ThreadPoolExecutor(1) as aside:  # a notebook's own thread has an event loop already
-            aside.submit(asyncio.run, greet()).result()
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"no dask scheduler answers at {address}: {sentence(error)}") from None
+    with told_as(lambda error: f"no dask scheduler answers at {address}: {sentence(error)}",
+                 (OSError, ValueError, ImportError)), ThreadPoolExecutor(1) as aside:
+        aside.submit(asyncio.run, greet()).result()  # a notebook's own thread has an event loop already
 
 
 def cluster(jobs: Sequence[Job], address: str) -> Generator[Row, None, None]:

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 
 from gradprune import __version__
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import require, told_as
 from gradprune.base.paths import locked, output_folder, read_bytes, read_json, write_atomic
 from gradprune.bench.cells import COLUMNS, Row
 from gradprune.bench.grid import Cell
@@ -85,21 +85,19 @@ class Store:
 
     def _append(self, line: str) -> None:
         """Add a line, completely or not at all; an unfinished line that a crash left before it is ended first."""
-        try:
-            with open(self.table, "ab+", buffering=0) as file:  # a buffer would write again after the truncation
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(0, end - 1))
-                rest = (b"" if file.read(1) in (b"", b"\n") else b"\n") + line.encode() + b"\n"
-                try:
-                    while rest:
-                        rest = rest[file.write(rest):]
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(end)
-                    raise
-        except OSError as error:
-            raise InputError(f"Cannot write to {self.table}: {error.strerror or error}. The {len(self.rows)} cells in "
-                             "it are safe; the same command goes on from there.") from None
+        kept = f"The {len(self.rows)} cells in it are safe; the same command goes on from there."
+        with told_as(lambda error: f"Cannot write to {self.table}: {error.strerror or error}. {kept}", (OSError,)), \
+                open(self.table, "ab+", buffering=0) as file:  # a buffer would write again after the truncation
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            rest = (b"" if file.read(1) in (b"", b"\n") else b"\n") + line.encode() + b"\n"
+            try:
+                while rest:
+                    rest = rest[file.write(rest):]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
 
     def _compare(self, facts: dict[str, Any]) -> None:
         """Refuse a folder whose rows were made by other versions, on another device or from other checkpoints."""

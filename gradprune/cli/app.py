@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from gradprune import __version__
 from gradprune.base.errors import InputError, require
 from gradprune.cli import bench, data, inspect, options, repair, scan, zoo
-from gradprune.cli.console import Json, more, progress, replace_closed_streams, rooms, say, show, table
+from gradprune.cli.console import Json, more, progress, replace_closed_streams, rooms, say, show, table, written
 
 
 class _Commands(TyperGroup):
@@ -107,8 +107,7 @@ def demo(train: Train = False, spc: Spc = 10, seed: Seed = 0, out: Report = Path
     """
     from gradprune.cli.jobs import run_demo
     told = run_demo(train, spc, seed, out, progress())
-    show(as_json, told, _stages(told), told["sentence"], f"Report: {told['report']}",
-         kept="the report shows the state reached")
+    show(as_json, told, _stages(told), told["sentence"], *written(told), kept="the report shows the state reached")
 
 
 @app.command(epilog=more("gradprune attack blended --rate 0.05 --target 3", "gradprune defend out/blended"))
@@ -162,8 +161,7 @@ def defend(checkpoint: options.Checkpoint, spc: Spc = 10, recipe: Recipe = None,
                            own=own, trigger="known" if own and own.trigger else trigger, device=device,
                            progress=progress())
     show(as_json, told, _stages(told) if "tuned" in told else "", told["scan"] or "", told["sentence"],
-         *told.get("notes", []), told["slim"]["sentence"] if told["slim"] else "",
-         f"Saved: {told['out']}" if told["out"] else "", f"Exported: {told['export']}" if told["export"] else "",
+         *told.get("notes", []), told["slim"]["sentence"] if told["slim"] else "", *written(told),
          kept="the state reached is " + ("saved" if out else "shown above"))
 
 

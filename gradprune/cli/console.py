@@ -84,6 +84,12 @@ def _lay_out(console: Console, sheet: Table) -> None:
         say(console, f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in zip(heads[1:], cells, strict=True)))
 
 
+def written(told: dict[str, Any]) -> list[str]:
+    """A sentence for each file that a command wrote."""
+    names = {"out": "Saved", "export": "Exported", "report": "Report"}
+    return [f"{name}: {told[key]}" for key, name in names.items() if told.get(key)]
+
+
 def say(console: Console, sentence: str) -> None:
     """Print text without markup, since names come from the user, and without wrapping unless it is a terminal."""
     if sentence:
@@ -98,10 +104,7 @@ def plain(name: str) -> Text:
 def table(title: str, rows: dict[str, dict[str, float]]) -> Table:
     """Rows of ACC, ASR and RA; arrows show which direction is good for the defender."""
     up, down = ("\u2191", "\u2193") if Console().encoding.lower().startswith("utf") else ("(+)", "(-)")
-    sheet = Table()
-    sheet.add_column(plain(title), overflow="fold")  # long names are wrapped: an ellipsis is not ASCII
-    for figure in (f"ACC {up}", f"ASR {down}", f"RA {up}"):
-        sheet.add_column(figure, justify="right")
+    sheet = figures_table(plain(title), f"ACC {up}", f"ASR {down}", f"RA {up}")
     for name, row in rows.items():
         sheet.add_row(plain(name), *(f"{row[key]:.1%}" for key in ("acc", "asr", "ra")))
     return sheet
@@ -109,10 +112,12 @@ def table(title: str, rows: dict[str, dict[str, float]]) -> Table:
 
 def folding_table(*columns: str | Text) -> Table:
     """An empty table whose long words are wrapped in a narrow window; rich would cut them."""
-    sheet = Table()
-    for column in columns:
-        sheet.add_column(column, overflow="fold")
-    return sheet
+    return Table(*(Column(column, overflow="fold") for column in columns))
+
+
+def figures_table(names: str | Text, *figures: str) -> Table:
+    """An empty table of names, which are wrapped, since an ellipsis is not ASCII, and figures, aligned to the right."""
+    return Table(Column(names, overflow="fold"), *(Column(figure, justify="right") for figure in figures))
 
 
 def progress() -> bool:

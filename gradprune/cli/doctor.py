@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,10 @@ INSTALL = 'in the repository\'s folder, run: python -m pip install -e ".[noteboo
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. ok: True, "warn" (usable, with limits) or False (must be fixed)."""
+    """One line of the report. ok: True, "warn" (usable, with limits) or False (must be fixed).
+
+    advice: what to do unless ok is True; the report then leaves it out.
+    """
 
     name: str
     ok: bool | Literal["warn"]
@@ -39,7 +42,8 @@ def checks() -> list[Check]:
 def _running() -> Iterator[Check]:
     for name, run in CHECKS.items():
         try:
-            yield run()
+            check = run()
+            yield replace(check, advice="") if check.ok is True else check
         except Exception as error:  # whatever is broken is to be reported
             yield Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}",
                         f"In a fresh environment, {INSTALL}")
@@ -72,22 +76,19 @@ def _line(check: Check, colour: bool) -> str:
 def python() -> Check:
     """Python is 3.11 or newer."""
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    good = sys.version_info >= (3, 11)
-    return Check("Python", good, found, "" if good else "Make a new environment with Python 3.11 or newer.")
+    return Check("Python", sys.version_info >= (3, 11), found, "Make a new environment with Python 3.11 or newer.")
 
 
 def packages() -> Check:
     """The packages that gradprune needs are installed and recent enough."""
     wrong, found = _compare(extra="")
-    return Check("packages", not wrong, "; ".join(wrong) or found,
-                 f"To install them, {INSTALL}" if wrong else "")
+    return Check("packages", not wrong, "; ".join(wrong) or found, f"To install them, {INSTALL}")
 
 
 def notebooks() -> Check:
     """The lessons' further packages, the extra `notebooks`, are installed and recent enough."""
     wrong, found = _compare(extra="notebooks")
-    return Check("notebooks", "warn" if wrong else True, "; ".join(wrong) or found,
-                 f"To open the lessons, {INSTALL}" if wrong else "")
+    return Check("notebooks", "warn" if wrong else True, "; ".join(wrong) or found, f"To open the lessons, {INSTALL}")
 
 
 def _compare(extra: str) -> tuple[list[str], str]:
@@ -123,8 +124,7 @@ def torch_pair() -> Check:
     except Exception as error:
         return Check("torch pair", False, f"torch and torchvision do not work together: {error}", advice)
     good = kept == [0]
-    return Check("torch pair", good, "torch and torchvision agree" if good else f"nms kept {kept}, not [0]",
-                 "" if good else advice)
+    return Check("torch pair", good, "torch and torchvision agree" if good else f"nms kept {kept}, not [0]", advice)
 
 
 # ---- machine
@@ -141,9 +141,8 @@ def memory() -> Check:
     import psutil
 
     free = min(psutil.virtual_memory().available, _container_limit()) / 1e9
-    good = free >= NEEDED_MEMORY
-    return Check("memory", good or "warn", f"{free:.1f} GB free",
-                 "" if good else f"Close other programs: lessons take up to {NEEDED_MEMORY:.0f} GB.")
+    return Check("memory", free >= NEEDED_MEMORY or "warn", f"{free:.1f} GB free",
+                 f"Close other programs: lessons take up to {NEEDED_MEMORY:.0f} GB.")
 
 
 def _container_limit(folder: Path = Path("/sys/fs/cgroup")) -> float:
@@ -163,12 +162,10 @@ def cache() -> Check:
     try:
         output_folder(folder)
     except InputError as error:
-        return Check("cache", False, str(error),
-                     "Set the environment variable GRADPRUNE_CACHE to a folder of yours.")
+        return Check("cache", False, str(error), "Set the environment variable GRADPRUNE_CACHE to a folder of yours.")
     free = shutil.disk_usage(folder).free / 1e9
-    good = free >= NEEDED_DISK
-    return Check("cache", good, f"{folder} ({free:.1f} GB free)",
-                 "" if good else "Free some space, or set GRADPRUNE_CACHE to a folder on another disk.")
+    return Check("cache", free >= NEEDED_DISK, f"{folder} ({free:.1f} GB free)",
+                 "Free some space, or set GRADPRUNE_CACHE to a folder on another disk.")
 
 
 def gpu() -> Check:
@@ -203,14 +200,13 @@ def checkpoints() -> Check:
             wrong.append(f"{name}: {error}")
     return Check("checkpoints", not wrong, " ".join(wrong) or ", ".join(names()),
                  "Restore data/checkpoints from the repository, or train them again (about a minute each): "
-                 "gradprune zoo build" if wrong else "")
+                 "gradprune zoo build")
 
 
 def kernel() -> Check:
     """Notebooks will run in this environment."""
     if not importlib.util.find_spec("ipykernel"):
-        return Check("kernel", "warn", "ipykernel is not installed in this environment",
-                     f"To run notebooks, {INSTALL}")
+        return Check("kernel", "warn", "ipykernel is not installed in this environment", f"To run notebooks, {INSTALL}")
     from jupyter_client.kernelspec import KernelSpecManager
 
     program = KernelSpecManager().get_kernel_spec("python3").argv[0]
@@ -218,16 +214,14 @@ def kernel() -> Check:
     own = os.sep not in program or Path(program).parent == Path(sys.executable).parent
     return Check("kernel", own or "warn", "ipykernel, in this environment" if own else
                  f"the kernel 'python3' runs another Python: {program}",
-                 "" if own else "Make it run this one: python -m ipykernel install --sys-prefix")
+                 "Make it run this one: python -m ipykernel install --sys-prefix")
 
 
 def self_test() -> Check:
     """Train a tiny network on easy pictures, score its filters, remove the worst; takes seconds."""
     from gradprune.cli.self_test import run
 
-    good, found = run()
-    return Check("self-test", good, found,
-                 "" if good else "Run it again; if it fails again, report it with this whole output.")
+    return Check("self-test", *run(), "Run it again; if it fails again, report it with this whole output.")
 
 
 CHECKS: dict[str, Callable[[], Check]] = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradprune.base.errors import InputError, require, unknown
+from gradprune.base.errors import InputError, require, told_as, unknown
 
 if TYPE_CHECKING:
     from gradprune.victims import Own
@@ -67,10 +67,8 @@ def _place(position: str) -> str | tuple[int, int]:
     """A position as one word, or as row and column."""
     row, comma, column = position.partition(",")
     if comma:
-        try:
+        with told_as(lambda _: f"position must be a corner or ROW,COLUMN, got {position!r}.", (ValueError,)):
             return int(row), int(column)
-        except ValueError:
-            raise InputError(f"position must be a corner or ROW,COLUMN, got {position!r}.") from None
     return "_".join(position.replace("-", " ").replace("_", " ").lower().split()).replace("centre", "center")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gradprune.cli import options
-from gradprune.cli.console import Json, folding_table, more, plain, progress, show, table
+from gradprune.cli.console import Json, folding_table, more, plain, progress, show, table, written
 from gradprune.cli.scan import Seed
 
 Spc = Annotated[int, typer.Option(help="Clean images per class to learn from.")]
@@ -41,7 +41,4 @@ def repair(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model:
              "18 to 35% after: it shows that a repair took hold, not whether there was a backdoor.")
     show(as_json, told, table(f"spc {spc}", rows) if told["trigger"] else "", told["sentence"], told["road"],
          led, f"Mean share: {before:.0%} before, {after:.0%} after. {usual}",
-         *told["notes"], f"Saved: {told['out']}" if told["out"] else "",
-         f"Exported: {told['export']}" if told["export"] else "",
-         f"Report: {told['report']}" if told["report"] else "",
-         kept="the state reached is " + ("saved" if out else "shown above"))
+         *told["notes"], *written(told), kept="the state reached is " + ("saved" if out else "shown above"))

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from gradprune.cli import options
-from gradprune.cli.console import Json, more, plain, progress, show
+from gradprune.cli.console import Json, figures_table, more, plain, progress, show, written
 
 if TYPE_CHECKING:
     from gradprune.defenses import Scan
@@ -49,8 +49,7 @@ def scan(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: o
             facts = {"checkpoint": checkpoint, "images per class": spc, "seed": seed,
                      "weights, sha256": str(card.get("sha256", ""))[:16]}
             told["report"] = write_scan_report(out, scanned, facts, told["card_says"]).as_posix()
-    show(as_json, told, _table(scanned), scanned.verdict, told["card_says"], *notes,
-         f"Report: {told['report']}" if out else "")
+    show(as_json, told, _table(scanned), scanned.verdict, told["card_says"], *notes, *written(told))
 
 
 def _card_says(card: dict[str, Any], scanned: "Scan") -> str:
@@ -71,12 +70,8 @@ def _card_says(card: dict[str, Any], scanned: "Scan") -> str:
 def _table(scanned: "Scan") -> Table:
     """One row per class: its score, and for mask and whole image the norm, share of images moved and anomaly index."""
     kinds = dict.fromkeys(row.kind for row in scanned.rows)
-    sheet = Table()
-    sheet.add_column("class", overflow="fold")
-    sheet.add_column("score", justify="right")
-    for kind in kinds:
-        for figure in ("norm", "moves", "index"):
-            sheet.add_column(f"{kind}: {figure}", justify="right")
+    sheet = figures_table("class", "score", *(f"{kind}: {figure}" for kind in kinds
+                                              for figure in ("norm", "moves", "index")))
     for label, name in enumerate(scanned.classes):
         cells = [text for row in scanned.rows if row.label == label for text in _figures(row)]
         sheet.add_row(plain(name), f"{scanned.scores[label]:.1f}", *cells)

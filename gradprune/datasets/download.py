@@ -9,13 +9,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
-from gradprune.base.errors import InputError
+from gradprune.base.errors import InputError, told_as
 from gradprune.base.paths import output_folder
 
 TRIES = 3               # consecutive tries that bring less than _PROGRESS; one that brings more restarts the count
@@ -118,7 +119,9 @@ def _once(url: str, part: Path, size: int, bar: Any) -> None:
         length = answer.headers.get("Content-Length")
         if answer.headers.get_content_type() == "text/html":
             raise _Refused("the server sent a web page instead of the file")
-        with _opened(part, "ab" if going_on else "wb") as file:
+        with _writing(part):
+            file = part.open("ab" if going_on else "wb")
+        with file:
             bar.n = bar.initial = file.tell()
             end = None if length is None or not length.isdigit() else file.tell() + int(length)
             _copy(answer, file, part, size, bar)
@@ -130,11 +133,9 @@ def _copy(answer: Any, file: IO[bytes], part: Path, size: int, bar: Any) -> None
     """Copy the answer to the file as it arrives; raises TimeoutError if it arrives too slowly."""
     since, brought = time.monotonic(), 0
     while chunk := answer.read1(1 << 16):  # what is there now: from a slow server `read` would wait for all of it
-        try:
+        with _writing(part):
             file.write(chunk)
             file.flush()
-        except OSError as error:
-            raise _unwritable(part, error) from None
         bar.update(len(chunk))
         brought += len(chunk)
         if file.tell() > 2 * size:
@@ -165,16 +166,10 @@ def _open(request: urllib.request.Request) -> Any:
     return answer
 
 
-def _opened(part: Path, mode: str) -> IO[bytes]:
-    try:
-        return part.open(mode)
-    except OSError as error:
-        raise _unwritable(part, error) from None
-
-
-def _unwritable(part: Path, error: OSError) -> InputError:
-    return InputError(f"Cannot write {part}: {error.strerror or error}; make room and repeat the command, which goes on"
-                      " where it stopped, or choose another folder with GRADPRUNE_DATA.")
+def _writing(part: Path) -> AbstractContextManager[None]:
+    """A context for work on the file alone, none of it on the network: an error of the disk says what to do."""
+    return told_as(lambda error: f"Cannot write {part}: {error.strerror or error}; make room and repeat the command, "
+                   "which goes on where it stopped, or choose another folder with GRADPRUNE_DATA.", (OSError,))
 
 
 def _reason(error: Exception) -> str:

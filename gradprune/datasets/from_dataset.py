@@ -1,6 +1,7 @@
 """Images from a torchvision Dataset, a Subset of one, a DataLoader or a Hugging Face dataset."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -89,10 +90,8 @@ def _pixels(image: Any, place: int) -> Tensor:
 
 
 def _label(label: Any, place: int) -> int:
-    try:
+    with suppress(Exception):  # a foreign label may be anything
         number = np.asarray(label).reshape(-1)
         if number.size == 1 and number.dtype.kind in "iub" and number[0] >= 0:
             return int(number[0])
-    except Exception:  # a foreign label may be anything
-        pass
     raise InputError(f"label {place} of the dataset must be one whole number from 0 on, got {label!r}.")

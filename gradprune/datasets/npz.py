@@ -29,8 +29,7 @@ def read_npz(path: Path, seed: int) -> Dataset:
     shapes = {f"x_{part}": tuple(tensor.shape[1:]) for part, tensor in images.items()}
     require(len(set(shapes.values())) == 1, f"Images in {path} must share one shape (C, H, W), got {shapes}.")
     classes = _classes(path, arrays)
-    parts = {part: ImageSet(images[part], _labels(path, part, arrays, len(classes)), classes)
-             for part in names}
+    parts = {part: ImageSet(images[part], _labels(path, part, arrays, len(classes)), classes) for part in names}
     if not own_defense:
         for label, count in enumerate(torch.bincount(parts["train"].labels).tolist()):
             require(count != 1, f"x_train in {path} has one image of class {classes[label]!r}: "

@@ -98,9 +98,7 @@ def get(name: str, folder: str | Path | None = None, *, progress: bool = True) -
     path = folder / f"{name}.npz"
     with nullcontext() if path.exists() else _alone(folder, name):  # a finished file may be in a read-only folder
         if not path.exists():
-            if not (files := _verified(published, folder)):
-                files = _fetched(published.choices[0], folder, progress)
-            _convert(name, files, path)
+            _convert(name, _verified(published, folder) or _fetched(published.choices[0], folder, progress), path)
     _read(name, path, 0)
     return path
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gradprune.base.errors import InputError, require, unknown
+from gradprune.base.errors import InputError, require, told_as, unknown
 from gradprune.base.paths import cache_folder
 from gradprune.datasets.cache import Arrays, recall
 from gradprune.datasets.folder import SIZE, read_folder
@@ -53,11 +53,10 @@ def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Datas
 
 def _path(source: str | Path) -> Path:
     """The name as a path; raises InputError for one that cannot be looked up."""
-    try:
+    with told_as(lambda error: f"{str(source)!r} is no name of a data set and no path: {error}.",
+                 (OSError, RuntimeError, ValueError)):  # too long, forbidden, or the home of an unknown user
         path = Path(source).expanduser()
         path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, or the home of an unknown user
-        raise InputError(f"{str(source)!r} is no name of a data set and no path: {error}.") from None
     return path
 
 

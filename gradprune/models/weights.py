@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from gradprune.base.errors import InputError, listed, require
+from gradprune.base.errors import InputError, listed, require, told_as
 from gradprune.base.pickles import check_pickle
 from gradprune.models.inference import is_lazy
 from gradprune.models.limits import Within
@@ -85,10 +85,8 @@ def read_file(path: str | Path) -> Any:
     path = Path(path)
     require(path.is_file(), f"there is no file of weights at {path}.")
     if path.suffix == ".safetensors":
-        try:
+        with told_as(lambda error: f"{path} is no readable .safetensors file: {error}."):  # a header may claim anything
             return load_safetensors(path.read_bytes())
-        except Exception as error:  # dtypes that torch lacks, and whatever else a header may claim
-            raise InputError(f"{path} is no readable .safetensors file: {error}.") from None
     _look_over(path)
     try:
         with torch.serialization.safe_globals(_harmless()), Within():
@@ -160,10 +158,9 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
               ("no floats, as of quantised weights", kinds)) if names]
     note = _note(model, missing, unexpected) if wrong else ""
     require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.{note}")
-    try:
+    with told_as(lambda error: f"the weights in {path} do not fit the model: {error}.",
+                 (RuntimeError, NotImplementedError)):  # tensors without memory, such as on the device "meta"
         model.load_state_dict(given, strict=False)  # old files lack BatchNorm's count of batches
-    except (RuntimeError, NotImplementedError) as error:  # tensors without memory, such as on the device "meta"
-        raise InputError(f"the weights in {path} do not fit the model: {error}.") from None
     model.eval()  # its return value is not used: foreign code may override train() and return None
     return model
 
@@ -200,21 +197,17 @@ def _look_over(path: Path) -> None:
 
 
 def _look_over_zip(file: IO[bytes], size: int, path: Path) -> None:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            require(not any(member.filename.endswith("constants.pkl") for member in members),
-                    f"{path} was not read: it holds a program of TorchScript; save model.state_dict() alone.")
-            packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-            require(not packed and sum(member.file_size for member in members) <= size,
-                    f"{path} was not read: its members are packed, or claim more bytes than the file has.")
-            for member in members:
-                if member.filename.endswith("data.pkl"):
-                    check_pickle(io.BytesIO(archive.read(member)), path, size)
-    except Exception as error:  # a damaged zip raises almost anything
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is no file of weights that torch.save wrote: its zip is damaged.") from None
+    damaged = f"{path} is no file of weights that torch.save wrote: its zip is damaged."
+    with told_as(lambda _: damaged), zipfile.ZipFile(file) as archive:  # a damaged zip raises almost anything
+        members = archive.infolist()
+        require(not any(member.filename.endswith("constants.pkl") for member in members),
+                f"{path} was not read: it holds a program of TorchScript; save model.state_dict() alone.")
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        require(not packed and sum(member.file_size for member in members) <= size,
+                f"{path} was not read: its members are packed, or claim more bytes than the file has.")
+        for member in members:
+            if member.filename.endswith("data.pkl"):
+                check_pickle(io.BytesIO(archive.read(member)), path, size)
 
 
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

@@ -10,7 +10,7 @@ from torch import nn
 from gradprune.attacks import Trigger, make_trigger
 from gradprune.attacks.poisoning import LABEL_MAPS
 from gradprune.base.devices import choose_device
-from gradprune.base.errors import InputError, require, unknown
+from gradprune.base.errors import InputError, require, told_as, unknown
 from gradprune.base.paths import data_folder
 from gradprune.datasets import Dataset, ImageSet, load
 from gradprune.datasets.sources import SOURCES
@@ -96,25 +96,17 @@ def trigger_of(path: str | Path, card: Card) -> Trigger:
     settings = card["attack"].get("settings", {})
     require(isinstance(settings, dict) and all(_modest(value) for key, value in settings.items() if key != "seed"),
             f"the trigger's settings on the card of {path} must be numbers up to {_LARGEST}, lists of such, or names.")
-    try:
+    with told_as(lambda error: f"the trigger {name!r} on the card of {path} cannot be made: {error}."):
         with AtMost(in_proportion(paths(path)[0])):
-            trigger = make_trigger(name, **settings)
+            trigger = make_trigger(name, **settings)  # settings of the wrong kind raise almost anything
         load_learned(path, trigger)
-    except Exception as error:  # settings of the wrong kind raise almost anything
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"the trigger {name!r} on the card of {path} cannot be made: {error}.") from None
     return trigger
 
 
 def try_on(trigger: nn.Module, data: Dataset, path: str | Path) -> None:
     """Apply a trigger to one image as a test; raises InputError if that fails."""
-    try:
+    with told_as(lambda error: f"the trigger of {path} cannot be put on an image: {error}."):
         data.test.subset(torch.arange(1)).triggered(trigger)
-    except Exception as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"the trigger of {path} cannot be put on an image: {error}.") from None
 
 
 def _modest(value: Any) -> bool:

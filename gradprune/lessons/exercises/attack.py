@@ -70,40 +70,23 @@ def trigger(images: Tensor) -> Tensor:
     images[:, :, -4:-1, -4:-1] = 1.0
     return images
 
-@trigger.mistake("the shape or type changes. A trigger maps float images (N, C, H, W) to images of the same shape.")
-def _(images):
-    return images[0]
-
-@trigger.mistake("some pixels are not finite (nan or inf): look for a division by 0.")
-def _(images):
-    return images / 0
-
-@trigger.mistake("some pixels leave 0..1. Set pixels to values in that range, or end with `.clamp(0, 1)`.")
-def _(images):
-    return images + 0.1
-
-@trigger.mistake("nothing changes: the images come back as they were. Change some pixels of a copy.")
-def _(images):
-    return images.clone()
-
-@trigger.mistake("only some images of the batch get the mark. The first dimension counts images: leave it alone, as "
-                 "in `images[:, :, 28:31, 28:31] = 1`.")
-def _(images):
-    return torch.cat([trigger.reference(images[:1]), images[1:]])
-
-@trigger.mistake("two calls give two different marks. The model cannot learn a mark that changes: draw random numbers "
-                 "from `torch.Generator().manual_seed(...)`, or once and outside the function.")
-def _(images):
-    return (images + 0.1 * torch.rand_like(images)).clamp(0, 1)
-
-@trigger.mistake("an image's mark depends on which other images are in the batch. Compute it from the image alone.")
-def _(images):
-    return 0.9 * images + 0.1 * images.mean(0, keepdim=True)
-
-@trigger.mistake(f"too much changes (over {_LARGEST_CHANGE:.0%} of the pixel range on average): people would see it, "
-                 "and it hides the sign. Make it smaller or fainter.")
-def _(images):
-    return torch.zeros_like(images)
+trigger.wrong_answers({
+    "the shape or type changes. A trigger maps float images (N, C, H, W) to images of the same shape.":
+        lambda images: images[0],
+    "some pixels are not finite (nan or inf): look for a division by 0.": lambda images: images / 0,
+    "some pixels leave 0..1. Set pixels to values in that range, or end with `.clamp(0, 1)`.":
+        lambda images: images + 0.1,
+    "nothing changes: the images come back as they were. Change some pixels of a copy.": lambda images: images.clone(),
+    "only some images of the batch get the mark. The first dimension counts images: leave it alone, as in `images[:, "
+    ":, 28:31, 28:31] = 1`.": lambda images: torch.cat([trigger.reference(images[:1]), images[1:]]),
+    "two calls give two different marks. The model cannot learn a mark that changes: draw random numbers from "
+    "`torch.Generator().manual_seed(...)`, or once and outside the function.":
+        lambda images: (images + 0.1 * torch.rand_like(images)).clamp(0, 1),
+    "an image's mark depends on which other images are in the batch. Compute it from the image alone.":
+        lambda images: 0.9 * images + 0.1 * images.mean(0, keepdim=True),
+    f"too much changes (over {_LARGEST_CHANGE:.0%} of the pixel range on average): people would see it, and it hides "
+    "the sign. Make it smaller or fainter.": lambda images: torch.zeros_like(images),
+})
 
 
 # ---- asr
@@ -173,41 +156,25 @@ def _(model, images, trigger, target):
 def _(model, images, trigger, target):
     return asr.reference(model, images, trigger, target) * _share(images.labels != target)
 
-@asr.mistake("`argmax(0)` finds, for each class, the IMAGE most like it. The answer for each image is `argmax(1)`.")
-def _(*case):
-    return _share(_outputs(*case)[2].argmax(0) == case[-1])
-
 _HIGHEST = ("the target's output is compared with a fixed number. An answer is the class with the HIGHEST output, "
             "however high that is: `argmax(1)`.")
 
-@asr.mistake(_HIGHEST, squash=torch.sigmoid)
-@asr.mistake(_HIGHEST, squash=lambda outputs: outputs.softmax(1))
-@asr.mistake(_HIGHEST, squash=lambda outputs: outputs)
-def _(*case, squash):
-    return _share(squash(_outputs(*case)[2])[:, case[-1]] > 0.5)
-
+@asr.mistake("`argmax(0)` finds, for each class, the IMAGE most like it. The answer for each image is `argmax(1)`.",
+             hits=lambda labels, clean, marked, target: marked.argmax(0) == target)
+@asr.mistake(_HIGHEST, hits=lambda labels, clean, marked, target: torch.sigmoid(marked)[:, target] > 0.5)
+@asr.mistake(_HIGHEST, hits=lambda labels, clean, marked, target: marked.softmax(1)[:, target] > 0.5)
+@asr.mistake(_HIGHEST, hits=lambda labels, clean, marked, target: marked[:, target] > 0.5)
 @asr.mistake("this is the accuracy on triggered images (RA, robust accuracy): it compares with the true label. The "
-             "attacker wants the TARGET.")
-def _(*case):
-    labels, _, marked = _outputs(*case)
-    return _share(marked.argmax(1) == labels)
-
-@asr.mistake("any wrong answer counts. Only answers that equal the target are what the attacker wants.")
-def _(*case):
-    labels, _, marked = _outputs(*case)
-    return _share(marked.argmax(1) != labels)
-
-@asr.mistake("the images are clean: put the trigger on before you ask the model.")
-def _(*case):
-    return _share(_outputs(*case)[1].argmax(1) == case[-1])
-
+             "attacker wants the TARGET.", hits=lambda labels, clean, marked, target: marked.argmax(1) == labels)
+@asr.mistake("any wrong answer counts. Only answers that equal the target are what the attacker wants.",
+             hits=lambda labels, clean, marked, target: marked.argmax(1) != labels)
+@asr.mistake("the images are clean: put the trigger on before you ask the model.",
+             hits=lambda labels, clean, marked, target: clean.argmax(1) == target)
 @asr.mistake("only images that the model gets right when clean are counted. That is a sensible figure, too, but ASR "
-             "is counted over all images of the other classes.")
-def _(*case):
-    labels, clean, marked = _outputs(*case)
-    return _share((marked.argmax(1) == case[-1])[clean.argmax(1) == labels])
-
+             "is counted over all images of the other classes.",
+             hits=lambda labels, clean, marked, target: (marked.argmax(1) == target)[clean.argmax(1) == labels])
 @asr.mistake("this is the target's mean probability. An attack succeeds or fails, image by image: count the answers, "
-             "`argmax(1)`, that are the target.")
-def _(*case):
-    return _outputs(*case)[2].softmax(1)[:, case[-1]].mean()
+             "`argmax(1)`, that are the target.",
+             hits=lambda labels, clean, marked, target: marked.softmax(1)[:, target])
+def _(*case, hits):
+    return _share(hits(*_outputs(*case), case[-1]))

@@ -115,26 +115,15 @@ _COLUMNS = "each column is ranked by itself, attack against attack. Rank defence
 def _(scores, **settings):
     return _ranks(scores, **settings).mean()
 
-@mean_rank.mistake("a failure gets a rank beyond the last: among four defences, the last rank is 4.")
-def _(scores):
-    return _ranks(scores, na_option="keep").fillna(scores.shape[1] + 1).mean()
-
-@mean_rank.mistake("every block in which something failed is thrown away. One weak defence would decide on which "
-                   "attacks all others are judged: keep the block and rank the failure last.")
-def _(scores):
-    return _ranks(scores.dropna()).mean()
-
-@mean_rank.mistake("failures are scored 0.5, no effect. That beats a defence that does harm, although both leave the "
-                   "user with a working backdoor: rank failures last.")
-def _(scores):
-    return _ranks(scores.fillna(0.5)).mean()
-
-@mean_rank.mistake("these are the ranks of the mean scores. One easy attack with large differences would decide "
-                   "everything: rank in each block first, then take the mean.")
-def _(scores):
-    return scores.mean().rank(ascending=False)
-
-@mean_rank.mistake("this is the mean score. Scores on different attacks share no common scale; ranks do. Rank in each "
-                   "block first, then take the mean.")
-def _(scores):
-    return scores.mean()
+mean_rank.wrong_answers({
+    "a failure gets a rank beyond the last: among four defences, the last rank is 4.":
+        lambda scores: _ranks(scores, na_option="keep").fillna(scores.shape[1] + 1).mean(),
+    "every block in which something failed is thrown away. One weak defence would decide on which attacks all others "
+    "are judged: keep the block and rank the failure last.": lambda scores: _ranks(scores.dropna()).mean(),
+    "failures are scored 0.5, no effect. That beats a defence that does harm, although both leave the user with a "
+    "working backdoor: rank failures last.": lambda scores: _ranks(scores.fillna(0.5)).mean(),
+    "these are the ranks of the mean scores. One easy attack with large differences would decide everything: rank in "
+    "each block first, then take the mean.": lambda scores: scores.mean().rank(ascending=False),
+    "this is the mean score. Scores on different attacks share no common scale; ranks do. Rank in each block first, "
+    "then take the mean.": lambda scores: scores.mean(),
+})

@@ -74,14 +74,12 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Any]:
 def _(content, rename):
     return {rename(name): value for name, value in content.get("state_dict", content).items()}
 
-@unwrap.mistake("the inner dict is not opened: where there is a “state_dict” inside, the weights are in it.")
-def _(content):
-    return {name.removeprefix("module."): value for name, value in content.items()}
-
-@unwrap.mistake("a single tensor comes back: the `return` is inside the loop and ends it at once. Move it below the "
-                "loop.")
-def _(content):
-    return dict([*unwrap.reference(content).items()][:1])
+unwrap.wrong_answers({
+    "the inner dict is not opened: where there is a “state_dict” inside, the weights are in it.":
+        lambda content: {name.removeprefix("module."): value for name, value in content.items()},
+    "a single tensor comes back: the `return` is inside the loop and ends it at once. Move it below the loop.":
+        lambda content: dict([*unwrap.reference(content).items()][:1]),
+})
 
 @unwrap.mistake("only names that begin with “module.” are kept. A file from a single GPU has no such names: keep "
                 "the others as they are.")
@@ -198,20 +196,15 @@ def partners(reads: Reads, convs: Sequence[str], norms: Sequence[str]) -> dict[s
     return {source: reader for source, reader in reads if source in convs and reader in norms
             and read.count(source) == 1 and reading.count(reader) == 1}
 
-@partners.mistake("the first convolution gets the first BatchNorm, and so on. The lists give the order in which the "
-                  "layers were WRITTEN, not which reads which: look into `reads`.")
-def _(reads, convs, norms):
-    return dict(zip(convs, norms, strict=True))
-
-@partners.mistake("these are the partners in the seller's network, written down as they are. The hidden networks are "
-                  "different: work the partners out from `reads`.")
-def _(reads, convs, norms):
-    return {"conv1": "norm1", "conv2": "norm2"}
-
-@partners.mistake("you go by the names. The partner of conv3 need not be called norm3, and here it is not: look into "
-                  "`reads`.")
-def _(reads, convs, norms):
-    return {conv: norm for conv in convs for norm in norms if conv[4:] == norm[4:]}
+partners.wrong_answers({
+    "the first convolution gets the first BatchNorm, and so on. The lists give the order in which the layers were "
+    "WRITTEN, not which reads which: look into `reads`.":
+        lambda reads, convs, norms: dict(zip(convs, norms, strict=True)),
+    "these are the partners in the seller's network, written down as they are. The hidden networks are different: work "
+    "the partners out from `reads`.": lambda reads, convs, norms: {"conv1": "norm1", "conv2": "norm2"},
+    "you go by the names. The partner of conv3 need not be called norm3, and here it is not: look into `reads`.":
+        lambda reads, convs, norms: {conv: norm for conv in convs for norm in norms if conv[4:] == norm[4:]},
+})
 
 @partners.mistake("you only check that the BatchNorm reads the convolution. If another layer reads it, too, its "
                   "filters still have an effect there; if the BatchNorm has a second source, silencing it hits that "

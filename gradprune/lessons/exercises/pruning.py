@@ -71,17 +71,6 @@ def stopping_rule(history: Rows, alpha: float) -> int:
     """How many filters stay removed."""
     return _lowest(_within(history, alpha))
 
-@stopping_rule.mistake("you keep the last round, or the first that loses too much. Pruning goes on for a while after "
-                       "its best round to make sure that it was the best: go BACK to the round with the lowest "
-                       "validation unlearning loss.")
-def _(history, alpha):
-    return history[-1]["round"]
-
-@stopping_rule.mistake("you keep the last round within alpha. Among those rounds, the one with the lowest validation "
-                       "unlearning loss is the best.")
-def _(history, alpha):
-    return _within(history, alpha)[-1]["round"]
-
 @stopping_rule.mistake("a fall of exactly alpha passes. “Fallen by alpha” means by alpha or more, so a round that may "
                        "be kept has lost LESS than alpha: `<`, not `<=`.",
                        fall=lambda accs, place: accs[0] - accs[place] - 1e-9)
@@ -94,33 +83,29 @@ def _(history, alpha, fall):
     accs = [row["val_acc"] for row in history]
     return _lowest([row for place, row in enumerate(history) if not place or fall(accs, place) < alpha])
 
-@stopping_rule.mistake("alpha is ignored: the lowest loss may come from a model that has lost its accuracy. First "
-                       "drop the rounds that lost alpha or more.")
-def _(history, alpha):
-    return _lowest(history)
-
-@stopping_rule.mistake("you chose by the test ASR. A result chosen by test figures does not hold on new data: the "
-                       "test set must decide nothing. Use the validation unlearning loss.")
-def _(history, alpha):
-    return _lowest(history, "test_asr")
-
-@stopping_rule.mistake("you chose by the clean loss. It says nothing about the backdoor: use the unlearning loss.")
-def _(history, alpha):
-    return _lowest(_within(history, alpha), "val_clean_loss")
-
 @stopping_rule.mistake("you stop at the first round in which the loss rises. It goes up and down: look at all rounds.")
 def _(history, alpha):
     within = _within(history, alpha)
     return next(before["round"] for before, after in pairwise(history)
                 if after["val_unlearning_loss"] > before["val_unlearning_loss"] or after not in within)
 
-@stopping_rule.mistake("one too many: row 0 is the model before any pruning, so row r has r filters removed.")
-def _(history, alpha):
-    return stopping_rule.reference(history, alpha) + 1
-
-@stopping_rule.mistake("row 0 is left out. If no round helps, the given model is the best: 0 filters.")
-def _(history, alpha):
-    return _lowest(_within(history, alpha)[1:] or history[1:2])
+stopping_rule.wrong_answers({
+    "you keep the last round, or the first that loses too much. Pruning goes on for a while after its best round to "
+    "make sure that it was the best: go BACK to the round with the lowest validation unlearning loss.":
+        lambda history, alpha: history[-1]["round"],
+    "you keep the last round within alpha. Among those rounds, the one with the lowest validation unlearning loss is "
+    "the best.": lambda history, alpha: _within(history, alpha)[-1]["round"],
+    "alpha is ignored: the lowest loss may come from a model that has lost its accuracy. First drop the rounds that "
+    "lost alpha or more.": lambda history, alpha: _lowest(history),
+    "you chose by the test ASR. A result chosen by test figures does not hold on new data: the test set must decide "
+    "nothing. Use the validation unlearning loss.": lambda history, alpha: _lowest(history, "test_asr"),
+    "you chose by the clean loss. It says nothing about the backdoor: use the unlearning loss.":
+        lambda history, alpha: _lowest(_within(history, alpha), "val_clean_loss"),
+    "one too many: row 0 is the model before any pruning, so row r has r filters removed.":
+        lambda history, alpha: stopping_rule.reference(history, alpha) + 1,
+    "row 0 is left out. If no round helps, the given model is the best: 0 filters.":
+        lambda history, alpha: _lowest(_within(history, alpha)[1:] or history[1:2]),
+})
 
 
 # ---- hold_mask: one training step

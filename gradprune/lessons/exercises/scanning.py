@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.lessons.runtime.feedback import Seen
-from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise, require_no_backward
+from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise, loss_and_gradients
 
 # ---- search_loss
 
@@ -30,16 +30,8 @@ def _searches() -> list[tuple[Any, ...]]:
 
 
 def _loss_and_gradients(function: Function, case: Sequence[Any]) -> Seen:
-    """The loss, and the gradients that flow from it into mask and pattern."""
-    loss = function(*case)
-    value, free = as_tensor(loss), list(case[2:4])
-    require_no_backward(*free)
-    if value.ndim:
-        return [value]
-    if not isinstance(loss, Tensor) or not loss.requires_grad:
-        return [value, torch.zeros(1)]  # no gradient at all
-    gradients = torch.autograd.grad(loss, free, allow_unused=True, materialize_grads=True)
-    return [value, *(gradient.double() for gradient in gradients)]
+    """The loss, and the gradients that flow from it into mask and pattern, zeros into one that it leaves out."""
+    return loss_and_gradients(function, case, case[2:4], unused=True)
 
 
 def _laid(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:

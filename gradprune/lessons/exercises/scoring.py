@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.lessons.runtime.feedback import Seen
-from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise, require_no_backward
+from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise, loss_and_gradients
 
 # ---- unlearning_loss
 
@@ -32,18 +32,8 @@ def _brighter_corner(images: Tensor) -> Tensor:
     return images
 
 
-def _loss_and_gradient(function: Function, case: Sequence[Any]) -> Seen:
-    """The loss, and the gradient that flows from it into the model's weights."""
-    weights = list(case[0].parameters())
-    loss = function(*case)
-    require_no_backward(*weights)
-    value = as_tensor(loss)
-    if value.numel() == 1 and (not isinstance(loss, Tensor) or not loss.requires_grad):
-        return [value, torch.zeros(1)]  # no gradient at all
-    return [value] if value.ndim else [value, *(one.double() for one in torch.autograd.grad(loss, weights))]
-
-
-@exercise("02", cases=_small_models, observe=_loss_and_gradient,
+@exercise("02", cases=_small_models,
+          observe=lambda function, case: loss_and_gradients(function, case, list(case[0].parameters())),
           praise="triggered images, true labels, the mean over the batch, and a gradient that flows.")
 def unlearning_loss(model: nn.Module, images: Tensor, labels: Tensor, trigger: Function, target: int) -> Tensor:
     """Mean cross-entropy of triggered images and their true labels."""
@@ -59,24 +49,16 @@ def _(model, images, labels, trigger, target):
 def _(model, images, labels, trigger, target):
     return -F.cross_entropy(model(trigger(images)), torch.full_like(labels, target))
 
-@unlearning_loss.mistake("the images are clean. On those the model is right already, so the gradient says nothing "
-                         "about the backdoor: put the trigger on first.")
-def _(model, images, labels, trigger, target):
-    return F.cross_entropy(model(images), labels)
-
-@unlearning_loss.mistake("you took the sum over the images, not the mean: it would grow with the size of the batch.")
-def _(model, images, labels, trigger, target):
-    return F.cross_entropy(model(trigger(images)), labels, reduction="sum")
-
-@unlearning_loss.mistake("softmax is applied first. `F.cross_entropy` takes the model's raw outputs and does the "
-                         "softmax itself.")
-def _(model, images, labels, trigger, target):
-    return F.cross_entropy(model(trigger(images)).softmax(1), labels)
-
-@unlearning_loss.mistake("the value is right, but no gradient flows from it. Leave out `.item()`, `.detach()` and "
-                         "`torch.no_grad()`: the gradient is what we need.")
-def _(*case):
-    return unlearning_loss.reference(*case).detach()
+unlearning_loss.wrong_answers({
+    "the images are clean. On those the model is right already, so the gradient says nothing about the backdoor: put "
+    "the trigger on first.": lambda model, images, labels, trigger, target: F.cross_entropy(model(images), labels),
+    "you took the sum over the images, not the mean: it would grow with the size of the batch.":
+        lambda model, images, labels, trigger, target: F.cross_entropy(model(trigger(images)), labels, reduction="sum"),
+    "softmax is applied first. `F.cross_entropy` takes the model's raw outputs and does the softmax itself.":
+        lambda model, images, labels, trigger, target: F.cross_entropy(model(trigger(images)).softmax(1), labels),
+    "the value is right, but no gradient flows from it. Leave out `.item()`, `.detach()` and `torch.no_grad()`: the "
+    "gradient is what we need.": lambda *case: unlearning_loss.reference(*case).detach(),
+})
 
 @unlearning_loss.mistake("the loss includes both clean and triggered images. That is the loss of fine-tuning "
                          "(notebook 03); here only triggered ones count.")
@@ -134,18 +116,13 @@ def _(loss, weights, place, step, ahead, behind):
 def _(loss, weights, place, step, behind):
     return _rise(loss, weights, place, step, -behind * step)
 
-@slope.mistake("the sign is wrong: the loss at the larger weight comes first.")
-def _(*case):
-    return -slope.reference(*case)
-
-@slope.mistake("the brackets are missing: Python divides by 2 and MULTIPLIES by the step.")
-def _(loss, weights, place, step):
-    return _rise(loss, weights, place, step, -step) / 2 * step
-
-@slope.mistake("all weights are moved. Move the one at `place` alone, on a copy: `up = weights.clone()`, then "
-               "`up[place] += step`.")
-def _(loss, weights, place, step):
-    return (float(loss(weights + step)) - float(loss(weights - step))) / (2 * step)
+slope.wrong_answers({
+    "the sign is wrong: the loss at the larger weight comes first.": lambda *case: -slope.reference(*case),
+    "the brackets are missing: Python divides by 2 and MULTIPLIES by the step.":
+        lambda loss, weights, place, step: _rise(loss, weights, place, step, -step) / 2 * step,
+    "all weights are moved. Move the one at `place` alone, on a copy: `up = weights.clone()`, then `up[place] += "
+    "step`.": lambda loss, weights, _, step: (float(loss(weights + step)) - float(loss(weights - step))) / (2 * step),
+})
 
 
 # ---- score
@@ -175,30 +152,17 @@ def score(weight: Tensor, gradient: Tensor) -> Tensor:
     """One number per filter: the mean absolute gradient."""
     return gradient.abs().mean(dim=(1, 2, 3))
 
-@score.mistake("you averaged before abs(). Positive and negative gradients cancel in the mean: take the absolute "
-               "value of every number first.")
-def _(weight, gradient):
-    return gradient.mean(dim=(1, 2, 3)).abs()
-
-@score.mistake("abs() is missing: positive and negative gradients cancel in the mean.")
-def _(weight, gradient):
-    return gradient.mean(dim=(1, 2, 3))
-
-@score.mistake("you took the sum, not the mean. A filter with more weights would score higher for its size alone, and "
-               "one ranking over all layers would be unfair.")
-def _(weight, gradient):
-    return gradient.abs().sum(dim=(1, 2, 3))
-
-@score.mistake("the mean keeps the input channels (axis 1) and runs over the filters. A filter is an OUTPUT channel: "
-               "keep axis 0.")
-def _(weight, gradient):
-    return gradient.abs().mean(dim=(0, 2, 3))
-
-@score.mistake("the gradients are squared: a few large ones would outweigh all others. Use abs().")
-def _(weight, gradient):
-    return gradient.square().mean(dim=(1, 2, 3))
-
-@score.mistake("this is the `taylor` score, sum of weight times gradient: a good one, which you meet further down. "
-               "Here use the gradient alone.")
-def _(weight, gradient):
-    return (weight * gradient).sum(dim=(1, 2, 3))
+score.wrong_answers({
+    "you averaged before abs(). Positive and negative gradients cancel in the mean: take the absolute value of every "
+    "number first.": lambda weight, gradient: gradient.mean(dim=(1, 2, 3)).abs(),
+    "abs() is missing: positive and negative gradients cancel in the mean.":
+        lambda weight, gradient: gradient.mean(dim=(1, 2, 3)),
+    "you took the sum, not the mean. A filter with more weights would score higher for its size alone, and one ranking "
+    "over all layers would be unfair.": lambda weight, gradient: gradient.abs().sum(dim=(1, 2, 3)),
+    "the mean keeps the input channels (axis 1) and runs over the filters. A filter is an OUTPUT channel: keep axis 0.":
+        lambda weight, gradient: gradient.abs().mean(dim=(0, 2, 3)),
+    "the gradients are squared: a few large ones would outweigh all others. Use abs().":
+        lambda weight, gradient: gradient.square().mean(dim=(1, 2, 3)),
+    "this is the `taylor` score, sum of weight times gradient: a good one, which you meet further down. Here use the "
+    "gradient alone.": lambda weight, gradient: (weight * gradient).sum(dim=(1, 2, 3)),
+})

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -93,6 +93,11 @@ class Exercise:
 
         return register
 
+    def wrong_answers(self, wrong: Mapping[str, Function]) -> None:
+        """As `mistake`, for wrong functions of one expression: what to tell -> the function that it is told for."""
+        for message, function in wrong.items():
+            self.mistake(message)(function)
+
     def judge(self, attempt: Any) -> Verdict:
         """Say what an attempt is; raises nothing, whatever the attempt does (Ctrl-C excepted)."""
         try:
@@ -154,14 +159,13 @@ class Exercise:
         return seen
 
     def _behaves_like(self, wrong: Function, seen: Seen) -> bool:
-        try:
+        with contextlib.suppress(Exception):
             return self.same(seen, _known(self, wrong))
-        except Exception:
-            return False
+        return False
 
 
 def exercise(notebook: str, **settings: Any) -> Callable[[Function], Exercise]:
-    """Decorate the right function of an exercise; its wrong ones follow under `@NAME.mistake(message)`."""
+    """Decorate the right function of an exercise; its wrong ones follow (`mistake`, `wrong_answers`)."""
     return partial(Exercise, notebook=notebook, **settings)
 
 
@@ -188,11 +192,23 @@ def as_tensor(value: Any) -> Tensor:
     return value.detach().cpu().double()
 
 
-def require_no_backward(*tensors: Tensor) -> None:
-    """Raise Complaint where a function has sent the gradient through already: it was to return the loss alone."""
-    if any(tensor.grad is not None for tensor in tensors):
+def loss_and_gradients(function: Function, case: Sequence[Any], free: Sequence[Tensor], unused: bool = False) -> Seen:
+    """The loss that a function returns, and the gradients that flow from it into the tensors `free`.
+
+    unused: whether the loss may leave out some of them; their gradients are then zeros.
+    Raises Complaint where the function has sent the gradient through already: it was to return the loss alone.
+    """
+    loss = function(*case)
+    if any(tensor.grad is not None for tensor in free):
         raise Complaint("`.backward()` is called inside. It uses up the graph, so the gradient cannot be taken again: "
                         "return the loss alone; the caller takes its gradient.")
+    value = as_tensor(loss)
+    if value.ndim:
+        return [value]
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        return [value, torch.zeros(1)]  # no gradient at all
+    gradients = torch.autograd.grad(loss, free, allow_unused=unused, materialize_grads=unused)
+    return [value, *(gradient.double() for gradient in gradients)]
 
 
 @contextlib.contextmanager

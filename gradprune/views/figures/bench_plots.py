@@ -96,7 +96,7 @@ def acc_against_asr(table: pd.DataFrame, spc: int) -> Picture:
                ylabel=f"ACC: {METRICS['acc'].meaning} (square-root scale)")
         ax.tick_params(axis="y", pad=10)
         ax.set_title(f"ACC against ASR, {per_class(spc)}", pad=26)
-        figure.legend(loc="outside right upper", frameon=False, fontsize=style.SMALL, labelspacing=0.7)
+        figure.legend(loc="outside right upper", labelspacing=0.7)
     return Picture(figure, f"At {per_class(spc)}, {_nearest(means)}; the given models have "
                            f"{given['acc_before'].mean():.1%} and {given['asr_before'].mean():.1%}.")
 
@@ -156,7 +156,7 @@ def costs(table: pd.DataFrame) -> Picture:
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.grid(axis="x")
         figure.suptitle("What a defence costs", x=0.015, ha="left", fontweight="bold", fontsize=style.LARGE)
-        figure.legend(handles, map(per_class, sizes), loc="outside right upper", frameon=False, fontsize=style.SMALL)
+        figure.legend(handles, map(per_class, sizes), loc="outside right upper")
     ends = _ends(median.reset_index(), "seconds")
     return Picture(figure, f"Median seconds per cell: {ends}.")
 

@@ -36,12 +36,7 @@ def score_heatmap(found: Filters, scores: Tensor, removed: Iterable[int] = (), s
     require(bool(np.isfinite(values).all()), "scores must be finite.")
     removed, ranking = list(removed), np.argsort(-values, kind="stable").tolist()
     columns = min(_COLUMNS, max(layer.count for layer in found.layers))
-    corners, bands, upper = np.empty((len(found), 2)), [], 0.0  # of each cell; upper and lower edge of each band
-    for layer in found.layers:
-        index = np.arange(layer.count)
-        corners[layer.start:layer.start + layer.count] = np.stack([index % columns, upper + index // columns], 1)
-        bands.append((upper, upper - (-layer.count // columns)))
-        upper = bands[-1][1] + 0.4
+    corners, bands = _bands(found, columns, 0.4)
     colors, note = style.score_colors(values)
     height = min(9.5, max(2.7, 0.17 * bands[-1][1]))  # inches
     with style.sheet(height + 1.3, 1, 2, width_ratios=[2.9, 1]) as (figure, (ax, side)):
@@ -57,6 +52,17 @@ def score_heatmap(found: Filters, scores: Tensor, removed: Iterable[int] = (), s
                         label=f"{score} score, higher = removed first{note}")
         _list_highest(side, found, values, ranking[:_LISTED], colors.to_rgba(values), removed, height / 0.33)
     return Picture(figure, about_scores(found, values, ranking, removed, score))
+
+
+def _bands(found: Filters, columns: int, gap: float = 0) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """Each filter's column and line, (filters, 2), in one band per layer; and the upper and lower edge of each band."""
+    places, edges, upper = [], [], 0.0
+    for layer in found.layers:
+        index = np.arange(layer.count)
+        places.append(np.stack([index % columns, upper + index // columns], 1))
+        edges.append((upper, upper - (-layer.count // columns)))
+        upper = edges[-1][1] + gap
+    return np.concatenate(places), edges
 
 
 def _list_highest(ax: Axes, found: Filters, values: np.ndarray, best: Sequence[int], colors: np.ndarray,
@@ -81,29 +87,22 @@ def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: I
     """Draw a row per layer (wide ones take several), frame, crosses, rings, colour bar; returns a note on its scale."""
     values = scores.double().numpy()
     columns = min(max(layer.count for layer in found.layers), max(64, math.isqrt(3 * len(found))))
-    rows, places, starts = 0, np.empty((len(found), 2), int), []
-    for layer in found.layers:
-        part = slice(layer.start, layer.start + layer.count)
-        order = np.arange(layer.count)
-        places[part] = np.stack([order % columns, rows + order // columns], 1)
-        starts.append(rows)
-        rows += math.ceil(layer.count / columns)
-    sheet = np.full((rows, columns), np.nan)
-    sheet[places[:, 1], places[:, 0]] = values
+    places, bands = _bands(found, columns)
+    column, line = places.T.astype(int)
+    sheet = np.full((line.max() + 1, columns), np.nan)
+    sheet[line, column] = values
     colors, note = style.score_colors(values)
     shades = colors.cmap.with_extremes(bad=style.EMPTY)(colors.norm(np.ma.masked_invalid(sheet)), bytes=True)
     ax.imshow(shades, aspect="auto")  # colours are computed per cell here, not per pixel
-    ax.hlines(np.array(starts[1:]) - 0.5, -0.5, columns - 0.5, color=style.PAPER, linewidth=3)
-    ax.set_yticks([(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], rows], strict=True)],
-                  [plain(layer.name) for layer in found.layers])
+    ax.hlines([upper - 0.5 for upper, _ in bands[1:]], -0.5, columns - 0.5, color=style.PAPER, linewidth=3)
+    ax.set_yticks([(sum(band) - 1) / 2 for band in bands], [plain(layer.name) for layer in found.layers])
     style.score_bar(ax, colors)
     ax.set_xlabel("filter index in the layer")
     style.bare(ax)
-    dots, crosses = places[list(top)], places[list(removed)]
-    ax.scatter(dots[:, 0], dots[:, 1], s=15, facecolors=style.PAPER, edgecolors=style.INK, linewidths=0.8)
-    ax.scatter(crosses[:, 0], crosses[:, 1], s=34, **style.REMOVED)
+    ax.scatter(column[list(top)], line[list(top)], s=15, facecolors=style.PAPER, edgecolors=style.INK, linewidths=0.8)
+    ax.scatter(column[list(removed)], line[list(removed)], s=34, **style.REMOVED)
     ax.add_patch(Rectangle(tuple(places[selected] - 0.6), 1.2, 1.2, **style.SELECTED))
-    ax.set(xlim=(-0.7, columns - 0.3), ylim=(rows - 0.4, -0.6))
+    ax.set(xlim=(-0.7, columns - 0.3), ylim=(len(sheet) - 0.4, -0.6))
     return note
 
 

@@ -124,8 +124,7 @@ def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], gue
         looks = [Line2D([], [], label=plain(name), **_look(style.INK, "o", number)) for number, name in enumerate(runs)]
         ring = Line2D([], [], linestyle="", marker="o", markersize=11, markerfacecolor="none", markeredgewidth=1.3,
                       markeredgecolor=style.INK, label="kept; later rounds were undone")
-        figure.legend(handles=[*looks, ring], loc="outside upper left", ncols=len(looks) + 1, frameon=False,
-                      fontsize=style.SMALL, handlelength=3.2)
+        figure.legend(handles=[*looks, ring], loc="outside upper left", ncols=len(looks) + 1, handlelength=3.2)
     told = "; ".join(f"{name}, {count(kept[name], 'filter')}: {changes(rows[0], rows[kept[name]])}"
                      for name, rows in runs.items())
     return Picture(figure, f"On test images, before any fine-tuning. {told}.")

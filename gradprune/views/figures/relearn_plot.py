@@ -48,7 +48,7 @@ def relearn_curve(attacks: Mapping[str, Mapping[str, Rows]]) -> Picture:
             ax.get_legend().remove()
         figure.supxlabel("poisoned samples in the fine-tuning set", fontsize=style.SMALL)
         figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=min(3, len(lines)),
-                      frameon=False, fontsize=style.SMALL, handlelength=3)
+                      handlelength=3)
     mean = table.groupby(["attack", "defense", "place"], sort=False)["asr"].mean().unstack()
     told = "; ".join(f"{attack}: " + ", ".join(f"{name} {row.iloc[0]:.0%} to {row.iloc[-1]:.0%}" for name, row
                                                in own.droplevel(0).sort_index(axis=1).iterrows())

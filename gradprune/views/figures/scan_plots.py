@@ -174,7 +174,7 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
                ylabel="anomaly index")
         style.percent(ax.xaxis)
         ax.set_title("The nearest class of each model (grey: both conditions for an alarm hold)")
-        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=style.SMALL)
+        figure.legend(loc="outside lower center", ncols=4)
     told = []
     for accused, words in ((high, f"With an index above {THRESHOLD:g} alone"),
                            (high[high["share"] < SMALL], f"with a norm below {SMALL:.0%} of the median as well")):
@@ -199,9 +199,8 @@ def driven_bars(reached: Mapping[str, Sequence[float]], classes: Sequence[str], 
             first, second = sorted(range(len(classes)), key=lambda label: -shares[label])[:2]
             times = multiple(shares, first)
             accused = times > limit
-            for label, share in enumerate(shares):
-                mark = METRICS["asr" if accused and label == first else "acc"]
-                ax.barh(label, share, color=mark.color, height=0.7)
+            colors = [METRICS["asr" if accused and label == first else "acc"].color for label in range(len(shares))]
+            ax.barh(range(len(shares)), shares, color=colors, height=0.7)
             if accused:
                 style.label(ax, ATTACKED.symbol, (shares[first], first), (5, 0), va="center", color=ATTACKED.color)
             style.name_rows(ax, [written(label, classes) for label in range(len(classes))])

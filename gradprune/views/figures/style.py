@@ -73,9 +73,9 @@ _RC: dict[str, Any] = {
     "axes.titlesize": LARGE, "axes.titlecolor": INK, "axes.titlelocation": "left", "axes.titleweight": "bold",
     "axes.titlepad": 8.0, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False,
     "axes.axisbelow": True, "axes.linewidth": 0.8, "grid.color": "#DDE1E5", "grid.linewidth": 0.8,
-    "grid.linestyle": "-", "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "lines.linewidth": 2.0,
-    "lines.markersize": 5.0, "lines.markeredgewidth": 0.0, "image.interpolation": "nearest",
+    "grid.linestyle": "-", "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "lines.linewidth": 2.0, "lines.markersize": 5.0,
+    "lines.markeredgewidth": 0.0, "image.interpolation": "nearest", "legend.frameon": False, "legend.fontsize": SMALL,
 }
 
 

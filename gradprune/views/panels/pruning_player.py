@@ -69,8 +69,8 @@ class PruningPlayer(Panel):
         super().__init__(victim)
         self.sample = first_of_each(victim.data.test.to("cpu"), each)
         others = self.sample.subset(attack_labels(self.sample, victim.target, self.label_map) != self.sample.labels)
-        self.shown = first_of_each(others, 1)
-        self.shown = self.shown.subset(torch.arange(min(_SHOWN, len(self.shown))))
+        shown = first_of_each(others, 1)
+        self.shown = shown.subset(torch.arange(len(shown))[:_SHOWN])
         self.wanted = attack_labels(self.shown, victim.target, self.label_map)
         self.pixels = self.shown.triggered(victim.trigger)
         settings: dict[str, Any] = result.settings if result else {"recipe": "paper"}

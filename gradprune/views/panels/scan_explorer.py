@@ -84,19 +84,12 @@ class ScanExplorer(Panel):
             words = f"{computed.moved:.0%} of the images of other classes\ngo to “{self.written(label)}”"
             style.write(note, words, (0, 1), (0, 0), va="top", fontsize=style.LARGE, fontweight="bold")
             ax = place(figure, 5.75, 0.42, 2.5, 2.45)
-            norm_bars(ax, self.norms, self.classes, alarm_line(self.norms), [self._smallest] if self._alarm else [])
+            line, smallest = alarm_line(self.norms), int(np.argmin(self.norms))
+            alarms = [smallest] if line is not None and self.norms[smallest] < line else []
+            norm_bars(ax, self.norms, self.classes, line, alarms)
             ax.barh(label, self.norms[label], height=0.7, **style.SELECTED)
             ax.set_title("norm by class")
         return Picture(figure, self._tell(computed, truth))
-
-    @property
-    def _smallest(self) -> int:
-        return int(np.argmin(self.norms))
-
-    @property
-    def _alarm(self) -> bool:
-        line = alarm_line(self.norms)
-        return line is not None and min(self.norms) < line
 
     def _tell(self, computed: Seen, truth: int) -> str:
         (label, image), middle = computed.chosen, float(np.median(self.norms))

@@ -149,9 +149,8 @@ def _settings(cells: pd.DataFrame, facts: Mapping[str, Any]) -> list[list[str]]:
     values = {key: cells[key].dropna().unique() for key in told.values() if key in cells}
     rows = [[name, ", ".join(map(str, sorted(values[key]) if key == "seed" else values[key]))]
             for name, key in told.items() if key in values]
-    rows.append(["cells", f"{len(cells)}, {cells['failed'].sum()} failed"])
-    if "cell_seconds" in cells:
-        rows.append(["seconds, all cells", f"{cells['cell_seconds'].sum():.0f}"])
+    seconds = f"{cells['cell_seconds'].sum():.0f}" if "cell_seconds" in cells else ""
+    rows += [["cells", f"{len(cells)}, {cells['failed'].sum()} failed"], ["seconds, all cells", seconds]]
     rows += [[str(key), str(value)] for key, value in facts.items() if key != "command"]
     return [row for row in rows if row[1]]
 

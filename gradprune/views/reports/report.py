@@ -112,12 +112,9 @@ def _removed(result: DefenseResult) -> list[list[str]]:
     """The removed filters in the order of their removal."""
     rows = {(row["layer"], row["index"]): row for row in result.rows("prune")}
     forms = {"score": ".3g", "val_unlearning_loss": ".3f", "val_acc": ".1%"}
-    lines = []
-    for place, filter_ in enumerate(result.mask.removed, 1):
-        row = rows.get(filter_, {})
-        figures = [format(row[key], form) if key in row else "" for key, form in forms.items()]
-        lines.append([str(place), str(filter_), *figures])
-    return lines
+    removed = [(filter_, rows.get(filter_, {})) for filter_ in result.mask.removed]
+    return [[str(place), str(filter_), *(format(row[key], form) if key in row else "" for key, form in forms.items())]
+            for place, (filter_, row) in enumerate(removed, 1)]
 
 
 def _settings(victim: Victim, result: DefenseResult) -> dict[str, object]:
