@@ -5,11 +5,10 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import defend
+from conftest import defend, refuses
 from torch import nn
 
 import gradprune as gp
-from gradprune.base.errors import InputError
 from gradprune.defenses import Scan, exposure, unsteadiness
 from gradprune.defenses.consistency import CONSISTENCY, Consistent, settle, step_back
 from gradprune.defenses.repair import kept_on_trial
@@ -372,12 +371,10 @@ def test_exposure_toward_a_class_counts_ways_there_alone(victim, images):
             assert row.share == pytest.approx((said == label).float().mean().item())
         shares[label] = rows[0].share
     assert shares[victim.target] > shares[other]
-    with pytest.raises(InputError, match="0 to 3, got 4"):
-        exposure(victim.model, images, toward=4)
+    refuses("0 to 3, got 4", exposure, victim.model, images, toward=4)
 
 
 def test_exposure_repeats_and_takes_two_images_at_least(victim, images):
     once, twice = (exposure(victim.model, images, families=("warp",), drawn=4, seed=3)[0] for _ in range(2))
     assert (once.label, once.share) == (twice.label, twice.share)
-    with pytest.raises(InputError, match="two images or more"):
-        exposure(victim.model, images[:1])
+    refuses("two images or more", exposure, victim.model, images[:1])

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import assert_readable, same, says, texts
+from conftest import assert_readable, refuses, same, says, texts
 
 from gradprune.base.errors import InputError
 from gradprune.evaluation import evaluate
@@ -73,8 +73,7 @@ def test_a_clean_label_attack_relearns_from_wrong_labels(honest, victim, monkeyp
     ({"k": (-1,)}, "k must lie in 0.."), ({"k": (200,)}, "k must lie in 0.."), ({"pace": 1}, "Unknown training setting pace"),
 ])
 def test_bad_input(honest, victim, settings, words):
-    with pytest.raises(InputError, match=words):
-        attack(honest, victim, **{"seeds": (0,)} | settings)
+    refuses(words, attack, honest, victim, **{"seeds": (0,)} | settings)
 
 
 # ---- the figure

@@ -5,7 +5,7 @@ import dataclasses
 import pandas as pd
 import pytest
 import torch
-from conftest import same
+from conftest import refuses, same
 from matplotlib.colors import to_hex
 from torch import nn
 
@@ -156,8 +156,7 @@ def test_driven_bars_mark_the_class_that_is_reached_half_as_far_again():
     assert "loud: “b”, 1.5 times as far as “c”, which accuses it; quiet: “b”, 1.4 times as far as “c”; dead: " in told
     assert told.count("accuses") == 1
     for bad in ({}, {"one": [0.1, 0.2]}):
-        with pytest.raises(InputError, match="a model or more"):
-            scan_plots.driven_bars(bad, [*"abc"])
+        refuses("a model or more", scan_plots.driven_bars, bad, [*"abc"])
 
 
 def test_figures_refuse_what_cannot_be_drawn(victim):
@@ -222,5 +221,4 @@ def test_how_far_changes_lead_before_and_after_a_repair(victim):
     assert told == (f"The family {most.family} moves the most images: {most.share:.0%} to "
                     f"“{images.classes[most.label]}”; after the repair it is {most.family}, with 25%.")
     assert ";" not in scan_plots.reach(images, given).summary
-    with pytest.raises(InputError, match="no change to show"):
-        scan_plots.reach(images, [])
+    refuses("no change to show", scan_plots.reach, images, [])

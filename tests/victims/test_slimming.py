@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import lived_in, same, says
+from conftest import lived_in, refuses, same, says
 from torch import nn
 from torchvision.models import shufflenet_v2_x0_5
 
@@ -159,22 +159,19 @@ def test_channels_of_a_parameter_and_of_the_answer_stay(slim, model):
 def test_a_model_that_counts_on_its_channels_is_told(slim):
     model = Net(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), view=6).eval()
     silence(model, filters(model, IMAGES[:1]), [1])
-    with pytest.raises(InputError, match=r"cannot be slimmed .*; masked it works as it is"):
-        slim(model, IMAGES)
+    refuses(r"cannot be slimmed .*; masked it works as it is", slim, model, IMAGES)
 
 
 def test_a_model_whose_channels_are_shuffled_is_told(slim):
     model = shufflenet_v2_x0_5(weights=None, num_classes=3).eval()
     silence(model, filters(model, IMAGES[:1]), [1])
-    with pytest.raises(InputError, match=r"torch-pruning cannot follow .*ShuffleNet.*; masked it works as it is\.$"):
-        slim(model, IMAGES)
+    refuses(r"torch-pruning cannot follow .*ShuffleNet.*; masked it works as it is\.$", slim, model, IMAGES)
 
 
 def test_without_torch_pruning(monkeypatch):
     from gradprune.victims.slimming import slim
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(InputError, match=r"pip install 'gradprune\[slim\]'"):
-        slim(build("preact_resnet", 4, width=4), IMAGES)
+    refuses(r"pip install 'gradprune\[slim\]'", slim, build("preact_resnet", 4, width=4), IMAGES)
 
 
 @pytest.mark.slow
@@ -265,16 +262,14 @@ def test_saved_and_loaded_again(slim, tmp_path, name, settings):
     assert path.stat().st_size < save_checkpoint(tmp_path / "full", model, {"model": made}).stat().st_size
     card["model"]["sizes"].popitem()
     path.with_suffix(".json").write_text(json.dumps(card))
-    with pytest.raises(InputError, match="do not fit the model on their card"):
-        load_checkpoint(path)
+    refuses("do not fit the model on their card", load_checkpoint, path)
 
 
 @pytest.mark.parametrize(("wanted", "words"), [
     ({"conv9": [1, 3]}, "no layer 'conv9'"), ({"conv1": [5, 3]}, "has size"), ({"conv1": [0, 3]}, "cannot become"),
     ([1], "must name layers"), ({"conv1": [2]}, "cannot become"), ({"conv1": 2}, "cannot become"), ({"conv1": [2.0, 3]}, "cannot become")])
 def test_sizes_that_do_not_fit(wanted, words):
-    with pytest.raises(InputError, match=words):
-        resize(build("preact_resnet", 4, width=4), wanted)
+    refuses(words, resize, build("preact_resnet", 4, width=4), wanted)
 
 
 def test_cost_by_hand():

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Page, assert_readable, bench, fail, shown
+from conftest import Page, assert_readable, bench, fail, refuses, shown
 
 from gradprune.base.errors import InputError
 from gradprune.bench import gain, ranking, significance, summarise
@@ -87,14 +87,10 @@ def test_scatter_shows_means_and_the_given_models():
 
 
 def test_figures_refuse_what_they_cannot_show():
-    with pytest.raises(InputError, match="no cell at spc 7; known: 2, 10"):
-        bench_plots.der_heatmap(TABLE, 7)
-    with pytest.raises(InputError, match="at least two values of spc, got 2"):
-        bench_plots.by_spc(bench(spcs=(2,)))
-    with pytest.raises(InputError, match="metric must be"):
-        bench_plots.by_spc(TABLE, "seconds")
-    with pytest.raises(InputError, match="no common ranking"):
-        bench_plots.mean_ranks(TABLES["no common cell"], 2)
+    refuses("no cell at spc 7; known: 2, 10", bench_plots.der_heatmap, TABLE, 7)
+    refuses("at least two values of spc, got 2", bench_plots.by_spc, bench(spcs=(2,)))
+    refuses("metric must be", bench_plots.by_spc, TABLE, "seconds")
+    refuses("no common ranking", bench_plots.mean_ranks, TABLES["no common cell"], 2)
 
 
 # ---- the page
@@ -187,14 +183,11 @@ def test_published_rows_stand_apart(tmp_path):
 
 
 def test_bad_tables_and_folders_are_refused_before_any_work(tmp_path):
-    with pytest.raises(InputError, match="lacks the columns der"):
-        write_bench_report(tmp_path / "a", TABLE.drop(columns="der"), {})
-    with pytest.raises(InputError, match="all 72 cells have failed"):
-        write_bench_report(tmp_path / "a", fail(TABLE, gradprune="0.1.0"), {})
+    refuses("lacks the columns der", write_bench_report, tmp_path / "a", TABLE.drop(columns="der"), {})
+    refuses("all 72 cells have failed", write_bench_report, tmp_path / "a", fail(TABLE, gradprune="0.1.0"), {})
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="Cannot write"):
-        write_bench_report(tmp_path / "file", TABLE, {})
+    refuses("Cannot write", write_bench_report, tmp_path / "file", TABLE, {})
 
 
 def test_models_of_other_training_seeds_are_one_attack(tmp_path):

@@ -1,6 +1,7 @@
 """The playground: panels follow the chosen victim, and whatever fails says so in its place alone."""
 
 import pytest
+from conftest import refuses
 
 from gradprune.base.errors import InputError
 from gradprune.victims import Victim
@@ -89,7 +90,6 @@ def test_without_any_victim_the_page_still_stands(page, monkeypatch):
 
 def test_strict_mode_lets_errors_out(page, monkeypatch):
     monkeypatch.setenv("GRADPRUNE_STRICT", "1")
-    with pytest.raises(InputError, match="cannot be made"):
-        page.add(broken)
+    refuses("cannot be made", page.add, broken)
     with pytest.raises(KeyError):
         page.choose.value = "lost"

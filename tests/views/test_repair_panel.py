@@ -3,9 +3,8 @@
 import copy
 
 import pytest
-from conftest import same
+from conftest import refuses, same
 
-from gradprune.base.errors import InputError
 from gradprune.defenses import grad_prune, repair
 from gradprune.views import RepairPanel
 from gradprune.views.figures.drawing import ERROR_CLASS
@@ -46,5 +45,4 @@ def test_a_repair_that_is_refused_is_said_in_red(make, monkeypatch):
 def test_bad_settings_are_refused_when_asked_to_raise(make, monkeypatch):
     monkeypatch.setenv("GRADPRUNE_STRICT", "1")
     panel = make(RepairPanel, spc=9, step=3)
-    with pytest.raises(InputError, match="step"):
-        panel.unknown.click()
+    refuses("step", panel.unknown.click)
