@@ -233,6 +233,13 @@ def says(text: str, *words: str) -> bool:
     return True
 
 
+def holds(text, *words: str) -> bool:
+    """Whether a text has all of these words, in whatever order."""
+    missing = [word for word in words if word not in text]
+    assert not missing, f"{missing} missing in: {text}"
+    return True
+
+
 class Page(HTMLParser):
     """Tags of a page with their attributes, and its visible words; every tag must be closed."""
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import as_json, refused, refuses, write_npz
+from conftest import as_json, holds, refused, refuses, write_npz
 
 from gradprune.attacks import TRIGGERS
 from gradprune.attacks.training import RECIPE
@@ -111,8 +111,7 @@ def test_the_command_and_its_report(done, tiny, monkeypatch):
     told = as_json(*command)
     assert (told["cells"], told["failed"], set(told["der"])) == (4, 0, {"ft_unlearn", "grad_prune"})
     text = (out / as_json("report", out)["report"]).read_text("utf-8")
-    assert '<th scope="col">low_frequency</th>' in text
-    assert '<th scope="row">device</th><td>cpu</td>' in text
+    assert holds(text, '<th scope="col">low_frequency</th>', '<th scope="row">device</th><td>cpu</td>')
 
 
 @pytest.mark.parametrize(("name", "options", "sentence"), [

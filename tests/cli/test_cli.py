@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import as_json, interrupt_call, listing, parsed, refused, refuses, run, write_npz
+from conftest import as_json, holds, interrupt_call, listing, parsed, refused, refuses, run, write_npz
 from torch import nn
 
 import gradprune as gp
@@ -78,9 +78,7 @@ def test_version_and_bare_call():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches(command):
     text = run(*command.split(), "--help").stdout
-    assert "Example:\n" in text
-    assert f"\n    gradprune {command}" in text
-    assert "--json" in text
+    assert holds(text, "Example:\n", f"\n    gradprune {command}", "--json")
     assert any(word in text for word in ("minute", "second", "Second")), "how long it takes"
     if command not in ("doctor", "inspect") and not command.startswith("data"):
         assert all(word in text for word in ("ACC", "ASR", "RA", "high is good", "low is good"))
@@ -172,8 +170,7 @@ def test_attack_saves_a_checkpoint_that_evaluate_reads(store):
     assert told["target_name"] == "south east"
     assert as_json("evaluate", "out/blended")["card"] == told["metrics"]
     text = run(*arguments, "--out", "out").stdout  # an existing folder stands for a file in it
-    assert "80 of 400 training images" in text
-    assert "Saved: out/blended.safetensors" in text
+    assert holds(text, "80 of 400 training images", "Saved: out/blended.safetensors")
 
 
 def test_attack_fits_a_vgg_to_the_images(store):
@@ -483,10 +480,8 @@ def test_the_sentence_is_honest(before, after, verdict):
     told = sentence({"before": before, "pruned": after, "tuned": after}, result, "stop")
     assert told.startswith(verdict)
     assert told.endswith(".")
-    assert f"{after.asr:.1%}" in told
-    assert f"from {before.acc:.1%} to {after.acc:.1%}" in told
-    assert "1 filter removed it" in told
-    assert "other classes' images to 'stop'; with" in told
+    assert holds(told, f"{after.asr:.1%}", f"from {before.acc:.1%} to {after.acc:.1%}", "1 filter removed it",
+                 "other classes' images to 'stop'; with")
     assert "images to the next class; with" in sentence({"before": before, "tuned": after}, result, None)
 
 

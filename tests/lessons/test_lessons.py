@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import refuses
+from conftest import holds, refuses
 from filelock import FileLock, Timeout
 from torchvision.transforms import functional
 
-from gradprune.base.errors import InputError
 from gradprune.bench import Cell
 from gradprune.bench.cells import empty_row
 from gradprune.bench.store import Store
@@ -63,8 +62,7 @@ def test_each_wrong_answer_gets_its_own_message(exercise, message, wrong, capsys
     assert exercise.judge(wrong) == ("wrong", message)
     assert getattr(check, exercise.name)(wrong) is exercise.reference
     told = capsys.readouterr().out
-    assert "✘ Not yet right" in told
-    assert message in told
+    assert holds(told, "✘ Not yet right", message)
 
 
 def hang_up(*_):
@@ -464,14 +462,15 @@ def test_close_looks_at_shape_and_finiteness():
 # ---- predictions
 
 
-def shown(monkeypatch):
+@pytest.fixture
+def panels(monkeypatch):
+    """What is displayed."""
     panels = []
     monkeypatch.setattr("IPython.display.display", panels.append)
     return panels
 
 
-def test_a_slider_keeps_its_answer_and_shows_it_again(own_progress, monkeypatch, capsys):
-    panels = shown(monkeypatch)
+def test_a_slider_keeps_its_answer_and_shows_it_again(own_progress, panels, capsys):
     predict("02.asr", "How high is the <ASR>?", form=".0%")
     question, slider, line = panels[0].children
     assert "&lt;ASR&gt;" in question.value
@@ -488,8 +487,7 @@ def test_a_slider_keeps_its_answer_and_shows_it_again(own_progress, monkeypatch,
     assert "Close" in capsys.readouterr().out
 
 
-def test_buttons_start_without_an_answer(monkeypatch, capsys):
-    panels = shown(monkeypatch)
+def test_buttons_start_without_an_answer(panels, capsys):
     predict("02.many", "How many?", options=["one", "a few"])
     buttons = panels[0].children[1]
     assert buttons.value is None
@@ -510,8 +508,7 @@ def test_reveal_works_when_skipped_or_when_the_question_has_changed(capsys):
     assert reveal("02.numbers", 4, form="d") == 3
 
 
-def test_an_earlier_answer_out_of_range_is_passed_over(monkeypatch):
-    panels = shown(monkeypatch)
+def test_an_earlier_answer_out_of_range_is_passed_over(panels):
     progress.remember("answers", "02.wide", 90.0)
     predict("02.wide", "now from 0 to 1?")
     assert "No guess yet" in panels[0].children[2].value
@@ -525,14 +522,12 @@ def test_bad_questions_are_told():
     refuses("options", predict, "k", "?", options=["only"])
 
 
-def test_an_error_while_keeping_an_answer_is_shown_in_red_and_raised_in_strict_mode(monkeypatch):
-    panels = shown(monkeypatch)
+def test_an_error_while_keeping_an_answer_is_shown_in_red_and_raised_in_strict_mode(monkeypatch, panels):
     monkeypatch.setattr(predictions.progress, "remember", lambda *_: 1 / 0)
     predict("02.broken", "?")
     _, slider, line = panels[0].children
     slider.set_state({"value": 0.2})
-    assert "ZeroDivisionError" in line.value
-    assert "gradprune-error" in line.value
+    assert holds(line.value, "ZeroDivisionError", "gradprune-error")
     monkeypatch.setenv("GRADPRUNE_STRICT", "1")
     with pytest.raises(ZeroDivisionError):
         slider.value = 0.4
@@ -662,8 +657,7 @@ def test_captions_name_the_mode():
             "from matplotlib.figure import Figure; from gradprune.views import Picture\n"
             "print(shell.display_formatter.format(Picture(Figure(), 'It fell.'))[0]['text/html'][-240:])")
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert 'Made in mode "quick"' in told
-    assert "It fell." in told
+    assert holds(told, 'Made in mode "quick"', "It fell.")
 
 
 # ---- figures
@@ -705,8 +699,7 @@ def test_figures_refuse_what_cannot_be_drawn(victim: Victim):
                  lambda: lesson_plots.predicted_against_real({"taylor": torch.ones(2)}, torch.ones(3), ["a"] * 3),
                  lambda: lesson_plots.score_maps(found, {"taylor": torch.ones(2)}),
                  lambda: filter_picture.filter_view(victim.model, found, len(found), pairs)):
-        with pytest.raises(InputError):
-            draw()
+        refuses("", draw)
 
 
 # ---- restart points

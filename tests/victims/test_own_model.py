@@ -755,7 +755,6 @@ def test_inspect_knows_checkpoints_and_runs_no_code(here, victim):
 
 
 def test_grey_models_by_name_take_grey_images(here):
-    Path("grey.npz").unlink(missing_ok=True)
     grey = [gp.datasets.ImageSet(part.images[:, :1].contiguous(), part.labels, part.classes) for part in
             (squares(60, 1, 32), squares(40, 2, 32), squares(40, 3, 32))]
     write_npz(here / "grey.npz", Dataset(*grey))

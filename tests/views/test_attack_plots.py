@@ -4,7 +4,7 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import refuses, shown
+from conftest import holds, refuses, shown
 
 from gradprune.attacks import make_trigger, poison
 from gradprune.base.errors import InputError
@@ -49,8 +49,7 @@ def test_counting_counts_by_hand():
     four = ImageSet(images, torch.arange(4), ("a", "b", "c", "d"))
     trigger = make_trigger("badnets", size=1, margin=0, color="white")
     picture = attack_plots.counting(Reads(), four, trigger, 1)
-    assert "ACC: 3 of 4" in picture.summary and "ASR: 2 of 3" in picture.summary and "RA: 1 of 3" in picture.summary
-    assert "the “b” (–) counts in neither" in picture.summary
+    assert holds(picture.summary, "ACC: 3 of 4", "ASR: 2 of 3", "RA: 1 of 3", "the “b” (–) counts in neither")
     texts = shown(picture)
     assert {"ACC 75%", "ASR 67%", "RA 33%"} <= set(texts)
     metrics = evaluate(Reads(), four, trigger, 1)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Page, assert_readable, bench, fail, refuses, shown
+from conftest import Page, assert_readable, bench, fail, holds, refuses, shown
 
 from gradprune.base.errors import InputError
 from gradprune.bench import gain, ranking, significance, summarise
@@ -128,9 +128,8 @@ def test_the_page_tells_the_outcome(tmp_path):
     assert "defence knows the trigger badnets blended sig as given" in words
     assert "grad_prune yes ACC ASR RA" in words and "clp no ACC ASR RA" in words
     row = summarise(TABLE).iloc[0]
-    assert f"{100 * row.acc:.1f} ± {100 * row.acc_half_range:.1f}" in words
-    assert "1 of 3 failed" in words
-    assert "sig clp 2 1 ran out of memory" in words
+    assert holds(words, f"{100 * row.acc:.1f} ± {100 * row.acc_half_range:.1f}", "1 of 3 failed",
+                 "sig clp 2 1 ran out of memory")
     for text in ("gradprune bench --spc 2,10", "data signs", "torch 2.9.0", "machine x86_64, 2 cores", "Clean accuracy"):
         assert text in words
 
@@ -176,8 +175,7 @@ def test_failures_say_why(tmp_path):
 
 def test_published_rows_stand_apart(tmp_path):
     words = page(tmp_path / "both", SHORT).words
-    assert "Not directly comparable." in words
-    assert "badnets, ft 90.0 / 1.5 / 89.4 98.7 / 5.1 / 94.0" in words
+    assert holds(words, "Not directly comparable.", "badnets, ft 90.0 / 1.5 / 89.4 98.7 / 5.1 / 94.0")
     assert not re.search("badnets, (grad_prune|ft_unlearn)", words)
     assert "Published figures" not in page(tmp_path / "none", bench(["own"], ["ft"], (2,), 1)).words
 

@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from conftest import refuses, same
+from conftest import holds, refuses, same
 
 from gradprune.defenses import grad_prune, repair
 from gradprune.views import RepairPanel
@@ -28,8 +28,7 @@ def test_each_button_shows_what_its_defence_gives(make, victim):
     known = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=9, progress=False)
     wanted = {"trigger unknown": victim.evaluate(without.model), "trigger known": victim.evaluate(known.model)}
     assert panel.state() == {"given": victim.evaluate(), **wanted}
-    assert without.stopped in panel.sentence
-    assert known.stopped in panel.sentence
+    assert holds(panel.sentence, without.stopped, known.stopped)
     assert same(victim.model, given)
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import put, refuses, shown
+from conftest import card_of, put, refuses, shown
 
 from gradprune.attacks import TRIGGERS, make_trigger
 from gradprune.attacks.triggers import input_aware, low_frequency, trojannn
@@ -50,8 +50,7 @@ def learned(victim, folder, monkeypatch):
     for kind in LEARNING:
         found[kind] = make_trigger(kind, seed=3)
         found[kind].learn(victim.model, victim.data.train, 1)
-        card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 16, "blocks": [1]},
-                "attack": {"trigger": kind, "settings": found[kind].settings, "target": 1}, "data": {"name": "squares"}}
+        card = card_of(victim, attack={"trigger": kind, "settings": found[kind].settings, "target": 1})
         save_checkpoint(folder / kind, victim.model, card, found[kind])
     return found
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import family, put, refuses, same, without
+from conftest import family, holds, put, refuses, same, without
 from ipywidgets.widgets.widget import _instances
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -156,8 +156,7 @@ def test_filter_explorer_shows_responses_and_the_real_change_of_loss(make, victi
             given = unlearning_loss(victim.model, pairs.triggered, pairs.labels).item()
         assert detail.loss == pytest.approx(loss, abs=1e-5)
         assert panel.loss == pytest.approx(given, abs=1e-5)
-        assert f"{found[position]} has rank" in panel.sentence
-        assert f"from {given:.3f} to {loss:.3f}" in panel.sentence
+        assert holds(panel.sentence, f"{found[position]} has rank", f"from {given:.3f} to {loss:.3f}")
 
 
 def test_filter_explorer_predicts_what_the_gradient_says(make, victim):
@@ -393,10 +392,8 @@ def test_an_error_turns_red_and_is_raised_under_strict_alone(make, monkeypatch, 
             put(slider, values[1])
         patch.setenv("GRADPRUNE_STRICT", "0")
         put(slider, values[2])
-        assert f'class="{ERROR_CLASS}"' in panel.error.value
-        assert "ZeroDivisionError: &lt;b&gt;no&lt;/b&gt; such thing" in panel.error.value
-        assert "Traceback (most recent call last)" in panel.error.value
-        assert "in broken" in panel.error.value
+        assert holds(panel.error.value, f'class="{ERROR_CLASS}"', "ZeroDivisionError: &lt;b&gt;no&lt;/b&gt; such thing",
+                     "Traceback (most recent call last)", "in broken")
 
     def unwilling(state):
         raise InputError("one must not do that.")
