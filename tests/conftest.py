@@ -159,7 +159,7 @@ def listing(folder: Path) -> dict:
 
 
 def refused(*arguments) -> str:
-    """A command that is refused: exit code 2, nothing written in the current folder; returns the one sentence that it says."""
+    """A command ends with code 2 and writes nothing in the current folder; returns the one sentence that it says."""
     before, result = listing(Path()), run(*arguments)
     assert (result.exit_code, result.stdout) == (2, ""), result.output
     assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr

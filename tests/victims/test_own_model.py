@@ -164,8 +164,9 @@ def test_a_mismatch_lists_names_and_no_more_than_a_few(tmp_path, victim):
                tmp_path / "weights.pth")
     model = build("preact_resnet", 4, blocks=(1,))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    refuses(r"missing: conv1\.weight, stages\.0\.0\.bn1\.weight.* and 11 more; unexpected: layer0\.weight.* and 25 more; "
-            r"other shapes: linear\.bias \(7,\) in the file, \(4,\) in the model\.", load_weights, model, tmp_path / "weights.pth")
+    text = refuses("do not fit the model", load_weights, model, tmp_path / "weights.pth")
+    assert "missing: conv1.weight, stages.0.0.bn1.weight" in text and "and 11 more; unexpected: layer0.weight" in text
+    assert "and 25 more; other shapes: linear.bias (7,) in the file, (4,) in the model." in text
     assert same(before, model), "half loaded"
 
 
@@ -255,7 +256,7 @@ def test_kinds_of_pictures(tmp_path, mode, value, wanted):
     ((4, 4, 3), {"position": (8, 0)}, "does not fit a 10x10 image"), ((4, 4, 3), {"position": "left"}, "position must be one of"),
     ((4, 4, 3), {"opacity": 0}, "opacity must lie in 0..1"), ((4, 4, 3), {"opacity": 1.5}, "opacity must lie in 0..1")])
 def test_pictures_that_do_not_fit(drawn, shape, settings, words):
-    refuses(words, Picture.read(drawn(np.zeros(shape)), **settings), torch.zeros(1, 3, 10, 10))
+    refuses(words, lambda: Picture.read(drawn(np.zeros(shape)), **settings)(torch.zeros(1, 3, 10, 10)))
 
 
 def test_files_that_are_no_picture(tmp_path, drawn):
@@ -277,7 +278,8 @@ def test_defend_own_code_with_a_picture(here, victim):
     assert told["before"]["asr"] > 0.9 > 0.5 > told["tuned"]["asr"]
     assert (told["trigger"], told["target_name"]) == ("picture", "north east") and told["notes"] == []
 
-    refuses(r"own code, which runs only if you name it, .* scan: --model mypkg.nets:build", load_checkpoint, "out/clean")
+    refuses(r"somebody's own code, which runs only if you name it, .* scan: --model mypkg.nets:build",
+            load_checkpoint, "out/clean")
     model, card = load_checkpoint("out/clean", "mypkg.nets:build")
     assert card["model"] == {"name": "mypkg.nets:build", "num_classes": 4} and set(model.state_dict()) == set(victim.model.state_dict())
     assert "runs only if you name it" in refused("evaluate", "out/clean")
@@ -353,7 +355,8 @@ def brief(monkeypatch):
 
 
 def test_repair_of_a_model_whose_trigger_nobody_knows(here, victim, brief):
-    told = as_json("repair", *OWN, "--spc", 2, "--out", "out/mended", "--export", "out/mended.pt2", "--report", "out/page")
+    told = as_json("repair", *OWN, "--spc", 2, "--out", "out/mended", "--export", "out/mended.pt2",
+                   "--report", "out/page")
     assert (told["trigger"], told["before"]["asr"], told["after"]["ra"], told["steps"]) == (None, None, None, 2)
     assert told["before"]["acc"] == pytest.approx(victim.evaluate().acc, abs=1e-3)
     assert "No trigger is known, so no figure says what is left of a backdoor" in told["sentence"] and "consistency" in told["road"]

@@ -69,11 +69,11 @@ def test_a_plain_chain_loses_every_silent_filter(slim):
 
 
 @pytest.mark.parametrize(("layers", "channels", "shift", "cut"), [
-    (("conv1",), [2], -5.0, 0),                          # the block adds to the channel still
-    (("conv1", "stages.0.0.conv2"), [2], -5.0, 2),       # silence stays silence: BatchNorm shifts it below zero, ReLU cuts it off
-    (("conv1", "stages.0.0.conv2"), [1, 2], -5.0, 4),    # two channels go with all that feeds them
-    (("conv1", "stages.0.0.conv2"), [2], 5.0, 0),        # BatchNorm makes a constant of it
-    (("stages.0.0.conv1",), [2], 5.0, 1)])               # inside the block: its BatchNorm is silent with it
+    (("conv1",), [2], -5.0, 0),                        # the block adds to the channel still
+    (("conv1", "stages.0.0.conv2"), [2], -5.0, 2),     # silence stays: BatchNorm shifts it below zero, ReLU cuts it off
+    (("conv1", "stages.0.0.conv2"), [1, 2], -5.0, 4),  # two channels go with all that feeds them
+    (("conv1", "stages.0.0.conv2"), [2], 5.0, 0),      # BatchNorm makes a constant of it
+    (("stages.0.0.conv1",), [2], 5.0, 1)])             # inside the block: its BatchNorm is silent with it
 def test_what_silence_becomes_decides_on_a_shortcut_channel(slim, layers, channels, shift, cut):
     model = lived_in(build("preact_resnet", 4, width=4, blocks=(1, 1)), IMAGES)
     found = filters(model, IMAGES[:1])
