@@ -186,7 +186,7 @@ class Evil:
 def test_files_that_are_no_state_dict(tmp_path, monkeypatch, content, words):
     monkeypatch.chdir(tmp_path)
     torch.save(content, "weights.pth")
-    refuses(words, state_dict, read_file("weights.pth"), "weights.pth")
+    refuses(words, lambda: state_dict(read_file("weights.pth"), "weights.pth"))
     assert not Path("ran").exists(), "code from the file was run"
 
 
