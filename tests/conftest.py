@@ -1,6 +1,7 @@
 """Small data and models that the tests share."""
 
 import copy
+import json
 import os
 from html.parser import HTMLParser
 from itertools import combinations
@@ -21,6 +22,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from gradprune.attacks import fit, make_trigger, poison
+from gradprune.base.errors import InputError
 from gradprune.cli.app import app
 from gradprune.datasets import Dataset, ImageSet, draw_defense_images
 from gradprune.defenses import DEFENSES, DefenseResult, grad_prune
@@ -138,6 +140,41 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
+def parsed(result) -> dict:
+    """The object in the one line that a command prints with --json; NaN and Infinity are refused."""
+    lines = result.stdout.splitlines()
+    assert len(lines) == 1, result.output
+    return json.loads(lines[0], parse_constant=lambda constant: pytest.fail(f"{constant} in JSON"))
+
+
+def as_json(*arguments) -> dict:
+    """What a command that goes well says with --json."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return parsed(result)
+
+
+def listing(folder: Path) -> dict:
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
+
+
+def refused(*arguments) -> str:
+    """A command ends with code 2 and writes nothing in the current folder; returns the one sentence that it says."""
+    before, result = listing(Path()), run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert listing(Path()) == before, "something was written"
+    return result.stderr
+
+
+def refuses(words, call, /, *arguments, **settings) -> str:
+    """The call ends in an InputError of one line that has these words, a regular expression; returns what it says."""
+    with pytest.raises(InputError, match=words) as told:
+        call(*arguments, **settings)
+    assert "\n" not in str(told.value), f"more than one line: {told.value}"
+    return str(told.value)
+
+
 QUICK = {  # enough to change the model, in about a second
     "grad_prune": {"patience": 2}, "grad_prune_verified": {"patience": 1, "tune": False}, "ft": {"steps": 2},
     "ft_unlearn": {"epochs": 2}, "ft_sam": {"steps": 2}, "fine_pruning": {"steps": 2}, "clp": {"u": 1.5},
@@ -193,6 +230,13 @@ def says(text: str, *words: str) -> bool:
     for word in words:
         place = text.find(word, place) + len(word)
         assert place >= len(word), f"{word!r} is missing, or in another place: {text}"
+    return True
+
+
+def holds(text, *words: str) -> bool:
+    """Whether a text has all of these words, in whatever order."""
+    missing = [word for word in words if word not in text]
+    assert not missing, f"{missing} missing in: {text}"
     return True
 
 

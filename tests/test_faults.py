@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import squares, write_npz, write_pictures
+from conftest import refuses, squares, write_npz, write_pictures
 from PIL import Image
 
 from gradprune.attacks import fit
@@ -212,8 +212,7 @@ def test_weights_and_card_of_different_runs_are_no_pair(run, store, completes, t
     """Killed when the new weights have their name and the new card does not: the one moment that no rename covers."""
     made = prepare(job, store, tmp_path / "made")
     assert run(job, "kill between two names", made) == [(KILLED, "")]
-    with pytest.raises(InputError, match="do not match their card"):
-        load_checkpoint(made / "model")
+    refuses("do not match their card", load_checkpoint, made / "model")
     completes(job, made)
 
 

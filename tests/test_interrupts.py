@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import card_of
 from torch import nn
 
 from gradprune.cli import jobs as demo
@@ -42,9 +43,7 @@ class Moments:
 @pytest.fixture
 def given(tmp_path, monkeypatch, victim):
     monkeypatch.chdir(tmp_path)
-    card = {**victim.card, "model": {"name": "preact_resnet", "num_classes": 4, "width": 16, "blocks": [1]},
-            "attack": {"trigger": "badnets", "target": victim.target}}
-    named = replace(victim, card=card)
+    named = replace(victim, card=card_of(victim))
     monkeypatch.setattr(demo, "load_victim", lambda *_, **__: named)
     return named
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import same, squares
+from conftest import refuses, same, squares
 from torch import nn
 
 import gradprune as gp
@@ -247,8 +247,7 @@ def test_trojannn_raises_its_neuron(data, honest):
 def test_neurons_are_what_the_last_linear_layer_gets(honest, data):
     images = data.test.floats()[:6]
     assert torch.allclose(last_linear(honest)(neurons(honest, images)), honest(images))
-    with pytest.raises(InputError, match="linear layer"):
-        neurons(nn.Conv2d(3, 4, 1), images)
+    refuses("linear layer", neurons, nn.Conv2d(3, 4, 1), images)
 
 
 # ---- steering training
@@ -437,9 +436,7 @@ def test_descend_minimises_and_gives_the_tensors_back():
     ("wanett", {}, "did you mean wanet"),
 ])
 def test_bad_settings_are_refused_in_one_sentence(name, settings, words):
-    with pytest.raises(InputError, match=words) as told:
-        make_trigger(name, **settings)
-    assert "\n" not in str(told.value)
+    refuses(words, make_trigger, name, **settings)
 
 
 @pytest.mark.parametrize(("name", "settings", "changes", "words"), [
@@ -472,16 +469,13 @@ def test_learned_tensors_stand_in_the_same_file_under_one_hash(saved):
     assert same(trigger, fresh)
     weights = path.with_suffix(".safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x00")
-    with pytest.raises(InputError, match="truncated, tampered with"):
-        load_learned(path, fresh)
+    refuses("truncated, tampered with", load_learned, path, fresh)
 
 
 def test_learned_tensors_of_another_trigger_do_not_pass(saved):
     path, _ = saved
     for other in (InputAware(width=3), make_trigger("trojannn"), make_trigger("badnets")):
-        with pytest.raises(InputError, match="do not fit the trigger on their card") as told:
-            load_learned(path, other)
-        assert "\n" not in str(told.value)
+        refuses("do not fit the trigger on their card", load_learned, path, other)
 
 
 def test_a_card_that_promises_what_the_file_lacks(toy_zoo, tmp_path):
@@ -491,8 +485,7 @@ def test_a_card_that_promises_what_the_file_lacks(toy_zoo, tmp_path):
     told = json.loads(card.read_text())
     told["attack"] |= {"trigger": "trojannn", "settings": {}}
     card.write_text(json.dumps(told))
-    with pytest.raises(InputError, match="do not fit the trigger"):
-        victims.load_victim(tmp_path / "victim")
+    refuses("do not fit the trigger", victims.load_victim, tmp_path / "victim")
 
 
 def test_grey_images_are_attacked_too(hasty):

@@ -15,7 +15,7 @@ from unittest import mock
 
 import psutil
 import pytest
-from conftest import write_npz
+from conftest import refuses, write_npz
 from filelock import FileLock
 
 from gradprune import defenses
@@ -141,8 +141,7 @@ def test_two_runs_on_one_folder(toys, tmp_path):
     workers = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGSTOP)
     grid = Grid(toys, ["clp", "grad_prune"], [2], 3)
-    with pytest.raises(InputError, match="another run is working in"):
-        run(grid, tmp_path, progress=False)
+    refuses("another run is working in", run, grid, tmp_path, progress=False)
     first.kill()
     first.wait()
     assert not psutil.wait_procs(workers, timeout=30)[1], "the workers outlive the run"
@@ -268,8 +267,7 @@ def test_a_cell_that_kills_its_worker_becomes_a_failed_row(toys, from_script, mo
 def test_a_script_without_a_guard_is_told(toys, from_script):
     grid = Grid(toys[:1], ["clp"], [2], 2)
     from_script(f"from gradprune.bench import Grid, run\nrun({grid!r}, workers=2)")
-    with pytest.raises(InputError, match=r"under `if __name__ == '__main__':`\."):
-        run(grid, workers=2, progress=False)
+    refuses(r"under `if __name__ == '__main__':`\.", run, grid, workers=2, progress=False)
 
 
 @pytest.mark.slow
@@ -292,8 +290,7 @@ def test_an_unreachable_scheduler(small, tmp_path, kind, monkeypatch):
         if kind == "silence":
             listener.listen()
         address = "what://is this" if kind == "no address" else f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(InputError, match="no dask scheduler answers at"):
-            run(small, tmp_path / "out", scheduler=address, progress=False)
+        refuses("no dask scheduler answers at", run, small, tmp_path / "out", scheduler=address, progress=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -320,15 +317,12 @@ def test_bad_grids(toys, tmp_path, settings, words, monkeypatch):
 
 def test_dask_is_an_extra(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed.comm.core", None)
-    with pytest.raises(InputError, match=r"--scheduler needs dask: pip install 'gradprune\[cluster\]'"):
-        run(small, scheduler="tcp://127.0.0.1:1")
+    refuses(r"--scheduler needs dask: pip install 'gradprune\[cluster\]'", run, small, scheduler="tcp://127.0.0.1:1")
 
 
 def test_bad_ways_to_run(small, tmp_path):
-    with pytest.raises(InputError, match="workers must be at least 1, got 0"):
-        run(small, workers=0)
-    with pytest.raises(InputError, match="either workers or a scheduler"):
-        run(small, workers=2, scheduler="tcp://127.0.0.1:1")
+    refuses("workers must be at least 1, got 0", run, small, workers=0)
+    refuses("either workers or a scheduler", run, small, workers=2, scheduler="tcp://127.0.0.1:1")
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -346,14 +340,12 @@ def test_a_folder_that_another_version_made(small, toys, folder, change, words):
         facts.write_text("{" if change == "no json" else
                          json.dumps(changed[change] if isinstance(change, str) else told | change))
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()}
-    with pytest.raises(InputError, match=words):
-        run(small, folder, progress=False)
+    refuses(words, run, small, folder, progress=False)
     assert before == {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()}
 
 
 def test_a_folder_without_a_bench(tmp_path):
-    with pytest.raises(InputError, match="holds no bench"):
-        read_results(tmp_path)
+    refuses("holds no bench", read_results, tmp_path)
 
 
 # --- the pairing of attacks and defences, for real ---

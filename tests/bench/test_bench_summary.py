@@ -4,10 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from benchmarks.readme_tables import overview
-from conftest import row_of
+from conftest import refuses, row_of
 
 from gradprune.attacks import TRIGGERS
-from gradprune.base.errors import InputError
 from gradprune.bench import attack_kind, gain, published, ranking, significance, summarise
 from gradprune.bench.summary import checked, even_means, t_quantile
 from gradprune.cli.bench import _means
@@ -138,16 +137,11 @@ def test_gain_is_paired():
 
 def test_bad_tables_are_told_apart():
     table = pd.DataFrame([row_of(), row_of(seed=1)])
-    with pytest.raises(InputError, match="lacks the columns spc, der"):
-        summarise(table.drop(columns=["spc", "der"]))
-    with pytest.raises(InputError, match="empty"):
-        ranking(table[:0])
-    with pytest.raises(InputError, match="all 1 cells have failed; the first says: boom"):
-        summarise(pd.DataFrame([row_of(error="boom")]))
-    with pytest.raises(InputError, match="twice: attack=badnets, defense=ft, spc=2, seed=0"):
-        summarise(pd.concat([table, table[:1]]))
-    with pytest.raises(InputError, match="Unknown metric 'derr'"):
-        ranking(table, "derr")
+    refuses("lacks the columns spc, der", summarise, table.drop(columns=["spc", "der"]))
+    refuses("empty", ranking, table[:0])
+    refuses("all 1 cells have failed; the first says: boom", summarise, pd.DataFrame([row_of(error="boom")]))
+    refuses("twice: attack=badnets, defense=ft, spc=2, seed=0", summarise, pd.concat([table, table[:1]]))
+    refuses("Unknown metric 'derr'", ranking, table, "derr")
 
 
 def test_published_rows_carry_our_names_and_their_setting(tmp_path):
@@ -161,5 +155,4 @@ def test_published_rows_carry_our_names_and_their_setting(tmp_path):
     assert rows["setting"].str.contains("PreActResNet-18, 10 % poisoned").all()
     for row in rows.itertuples():
         assert row.der == pytest.approx(der(Metrics(row.acc_before, row.asr_before, 0), Metrics(row.acc, row.asr, 0)))
-    with pytest.raises(InputError, match=r"no table of published figures at .*absent\.csv"):
-        published(tmp_path / "absent.csv")
+    refuses(r"no table of published figures at .*absent\.csv", published, tmp_path / "absent.csv")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import interrupt_call, run, write_npz
+from conftest import as_json, holds, interrupt_call, listing, parsed, refused, refuses, run, write_npz
 from torch import nn
 
 import gradprune as gp
@@ -67,19 +67,6 @@ def shipped(tmp_path, monkeypatch, store):
     return folder
 
 
-def last_json(result):
-    """The object in the last line of stdout, which with --json is the only line; NaN and Infinity are refused."""
-    def refuse(constant):
-        raise AssertionError(f"{constant} in JSON")
-    lines = result.stdout.splitlines()
-    assert len(lines) == 1, result.stdout
-    return json.loads(lines[0], parse_constant=refuse)
-
-
-def listing(folder):
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
-
-
 # ---- what the commands do
 
 
@@ -91,9 +78,7 @@ def test_version_and_bare_call():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches(command):
     text = run(*command.split(), "--help").stdout
-    assert "Example:\n" in text
-    assert f"\n    gradprune {command}" in text
-    assert "--json" in text
+    assert holds(text, "Example:\n", f"\n    gradprune {command}", "--json")
     assert any(word in text for word in ("minute", "second", "Second")), "how long it takes"
     if command not in ("doctor", "inspect") and not command.startswith("data"):
         assert all(word in text for word in ("ACC", "ASR", "RA", "high is good", "low is good"))
@@ -111,7 +96,7 @@ def test_defend_prints_a_table_and_a_sentence(store):
 
 def test_defend_json_and_the_cleaned_checkpoint(store, here):
     before = listing(store)
-    told = last_json(run("defend", store / "victim", "--spc", 5, "--recipe", "paper", "--seed", 3, "--out", "new/cleaned", "--json"))
+    told = as_json("defend", store / "victim", "--spc", 5, "--recipe", "paper", "--seed", 3, "--out", "new/cleaned")
     assert listing(store) == before, "the given checkpoint changed"
     for stage in ("before", "pruned", "tuned"):
         assert set(told[stage]) == {"acc", "asr", "ra"}
@@ -131,7 +116,7 @@ def test_defend_json_and_the_cleaned_checkpoint(store, here):
     assert all(card["defense"][key] == told[key] for key in ("spc", "before", "pruned", "tuned"))
     assert (card["removed_filters"], card["metrics"]) == (told["filters_removed"], told["tuned"])
 
-    measured = last_json(run("evaluate", "new/cleaned", "--json"))
+    measured = as_json("evaluate", "new/cleaned")
     assert {key: measured[key] for key in ("acc", "asr", "ra")} == told["tuned"] == measured["card"]
 
 
@@ -140,8 +125,8 @@ def test_defend_slims_and_exports(store, here, kind):
     pytest.importorskip("torch_pruning", reason="--slim needs torch-pruning")
     for package in export_module.NEEDS[kind]:
         pytest.importorskip(package, reason=f"--export needs {package}")
-    told = last_json(run("defend", store / "victim", "--spc", 5, "--recipe", "paper", "--seed", 3, "--slim", "--out", "new/slim",
-                         "--export", f"other/model{kind}", "--json"))
+    told = as_json("defend", store / "victim", "--spc", 5, "--recipe", "paper", "--seed", 3, "--slim",
+                   "--out", "new/slim", "--export", f"other/model{kind}")
     slim = told["slim"]
     assert sorted(slim["cut"] + slim["left"]) == sorted(told["filters_removed"])
     assert slim["parameters"][0] >= slim["parameters"][1] and slim["macs"][0] >= slim["macs"][1]
@@ -151,7 +136,7 @@ def test_defend_slims_and_exports(store, here, kind):
     model, card = load_checkpoint(here / "new" / "slim")
     assert sum(parameter.numel() for parameter in model.parameters()) == slim["parameters"][1]
     assert card["slim"]["left"] == slim["left"]
-    measured = last_json(run("evaluate", "new/slim", "--json"))
+    measured = as_json("evaluate", "new/slim")
     assert {key: measured[key] for key in ("acc", "asr", "ra")} == told["tuned"]
     ask = {".onnx": export_module._ask_onnx, ".pt2": export_module._ask_pt2}[kind]
     images = torch.rand(3, 3, 16, 16)
@@ -167,7 +152,7 @@ def test_a_slim_model_can_be_defended_and_slimmed_again(store, here):
     small, card, _ = slimmed(model, card, torch.rand(2, 3, 16, 16))
     assert card["model"]["sizes"]["stages.0.0.conv1"] == [10, 12]
     save_checkpoint("first", small, card)
-    told = last_json(run("defend", here / "first", "--spc", 3, "--recipe", "paper", "--slim", "--out", "second", "--json"))
+    told = as_json("defend", here / "first", "--spc", 3, "--recipe", "paper", "--slim", "--out", "second")
     again, card = load_checkpoint(here / "second")
     assert card["model"]["sizes"]["stages.0.0.conv1"][0] <= 10 and card["slim"]["cut"] == told["slim"]["cut"]
     assert sum(parameter.numel() for parameter in again.parameters()) == told["slim"]["parameters"][1]
@@ -176,28 +161,26 @@ def test_a_slim_model_can_be_defended_and_slimmed_again(store, here):
 def test_attack_saves_a_checkpoint_that_evaluate_reads(store):
     arguments = ("attack", "blended", "--data", store / "data.npz", "--width", 4, "--target", 3, "--rate", 0.2,
                  "--epochs", 1, "--seed", 5)
-    told = last_json(run(*arguments, "--json"))
+    told = as_json(*arguments)
     assert told["out"] == "out/blended.safetensors"
     assert told["attack"] | {"settings": None} == {"trigger": "blended", "settings": None, "target": 3, "rate": 0.2,
                                                    "poisoned_images": 80}
     assert told["model"]["width"] == 4
     assert told["training"]["seed"] == 5
     assert told["target_name"] == "south east"
-    assert last_json(run("evaluate", "out/blended", "--json"))["card"] == told["metrics"]
+    assert as_json("evaluate", "out/blended")["card"] == told["metrics"]
     text = run(*arguments, "--out", "out").stdout  # an existing folder stands for a file in it
-    assert "80 of 400 training images" in text
-    assert "Saved: out/blended.safetensors" in text
+    assert holds(text, "80 of 400 training images", "Saved: out/blended.safetensors")
 
 
 def test_attack_fits_a_vgg_to_the_images(store):
-    told = last_json(run("attack", "sig", "--data", store / "data.npz", "--model", "small_vgg", "--width", 4,
-                         "--epochs", 1, "--json"))
+    told = as_json("attack", "sig", "--data", store / "data.npz", "--model", "small_vgg", "--width", 4, "--epochs", 1)
     assert told["model"]["name"] == "small_vgg"
     assert load_checkpoint("out/sig")
 
 
 def test_demo_defends_the_shipped_model(shipped, monkeypatch):
-    told = last_json(run("demo", "--spc", 5, "--out", "elsewhere", "--json"))
+    told = as_json("demo", "--spc", 5, "--out", "elsewhere")
     assert told["report"] == "elsewhere/report.html" and list(Path("elsewhere").glob("*.png"))
     assert Path(told["report"]).read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")
     assert (told["checkpoint"], told["seconds"]["train"], told["spc"]) == ("badnets", None, 5)
@@ -217,12 +200,12 @@ def test_demo_can_train_first(store, monkeypatch):
 
     monkeypatch.setattr("gradprune.views.reports.report.write_report", lambda folder, *_: folder / "report.html")
     monkeypatch.setattr(demo_module, "attack", attack)
-    told = last_json(run("demo", "--train", "--spc", 2, "--seed", 7, "--json"))
+    told = as_json("demo", "--train", "--spc", 2, "--seed", 7)
     assert (seeds, told["checkpoint"], told["seconds"]["train"]) == ([7], None, 1.5)
 
 
 def test_zoo_list(shipped):
-    told = last_json(run("zoo", "list", "--json"))
+    told = as_json("zoo", "list")
     assert set(told["checkpoints"]) == {"badnets"}
     assert told["checkpoints"]["badnets"]["attack"]["target"] == 1
     assert "badnets (15% poisoned)" in run("zoo", "list").stdout
@@ -237,7 +220,7 @@ def tiny_attack(store):
 
 def test_zoo_build(store, monkeypatch):
     monkeypatch.setattr(zoo, "attack", tiny_attack(store))
-    told = last_json(run("zoo", "build", "clean", "sig", "--out", "built", "--json"))
+    told = as_json("zoo", "build", "clean", "sig", "--out", "built")
     assert set(told["built"]) == {"clean", "sig"}
     assert told["out"] == "built"
     assert sorted(path.name for path in Path("built").iterdir()) == [
@@ -246,7 +229,7 @@ def test_zoo_build(store, monkeypatch):
 
 def test_doctor_is_a_command():
     result = run("doctor", "--json")
-    told = last_json(result)
+    told = parsed(result)
     assert result.exit_code == (0 if told["ok"] else 1)
     assert {"name", "ok", "found", "advice"} == set(told["checks"][0])
 
@@ -288,7 +271,7 @@ def test_interrupted_defence_keeps_its_stage(store, monkeypatch, module, name, c
     result = run("defend", store / "victim", "--spc", 3, "--recipe", "paper", "--out", "cleaned", "--json")
     assert result.exit_code == 130
     assert "Interrupted: the state reached is saved." in result.stderr
-    told = last_json(result)
+    told = parsed(result)
     assert told["interrupted"] is True
     assert (told["seconds"]["tune"] is not None) is tuned
     assert read_card("cleaned")["defense"]["interrupted"] is True
@@ -314,18 +297,6 @@ def test_unexpected_errors_stay_tracebacks(store, monkeypatch):
 # ---- bad input: one sentence, exit code 2, nothing written
 
 
-def refused(here, *arguments):
-    """Run a command that must be refused; returns its sentence."""
-    before = listing(here)
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    assert listing(here) == before, "something was written"
-    return result.stderr
-
-
 @pytest.mark.parametrize(("arguments", "words"), [
     (["badnet"], "Unknown trigger 'badnet'; did you mean badnets?"),
     (["zzz"], "Unknown trigger 'zzz'; known: "),
@@ -339,18 +310,18 @@ def refused(here, *arguments):
     (["badnets", "--epochs", "0"], "epochs"),
     (["badnets", "--size", "24"], "size is for folders of pictures"),
 ])
-def test_attack_refuses(store, here, arguments, words):
+def test_attack_refuses(store, arguments, words):
     data = [] if "--data" in arguments else ["--data", store / "data.npz"]
-    assert words in refused(here, "attack", *arguments, *data, "--out", "deep/er/model", "--json")
+    assert words in refused("attack", *arguments, *data, "--out", "deep/er/model", "--json")
 
 
-def test_sizes_that_a_model_or_trigger_cannot_take(here):
+def test_sizes_that_a_model_or_trigger_cannot_take():
     labels = np.arange(8) % 4
     for size, model, words in (((12, 20), "small_vgg", "the model cannot take images of shape (3, 12, 20)"),
                                ((3, 3), "preact_resnet", "sticker")):
         pictures = np.random.default_rng(0).integers(0, 256, (8, 3, *size)).astype(np.uint8)
         np.savez("odd.npz", x_train=pictures, y_train=labels, x_test=pictures, y_test=labels)
-        told = refused(here, "attack", "badnets", "--data", "odd.npz", "--target", 1, "--model", model)
+        told = refused("attack", "badnets", "--data", "odd.npz", "--target", 1, "--model", model)
         assert words in told
 
 
@@ -361,13 +332,13 @@ def test_sizes_that_a_model_or_trigger_cannot_take(here):
     (["--spc", "0"], "spc (images per class) must be at least 1, got 0"),
     (["--export", "model.pth"], "a model is exported as .onnx or .pt2, and 'model.pth' is neither"),
 ])
-def test_defend_refuses(store, here, arguments, words):
-    assert words in refused(here, "defend", store / "victim", *arguments, "--out", "deep/er/model", "--json")
+def test_defend_refuses(store, arguments, words):
+    assert words in refused("defend", store / "victim", *arguments, "--out", "deep/er/model", "--json")
 
 
 def test_a_cleaned_model_goes_into_a_folder_that_is_there(store, here):
     (here / "models").mkdir()
-    told = last_json(run("defend", store / "victim", "--spc", 2, "--recipe", "paper", "--out", "models", "--json"))
+    told = as_json("defend", store / "victim", "--spc", 2, "--recipe", "paper", "--out", "models")
     assert told["out"] == "models/victim-cleaned.safetensors" and Path(told["out"]).is_file()
 
 
@@ -380,23 +351,23 @@ def test_a_demo_whose_training_was_cut_short_writes_nothing(here, store, monkeyp
     assert listing(here) == before
 
 
-def test_a_bench_takes_whole_numbers(here):
-    told = refused(here, "bench", "--attacks", "badnets", "--defenses", "ft", "--spc", "2,ten", "--out", "out/b")
+def test_a_bench_takes_whole_numbers():
+    told = refused("bench", "--attacks", "badnets", "--defenses", "ft", "--spc", "2,ten", "--out", "out/b")
     assert "spc must be whole numbers separated by commas, got '2,ten'" in told
 
 
-def test_missing_extras_are_told_before_any_work(store, here, monkeypatch):
+def test_missing_extras_are_told_before_any_work(store, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "gradprune[slim]" in refused(here, "defend", store / "victim", "--slim", "--out", "deep/er/model")
-    assert "gradprune[export]" in refused(here, "defend", store / "victim", "--export", "deep/er/model.onnx")
+    assert "gradprune[slim]" in refused("defend", store / "victim", "--slim", "--out", "deep/er/model")
+    assert "gradprune[export]" in refused("defend", store / "victim", "--export", "deep/er/model.onnx")
 
 
 @pytest.mark.slow
-def test_what_cannot_be_exported_leaves_nothing_behind(store, here, monkeypatch):
+def test_what_cannot_be_exported_leaves_nothing_behind(store, monkeypatch):
     def fails(*_):
         raise RuntimeError("No ONNX function found for <OpOverload(op='aten.odd', overload='default')>.")
     monkeypatch.setattr(export_module, "_write_pt2", fails)
-    told = refused(here, "defend", store / "victim", "--spc", 2, "--recipe", "paper", "--out", "deep/model", "--export", "deep/er/model.pt2")
+    told = refused("defend", store / "victim", "--spc", 2, "--recipe", "paper", "--out", "deep/model", "--export", "deep/er/model.pt2")
     assert "cannot be exported as .pt2: there is no such form of the operator aten.odd" in told
 
 
@@ -416,16 +387,16 @@ def damage(store, change):
     (lambda card: card["data"].update(name="gone.npz"), "No file at gone.npz"),
 ])
 @pytest.mark.parametrize("command", ["evaluate", "defend"])
-def test_damaged_checkpoints(store, here, command, change, words):
+def test_damaged_checkpoints(store, command, change, words):
     damage(store, change)
     out = ["--out", "deep/cleaned"] if command == "defend" else []
-    assert words in refused(here, command, "./bad.safetensors", *out)
+    assert words in refused(command, "./bad.safetensors", *out)
 
 
-def test_unknown_checkpoint_names_are_plain_text(shipped, here):
-    assert "did you mean badnets?" in refused(here, "evaluate", "badnet")
-    assert "Unknown checkpoint '[red]x'" in refused(here, "evaluate", "[red]x"), "names are no markup"
-    assert "Unknown checkpoint 'sigg'; did you mean sig?" in refused(here, "zoo", "build", "sigg", "--out", "a/b")
+def test_unknown_checkpoint_names_are_plain_text(shipped):
+    assert "did you mean badnets?" in refused("evaluate", "badnet")
+    assert "Unknown checkpoint '[red]x'" in refused("evaluate", "[red]x"), "names are no markup"
+    assert "Unknown checkpoint 'sigg'; did you mean sig?" in refused("zoo", "build", "sigg", "--out", "a/b")
 
 
 def test_weights_that_are_nan(store, here):
@@ -434,7 +405,7 @@ def test_weights_that_are_nan(store, here):
         model.linear.weight[0, 0] = float("nan")
     save_checkpoint(here / "broken", model, card)
     for command in ("defend", "evaluate"):
-        assert "not finite" in refused(here, command, "./broken")
+        assert "not finite" in refused(command, "./broken")
 
 
 @pytest.mark.parametrize("command", ["demo", "attack", "defend", "zoo build"])
@@ -446,7 +417,7 @@ def test_unwritable_folder_is_found_before_the_work(shipped, here, monkeypatch, 
     monkeypatch.setattr(zoo, "attack", work)
     (here / "file").write_text("a regular file, so nothing can lie below it, even for root")
     inputs = {"attack": ["badnets"], "defend": ["badnets"]}.get(command, [])
-    assert "Cannot write to folder 'file" in refused(here, *command.split(), *inputs, "--out", "file/sub/model")
+    assert "Cannot write to folder 'file" in refused(*command.split(), *inputs, "--out", "file/sub/model")
 
 
 def test_results_in_takes_back_what_is_empty(here):
@@ -483,18 +454,15 @@ def test_triggers_that_break_the_contract(victim, trigger, words):
              lambda: gp.poison(victim.data.train, trigger, target=0),
              lambda: gp.evaluate(victim.model, victim.data.test, trigger, target=0)]
     for call in calls:
-        with pytest.raises(gp.InputError, match=words):
-            call()
+        refuses(words, call)
 
 
 def test_losses_that_are_nan(victim):
     model = gp.build("preact_resnet", 4, width=4)
     with torch.no_grad():
         model.linear.bias.fill_(float("nan"))
-    with pytest.raises(gp.InputError, match="not finite"):
-        gp.grad_prune(model, victim.data.defense, victim.trigger, spc=3, progress=False)
-    with pytest.raises(gp.InputError, match="the loss became nan"):
-        gp.fit(model, victim.data.train, epochs=1, progress=False)
+    refuses("not finite", gp.grad_prune, model, victim.data.defense, victim.trigger, spc=3, progress=False)
+    refuses("the loss became nan", gp.fit, model, victim.data.train, epochs=1, progress=False)
     found = gp.filters(model)
     with pytest.raises(gp.InputError, match="the unlearning loss is nan"):
         gp.filter_scores(model, found, victim.data.test.floats(), victim.data.test.labels)
@@ -512,10 +480,8 @@ def test_the_sentence_is_honest(before, after, verdict):
     told = sentence({"before": before, "pruned": after, "tuned": after}, result, "stop")
     assert told.startswith(verdict)
     assert told.endswith(".")
-    assert f"{after.asr:.1%}" in told
-    assert f"from {before.acc:.1%} to {after.acc:.1%}" in told
-    assert "1 filter removed it" in told
-    assert "other classes' images to 'stop'; with" in told
+    assert holds(told, f"{after.asr:.1%}", f"from {before.acc:.1%} to {after.acc:.1%}", "1 filter removed it",
+                 "other classes' images to 'stop'; with")
     assert "images to the next class; with" in sentence({"before": before, "tuned": after}, result, None)
 
 

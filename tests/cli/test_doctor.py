@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 import torchvision
+from conftest import holds
 
 from gradprune import build
 from gradprune.base import paths
@@ -71,9 +72,7 @@ def test_a_failed_check_is_exit_code_1_and_a_warning_is_not(monkeypatch, capsys)
     out, err = capsys.readouterr()
     assert json.loads(out) == {"ok": False, "checks": [{"name": "cache", "ok": False, "found": "gone",
                                                         "advice": "make one"}]}
-    assert "FAIL  cache" in err
-    assert "-> make one" in err
-    assert "To be fixed: cache." in err
+    assert holds(err, "FAIL  cache", "-> make one", "To be fixed: cache.")
 
 
 def test_colours_are_for_terminals(monkeypatch, capsys):

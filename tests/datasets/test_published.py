@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import inspect
 import io
-import json
 import logging
 import multiprocessing
 import os
@@ -21,13 +20,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, write_pictures
+from conftest import SHARED, as_json, refused, refuses, run, write_pictures
 from PIL import Image
-from typer.testing import CliRunner
 
 from gradprune.base import paths
 from gradprune.base.errors import InputError
-from gradprune.cli.app import app
 from gradprune.cli.jobs import attack_and_save
 from gradprune.datasets import archives, download, get, load, published
 from gradprune.datasets.published import PUBLISHED, state
@@ -347,19 +344,15 @@ def test_absent_sets_say_what_to_do(store):
         load("cifar10")
     with pytest.raises(InputError, match=r"GTSRB-Training_fixed\.zip, .*Images\.zip, .*GT\.zip from https://.*/ into .*store/gtsrb\.$"):
         load("gtsrb")
-    with pytest.raises(InputError) as told:
-        load("fashion_mnist")
-    assert all(Path(remote.path).name in str(told.value) for remote in PUBLISHED["fashion_mnist"].choices[0])
+    told = refuses("The data set fashion_mnist is not here", load, "fashion_mnist")
+    assert all(Path(remote.path).name in told for remote in PUBLISHED["fashion_mnist"].choices[0])
     assert not store.exists(), "asking must not leave folders behind"
     (store / "gtsrb").mkdir(parents=True)
     with zipfile.ZipFile(store / "gtsrb" / "GTSRB_Final_Test_GT.zip", "w"):
         pass
-    with pytest.raises(InputError, match=r"GT\.zip is not the published file \(wrong MD5\); run `gradprune data get gtsrb`"):
-        load("gtsrb")
-    with pytest.raises(InputError, match=r"Unknown published data set 'cifar'; did you mean cifar10\?"):
-        get("cifar")
-    with pytest.raises(InputError, match=r"Unknown data set 'fashion-mnist'; did you mean fashion_mnist\?"):
-        load("fashion-mnist")
+    refuses(r"GT\.zip is not the published file \(wrong MD5\); run `gradprune data get gtsrb`", load, "gtsrb")
+    refuses(r"Unknown published data set 'cifar'; did you mean cifar10\?", get, "cifar")
+    refuses(r"Unknown data set 'fashion-mnist'; did you mean fashion_mnist\?", load, "fashion-mnist")
 
 
 def test_places_of_a_set_are_shared():
@@ -377,15 +370,13 @@ def test_without_a_network_all_files_are_named_at_once(store, monkeypatch):
     with pytest.raises(InputError, match=r"put the file from .* All that is still missing: GTSRB-Training_fixed\.zip, "
                                          r"GTSRB_Final_Test_Images\.zip, GTSRB_Final_Test_GT\.zip from https://.* into .*gtsrb\.$"):
         get("gtsrb", progress=False)
-    with pytest.raises(InputError, match=r"at .*cifar-10-binary\.tar\.gz\.$"):
-        get("cifar10", progress=False)
+    refuses(r"at .*cifar-10-binary\.tar\.gz\.$", get, "cifar10", progress=False)
 
 
 def test_a_half_archive_is_not_taken_for_a_whole_one(cifar, store):
     path = store / "cifar-10-binary.tar.gz"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"binary\.tar\.gz is not the published file \(wrong MD5\); run `gradprune data get"):
-        load("cifar10")
+    refuses(r"binary\.tar\.gz is not the published file \(wrong MD5\); run `gradprune data get", load, "cifar10")
     assert not (store / "cifar10.npz").exists()
 
 
@@ -414,8 +405,7 @@ def test_a_conversion_that_stops_leaves_no_half_file(cifar, store, monkeypatch, 
 @pytest.mark.parametrize("content", [idx(np.zeros((4, 28, 28)))[:-1], idx(np.zeros(4)), b""])
 def test_bad_idx_files(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(InputError, match="is not a whole IDX file of 3 axes"):
-        archives.fashion_mnist(*[tmp_path / "x"] * 4)
+    refuses("is not a whole IDX file of 3 axes", archives.fashion_mnist, *[tmp_path / "x"] * 4)
 
 
 def test_an_archive_without_a_batch(tmp_path):
@@ -505,61 +495,57 @@ def test_a_second_process_says_that_it_waits(cifar, store, caplog):
 # ---- the command line, and models trained on such data
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, ["data", *map(str, arguments)], catch_exceptions=False)
-
-
 def test_list_get_and_check(remote_cifar, store, tmp_path):
-    told = json.loads(run("list", "--json").stdout)
+    told = as_json("data", "list")
     assert told["folder"] == store.as_posix()
     assert [row["state"] for row in told["sets"].values()] == ["absent"] * 3
-    assert "No published set is here" in run("check").stdout
-    result = run("get", "cifar10", "--data-dir", store)
+    assert "No published set is here" in run("data", "check").stdout
+    result = run("data", "get", "cifar10", "--data-dir", store)
     assert result.exit_code == 0 and "cifar10 is ready" in result.stdout
     assert f"GRADPRUNE_DATA={store}" in result.stdout
-    assert "ready" in run("list").stdout
-    facts = json.loads(run("check", "--json").stdout)["sets"]["cifar10"]
+    assert "ready" in run("data", "list").stdout
+    facts = as_json("data", "check")["sets"]["cifar10"]
     assert (facts["train"], facts["defense"], facts["test"], facts["shape"]) == (270, 30, 60, [3, 32, 32])
-    assert json.loads(run("list", "--data-dir", tmp_path / "else", "--json").stdout)["sets"]["cifar10"]["state"] == "absent"
-    failed = run("check", "cifar10", "--data-dir", tmp_path / "else")
-    assert failed.exit_code == 2 and failed.stderr.startswith("Error: The data set cifar10 is not here")
+    assert as_json("data", "list", "--data-dir", tmp_path / "else")["sets"]["cifar10"]["state"] == "absent"
+    told = refused("data", "check", "cifar10", "--data-dir", tmp_path / "else")
+    assert told.startswith("Error: The data set cifar10 is not here")
 
 
 def test_list_reads_through_what_is_here(cifar, store):
-    assert json.loads(run("list", "--json").stdout)["sets"]["cifar10"]["state"] == "downloaded"
+    assert as_json("data", "list")["sets"]["cifar10"]["state"] == "downloaded"
     load("cifar10")
     whole = (store / "cifar10.npz").read_bytes()
     for damaged in (whole[:-100], whole[:9000] + bytes(50) + whole[9050:]):
         (store / "cifar10.npz").write_bytes(damaged)
-        result = run("list")
+        result = run("data", "list")
         assert "damaged" in result.stdout and "`gradprune data check cifar10` says which one" in result.stdout
-        assert run("check", "cifar10").exit_code == 2
+        assert "cifar10.npz" in refused("data", "check", "cifar10")
     (store / "cifar10.npz").unlink()
     archive = store / "cifar-10-binary.tar.gz"
     archive.write_bytes(archive.read_bytes()[:-1])
-    assert json.loads(run("list", "--json").stdout)["sets"]["cifar10"]["state"] == "damaged"
+    assert as_json("data", "list")["sets"]["cifar10"]["state"] == "damaged"
 
 
 def test_nothing_is_cut_in_a_narrow_window(store, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    text = run("list").stdout
+    text = run("data", "list").stdout
     assert "\N{HORIZONTAL ELLIPSIS}" not in text and "what it is 60,000 photographs, 32x32, 10 classes" in text
 
 
 def test_check_reads_arrays(tmp_path):
     pictures, labels = images(60)
     np.savez(tmp_path / "own.npz", x_train=pictures, y_train=labels, x_test=pictures, y_test=labels)
-    facts = json.loads(run("check", tmp_path / "own.npz", "--json").stdout)["sets"][str(tmp_path / "own.npz")]
+    facts = as_json("data", "check", tmp_path / "own.npz")["sets"][str(tmp_path / "own.npz")]
     assert facts["test"] == 60 and facts["train"] + facts["defense"] == 60
 
 
 def test_check_names_the_pictures_that_cannot_be_read(tmp_path):
     write_pictures(tmp_path / "pets", images(8)[0], ["cat", "dog"] * 4)
     (tmp_path / "pets" / "dog" / "9.png").touch()
-    result = run("check", "pets")
+    result = run("data", "check", "pets")
     assert "4 images to train, 2 for the defender, 2 to test; 3x32x32; 2 classes: cat, dog." in result.stdout
     assert "cannot be read: dog/9.png: it is empty" in result.stdout
-    assert json.loads(run("check", "pets", "--json").stdout)["sets"]["pets"]["skipped"] == ["dog/9.png: it is empty"]
+    assert as_json("data", "check", "pets")["sets"]["pets"]["skipped"] == ["dog/9.png: it is empty"]
 
 
 def test_an_interrupted_get_says_what_is_kept(remote_cifar, monkeypatch):
@@ -567,7 +553,7 @@ def test_an_interrupted_get_says_what_is_kept(remote_cifar, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(published, "fetch", stop)
-    result = run("get", "cifar10")
+    result = run("data", "get", "cifar10")
     assert result.exit_code == 130 and "what has arrived is kept, and the same command goes on" in result.stderr
 
 
@@ -596,5 +582,4 @@ def test_a_victim_of_such_data_loads_again(cifar, store, tmp_path, kind):
 
 def test_a_folder_in_the_place_of_the_lock(tmp_path):
     (tmp_path / ".cifar10.lock").mkdir()
-    with pytest.raises(InputError, match=r"\.cifar10\.lock cannot be locked: Is a directory\."):
-        get("cifar10", tmp_path, progress=False)
+    refuses(r"\.cifar10\.lock cannot be locked: Is a directory\.", get, "cifar10", tmp_path, progress=False)

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUICK, defend, interrupt_call, same
+from conftest import QUICK, defend, interrupt_call, refuses, same
 from torch import nn
 
 from gradprune.base.errors import InputError
@@ -30,8 +30,7 @@ anp, clp, common, fine_pruning, ft_sam, i_bau, nad, neural_cleanse, rnp = (impor
 
 def test_the_registry():
     assert set(QUICK) == set(DEFENSES) and defense("clp") is DEFENSES["clp"]
-    with pytest.raises(InputError, match="Unknown defense 'fine_prunning'; did you mean fine_pruning"):
-        defense("fine_prunning")
+    refuses("Unknown defense 'fine_prunning'; did you mean fine_pruning", defense, "fine_prunning")
 
 
 def untouchable(_):
@@ -72,8 +71,7 @@ def test_the_contract(victim, name, monkeypatch):
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_bad_arguments_are_named(victim, name):
-    with pytest.raises(InputError, match=r"spc=40 .* class 'north west' has 30"):
-        defend(name, victim, spc=40)
+    refuses(r"spc=40 .* class 'north west' has 30", defend, name, victim, spc=40)
     parameters = set(inspect.signature(DEFENSES[name]).parameters)
     assert {"model", "clean", "trigger", "spc", "seed", "progress"} <= parameters
     assert not {word for word in parameters if "test" in word or "asr" in word or "target" in word}
@@ -96,8 +94,7 @@ def test_bad_arguments_are_named(victim, name):
     ("repair", {"turns": 1}, "Unknown repair setting turns"),
 ])
 def test_bad_settings(victim, name, settings, words):
-    with pytest.raises(InputError, match=words):
-        defend(name, victim, **settings)
+    refuses(words, defend, name, victim, **settings)
 
 
 @pytest.mark.parametrize(("name", "function"), [
@@ -257,8 +254,7 @@ def test_no_channel_closes_where_each_threshold_costs_too_much(victim):
 
 
 def test_a_network_without_batch_norm_has_no_channels_to_mask():
-    with pytest.raises(InputError, match="channels of BatchNorm layers, and the network has none"):
-        batch_norms(nn.Conv2d(3, 2, 1))
+    refuses("channels of BatchNorm layers, and the network has none", batch_norms, nn.Conv2d(3, 2, 1))
 
 
 def test_nad_compares_attention_at_the_end_of_each_image_size(victim):

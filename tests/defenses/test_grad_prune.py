@@ -5,11 +5,10 @@ import inspect
 
 import pytest
 import torch
-from conftest import interrupt_call
+from conftest import interrupt_call, refuses
 from torch import nn
 from toys import parts
 
-from gradprune.base.errors import InputError
 from gradprune.datasets import ImageSet
 from gradprune.defenses import grad_prune
 from gradprune.pruning import FilterMask, fine_tune, fine_tuning
@@ -81,16 +80,14 @@ def test_interruption_keeps_the_best_epoch(victim, monkeypatch):
     ({"alpha": 2.0}, "alpha must lie in"),
 ])
 def test_bad_settings(victim, settings, words):
-    with pytest.raises(InputError, match=words):
-        grad_prune(victim.model, victim.data.defense, victim.trigger, progress=False, **settings)
+    refuses(words, grad_prune, victim.model, victim.data.defense, victim.trigger, progress=False, **settings)
 
 
 def test_models_that_do_not_fit(victim, data):
-    with pytest.raises(InputError, match="no Conv2d layer"):
-        grad_prune(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), data.defense, victim.trigger, progress=False)
-    with pytest.raises(InputError, match="the model knows 2 classes, but the defence images have 4"):
-        model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        grad_prune(model, data.defense, victim.trigger, progress=False)
-    with pytest.raises(InputError, match=r"cannot take images of shape \(1, 16, 16\)"):
-        grey = ImageSet(data.defense.images[:, :1], data.defense.labels, data.defense.classes)
-        grad_prune(victim.model, grey, victim.trigger, progress=False)
+    grey = ImageSet(data.defense.images[:, :1], data.defense.labels, data.defense.classes)
+    two = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for model, images, words in (
+            (nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), data.defense, "no Conv2d layer"),
+            (two, data.defense, "the model knows 2 classes, but the defence images have 4"),
+            (victim.model, grey, r"cannot take images of shape \(1, 16, 16\)")):
+        refuses(words, grad_prune, model, images, victim.trigger, progress=False)

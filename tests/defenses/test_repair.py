@@ -5,11 +5,10 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import defend
+from conftest import defend, refuses
 from torch import nn
 
 import gradprune as gp
-from gradprune.base.errors import InputError
 from gradprune.defenses import Scan, exposure, unsteadiness
 from gradprune.defenses.consistency import CONSISTENCY, Consistent, settle, step_back
 from gradprune.defenses.repair import kept_on_trial
@@ -254,10 +253,12 @@ def test_a_family_that_is_left_out_is_not_used(victim, monkeypatch):
 
 
 @pytest.fixture
-def unsteady(monkeypatch):
-    """Small changes alter 30 % of the answers, and learning to ignore them keeps only half of the clean ones."""
+def unsteady(victim, monkeypatch):
+    """Small changes alter 30 % of the answers, and a scan, whose settings are noted, finds no suspect."""
+    asked, found = [], Scan([], tuple("abcd"), 2.0, None, None, None, "The verdict.", victim.data.defense, {}, [], [])
     monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
-    monkeypatch.setattr(repairing, "kept_on_trial", lambda *_: 0.5)
+    monkeypatch.setattr(repairing, "scan", lambda *_, **settings: asked.append(settings) or found)
+    return asked
 
 
 UNASKED = {"steps": 1, "first": 2, "changes": 2}
@@ -265,22 +266,15 @@ SAID = ("small random changes alter 30% of the answers, so a scan looked for a t
         "changes kept 50% of the clean answers in a trial, so the model was left as it is")
 
 
-def unsuspected(victim):
-    """A scan that found no suspect."""
-    return Scan([], tuple("abcd"), 2.0, None, None, None, "The verdict.", victim.data.defense, {}, [], [])
-
-
 def test_a_model_with_no_suspect_that_would_lose_its_answers_is_left_as_it_is(victim, monkeypatch, unsteady):
-    monkeypatch.setattr(repairing, "scan", lambda *_, **settings: unsuspected(victim) if settings["steps"] == 7 else None)
+    monkeypatch.setattr(repairing, "kept_on_trial", lambda *_: 0.5)
     result = defend("repair", victim, **UNASKED, sturdy=0.2, scan_steps=7)
-    assert result.stopped == SAID and result.suspect is None
+    assert result.stopped == SAID and result.suspect is None and [settings["steps"] for settings in unsteady] == [7]
     assert victim.evaluate(result.model) == victim.evaluate()
 
 
-def test_a_model_with_no_suspect_that_keeps_its_answers_learns_to_ignore_changes(victim, monkeypatch):
+def test_a_model_with_no_suspect_that_keeps_its_answers_learns_to_ignore_changes(victim, monkeypatch, unsteady):
     """The trial learns from half of the images, the repair itself from all."""
-    monkeypatch.setattr(repairing, "scan", lambda *_, **__: unsuspected(victim))
-    monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
     made, tune = [], repairing.consistent_tune
 
     def watched(given, model, mask, train, *more, steps, **settings):
@@ -296,9 +290,7 @@ def test_a_model_with_no_suspect_that_keeps_its_answers_learns_to_ignore_changes
     assert made[2:] == [(40, 1)] and "consistency" in result.stopped, "no scan, no trial"
 
 
-def test_a_trial_that_is_interrupted_ends_the_repair(victim, monkeypatch):
-    monkeypatch.setattr(repairing, "unsteadiness", lambda *_: 0.3)
-    monkeypatch.setattr(repairing, "scan", lambda *_, **__: unsuspected(victim))
+def test_a_trial_that_is_interrupted_ends_the_repair(victim, monkeypatch, unsteady):
     monkeypatch.setattr(repairing, "consistent_tune", lambda *_, **__: [{"interrupted": True}])
     result = defend("repair", victim, **UNASKED, sturdy=0.2)
     assert result.interrupted and result.stopped == "interrupted" and victim.evaluate(result.model) == victim.evaluate()
@@ -372,12 +364,10 @@ def test_exposure_toward_a_class_counts_ways_there_alone(victim, images):
             assert row.share == pytest.approx((said == label).float().mean().item())
         shares[label] = rows[0].share
     assert shares[victim.target] > shares[other]
-    with pytest.raises(InputError, match="0 to 3, got 4"):
-        exposure(victim.model, images, toward=4)
+    refuses("0 to 3, got 4", exposure, victim.model, images, toward=4)
 
 
 def test_exposure_repeats_and_takes_two_images_at_least(victim, images):
     once, twice = (exposure(victim.model, images, families=("warp",), drawn=4, seed=3)[0] for _ in range(2))
     assert (once.label, once.share) == (twice.label, twice.share)
-    with pytest.raises(InputError, match="two images or more"):
-        exposure(victim.model, images[:1])
+    refuses("two images or more", exposure, victim.model, images[:1])

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import card_of, run, same, write_npz
+from conftest import card_of, refuses, run, same, write_npz
 from torch import nn
 
 from gradprune.base.errors import InputError
@@ -119,11 +119,9 @@ def test_searches_that_do_not_converge_give_no_trigger(unconverged):
 
 
 def test_bad_scans(victim, data):
-    with pytest.raises(InputError, match="threshold must be above 0"):
-        scan(victim.model, data.defense, threshold=0)
+    refuses("threshold must be above 0", scan, victim.model, data.defense, threshold=0)
     two = ImageSet(data.defense.images[:40], data.defense.labels[:40] % 2, ("a", "b"))
-    with pytest.raises(InputError, match="at least 3 classes, the model has 2"):
-        scan(build("preact_resnet", 2, width=8, blocks=(1,)), two, spc=2)
+    refuses("at least 3 classes, the model has 2", scan, build("preact_resnet", 2, width=8, blocks=(1,)), two, spc=2)
 
 
 # ---- the defence
@@ -177,8 +175,7 @@ def test_pages_without_a_suspect(nothing, unconverged, tmp_path):
     assert "No class is suspected" in text and "<h2>The synthesised trigger" not in text
     text = write_scan_report(tmp_path, unconverged, {}).read_text("utf-8")
     assert "No verdict" in text and "did not converge" in text
-    with pytest.raises(InputError, match="no trigger to show"):
-        synthesised(nothing, nn.Identity())
+    refuses("no trigger to show", synthesised, nothing, nn.Identity())
 
 
 def test_pictures_tell_their_finding(found):

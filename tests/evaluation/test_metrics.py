@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import refuses
 from torch import nn
 
 from gradprune.base.errors import InputError
@@ -59,8 +60,7 @@ def test_counts_by_hand():
 
 def test_the_target_class_never_counts_in_asr():
     alone = toy([1, 1], [2, 2])
-    with pytest.raises(InputError, match="every test image is of the target class"):
-        evaluate(ReadsTheCorner(), alone, AddOne(), target=2)
+    refuses("every test image is of the target class", evaluate, ReadsTheCorner(), alone, AddOne(), target=2)
     mixed = toy([1, 1, 0], [2, 2, 0])
     assert evaluate(ReadsTheCorner(), mixed, AddOne(), target=2).asr == 0
 
@@ -71,8 +71,7 @@ def test_all_to_all_counts_every_image_against_its_next_class():
     test = toy([0, 1, 2, 0, 1], [0, 1, 2, 1, 1])
     counted = evaluate(ReadsTheCorner(), test, Stamp([1, 2, 0, 1, 0]), target=None, label_map="all_to_all")
     assert counted == Metrics(acc=4 / 5, asr=3 / 5, ra=1 / 5)
-    with pytest.raises(InputError, match="Unknown label map"):
-        evaluate(ReadsTheCorner(), test, AddOne(), target=1, label_map="one_to_one")
+    refuses("Unknown label map", evaluate, ReadsTheCorner(), test, AddOne(), target=1, label_map="one_to_one")
 
 
 def test_batch_size_does_not_matter(victim):
@@ -131,14 +130,11 @@ def test_prediction_restores_each_modules_mode():
 
 def test_bad_input():
     test = toy([0], [0])
-    with pytest.raises(InputError, match=r"^test must be an ImageSet, got list: "):
-        evaluate(ReadsTheCorner(), [], AddOne(), target=0)
-    with pytest.raises(InputError, match="target must be a class"):
-        evaluate(ReadsTheCorner(), test, AddOne(), target=3)
+    refuses(r"^test must be an ImageSet, got list: ", evaluate, ReadsTheCorner(), [], AddOne(), target=0)
+    refuses("target must be a class", evaluate, ReadsTheCorner(), test, AddOne(), target=3)
     with pytest.raises(InputError, match=r"^the test set is empty\.$"):
         evaluate(ReadsTheCorner(), test.subset(torch.tensor([], dtype=torch.long)), AddOne(), target=0)
-    with pytest.raises(InputError, match=r"cannot take images of shape \(1, 2, 2\)"):
-        predict(nn.Conv2d(3, 1, 1), torch.rand(1, 1, 2, 2))
+    refuses(r"cannot take images of shape \(1, 2, 2\)", predict, nn.Conv2d(3, 1, 1), torch.rand(1, 1, 2, 2))
 
 
 def test_replay_ends_where_the_pruned_model_is(victim):

@@ -3,13 +3,12 @@
 import re
 
 import pandas as pd
-import pytest
 import torch
+from conftest import refuses
 from PIL import Image
 
 from gradprune.attacks import make_trigger
 from gradprune.attacks.training import TrainingResult
-from gradprune.base.errors import InputError
 from gradprune.cli.doctor import Check
 from gradprune.lessons.runtime import attacking, start
 from gradprune.models import build
@@ -38,8 +37,7 @@ def test_the_tables_are_there_and_agree_with_themselves():
     maps = attacking.table("label_maps")
     for _, rows in maps.groupby("label_map"):
         assert len(rows) == 144 and rows["images"].sum() == 2400
-    with pytest.raises(InputError, match="no measured table"):
-        attacking.table("weather")
+    refuses("no measured table", attacking.table, "weather")
 
 
 def test_the_short_training_goes_on_from_the_honest_model(monkeypatch, capsys):
@@ -89,8 +87,7 @@ def test_own_pictures(tmp_path, data):
     assert attacking.own_picture(tmp_path / "grey.jpg", judge, like).images.shape == (1, 3, 16, 16)
     (tmp_path / "text.png").write_text("no picture")
     for name, words in (("missing.png", "there is no file"), ("text.png", "cannot be read as a picture"), (".", "cannot be read")):
-        with pytest.raises(InputError, match=words):
-            attacking.own_picture(tmp_path / name, judge, like)
+        refuses(words, attacking.own_picture, tmp_path / name, judge, like)
 
 
 def test_the_checklist_says_what_to_do(monkeypatch, capsys):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refuses
 from safetensors.torch import load_file
 from torch import fx, nn
 
 import gradprune as gp
-from gradprune.base.errors import InputError
 from gradprune.lessons import checkpoint
 from gradprune.lessons.runtime import restart_points as restart
 from gradprune.lessons.runtime import sign_net, workshop
@@ -55,8 +55,7 @@ def test_the_folder_has_what_the_notebook_needs_and_keeps_what_is_there(here):
 
 def test_a_folder_that_cannot_be_written_is_told(here):
     (here / "out").write_text("a file")
-    with pytest.raises(InputError, match="Cannot write to folder"):
-        workshop.workshop()
+    refuses("Cannot write to folder", workshop.workshop)
 
 
 def test_the_shipped_weights_are_backdoored_and_read_badly_without_normalisation():

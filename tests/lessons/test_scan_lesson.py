@@ -5,11 +5,10 @@ import dataclasses
 import pandas as pd
 import pytest
 import torch
-from conftest import same
+from conftest import holds, refuses, same
 from matplotlib.colors import to_hex
 from torch import nn
 
-from gradprune.base.errors import InputError
 from gradprune.base.paths import data_folder
 from gradprune.datasets import draw_defense_images
 from gradprune.defenses import exposure
@@ -156,8 +155,7 @@ def test_driven_bars_mark_the_class_that_is_reached_half_as_far_again():
     assert "loud: “b”, 1.5 times as far as “c”, which accuses it; quiet: “b”, 1.4 times as far as “c”; dead: " in told
     assert told.count("accuses") == 1
     for bad in ({}, {"one": [0.1, 0.2]}):
-        with pytest.raises(InputError, match="a model or more"):
-            scan_plots.driven_bars(bad, [*"abc"])
+        refuses("a model or more", scan_plots.driven_bars, bad, [*"abc"])
 
 
 def test_figures_refuse_what_cannot_be_drawn(victim):
@@ -168,8 +166,7 @@ def test_figures_refuse_what_cannot_be_drawn(victim):
                  lambda: scan_plots.triggers_compared(victim.model, images, {"t": victim.trigger}, 9),
                  lambda: scan_plots.triggers_compared(victim.model, images.subset(images.labels == 1), {"t": victim.trigger}, 1),
                  lambda: ScanExplorer(victim, []), lambda: ScanExplorer(None, [])):
-        with pytest.raises(InputError):
-            draw()
+        refuses("", draw)
 
 
 # ---- the panel
@@ -178,8 +175,7 @@ def test_figures_refuse_what_cannot_be_drawn(victim):
 def test_the_panel_begins_with_the_nearest_class(panel, found):
     least = min(range(4), key=lambda label: found[label].norm)
     assert panel.state() == (least, 0)
-    assert "place 1 of 4" in panel.sentence
-    assert f"norm {found[least].norm:.1f}" in panel.sentence
+    assert holds(panel.sentence, "place 1 of 4", f"norm {found[least].norm:.1f}")
 
 
 def test_the_panel_says_what_the_model_says(panel, victim, found):
@@ -222,5 +218,4 @@ def test_how_far_changes_lead_before_and_after_a_repair(victim):
     assert told == (f"The family {most.family} moves the most images: {most.share:.0%} to "
                     f"“{images.classes[most.label]}”; after the repair it is {most.family}, with 25%.")
     assert ";" not in scan_plots.reach(images, given).summary
-    with pytest.raises(InputError, match="no change to show"):
-        scan_plots.reach(images, [])
+    refuses("no change to show", scan_plots.reach, images, [])

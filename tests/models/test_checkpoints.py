@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import same
+from conftest import refuses, same
 
 from gradprune.base.errors import InputError
 from gradprune.cli.bench import departures
@@ -103,8 +103,7 @@ def test_what_a_killed_write_left_is_swept_and_is_no_checkpoint(tmp_path, monkey
 def test_damage_is_told_in_one_sentence(saved, damage, words):
     path, _ = saved
     damage(path)
-    with pytest.raises(InputError, match=words):
-        load_checkpoint(path)
+    refuses(words, load_checkpoint, path)
 
 
 def test_a_card_that_may_not_be_read(saved, monkeypatch):
@@ -116,8 +115,7 @@ def test_a_card_that_may_not_be_read(saved, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, *mode)
     monkeypatch.setattr(Path, "open", locked)
-    with pytest.raises(InputError, match=r"model\.json cannot be read: Permission denied\.$"):
-        load_checkpoint(saved[0])
+    refuses(r"model\.json cannot be read: Permission denied\.$", load_checkpoint, saved[0])
 
 
 # --- the shipped zoo ---
@@ -202,8 +200,7 @@ def test_cards_say_what_the_model_does(name):
     *((name, f"Unknown checkpoint '{name}'; did you mean {name}s") for name in ("badnet", "gtsrb/badnet")),
     *((f"nowhere/model{ending}", "there is no checkpoint card at") for ending in ("", ".safetensors"))])
 def test_names_that_nobody_knows(name, words):
-    with pytest.raises(InputError, match=words):
-        victims.load_victim(name)
+    refuses(words, victims.load_victim, name)
 
 
 def test_build_saves_each_victim_with_its_card(tmp_path, monkeypatch, data):

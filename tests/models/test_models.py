@@ -7,11 +7,10 @@ import sys
 import pytest
 import torch
 import torchvision
-from conftest import lived_in, same
+from conftest import lived_in, refuses, same
 from torch import nn
 from toys import assert_trials
 
-from gradprune.base.errors import InputError
 from gradprune.models import MODELS, build, normalized, predict
 from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
 from gradprune.pruning.candidate_removals import CandidateRemovals
@@ -203,24 +202,19 @@ def test_same_seed_same_weights_and_a_checkpoint_brings_them_back(name, tmp_path
 
 
 def test_settings_that_a_network_does_not_have():
-    with pytest.raises(InputError, match="'resnet18' cannot be built with"):
-        build("resnet18", 4, width=8)
-    with pytest.raises(InputError, match="width must be at least 1"):
-        build("vgg16_bn", 4, width=0)
-    with pytest.raises(InputError, match="did you mean resnet18"):
-        build("resnet8", 4)
+    refuses("'resnet18' cannot be built with", build, "resnet18", 4, width=8)
+    refuses("width must be at least 1", build, "vgg16_bn", 4, width=0)
+    refuses("did you mean resnet18", build, "resnet8", 4)
 
 
 def test_timm_is_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match=r"pip install 'gradprune\[timm\]'"):
-        build("timm/resnet18", 4)
+    refuses(r"pip install 'gradprune\[timm\]'", build, "timm/resnet18", 4)
 
 
 def test_names_that_timm_does_not_know():
     pytest.importorskip("timm", reason="timm is an optional extra")
-    with pytest.raises(InputError, match="timm cannot make 'resnet8'"):
-        build("timm/resnet8", 4)
+    refuses("timm cannot make 'resnet8'", build, "timm/resnet8", 4)
 
 
 def test_normalized_keeps_names_and_places():

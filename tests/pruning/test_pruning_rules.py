@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import same
+from conftest import refuses, same
 from torch import fx, nn
 from toys import FOUND, MODEL, Mixed, assert_trials, images_of, pairs_of
 
@@ -63,10 +63,8 @@ def test_positions_at_the_borders_of_layers():
         with pytest.raises(IndexError, match=rf"^filter position must lie in 0\.\.10, got {position}$"):
             FOUND[position]
     for index in (-1, 4):
-        with pytest.raises(InputError, match=rf"^layer 'first' has filters 0\.\.3, got {index}\.$"):
-            FOUND.position("first", index)
-    with pytest.raises(InputError, match=r"^no convolution is named 'fourth'; there are first, second, third\.$"):
-        FOUND.position("fourth", 0)
+        refuses(rf"^layer 'first' has filters 0\.\.3, got {index}\.$", FOUND.position, "first", index)
+    refuses(r"^no convolution is named 'fourth'; there are first, second, third\.$", FOUND.position, "fourth", 0)
 
 
 def test_the_numbers_of_a_filter_and_which_filters_are_silent():
@@ -91,8 +89,7 @@ def test_a_mask_as_it_is_printed_and_what_it_holds():
     assert str(FilterMask(FOUND, range(6))).endswith(": first[0], first[1], first[2], first[3], second[0], second[1]")
     assert str(FilterMask(FOUND, range(7))).endswith("first[3], second[0], second[1] ...")
     for position in (3, 8):
-        with pytest.raises(InputError, match=r"^filter (first\[3\]|second\[4\]) has been removed already\.$"):
-            mask.remove(Mixed(), position)
+        refuses(r"^filter (first\[3\]|second\[4\]) has been removed already\.$", mask.remove, Mixed(), position)
     model = Mixed()
     mask.apply(model)
     assert silent(model, FOUND) == [0, 3, 8]
@@ -106,8 +103,7 @@ def test_a_mask_as_it_is_printed_and_what_it_holds():
      r"^the model could not be run on an image of shape \(2, 32, 32\) \(RuntimeError: .*3600.*\); pass one image batch as `example`\.$"),
 ])
 def test_models_without_filters_are_told(model, words):
-    with pytest.raises(InputError, match=words):
-        filters(model)
+    refuses(words, filters, model)
 
 
 # --- the trace ---
@@ -137,8 +133,7 @@ def test_three_sizes_are_tried_and_answers_unwrapped(size, wrap):
 
 
 def test_an_example_is_the_only_try():
-    with pytest.raises(InputError, match=r"of shape \(1, 32, 32\) \(ValueError: 32 pixels\)"):
-        filters(Picky(48, lambda out: out))
+    refuses(r"of shape \(1, 32, 32\) \(ValueError: 32 pixels\)", filters, Picky(48, lambda out: out))
     with pytest.raises(InputError, match=r"of shape \(1, 64, 64\) \(ValueError: 64 pixels\)"):
         filters(Picky(48, lambda out: out), torch.rand(1, 1, 64, 64))
     assert filters(Picky(48, lambda out: out), torch.rand(1, 1, 48, 48)).layers[0].norm == "norm"
@@ -347,8 +342,7 @@ def test_what_was_silent_before_is_not_picked(figures):
     ((verified,), {"k": 0}, r"^k must be at least 1 filter, got 0\.$"), ((verified,), {"weight": -0.1}, r"^weight must not be negative, got -0\.1\.$")])
 def test_recipes_refuse_what_makes_no_sense(recipes, settings, words):
     for recipe in recipes:
-        with pytest.raises(InputError, match=words):
-            recipe(Mixed(), FOUND, blank(), blank(), **settings)
+        refuses(words, recipe, Mixed(), FOUND, blank(), blank(), **settings)
 
 
 def test_filters_in_a_given_order(figures):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import lived_in, same
+from conftest import lived_in, refuses, same
 from torch import nn
 
 from gradprune.base.errors import InputError
@@ -113,8 +113,7 @@ def test_a_score_that_does_not_exist():
     (lambda x: x * torch.nan, "the trigger left the pixel range"),
 ])
 def test_bad_triggers(data, trigger, words):
-    with pytest.raises(InputError, match=words):
-        pair_up(data.test, trigger)
+    refuses(words, pair_up, data.test, trigger)
 
 
 # --- recipe `paper` on a scripted model: every number of the rounds is chosen by hand ---
@@ -175,8 +174,7 @@ def test_too_few_images_are_never_dropped_in_silence(data):
     """Fault 5 of the released code: classes with at most spc images vanished."""
     few = ImageSet(data.defense.images[:44], data.defense.labels[:44], data.defense.classes)
     assert len(draw_defense_images(few, 10).train) == 36  # 11 of each class are enough
-    with pytest.raises(InputError, match="class 'north west' has 11"):
-        draw_defense_images(few, 12)
+    refuses("class 'north west' has 11", draw_defense_images, few, 12)
 
 
 def test_the_victims_backdoor_goes(victim):

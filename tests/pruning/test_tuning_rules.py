@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import interrupt_call, same
+from conftest import interrupt_call, refuses, same
 from torch import nn
 from toys import FOUND, MODEL, Mixed, images_of, pairs_of
 
@@ -83,8 +83,7 @@ def test_batchnorm_of_one_pixel(count):
         if count > 1:
             assert learn()
         else:
-            with pytest.raises(InputError, match="BatchNorm cannot learn from a batch of one image"):
-                learn()
+            refuses("BatchNorm cannot learn from a batch of one image", learn)
 
 
 def by_hand(model, train, epochs, lr, momentum, weight_decay, batch_size, seed, statistics):
@@ -226,8 +225,7 @@ def test_dropout_leaves_the_order_of_the_images_alone():
     ({"speed": 1}, r"^Unknown fine-tuning setting speed; known: optimizer, ")])
 def test_fine_tuning_refuses_what_makes_no_sense(settings, words):
     pairs = pairs_of(2)
-    with pytest.raises(InputError, match=words):
-        fine_tune(Mixed(), FilterMask(FOUND), pairs, pairs, **settings)
+    refuses(words, fine_tune, Mixed(), FilterMask(FOUND), pairs, pairs, **settings)
     assert len(fine_tune(Mixed(), FilterMask(FOUND), pairs, pairs, patience=1, max_epochs=1, batch_size=1, progress=False)) == 2
 
 

@@ -3,10 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import same
+from conftest import refuses, same
 from torch import nn
 
-from gradprune.base.errors import InputError
 from gradprune.search import Inverted, Perturbed, invert, outliers, perturb
 from gradprune.search.inversion import search
 
@@ -162,15 +161,13 @@ def test_synthesised_triggers_by_hand():
     (perturb, {"bound": 0}, r"^bound must lie in 0\.\.1, above 0, got 0\.$"),
     (perturb, {"bound": 1.01}, r"^bound must lie in 0\.\.1, above 0, got 1\.01\.$")])
 def test_bad_settings(kind, settings, words):
-    with pytest.raises(InputError, match=words):
-        kind(Linear(), IMAGES, 0, **settings)
+    refuses(words, kind, Linear(), IMAGES, 0, **settings)
 
 
 def test_borders_of_the_settings():
     for kind, more in ((invert, {}), (perturb, {"bound": 1})):
         assert len(kind(Linear(), torch.rand(1, 3, 2, 2), 0, progress=False, steps=1, batch_size=1, **more).history) == 1
-    with pytest.raises(InputError, match=r"^the search for a trigger needs at least one image\.$"):
-        perturb(Linear(), torch.rand(0, 3, 2, 2), 0)
+    refuses(r"^the search for a trigger needs at least one image\.$", perturb, Linear(), torch.rand(0, 3, 2, 2), 0)
 
 
 def test_the_index_does_not_depend_on_the_unit_of_the_norms():

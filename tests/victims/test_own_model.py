@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import card_of, run, same, squares, write_npz, write_pictures
+from conftest import as_json, card_of, refused, refuses, run, same, squares, write_npz, write_pictures
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -20,7 +20,6 @@ from toys import fit_head
 import gradprune as gp
 from gradprune.attacks import BadNets, Picture, make_trigger, read_trigger
 from gradprune.attacks.triggers.foreign import read_array
-from gradprune.base.errors import InputError
 from gradprune.cli import jobs as demo
 from gradprune.datasets import Dataset, sources
 from gradprune.defenses import Scan
@@ -86,6 +85,7 @@ network = fixed()
 def here(tmp_path, monkeypatch, victim):
     """A folder with somebody's network, their images and the picture of the trigger; the tests run in it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "mypkg").mkdir()
     (tmp_path / "mypkg" / "nets.py").write_text(NET)
     (tmp_path / "broken.py").write_text("import torch_that_nobody_has\n")
@@ -98,16 +98,6 @@ def here(tmp_path, monkeypatch, victim):
     yield tmp_path
     for name in [name for name in sys.modules if name.split(".")[0] in ("mypkg", "broken", "script", "divides", "beside", "onechannel")]:
         del sys.modules[name]
-
-
-def refused(*arguments):
-    before = sorted(Path().rglob("*"))
-    result = run(*arguments)
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
-    assert sorted(path for path in Path().rglob("*") if "__pycache__" not in str(path)) == \
-        [path for path in before if "__pycache__" not in str(path)], "something was written"
-    return result.stderr
 
 
 OWN = ("weights.pth", "--model", "mypkg.nets:build", "--data", "data.npz")
@@ -151,15 +141,14 @@ def test_what_stands_beside_a_prefix_is_left_out_and_told(tmp_path, victim, capl
     assert torch.equal(model.linear.weight, victim.model.linear.weight) and all(name in caplog.text for name in others)
     twice = {prefix.replace("net", "ema").replace("module", "other") + key: value + 1 for key, value in victim.model.state_dict().items()}
     torch.save(state | twice, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match=r"missing: conv1\.weight, .* unexpected: "):
-        load_weights(build("preact_resnet", 4, blocks=(1,)), tmp_path / "weights.pth")
+    refuses(r"missing: conv1\.weight, .* unexpected: ", load_weights, build("preact_resnet", 4, blocks=(1,)),
+            tmp_path / "weights.pth")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, of TorchScript
 def test_a_program_of_torchscript_is_told(tmp_path):
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "weights.pt")
-    with pytest.raises(InputError, match=r"it holds a program of TorchScript; save model\.state_dict\(\) alone"):
-        read_file(tmp_path / "weights.pt")
+    refuses(r"it holds a program of TorchScript; save model\.state_dict\(\) alone", read_file, tmp_path / "weights.pt")
 
 
 def test_safetensors_and_half_precision(tmp_path, victim):
@@ -175,9 +164,7 @@ def test_a_mismatch_lists_names_and_no_more_than_a_few(tmp_path, victim):
                tmp_path / "weights.pth")
     model = build("preact_resnet", 4, blocks=(1,))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(InputError) as told:
-        load_weights(model, tmp_path / "weights.pth")
-    text = str(told.value)
+    text = refuses("do not fit the model", load_weights, model, tmp_path / "weights.pth")
     assert "missing: conv1.weight, stages.0.0.bn1.weight" in text and "and 11 more; unexpected: layer0.weight" in text
     assert "and 25 more; other shapes: linear.bias (7,) in the file, (4,) in the model." in text
     assert same(before, model), "half loaded"
@@ -199,8 +186,7 @@ class Evil:
 def test_files_that_are_no_state_dict(tmp_path, monkeypatch, content, words):
     monkeypatch.chdir(tmp_path)
     torch.save(content, "weights.pth")
-    with pytest.raises(InputError, match=words):
-        state_dict(read_file("weights.pth"), "weights.pth")
+    refuses(words, lambda: state_dict(read_file("weights.pth"), "weights.pth"))
     assert not Path("ran").exists(), "code from the file was run"
 
 
@@ -210,11 +196,9 @@ def test_files_that_are_no_state_dict(tmp_path, monkeypatch, content, words):
 def test_files_that_are_damaged(here, damage, name):
     data = Path("weights.pth").read_bytes()
     Path(name).write_bytes(damage(data))
-    with pytest.raises(InputError, match=r"is no (file of weights that torch.save wrote|readable .safetensors file)") as told:
-        load_weights(build("preact_resnet", 4), name)
-    assert "\n" not in str(told.value)
-    with pytest.raises(InputError, match=r"there is no file of weights at gone.pth"):
-        load_weights(build("preact_resnet", 4), "gone.pth")
+    refuses(r"is no (file of weights that torch.save wrote|readable .safetensors file)",
+            load_weights, build("preact_resnet", 4), name)
+    refuses(r"there is no file of weights at gone.pth", load_weights, build("preact_resnet", 4), "gone.pth")
 
 
 # ---- a picture as a trigger
@@ -272,19 +256,15 @@ def test_kinds_of_pictures(tmp_path, mode, value, wanted):
     ((4, 4, 3), {"position": (8, 0)}, "does not fit a 10x10 image"), ((4, 4, 3), {"position": "left"}, "position must be one of"),
     ((4, 4, 3), {"opacity": 0}, "opacity must lie in 0..1"), ((4, 4, 3), {"opacity": 1.5}, "opacity must lie in 0..1")])
 def test_pictures_that_do_not_fit(drawn, shape, settings, words):
-    with pytest.raises(InputError, match=words):
-        Picture.read(drawn(np.zeros(shape)), **settings)(torch.zeros(1, 3, 10, 10))
+    refuses(words, lambda: Picture.read(drawn(np.zeros(shape)), **settings)(torch.zeros(1, 3, 10, 10)))
 
 
 def test_files_that_are_no_picture(tmp_path, drawn):
     for content in (b"", b"<html>", b"\x89PNG\r\n\x1a\n"):
         (tmp_path / "p.png").write_bytes(content)
-        with pytest.raises(InputError, match="cannot be read as a picture"):
-            Picture.read(tmp_path / "p.png")
-    with pytest.raises(InputError, match="there is no trigger picture at"):
-        Picture.read(tmp_path / "gone.png")
-    with pytest.raises(InputError, match="transparent everywhere"):
-        Picture.read(drawn(np.zeros((2, 2, 4))))
+        refuses("cannot be read as a picture", Picture.read, tmp_path / "p.png")
+    refuses("there is no trigger picture at", Picture.read, tmp_path / "gone.png")
+    refuses("transparent everywhere", Picture.read, drawn(np.zeros((2, 2, 4))))
 
 
 # ---- the command line
@@ -292,20 +272,18 @@ def test_files_that_are_no_picture(tmp_path, drawn):
 
 @pytest.mark.slow
 def test_defend_own_code_with_a_picture(here, victim):
-    result = run("defend", *OWN, *ATTACK, "--spc", 5, "--out", "out/clean", "--json")
-    assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
+    told = as_json("defend", *OWN, *ATTACK, "--spc", 5, "--out", "out/clean")
     figures = {key: round(value, 4) for key, value in victim.evaluate()._asdict().items()}
     assert told["before"] == pytest.approx(figures, abs=0.006), "the picture is the trigger that was planted"
     assert told["before"]["asr"] > 0.9 > 0.5 > told["tuned"]["asr"]
     assert (told["trigger"], told["target_name"]) == ("picture", "north east") and told["notes"] == []
 
-    with pytest.raises(InputError, match=r"somebody's own code, which runs only if you name it, .* scan: --model mypkg.nets:build"):
-        load_checkpoint("out/clean")
+    refuses(r"somebody's own code, which runs only if you name it, .* scan: --model mypkg.nets:build",
+            load_checkpoint, "out/clean")
     model, card = load_checkpoint("out/clean", "mypkg.nets:build")
     assert card["model"] == {"name": "mypkg.nets:build", "num_classes": 4} and set(model.state_dict()) == set(victim.model.state_dict())
     assert "runs only if you name it" in refused("evaluate", "out/clean")
-    measured = json.loads(run("evaluate", "out/clean", "--model", "mypkg.nets:build", "--json").stdout)
+    measured = as_json("evaluate", "out/clean", "--model", "mypkg.nets:build")
     assert {key: measured[key] for key in ("acc", "asr", "ra")} == told["tuned"], "the picture was kept with the weights"
 
 
@@ -315,14 +293,13 @@ def test_weights_alone_in_safetensors_and_a_picture_over_the_whole(here, victim)
     alpha = torch.zeros(16, 16, 1, dtype=torch.uint8)
     alpha[13:, 13:] = 255
     Image.fromarray(torch.cat([pixels, alpha], dim=2).numpy()).save("whole.png")
-    arguments = ("weights.safetensors", *OWN[1:], "--trigger", "whole.png", "--target", 1, "--json")
-    told = json.loads(run("evaluate", *arguments).stdout)
+    told = as_json("evaluate", "weights.safetensors", *OWN[1:], "--trigger", "whole.png", "--target", 1)
     assert told["asr"] == pytest.approx(victim.evaluate().asr, abs=0.006) and told["card"] is None
 
 
 def test_mean_and_std_come_first(here, victim):
-    told = json.loads(run("evaluate", "weights.pth", "--model", "mypkg.nets:raw", "--data", "data.npz", *ATTACK, "--mean", "0.5",
-                          "--std", "0.25,0.25,0.25", "--json").stdout)
+    told = as_json("evaluate", "weights.pth", "--model", "mypkg.nets:raw", "--data", "data.npz", *ATTACK,
+                   "--mean", "0.5", "--std", "0.25,0.25,0.25")
     assert told["acc"] == pytest.approx(victim.evaluate().acc, abs=0.006)
     assert "mean must be one number or three" in refused("evaluate", *OWN, *ATTACK, "--mean", "0.5,x")
     assert "std must be above 0" in refused("evaluate", *OWN, *ATTACK, "--std", "0")
@@ -330,10 +307,10 @@ def test_mean_and_std_come_first(here, victim):
 
 def test_a_folder_of_pictures(here, victim):
     write_pictures(here / "photos", victim.data.test.images[:80], victim.data.test.labels[:80])
-    told = json.loads(run("defend", "weights.pth", "--model", "mypkg.nets:fixed", "--data", "photos/", "--size", 16, *ATTACK, "--spc", 1,
-                          "--out", "out/clean", "--json").stdout)
+    told = as_json("defend", "weights.pth", "--model", "mypkg.nets:fixed", "--data", "photos/", "--size", 16, *ATTACK,
+                   "--spc", 1, "--out", "out/clean")
     assert told["before"]["acc"] > 0.9 and told["before"]["asr"] > 0.9
-    again = json.loads(run("evaluate", "out/clean", "--model", "mypkg.nets:fixed", "--json").stdout)
+    again = as_json("evaluate", "out/clean", "--model", "mypkg.nets:fixed")
     assert {key: again[key] for key in ("acc", "asr", "ra")} == told["tuned"], "the size of the images stands on the card"
 
 
@@ -347,27 +324,26 @@ def suspecting(label, trigger):
 def test_scan_of_a_model_without_a_card(here, monkeypatch):
     monkeypatch.setattr("gradprune.defenses.scan", suspecting(1, nn.Identity()))
     monkeypatch.setattr("gradprune.cli.scan._table", lambda found: "")
-    told = json.loads(run("scan", *OWN, "--json").stdout)
+    told = as_json("scan", *OWN)
     assert (told["suspect_name"], told["card_says"], told["verdict"]) == ("north east", "", "the verdict")
 
 
 @pytest.mark.slow
 def test_a_synthesised_trigger_defends_and_measures(here, victim, monkeypatch):
     monkeypatch.setattr(demo, "scan", suspecting(1, victim.trigger))
-    told = json.loads(run("defend", *OWN, "--trigger", "synthesised", "--spc", 1, "--out", "out/clean", "--json").stdout)
+    told = as_json("defend", *OWN, "--trigger", "synthesised", "--spc", 1, "--out", "out/clean")
     assert (told["target"], told["trigger"], told["scan"]) == (1, "synthesised", "the verdict")
     assert "the real one may still work" in told["notes"][-1]
     assert told["before"]["asr"] == pytest.approx(victim.evaluate().asr, abs=1e-3)
     assert "was synthesised by a scan; give --trigger a picture" in refused("evaluate", "out/clean", "--model", OWN[2])
-    shown = json.loads(run("evaluate", "out/clean", "--model", OWN[2], *ATTACK, "--json").stdout)
+    shown = as_json("evaluate", "out/clean", "--model", OWN[2], *ATTACK)
     assert shown["trigger"] == "picture" and shown["acc"] == told["tuned"]["acc"]
 
 
 def test_without_a_suspect_nothing_is_measured_or_written(here, monkeypatch):
     monkeypatch.setattr(demo, "scan", suspecting(None, None))
-    result = run("defend", *OWN, "--trigger", "synthesised", "--spc", 2, "--out", "deep/clean", "--slim", "--json")
-    told = json.loads(result.stdout)
-    assert result.exit_code == 0 and told["out"] is None and told["sentence"] == "Nothing was changed or written."
+    told = as_json("defend", *OWN, "--trigger", "synthesised", "--spc", 2, "--out", "deep/clean", "--slim")
+    assert told["out"] is None and told["sentence"] == "Nothing was changed or written."
     assert "tuned" not in told and told["scan"] == "the verdict" and not Path("deep/clean.json").exists()
 
 
@@ -379,8 +355,8 @@ def brief(monkeypatch):
 
 
 def test_repair_of_a_model_whose_trigger_nobody_knows(here, victim, brief):
-    told = json.loads(run("repair", *OWN, "--spc", 2, "--out", "out/mended", "--export", "out/mended.pt2", "--report", "out/page",
-                          "--json").stdout)
+    told = as_json("repair", *OWN, "--spc", 2, "--out", "out/mended", "--export", "out/mended.pt2",
+                   "--report", "out/page")
     assert (told["trigger"], told["before"]["asr"], told["after"]["ra"], told["steps"]) == (None, None, None, 2)
     assert told["before"]["acc"] == pytest.approx(victim.evaluate().acc, abs=1e-3)
     assert "No trigger is known, so no figure says what is left of a backdoor" in told["sentence"] and "consistency" in told["road"]
@@ -403,7 +379,7 @@ def test_repair_of_a_suspect_counts_the_ways_to_it(here, victim, brief, monkeypa
     monkeypatch.setattr(module, "unsteadiness", lambda *_: 0.3)
     monkeypatch.setattr(module, "scan", lambda *_, **__: scanned)
     monkeypatch.setattr(module, "unlearn_suspect", lambda *_: " Nothing was done.")
-    told = json.loads(run("repair", *OWN, "--spc", 2, "--json").stdout)
+    told = as_json("repair", *OWN, "--spc", 2)
     assert told["suspect"] == classes[victim.target] and told["led"]["patches"][0] == told["led"]["patches"][1] > 0.5
     text = run("repair", *OWN, "--spc", 2).stdout
     assert f"leads to {classes[victim.target]}" in " ".join(text.split()) and "networks of photographs" in text
@@ -414,11 +390,10 @@ def test_repair_of_a_suspect_counts_the_ways_to_it(here, victim, brief, monkeypa
 
 
 def test_defend_repairs_where_nobody_names_a_trigger(here, brief):
-    told, same = (json.loads(run(command, *OWN, "--spc", 2, "--json").stdout) for command in ("defend", "repair"))
+    told, same = (as_json(command, *OWN, "--spc", 2) for command in ("defend", "repair"))
     assert {**told, "seconds": 0} == {**same, "seconds": 0}
     assert "--recipe, --score, --slim and --target need a trigger" in refused("defend", *OWN, "--recipe", "paper")
-    refused_known = refused("defend", *OWN, "--trigger", "known")
-    assert "nothing says which trigger" in refused_known
+    assert "nothing says which trigger" in refused("defend", *OWN, "--trigger", "known")
 
 
 def test_repair_measures_with_the_trigger_on_the_card_and_does_not_see_it(here, victim, brief):
@@ -438,9 +413,9 @@ def test_a_checkpoint_with_a_card_and_another_picture(here, victim):
     card = card_of(victim, metrics={"acc": 1.0, "asr": 1.0, "ra": 0.0})
     save_checkpoint("carded", victim.model, card)
     Image.new("RGB", (2, 2), (255, 255, 255)).save("other.png")
-    told = json.loads(run("evaluate", "./carded", "--trigger", "other.png", "--json").stdout)
+    told = as_json("evaluate", "./carded", "--trigger", "other.png")
     assert told["card"] is None and told["asr"] < 0.5 and told["target"] == 1, "the card's target stands"
-    told = json.loads(run("evaluate", "./carded", "--data", "data.npz", "--json").stdout)
+    told = as_json("evaluate", "./carded", "--data", "data.npz")
     assert told["asr"] > 0.9 and told["card"] == card["metrics"], "the card's trigger stands"
     Path("data.npz").rename("moved.npz")
     assert "names these images, 'data.npz'; --data gives it others" in refused("evaluate", "./carded")
@@ -463,14 +438,13 @@ def test_a_folder_of_grey_pictures_serves_a_network_of_one_channel(here):
     opened = Own(model="onechannel:build", data="greys").open("one.pth")
     assert opened.data.test.images.shape[1:] == (1, 32, 32) and "of three equal channels one was kept" in opened.notes[0]
     Image.new("RGB", (9, 9), (200, 0, 0)).save("greys/dark/0.png")
-    with pytest.raises(InputError, match=r"cannot take images of shape \(3, 32, 32\)"):
-        Own(model="onechannel:build", data="greys").open("one.pth")
+    refuses(r"cannot take images of shape \(3, 32, 32\)", Own(model="onechannel:build", data="greys").open, "one.pth")
 
 
 def test_grey_images_are_given_colour_and_it_is_said(here, victim):
     grey = Dataset(*(type(part)(part.images[:, :1], part.labels, part.classes) for part in victim.data))
     write_npz(here / "grey.npz", grey)
-    told = json.loads(run("evaluate", "weights.pth", "--model", OWN[2], "--data", "grey.npz", *ATTACK, "--json").stdout)
+    told = as_json("evaluate", "weights.pth", "--model", OWN[2], "--data", "grey.npz", *ATTACK)
     assert "the model takes colour: each was given three equal channels" in told["notes"][0]
 
 
@@ -592,8 +566,7 @@ def patch_on_black(path, size=16):
 
 def test_a_patch_on_black_ground_is_asked_about(tmp_path, caplog):
     path, images = patch_on_black(tmp_path / "patch.png"), torch.full((1, 3, 16, 16), 0.5)
-    with pytest.raises(InputError, match=r"black but for 9 pixels: .* 'black' for the black pixels"):
-        Picture.read(path)(images)
+    refuses(r"black but for 9 pixels: .* 'black' for the black pixels", Picture.read(path), images)
     Image.fromarray(np.asarray(Image.open(path)).max(2)).save(tmp_path / "mask.png")
     for mask in ("black", tmp_path / "mask.png"):
         marked = Picture.read(path, mask=mask)(images)
@@ -612,8 +585,7 @@ def test_a_patch_on_black_ground_is_asked_about(tmp_path, caplog):
     (lambda path: path.write_text("no picture"), "cannot be read as a picture")])
 def test_masks_that_do_not_fit(tmp_path, draw, words):
     draw(tmp_path / "mask.png")
-    with pytest.raises(InputError, match=words):
-        Picture.read(patch_on_black(tmp_path / "patch.png"), mask=tmp_path / "mask.png")
+    refuses(words, Picture.read, patch_on_black(tmp_path / "patch.png"), mask=tmp_path / "mask.png")
 
 
 def test_arrays_as_triggers(tmp_path):
@@ -629,8 +601,7 @@ def test_arrays_as_triggers(tmp_path):
     for array in (np.full((8, 8, 3), 255, np.uint8), np.ones((3, 8, 8), np.float32), np.full((1, 8, 8), 255.0)):
         np.save(tmp_path / "blend.npy", array)
         assert read_trigger(str(tmp_path / "blend.npy"), opacity=0.2)(images).unique().tolist() == pytest.approx([0.6])
-    with pytest.raises(InputError, match="8x8 pixels, these have 9x9"):
-        trigger(torch.zeros(1, 3, 9, 9))
+    refuses("8x8 pixels, these have 9x9", trigger, torch.zeros(1, 3, 9, 9))
 
 
 @pytest.mark.parametrize("mask", [np.eye(3, dtype=np.uint8), np.eye(3, dtype=np.uint8) * 255, np.eye(3, dtype=bool)])
@@ -653,8 +624,7 @@ def test_masks_of_zeros_and_ones(tmp_path, mask):
 def test_arrays_that_are_no_trigger(tmp_path, monkeypatch, array, words):
     monkeypatch.chdir(tmp_path)
     np.save("bad.npy", array, allow_pickle=True)
-    with pytest.raises(InputError, match=words):
-        read_trigger("bad.npy")
+    refuses(words, read_trigger, "bad.npy")
     assert not Path("ran").exists()
 
 
@@ -662,15 +632,14 @@ def test_arrays_that_are_no_trigger(tmp_path, monkeypatch, array, words):
 def test_a_trigger_of_own_code_and_a_mask_on_the_command_line(here, victim):
     Path("marks.py").write_text("def mark(images):\n    images = images.clone()\n    images[:, :, -3:, -3:] = 1\n    return images\n"
                                 "def nothing(images):\n    return None\n")
-    common = ("--model", "mypkg.nets:build", "--data", "data.npz", "--target", 1, "--json")
-    told = json.loads(run("evaluate", "weights.pth", "--trigger", "marks:mark", *common).stdout.splitlines()[-1])
+    common = ("--model", "mypkg.nets:build", "--data", "data.npz", "--target", 1)
+    told = as_json("evaluate", "weights.pth", "--trigger", "marks:mark", *common)
     patch_on_black("patch16.png")
-    same = json.loads(run("evaluate", "weights.pth", "--trigger", "patch16.png", "--mask", "black", *common).stdout.splitlines()[-1])
+    same = as_json("evaluate", "weights.pth", "--trigger", "patch16.png", "--mask", "black", *common)
     assert (told["acc"], told["asr"], told["trigger"]) == (same["acc"], same["asr"], "marks:mark")
-    assert "must return images, got NoneType" in refused("evaluate", "weights.pth", "--trigger", "marks:nothing", *common[:-1])
-    assert "mask goes with a picture" in refused("evaluate", "weights.pth", "--mask", "black", *common[:-1])
-    done = run("defend", "weights.pth", "--trigger", "marks:mark", "--spc", 2, "--out", "clean", *common)
-    assert done.exit_code == 0, done.output
+    assert "must return images, got NoneType" in refused("evaluate", "weights.pth", "--trigger", "marks:nothing", *common)
+    assert "mask goes with a picture" in refused("evaluate", "weights.pth", "--mask", "black", *common)
+    assert run("defend", "weights.pth", "--trigger", "marks:mark", "--spc", 2, "--out", "clean", *common).exit_code == 0
     del sys.modules["marks"]
 
 
@@ -681,11 +650,11 @@ def test_a_bench_of_own_code(here):
     """The file and what the options say of it become a checkpoint in OUT/victims, which cells load with the same code."""
     arguments = ("bench", "--attacks", "weights.pth", "--model", "mypkg.nets:build", "--data", "data.npz", "--trigger", "patch.png",
                  "--target", 1, "--defenses", "clp", "--spc", 2, "--seeds", 1, "--out", "out/table")
-    told = json.loads(run(*arguments, "--json").stdout)
+    told = as_json(*arguments)
     assert (told["cells"], told["failed"]) == (1, 0), told["errors"]
     table = gp.bench.read_results("out/table")
     assert set(table.attack) == {"out/table/victims/weights"} and (table.asr_before > 0.8).all() and (table.acc > 0.5).all()
-    told = json.loads(run(*arguments, "--spc", 3, "--workers", 2, "--json").stdout)  # in other processes, the folder goes on
+    told = as_json(*arguments, "--spc", 3, "--workers", 2)  # in other processes, the folder goes on
     assert (told["cells"], told["failed"]) == (1, 0), told["errors"]
     assert len(gp.bench.read_results("out/table")) == 2
     refused("bench", "--attacks", "out/table/victims/weights", "--out", "out/other")  # its card alone makes no code run
@@ -718,7 +687,7 @@ def test_inspect_finds_the_network_and_its_normalisation(here, victim):
     assert (best.normalisation, best.stem, best.size, best.right) == ("0..255", "stock", 32, best.images)
     assert "--model resnet18 --stem stock --data large.npz --mean 0.0 --std 0.003922" in found.command
     assert not found.notes and found.guesses[-1].right <= best.right
-    assert json.loads(run("inspect", "resnet.pth", "--data", "large.npz", "--json").stdout) == json.loads(json.dumps(found.as_dict()))
+    assert as_json("inspect", "resnet.pth", "--data", "large.npz") == json.loads(json.dumps(found.as_dict()))
 
 
 def test_inspect_tries_the_sizes_of_a_folder(here):
@@ -774,8 +743,7 @@ def test_inspect_says_what_it_does_not_know(here, monkeypatch):
     assert "tells two or more classes" in inspect("headless.pth").notes[0]
     torch.save({"conv.weight": torch.zeros(4, 3, 3, 3), "fc.weight": torch.zeros(1).expand(10**9, 1)}, "huge.pth")
     assert inspect("huge.pth").classes == 10**9 and inspect("huge.pth").model == ""
-    with pytest.raises(InputError, match="no file of weights"):
-        inspect("nowhere.pth")
+    refuses("no file of weights", inspect, "nowhere.pth")
 
 
 def test_inspect_knows_checkpoints_and_runs_no_code(here, victim):
@@ -790,7 +758,6 @@ def test_inspect_knows_checkpoints_and_runs_no_code(here, victim):
 
 
 def test_grey_models_by_name_take_grey_images(here):
-    Path("grey.npz").unlink(missing_ok=True)
     grey = [gp.datasets.ImageSet(part.images[:, :1].contiguous(), part.labels, part.classes) for part in
             (squares(60, 1, 32), squares(40, 2, 32), squares(40, 3, 32))]
     write_npz(here / "grey.npz", Dataset(*grey))

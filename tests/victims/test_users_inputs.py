@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import squares
+from conftest import refuses, squares
 from PIL import Image
 from torch import Tensor, nn
 
 import gradprune as gp
 from gradprune.attacks import read_trigger
-from gradprune.base.errors import InputError
 from gradprune.cli.console import show, table
 from gradprune.datasets import ImageSet
 from gradprune.defenses import DEFENSES
@@ -87,15 +86,13 @@ def test_images_stay_as_they_are_where_a_model_normalises_them_in_place(images, 
 ])
 def test_models_that_cannot_answer_get_one_sentence(images, mark, make, words):
     for run in (gp.evaluate, lambda net, data, trigger, _: DEFENSES["clp"](net, data, trigger, spc=1, progress=False)):
-        with pytest.raises(InputError, match=words):
-            run(make(), images, mark, 1)
+        refuses(words, run, make(), images, mark, 1)
 
 
 def test_a_squeeze_that_takes_the_batch_away_is_named(images, mark):
     net = Wrapped(small(), lambda x: x.squeeze(0))
     assert predict(net, images.floats()).shape == (24, 4)
-    with pytest.raises(InputError, match=r"squeeze\(\)"):
-        predict(net, images.floats(), batch_size=23)
+    refuses(r"squeeze\(\)", predict, net, images.floats(), batch_size=23)
 
 
 def test_the_weights_of_lazy_layers_are_read(tmp_path, images):
@@ -198,8 +195,7 @@ def test_inspect_takes_such_a_model_and_says_why_it_takes_no_images(tmp_path, mo
 ])
 def test_a_class_without_pictures_says_what_it_holds(tmp_path, change, words):
     change(tmp_path / "photos")
-    with pytest.raises(InputError, match=words):
-        gp.load(str(tmp_path / "photos"))
+    refuses(words, gp.load, str(tmp_path / "photos"))
 
 
 def printed(width, monkeypatch, capsys):
@@ -237,8 +233,7 @@ def test_masks_by_their_transparency_and_below_zero(tmp_path):
     Image.new("RGB", (8, 8), "white").save(tmp_path / "white.png")
     shown = read_trigger(str(tmp_path / "white.png"), mask=str(tmp_path / "clear.png"))(torch.zeros(1, 3, 8, 8))
     assert torch.equal(shown[0, 0], torch.from_numpy(where / 255).float())
-    with pytest.raises(InputError, match="below zero"):
-        read_trigger(str(tmp_path / "white.png"), mask=str(tmp_path / "signs.npy"))
+    refuses("below zero", read_trigger, str(tmp_path / "white.png"), mask=str(tmp_path / "signs.npy"))
 
 
 def test_a_checkpoint_of_a_model_that_flattens_with_view_works_again(tmp_path, monkeypatch, images):

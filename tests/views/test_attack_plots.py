@@ -4,7 +4,7 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import shown
+from conftest import holds, refuses, shown
 
 from gradprune.attacks import make_trigger, poison
 from gradprune.base.errors import InputError
@@ -49,14 +49,12 @@ def test_counting_counts_by_hand():
     four = ImageSet(images, torch.arange(4), ("a", "b", "c", "d"))
     trigger = make_trigger("badnets", size=1, margin=0, color="white")
     picture = attack_plots.counting(Reads(), four, trigger, 1)
-    assert "ACC: 3 of 4" in picture.summary and "ASR: 2 of 3" in picture.summary and "RA: 1 of 3" in picture.summary
-    assert "the “b” (–) counts in neither" in picture.summary
+    assert holds(picture.summary, "ACC: 3 of 4", "ASR: 2 of 3", "RA: 1 of 3", "the “b” (–) counts in neither")
     texts = shown(picture)
     assert {"ACC 75%", "ASR 67%", "RA 33%"} <= set(texts)
     metrics = evaluate(Reads(), four, trigger, 1)
     assert metrics == Metrics(3 / 4, 2 / 3, 1 / 3), "the figure counts as evaluate does"
-    with pytest.raises(InputError, match="a class other than the target"):
-        attack_plots.counting(Reads(), four.subset(torch.tensor([1])), trigger, 1)
+    refuses("a class other than the target", attack_plots.counting, Reads(), four.subset(torch.tensor([1])), trigger, 1)
 
 
 def test_poison_rates_tell_the_mean_and_the_own_point():
@@ -66,8 +64,7 @@ def test_poison_rates_tell_the_mean_and_the_own_point():
     assert any("★ yours" in text for text in shown(picture))
     never = attack_plots.poison_rates(RATES[RATES["rate"] == 0])
     assert "never passed 90%" in never.summary
-    with pytest.raises(InputError, match="empty"):
-        attack_plots.poison_rates(RATES[:0])
+    refuses("empty", attack_plots.poison_rates, RATES[:0])
 
 
 def test_answer_maps_name_the_strongest_moves():
@@ -77,5 +74,4 @@ def test_answer_maps_name_the_strongest_moves():
     assert "all-to-one: 100% of “x” become “z”, 100% of “y” become “z”" in picture.summary
     assert "all-to-all: 100% of “x” become “y”, 100% of “y” become “z”" in picture.summary
     shown(picture)
-    with pytest.raises(InputError, match="must be 3 x 3"):
-        attack_plots.answer_maps({"wrong": torch.eye(2)}, ("x", "y", "z"))
+    refuses("must be 3 x 3", attack_plots.answer_maps, {"wrong": torch.eye(2)}, ("x", "y", "z"))

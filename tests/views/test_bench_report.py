@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Page, assert_readable, bench, fail, shown
+from conftest import Page, assert_readable, bench, fail, holds, refuses, shown
 
 from gradprune.base.errors import InputError
 from gradprune.bench import gain, ranking, significance, summarise
@@ -87,14 +87,10 @@ def test_scatter_shows_means_and_the_given_models():
 
 
 def test_figures_refuse_what_they_cannot_show():
-    with pytest.raises(InputError, match="no cell at spc 7; known: 2, 10"):
-        bench_plots.der_heatmap(TABLE, 7)
-    with pytest.raises(InputError, match="at least two values of spc, got 2"):
-        bench_plots.by_spc(bench(spcs=(2,)))
-    with pytest.raises(InputError, match="metric must be"):
-        bench_plots.by_spc(TABLE, "seconds")
-    with pytest.raises(InputError, match="no common ranking"):
-        bench_plots.mean_ranks(TABLES["no common cell"], 2)
+    refuses("no cell at spc 7; known: 2, 10", bench_plots.der_heatmap, TABLE, 7)
+    refuses("at least two values of spc, got 2", bench_plots.by_spc, bench(spcs=(2,)))
+    refuses("metric must be", bench_plots.by_spc, TABLE, "seconds")
+    refuses("no common ranking", bench_plots.mean_ranks, TABLES["no common cell"], 2)
 
 
 # ---- the page
@@ -132,9 +128,8 @@ def test_the_page_tells_the_outcome(tmp_path):
     assert "defence knows the trigger badnets blended sig as given" in words
     assert "grad_prune yes ACC ASR RA" in words and "clp no ACC ASR RA" in words
     row = summarise(TABLE).iloc[0]
-    assert f"{100 * row.acc:.1f} ± {100 * row.acc_half_range:.1f}" in words
-    assert "1 of 3 failed" in words
-    assert "sig clp 2 1 ran out of memory" in words
+    assert holds(words, f"{100 * row.acc:.1f} ± {100 * row.acc_half_range:.1f}", "1 of 3 failed",
+                 "sig clp 2 1 ran out of memory")
     for text in ("gradprune bench --spc 2,10", "data signs", "torch 2.9.0", "machine x86_64, 2 cores", "Clean accuracy"):
         assert text in words
 
@@ -180,21 +175,17 @@ def test_failures_say_why(tmp_path):
 
 def test_published_rows_stand_apart(tmp_path):
     words = page(tmp_path / "both", SHORT).words
-    assert "Not directly comparable." in words
-    assert "badnets, ft 90.0 / 1.5 / 89.4 98.7 / 5.1 / 94.0" in words
+    assert holds(words, "Not directly comparable.", "badnets, ft 90.0 / 1.5 / 89.4 98.7 / 5.1 / 94.0")
     assert not re.search("badnets, (grad_prune|ft_unlearn)", words)
     assert "Published figures" not in page(tmp_path / "none", bench(["own"], ["ft"], (2,), 1)).words
 
 
 def test_bad_tables_and_folders_are_refused_before_any_work(tmp_path):
-    with pytest.raises(InputError, match="lacks the columns der"):
-        write_bench_report(tmp_path / "a", TABLE.drop(columns="der"), {})
-    with pytest.raises(InputError, match="all 72 cells have failed"):
-        write_bench_report(tmp_path / "a", fail(TABLE, gradprune="0.1.0"), {})
+    refuses("lacks the columns der", write_bench_report, tmp_path / "a", TABLE.drop(columns="der"), {})
+    refuses("all 72 cells have failed", write_bench_report, tmp_path / "a", fail(TABLE, gradprune="0.1.0"), {})
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="Cannot write"):
-        write_bench_report(tmp_path / "file", TABLE, {})
+    refuses("Cannot write", write_bench_report, tmp_path / "file", TABLE, {})
 
 
 def test_models_of_other_training_seeds_are_one_attack(tmp_path):

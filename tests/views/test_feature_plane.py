@@ -2,10 +2,9 @@
 
 import copy
 
-import pytest
 import torch
+from conftest import refuses
 
-from gradprune.base.errors import InputError
 from gradprune.models import predict
 from gradprune.pruning import silence
 from gradprune.pruning.filters import filters
@@ -42,5 +41,4 @@ def test_the_first_direction_is_where_the_trigger_pushes():
 
 def test_bad_input_is_refused(victim):
     for models, home, message in (({}, 0, "no model"), ({"given": victim.model}, victim.target, "two classes with images")):
-        with pytest.raises(InputError, match=message):
-            feature_plane(models, victim.data.test, victim.trigger, victim.target, home)
+        refuses(message, feature_plane, models, victim.data.test, victim.trigger, victim.target, home)

@@ -4,10 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import says
+from conftest import refuses, says
 from torch import nn
 
-from gradprune.base.errors import InputError
 from gradprune.models import build
 from gradprune.pruning import Pairs, silence
 from gradprune.pruning.filters import filters
@@ -54,8 +53,7 @@ def test_the_picture_says_how_much_arrives(drawn):
     picture = network_drawn({"as given": model, "no first layer": dead}, found, pairs, {"no first layer": range(8)})
     assert says(picture.summary, "signal", "as given", "100%", "no first layer", "0%")
     assert len(picture.figure.axes) == 3  # two models and the colour bar
-    with pytest.raises(InputError, match="no model"):
-        network_drawn({}, found, pairs, {})
+    refuses("no model", network_drawn, {}, found, pairs, {})
 
 
 def test_a_model_that_cannot_be_traced_has_no_arrows(drawn):

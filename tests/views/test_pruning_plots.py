@@ -1,9 +1,8 @@
 """The figures of the pruning lesson: their sentence equals the data, their texts can be read, bad input is refused."""
 
 import pytest
-from conftest import assert_readable, says, texts
+from conftest import assert_readable, holds, refuses, says, texts
 
-from gradprune.base.errors import InputError
 from gradprune.evaluation import Metrics
 from gradprune.views.figures.pruning_plots import choices, regrowth, with_and_without
 
@@ -14,8 +13,7 @@ WAYS = {"given": Metrics(0.99, 1.0, 0.0), "pruned": Metrics(0.93, 0.64, 0.24), "
 @pytest.mark.parametrize("guess", [None, 0.0, 0.5])
 def test_choices_tells_mean_and_range(guess):
     picture = choices({"Validation\nchooses": [0.1, 0.5, 0.6], "as reported": [0.0, 0.0], "fresh": [1.0]}, guess)
-    assert "Validation chooses, 40% (10% to 60%)" in picture.summary
-    assert "as reported, 0% (0% to 0%)" in picture.summary
+    assert holds(picture.summary, "Validation chooses, 40% (10% to 60%)", "as reported, 0% (0% to 0%)")
     assert_readable(picture)
     shown = {text.get_text() for text in texts(picture)}
     assert {"mean 40%", "mean 0%", "mean 100%"} <= shown
@@ -44,5 +42,4 @@ def test_regrowth_tells_both_ends(grown):
                                   lambda: with_and_without({"badnets": {}}), lambda: regrowth([0.0], [0.0], 1),
                                   lambda: regrowth([0.0, 0.1], [0.0, 0.1, 0.2], 1)])
 def test_bad_input_is_refused(draw):
-    with pytest.raises(InputError):
-        draw()
+    refuses("", draw)

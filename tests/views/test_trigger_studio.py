@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-from conftest import put, shown
+from conftest import card_of, put, refuses, shown
 
 from gradprune.attacks import TRIGGERS, make_trigger
 from gradprune.attacks.triggers import input_aware, low_frequency, trojannn
-from gradprune.base.errors import InputError
 from gradprune.evaluation import Metrics, evaluate
 from gradprune.lessons.runtime import attacking
 from gradprune.models import build
@@ -51,8 +50,7 @@ def learned(victim, folder, monkeypatch):
     for kind in LEARNING:
         found[kind] = make_trigger(kind, seed=3)
         found[kind].learn(victim.model, victim.data.train, 1)
-        card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 16, "blocks": [1]},
-                "attack": {"trigger": kind, "settings": found[kind].settings, "target": 1}, "data": {"name": "squares"}}
+        card = card_of(victim, attack={"trigger": kind, "settings": found[kind].settings, "target": 1})
         save_checkpoint(folder / kind, victim.model, card, found[kind])
     return found
 
@@ -280,10 +278,8 @@ def test_the_family_figure_takes_any_triggers_and_says_what_is_missing(data):
     picture = attack_family(data.test.subset(torch.arange(3)), {"own": own})
     assert "custom (own)" in picture.summary
     shown(picture)
-    with pytest.raises(InputError, match="no image 3 among 3"):
-        attack_family(data.test.subset(torch.arange(3)), {"own": own}, shown=3)
-    with pytest.raises(InputError, match="no trigger"):
-        attack_family(data.test, {})
+    refuses("no image 3 among 3", attack_family, data.test.subset(torch.arange(3)), {"own": own}, shown=3)
+    refuses("no trigger", attack_family, data.test, {})
 
 
 def test_learned_triggers_stand_in_the_figure(learned, capsys):
@@ -297,8 +293,7 @@ def test_a_damaged_checkpoint_is_refused(learned, folder):
     card = json.loads((folder / "trojannn.json").read_text())
     card["attack"]["settings"]["size"] = 3
     (folder / "trojannn.json").write_text(json.dumps(card))
-    with pytest.raises(InputError, match="do not fit the trigger"):
-        shipped("trojannn")
+    refuses("do not fit the trigger", shipped, "trojannn")
 
 
 def test_long_stage_names_are_told_in_full_on_two_lines():

@@ -6,9 +6,8 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_readable, put, same, texts, without
+from conftest import assert_readable, put, refuses, same, texts, without
 
-from gradprune.base.errors import InputError
 from gradprune.datasets import draw_defense_images
 from gradprune.defenses import fine_pruning, grad_prune
 from gradprune.evaluation import replay
@@ -169,8 +168,7 @@ def test_the_player_offers_no_recipe_for_another_defence(make, victim):
 
 def test_the_player_has_no_filters_to_show_where_channels_were_closed(victim):
     other = fine_pruning(victim.model, victim.data.defense, victim.trigger, spc=3, steps=1, progress=False)
-    with pytest.raises(InputError, match="fine_pruning removes something other than filters"):
-        PruningPlayer(victim, other)
+    refuses("fine_pruning removes something other than filters", PruningPlayer, victim, other)
 
 
 # ---- both recipes in one figure
@@ -200,5 +198,4 @@ def test_trajectories_tell_the_kept_states(guess):
 
 @pytest.mark.parametrize(("runs", "kept"), [({}, {}), (RUNS, {"paper": 1}), (RUNS, {"paper": 2, "verified": 1}), ({"a": []}, {"a": 0})])
 def test_trajectories_refuse_runs_without_their_round(runs, kept):
-    with pytest.raises(InputError, match="the round that was kept"):
-        trajectories(runs, kept)
+    refuses("the round that was kept", trajectories, runs, kept)

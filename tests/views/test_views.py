@@ -13,14 +13,13 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import Page, assert_readable, same, says, texts
+from conftest import Page, assert_readable, holds, refuses, same, says, shown, texts
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_rgb
 from PIL import Image
 
 from gradprune import views
 from gradprune.attacks import make_trigger
-from gradprune.base.errors import InputError
 from gradprune.datasets import ImageSet
 from gradprune.defenses import DefenseResult, exposure, grad_prune
 from gradprune.defenses.repair import IGNORED
@@ -78,10 +77,6 @@ def tuning(epochs: int, best: int) -> list[dict]:
              "val_unlearning_loss": 0.2 + abs(epoch - best) / 9, "kept": epoch == best} for epoch in range(epochs + 1)]
 
 
-def said(picture: Picture) -> list[str]:
-    return [text.get_text() for text in texts(picture)]
-
-
 # ---- pictures
 
 
@@ -106,8 +101,7 @@ def test_a_picture_is_saved_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == picture.png()
     assert [entry.name for entry in path.parent.iterdir()] == ["figure.png"]
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="Cannot write"):
-        picture.save(tmp_path / "file" / "figure.png")
+    refuses("Cannot write", picture.save, tmp_path / "file" / "figure.png")
 
 
 def test_words():
@@ -160,10 +154,10 @@ def test_examples_count_what_the_model_says(victim, result):
                 f"{int((triggered == images.labels)[others].sum())} are still right.") in picture.summary
     assert len(picture.figure.axes) == 15
     # the third row is the difference around grey, as much amplified as it says
-    gain = int(re.search(r"difference × (\d+)", " ".join(said(picture)))[1])
-    shown = np.asarray(picture.figure.axes[10].images[0].get_array())
+    gain = int(re.search(r"difference × (\d+)", " ".join(shown(picture)))[1])
+    drawn = np.asarray(picture.figure.axes[10].images[0].get_array())
     difference = (victim.trigger(images.floats()) - images.floats())[0].permute(1, 2, 0).numpy()
-    assert np.allclose(shown, np.clip(0.5 + 0.5 * gain * difference, 0, 1), atol=1e-6)
+    assert np.allclose(drawn, np.clip(0.5 + 0.5 * gain * difference, 0, 1), atol=1e-6)
 
 
 def test_answers_are_marked_by_colour_and_symbol(victim):
@@ -222,10 +216,8 @@ def test_examples_leave_the_model_alone_and_refuse_bad_input(victim):
     examples(model, victim.data.test, victim.trigger, 1)
     assert model.training
     assert same(before, model)
-    with pytest.raises(InputError, match="target"):
-        examples(model, victim.data.test, victim.trigger, 4)
-    with pytest.raises(InputError, match="no image"):
-        examples(model, victim.data.test.subset(torch.arange(0)), victim.trigger, 1)
+    refuses("target", examples, model, victim.data.test, victim.trigger, 4)
+    refuses("no image", examples, model, victim.data.test.subset(torch.arange(0)), victim.trigger, 1)
 
 
 # ---- scores
@@ -260,7 +252,7 @@ def test_heat_map_shows_every_score_and_marks_the_right_cells(victim):
     assert f"{float(scores[first]):.3g}, " in picture.summary
     assert says(picture.summary, "2 removed filters", "cross", str(found[first]), "stages.0.0.conv2[3]")
     best = scores.argsort(descending=True, stable=True)[:8].tolist()
-    assert [text for text in said(picture) if re.match(r"\d\. ", text)] == [
+    assert [text for text in shown(picture) if re.match(r"\d\. ", text)] == [
         f"{place}. {found[position]}" for place, position in enumerate(best, 1)]
 
 
@@ -278,7 +270,7 @@ def test_heat_map_colours_fit_the_scores():
     lone[3] = 1.0
     picture = score_heatmap(found, lone)
     assert cells(picture).norm(1e-3) >= 0.1  # one huge score does not flatten the others
-    assert any("root colour scale" in text for text in said(picture))
+    assert any("root colour scale" in text for text in shown(picture))
     assert "1,000 times the median" in picture.summary
     score_heatmap(found, torch.zeros(len(found))).png()  # no division by zero
     score_heatmap(found, -scores).png()
@@ -288,14 +280,13 @@ def test_heat_map_wraps_wide_layers():
     found = filters(torch.nn.Sequential(torch.nn.Conv2d(3, 150, 3), torch.nn.Conv2d(150, 10, 1)))
     picture = score_heatmap(found, torch.rand(160), removed=[149, 150])
     assert crosses(picture).tolist() == [[149 - 128 + 0.5, 2.5], [0.5, 3.9]]
-    assert any("a new line every 64" in text for text in said(picture))
+    assert any("a new line every 64" in text for text in shown(picture))
 
 
 @pytest.mark.parametrize("scores", [torch.zeros(3), torch.full((12,), torch.nan), torch.full((12,), torch.inf)])
 def test_heat_map_refuses_bad_scores(scores):
     found = filters(torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3)))
-    with pytest.raises(InputError, match="scores must"):
-        score_heatmap(found, scores)
+    refuses("scores must", score_heatmap, found, scores)
 
 
 # ---- histories
@@ -315,9 +306,9 @@ def test_trajectory_draws_the_history():
     for key, mark in style.METRICS.items():
         line = drawn(test, mark.color)
         assert line.get_ydata().tolist() == [row[key] for row in replayed]
-        assert (line.get_marker(), mark.name in said(picture)) == (mark.marker, True)
+        assert (line.get_marker(), mark.name in shown(picture)) == (mark.marker, True)
     assert all([3, 3] in [list(line.get_xdata()) for line in ax.lines] for ax in (loss, accuracy, test))
-    assert "kept: 3 filters removed; later rounds were undone" in said(picture)
+    assert "kept: 3 filters removed; later rounds were undone" in shown(picture)
     labels = test.get_xticklabels()
     assert [label.get_text() for label in labels] == ["given", *(f"{n}: stages.1.0.shortcut[{n}]" for n in range(1, 6))]
     assert [label.get_color() for label in labels] == [style.INK] * 4 + [style.FAINT] * 2
@@ -329,26 +320,24 @@ def test_trajectory_without_replay_or_without_success():
     rows, _ = history(2)
     picture = pruning_trajectory(rows)
     assert len(picture.figure.axes) == 2
-    assert not any(text.startswith("kept") for text in said(picture))
+    assert not any(text.startswith("kept") for text in shown(picture))
     assert says(picture.summary, "2 filters removed", "unlearning loss fell", "5.000", "0.500")
     nothing = pruning_trajectory(rows, kept=0)
     assert nothing.summary == "Nothing was pruned: 2 rounds tried and undone."
-    assert "kept: the given model; later rounds were undone" in said(nothing)
+    assert "kept: the given model; later rounds were undone" in shown(nothing)
     assert pruning_trajectory(rows[:1], kept=0).summary == "Nothing was pruned."
-    with pytest.raises(InputError, match="no pruning rows"):
-        pruning_trajectory(tuning(3, 1))
+    refuses("no pruning rows", pruning_trajectory, tuning(3, 1))
 
 
 def test_loss_curves_mark_the_kept_epoch():
     rows, _ = history(2)
     picture = loss_curves([*rows, *tuning(9, 4)])
     assert all([4, 4] in [list(line.get_xdata()) for line in ax.lines] for ax in picture.figure.axes)
-    assert "kept: epoch 4" in said(picture)
+    assert "kept: epoch 4" in shown(picture)
     assert says(picture.summary, "epoch 4 of 9", "kept", "validation loss", "0.744", "0.300", "accuracy", "90.0%")
     trained = loss_curves([{"epoch": epoch, "loss": 2 / epoch, "acc": 1 - 0.5 / epoch} for epoch in range(1, 5)])
     assert says(trained.summary, "epoch 4 of 4", "training loss fell", "2.000", "0.500", "accuracy rose", "50.0%", "87.5%")
-    with pytest.raises(InputError, match="no epochs"):
-        loss_curves(rows)
+    refuses("no epochs", loss_curves, rows)
 
 
 def test_before_after_writes_every_value():
@@ -357,8 +346,7 @@ def test_before_after_writes_every_value():
         assert [text.get_text() for text in ax.texts] == [f"{getattr(metrics, key):.1%}" for metrics in STAGES.values()]
         assert [bar.get_width() for bar in ax.patches] == [getattr(metrics, key) for metrics in STAGES.values()]
     assert "ASR fell from 98.0% to 2.0%" in picture.summary
-    with pytest.raises(InputError, match="no stages"):
-        before_after({})
+    refuses("no stages", before_after, {})
 
 
 # ---- all figures
@@ -441,9 +429,7 @@ def test_report_is_one_safe_page(report):
     page.assert_safe()
     assert "url(" not in text
     assert page.all("html") == [{"lang": "en"}]
-    assert "width=device-width" in text
-    assert "prefers-color-scheme: dark" in text
-    assert "@media print" in text
+    assert holds(text, "width=device-width", "prefers-color-scheme: dark", "@media print")
     assert len(page.all("h1")) == 1
     assert {name for name, _ in page.tags if re.fullmatch(r"h\d", name)} == {"h1", "h2"}
     assert str(path.parent) not in text
@@ -468,16 +454,14 @@ def test_report_tells_the_figures(report, hostile, result):
     assert before.asr > 0.9
     for name, metrics in (("before", before), ("pruned", stages["pruned"]), ("fine-tuned", after)):
         assert " ".join([name, *(f"{value:.1%}" for value in metrics)]) in words
-    assert f"{der(before, after):.1%}" in words
-    assert f"Now the trigger works on {after.asr:.1%}" in words
+    assert holds(words, f"{der(before, after):.1%}", f"Now the trigger works on {after.asr:.1%}")
     assert f"{len(result.mask.positions)} of {len(result.mask.filters)} filters" in words or "found no filter" in words
     assert all(str(removed) in words for removed in result.mask.removed)
     for definition in ("Clean accuracy", "Attack success rate", "Robust accuracy"):
         assert definition in words
     assert result.stopped in words
     settings = ", ".join(f"{key}={value!r}" for key, value in result.settings.items())
-    assert settings in words
-    assert HOSTILE[hostile.target] in words
+    assert holds(words, settings, HOSTILE[hostile.target])
 
 
 @pytest.mark.parametrize(("after", "verdict"), [
@@ -490,10 +474,7 @@ def test_report_is_honest(victim, result, tmp_path, after, verdict):
                          {"recipe": "paper", "score": "gradient", "spc": 2, "seed": 0}, interrupted=True)
     text = write_report(tmp_path, victim, bare, {"before": Metrics(0.99, 0.98, 0.01), "pruned": after, "tuned": after}).read_text()
     words = Page(text).words
-    assert verdict in words
-    assert "found no filter to remove. Now" in words
-    assert "interrupted" in words
-    assert "tune=False" in words
+    assert holds(words, verdict, "found no filter to remove. Now", "interrupted", "tune=False")
     assert "fine-tuned" not in words
     assert not (tmp_path / "fine_tuning.png").exists()
 
@@ -514,35 +495,28 @@ def test_report_says_how_a_trained_victim_is_made_again(victim, result, tmp_path
     assert f"data='pictures', size={victim.data.test.images.shape[-1]}, target=1" in words and "stranger" not in words
 
 
-@pytest.mark.parametrize(("stopped", "way", "not_way"), [
-    (f"small changes alter 3%, {IGNORED}", "Consistency means", "unlearned together"),
-    (f"Suspected: 'stop'. {UNLEARNED}: 1; then it ended.", "unlearned together", "Consistency means"),
-    ("interrupted", "Interrupted.", "unlearned together"), ("no suspect, so it was left as it is", "left as it is.", "Consistency means")])
-def test_the_page_of_a_repair_tells_the_method_that_was_used(victim, result, tmp_path, stopped, way, not_way):
-    done = dataclasses.replace(result, stopped=stopped, interrupted=stopped == "interrupted", settings={"spc": 9, "families": ("waves",)})
-    rows = exposure(victim.model, victim.data.defense.floats()[:8], families=("waves",), drawn=2)
+@pytest.mark.parametrize(("stopped", "suspect", "way", "not_way"), [
+    (f"small changes alter 3%, {IGNORED}", None, "Consistency means", "unlearned together"),
+    (f"Suspected: 'stop'. {UNLEARNED}: 1; then it ended.", None, "unlearned together", "Consistency means"),
+    ("interrupted", None, "Interrupted.", "unlearned together"),
+    ("no suspect, so it was left as it is", None, "left as it is.", "Consistency means"),
+    (f"{UNLEARNED}: 1", 2, "All searches lead to south west , the suspected class", "16 sign models")])
+def test_the_page_of_a_repair_tells_the_method_that_was_used(victim, result, tmp_path, stopped, suspect, way, not_way):
+    """... and of a suspect that its figures are of the ways there, which is no figure of the sign models."""
+    done = dataclasses.replace(result, stopped=stopped, interrupted=stopped == "interrupted", suspect=suspect,
+                               settings={} if suspect else {"spc": 9, "families": ("waves",)})
+    rows = exposure(victim.model, victim.data.defense.floats()[:8], families=("waves",), drawn=2, toward=suspect)
     stages = {"before": {"acc": 0.99, "asr": None, "ra": None}, "after": {"acc": 0.9, "asr": None, "ra": None}}
     words = Page(write_repair_report(tmp_path, victim.model, done, victim.data.defense, (rows, rows), stages).read_text()).words
-    assert way in words and not_way not in words and "On 16 sign models" in words
+    assert way in words and not_way not in words and ("On 16 sign models" in words) == (suspect is None)
     assert ("The run was interrupted" in words) == done.interrupted
 
 
-def test_the_page_of_a_repair_shows_the_ways_to_the_suspect(victim, result, tmp_path):
-    images = victim.data.defense
-    done = dataclasses.replace(result, stopped=f"{UNLEARNED}: 1", settings={}, suspect=2)
-    rows = exposure(victim.model, images.floats()[:8], families=("waves",), drawn=2, toward=2)
-    stages = {"before": {"acc": 0.99, "asr": None, "ra": None}, "after": {"acc": 0.9, "asr": None, "ra": None}}
-    words = Page(write_repair_report(tmp_path, victim.model, done, images, (rows, rows), stages).read_text()).words
-    assert f"All searches lead to {images.classes[2]} , the suspected class" in words and "16 sign models" not in words
-
-
 def test_report_refuses_what_it_cannot_do(victim, result, tmp_path):
-    with pytest.raises(InputError, match="stages"):
-        write_report(tmp_path / "a", victim, result, {"before": Metrics(1, 1, 0)})
+    refuses("stages", write_report, tmp_path / "a", victim, result, {"before": Metrics(1, 1, 0)})
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="Cannot write"):
-        write_report(tmp_path / "file", victim, result, STAGES)
+    refuses("Cannot write", write_report, tmp_path / "file", victim, result, STAGES)
 
 
 def test_report_counts_the_filters_that_it_does_not_list(victim, result, tmp_path, monkeypatch):
