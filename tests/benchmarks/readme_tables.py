@@ -104,14 +104,15 @@ def peers(table):
 
 
 def paper_network(table):
-    """The paper's own network: ACC / ASR / RA after each stage, and seconds."""
-    print("| attack, spc | defence | given | pruned | final | filters removed | seconds |\n|---|---|---|---|---|---|---|")
+    """The paper's own network: ACC / ASR / RA after each stage, and seconds with the machine's load (busy threads)."""
+    print("| attack, spc | defence | given | pruned | final | filters removed | seconds (load) |\n|---|---|---|---|---|---|---|")
     for (attack, spc, defense), rows in table.groupby(["attack", "spc", "defense"], sort=False):
         stages = rows.set_index("stage")
         told = [slashed(stages.loc[stage]) if stage in stages.index else ""
                 for stage in ("given", "pruned", "final")]
         last = stages.loc["final"]
-        print(f"| {attack}, {spc} | {defense} | {' | '.join(told)} | {last['filters_removed']:.0f} | {last['seconds']:.0f} |")
+        print(f"| {attack}, {spc} | {defense} | {' | '.join(told)} | {last['filters_removed']:.0f} | "
+              f"{last['seconds']:.0f} ({last['load']:.0f}) |")
 
 
 def relearned(table):
