@@ -169,10 +169,10 @@ def backs(table):
 def lengths(table):
     """Tuning models: ACC / ASR / RA after `repair` by consistency, by the optimiser steps and those of each search."""
     names = list(dict.fromkeys(table["victim"]))
-    print(f"| steps, of a search | CPU seconds | {' | '.join(names)} |\n|{'---|' * (2 + len(names))}")
-    for (steps, searched), rows in table.groupby(["steps", "search_steps"]):
+    print(f"| images, steps, of a search | CPU seconds | {' | '.join(names)} |\n|{'---|' * (2 + len(names))}")
+    for (spc, steps, searched), rows in table.groupby(["spc", "steps", "search_steps"]):
         told = {row["victim"]: slashed(row) for row in rows.to_dict("records")}
-        what = f"{steps:.0f}, {searched:.0f} | {rows['cpu_seconds'].mean():.0f}" if steps else "given | "
+        what = f"{spc}, {steps:.0f}, {searched:.0f} | {rows['cpu_seconds'].mean():.0f}" if steps else f"{spc}, given | "
         print(f"| {what} | {' | '.join(told.get(name, '') for name in names)} |")
 
 
