@@ -76,18 +76,20 @@ def halving(work: Callable[[int], Result], batch_size: int) -> Result:
     Raises InputError if memory runs out again.
     """
     half = max(1, batch_size // 2)
-    going_on = f"Out of memory with batches of {batch_size} images; going on with {half}."
-    for size, told in ((batch_size, going_on), (half, "")):
-        try:
-            return work(size)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        torch.cuda.empty_cache()  # not inside `except`: there the exception still holds the tensors of its frames
-        if told:
-            tqdm.write(told, file=sys.stderr)
-    raise InputError(f"there is not enough memory for batches of {batch_size} images, nor for {half}; take smaller "
-                     "batches, a smaller model or another device.")
+    try:
+        return work(batch_size)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    torch.cuda.empty_cache()  # not inside `except`: there the exception still holds the tensors of its frames
+    tqdm.write(f"Out of memory with batches of {batch_size} images; going on with {half}.", file=sys.stderr)
+    try:
+        return work(half)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(f"there is not enough memory for batches of {batch_size} images, nor for {half}; take smaller "
+                         "batches, a smaller model or another device.") from None
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import InputError, require, told_as
 from gradprune.cli import options
 from gradprune.cli.console import Json, more, progress, show
 
@@ -119,10 +119,8 @@ def _short(attacks: Any) -> Any:
 
 
 def _numbers(text: str) -> list[int]:
-    try:
+    with told_as(lambda _: f"spc must be whole numbers separated by commas, got {text!r}.", (ValueError,)):
         return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise InputError(f"spc must be whole numbers separated by commas, got {text!r}.") from None
 
 
 def _means(table: Any) -> dict[str, float]:

@@ -183,7 +183,8 @@ def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str
         return f"The measuring was cut short; {len(result.mask.positions)} filters were removed."
     before, after = stages["before"], stages["tuned"]
     removed = len(result.mask.positions)
-    done = f"{removed} filter{'s' * (removed != 1)} removed" + " and the rest fine-tuned" * bool(result.rows("tune"))
+    done = f"{removed} filter{'' if removed == 1 else 's'} removed"
+    done += " and the rest fine-tuned" if result.rows("tune") else ""
     moved = "the images to the next class" if target_name is None else f"the other classes' images to {target_name!r}"
     return (f"{verdict(before, after)}: the trigger sent {before.asr:.1%} of {moved}; with {done} it sends "
             f"{after.asr:.1%}, {after.ra:.1%} of the triggered images get their true class, and clean accuracy went "
