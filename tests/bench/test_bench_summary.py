@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from benchmarks.readme_tables import overview
+from benchmarks.readme_tables import holm, overview
 from conftest import refuses, row_of
 
 from gradprune.attacks import TRIGGERS
@@ -55,6 +55,16 @@ def test_only_whole_blocks_are_compared():
     apart = ranking(pd.DataFrame([rows[0], rows[3]]))
     assert set(apart["blocks"]) == {0}
     assert apart[["rank", "der", "rank_low"]].isna().all(axis=None)
+
+
+def test_holm_asks_more_of_each_of_several_comparisons():
+    def pair(t):  # ten attacks: t is 2.262 at the end of a 95 % interval, and 2.685 of a 97.5 % one
+        return {"gain": t, "gain_low": t - 2.262, "gain_high": t + 2.262, "attacks": 10}
+
+    assert holm({"one": pair(2.4), "other": pair(3.0)}) == {"one", "other"}
+    assert holm({"one": pair(2.4), "other": pair(2.5)}) == set()  # either would be significant on its own
+    assert holm({"one": pair(2.2), "other": pair(-3.0)}) == {"other"}
+    assert holm({"one": pair(2.4)}) == {"one"}
 
 
 def test_the_interval_is_students_over_attacks():

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from gradprune.bench import gain, ranking, read_results, significance, summarise
-from gradprune.bench.summary import checked, even_means
+from gradprune.bench.summary import checked, even_means, t_quantile
 from gradprune.cli.bench import departures
 from gradprune.defenses import KNOWS_TRIGGER
 
@@ -89,6 +89,34 @@ def pairs(table):
             words = significance(pair).split(" (")[0]
             print(f"| {one} minus {other} | {pair['spc']:.0f} | {100 * pair['gain']:+.2f} ({100 * pair['gain_low']:+.2f} to "
                   f"{100 * pair['gain_high']:+.2f}) | {pair['attacks']:.0f}, {pair['models']:.0f}, {pair['blocks']:.0f} | {words} |")
+
+
+def leads(table):
+    """`repair` minus every other defence that does not know the trigger: `gain` at each size, a star where Holm's test holds."""
+    others = sorted(set(table["defense"]) - set(KNOWS_TRIGGER) - {"repair"})
+    sizes = sorted(set(table.loc[table["defense"] == "repair", "spc"]))
+    told, mean = {}, {}
+    for spc in sizes:
+        found = {name: rows.iloc[0] for name in others if len(rows := gain(table[table["spc"] == spc], "repair", name))}
+        mean[spc] = {name: pair["gain"] for name, pair in found.items()}
+        clear = holm(found)
+        told[spc] = {name: f"{100 * pair['gain']:+.1f} ({100 * pair['gain_low']:+.1f} to {100 * pair['gain_high']:+.1f})"
+                           + " \\*" * (name in clear) for name, pair in found.items()}
+    print(f"| `repair` minus | {' | '.join(f'spc {spc}' for spc in sizes)} |\n|---{'|---' * len(sizes)}|")
+    for name in pd.DataFrame(mean).mean(axis=1).sort_values().index:
+        print(f"| {name} | {' | '.join(told[spc].get(name, 'not run') for spc in sizes)} |")
+
+
+def holm(found):
+    """The names whose difference is significant at 5 % over all of `found` (rows of `gain`): Holm (1979), step by step."""
+    def strength(pair):
+        return abs(pair["gain"]) / (pair["gain_high"] - pair["gain_low"]) * 2 * t_quantile(int(pair["attacks"]) - 1)
+
+    order = sorted(found, key=lambda name: -strength(found[name]))
+    for place, name in enumerate(order):
+        if strength(found[name]) <= t_quantile(int(found[name]["attacks"]) - 1, 1 - 0.05 / (len(order) - place)):
+            return set(order[:place])
+    return set(order)
 
 
 def peers(table):
@@ -244,7 +272,7 @@ def whole(table):
     return table[met == full]
 
 
-TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, peers, paper_network,
+TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, leads, peers, paper_network,
                                      relearned, ways, driven, strengths, backs, lengths)}
 UNFOLDED = ("by_model",)  # tables that show what was not run
 
