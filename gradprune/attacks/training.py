@@ -128,7 +128,7 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
     form = torch.contiguous_format if all(layout(model).values()) else torch.channels_last
     steps = len(portions(len(images), recipe["batch_size"])) * recipe["epochs"]
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe["max_lr"], momentum=recipe["momentum"],
-                                weight_decay=recipe["weight_decay"], nesterov=True)
+                                weight_decay=recipe["weight_decay"], nesterov=recipe["momentum"] > 0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe["warm_up"]))
     generator = torch.Generator().manual_seed(seed)
     history: list[dict[str, float]] = []

@@ -19,7 +19,7 @@ _NAMED = (("image", "img", "pixel_values"), ("label", "labels", "fine_label"))
 def gather(dataset: Any, classes: Sequence[str] | None) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images uint8 (N, C, H, W), labels int64 (N,) and the names of the classes; see `ImageSet.from_dataset`."""
     if isinstance(dataset, torch.utils.data.DataLoader):
-        dataset = dataset.dataset
+        dataset = _behind(dataset)
     images, labels = [], []
     for place, item in enumerate(_items(dataset)):
         if isinstance(item, Mapping):
@@ -37,6 +37,17 @@ def gather(dataset: Any, classes: Sequence[str] | None) -> tuple[Tensor, Tensor,
     names = classes if classes is not None else _classes(dataset)
     names = tuple(map(str, names)) if names is not None else tuple(map(str, range(max(labels) + 1)))
     return torch.stack(images), torch.tensor(labels), names
+
+
+def _behind(loader: "torch.utils.data.DataLoader[Any]") -> Any:
+    """The images that a loader yields, each once, in the order of its dataset; `collate_fn` is not used."""
+    drawn, plain = loader.batch_sampler, type(loader.batch_sampler) is torch.utils.data.BatchSampler
+    if not hasattr(loader.dataset, "__getitem__") or drawn is None or (plain and isinstance(
+            loader.sampler, torch.utils.data.SequentialSampler | torch.utils.data.RandomSampler)):
+        return loader.dataset
+    with torch.random.fork_rng(devices=[]):  # a sampler may draw from the global state
+        chosen = loader.sampler if plain else (place for batch in drawn for place in batch)
+        return torch.utils.data.Subset(loader.dataset, sorted(set(chosen)))
 
 
 def _items(dataset: Any) -> Iterable[Any]:
@@ -72,7 +83,7 @@ def _pixels(image: Any, place: int) -> Tensor:
         image = eight_bits(image)
         image = np.array(image if image.mode in ("L", "RGB", "F") else image.convert("RGB"))
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image))
+        image = torch.from_numpy(np.array(image, order="C"))  # a copy: the given one may be read-only
     require(isinstance(image, Tensor), f"image {place} of the dataset must be a picture or a tensor, got "
                                        f"{type(image).__name__}.")
     image = image.detach()

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from gradprune.base.errors import InputError, require
 
 
+def named(label: int, classes: Sequence[str]) -> str:
+    """The name of a class; a model may have more classes than the images."""
+    return classes[label] if label < len(classes) else f"class {label}"
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """A labelled set of images, held in memory as two tensors.

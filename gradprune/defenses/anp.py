@@ -21,6 +21,7 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.channels import batch_norms, close_below, scaled_channels
 from gradprune.defenses.common import Work, batch_statistics, endless, override_positive
 from gradprune.defenses.result import DefenseResult
+from gradprune.models.inference import check_unwrapped
 from gradprune.pruning import Pairs
 
 DEFAULTS: dict[str, Any] = {
@@ -44,7 +45,7 @@ def mask_gradient(model: nn.Module, mask: Tensor, batch: Pairs, eps: float, bala
 
     def loss(weight: Tensor, bias: Tensor | None = None) -> Tensor:
         parameters = scaled_channels(model, weight, bias)
-        return F.cross_entropy(functional_call(model, parameters, (batch.clean,)), batch.labels)
+        return F.cross_entropy(functional_call(model, parameters, (batch.clean,), tie_weights=False), batch.labels)
 
     uphill = torch.autograd.grad(loss(mask + shaken[0], 1 + shaken[1]), shaken)
     shaken = [(shift + eps * gradient.sign()).detach() for shift, gradient in zip(shaken, uphill, strict=True)]
@@ -65,6 +66,7 @@ def anp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     Raises InputError for bad arguments, too few images, or a network without BatchNorm.
     """
     paper = override_positive("anp", DEFAULTS, changes)
+    check_unwrapped(model)
     work = Work(model, clean, None, spc, seed)
     work.validation = work.augment.add_to(work.validation, seed)
     generator = torch.Generator().manual_seed(seed)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import override, require
 from gradprune.datasets import ImageSet, draw_defense_images
+from gradprune.datasets.image_set import named
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import (
     batch_normalised,
@@ -59,6 +60,7 @@ class Work:
             self.train = self.train.joined(self.validation)
         self.augment = Augment(model, trigger, self.train)
         self.classes = outputs
+        self.names = tuple(named(label, clean.classes) for label in range(outputs))
         self.given, self.model = model, working_copy(model, self.validation.clean[:2])
         if searches:
             check_searchable(self.model, self.validation.clean[:1])
@@ -138,6 +140,27 @@ def check_searchable(model: nn.Module, images: Tensor) -> None:
             "the model's answers have no gradient with respect to the image (its forward() detaches the image, or "
             "works without gradients), so no change of the image can be searched. Methods that learn from clean images "
             "still work: ft, ft_sam, nad, fst, anp, clp, fine_pruning.")
+
+
+def logit_layer(model: nn.Module, images: Tensor) -> tuple[nn.Linear, Tensor]:
+    """The linear layer that returns the logits of `model`, and its inputs, float (N, features).
+
+    images: float (N, C, H, W) in [0, 1]. Raises InputError if the last layer with weights is not such a layer.
+    """
+    seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+    hooks = [module.register_forward_hook(lambda layer, inputs, output: seen.append((layer, inputs[0], output)))
+             for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    try:
+        with evaluating(model), torch.no_grad():
+            logits = model(images.clone())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layer, inputs, output = seen[-1]
+    require(isinstance(layer, nn.Linear) and isinstance(layer.weight, nn.Parameter) and output.shape == logits.shape,
+            f"a linear last layer is needed here, but the model ends in {type(layer).__name__}.")
+    assert isinstance(layer, nn.Linear)
+    return layer, inputs
 
 
 @contextmanager

@@ -9,6 +9,7 @@ change that leads to one class, so the search finds it, too. This method is ours
 (arXiv:2307.10562), with a change for each image, and I-BAU (arXiv:2110.03735), with one kind of change.
 """
 
+import copy
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -145,7 +146,10 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
     if images < settings["many"]:
         step_back(model, given, settings["back"])
         mask.apply(model)
-    settle(model, train, augment, settings["settle"], seed)
+    try:
+        settle(model, train, augment, settings["settle"], seed)
+    except KeyboardInterrupt:
+        history.append({**history[-1], "interrupted": True})
     return history
 
 
@@ -163,16 +167,26 @@ def step_back(model: nn.Module, given: nn.Module, share: float) -> None:
 
 @torch.no_grad()
 def settle(model: nn.Module, train: Pairs, augment: Augment, passes: int, seed: int) -> None:
-    """Renew BatchNorm's statistics, in place: the mean over `passes` passes of clean views and mixes."""
+    """Renew BatchNorm's statistics, in place: the mean over `passes` passes of clean views and mixes.
+
+    Ctrl-C restores the former ones.
+    """
     norms = [module for module in model.modules()
              if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats]
     generator, usual = torch.Generator().manual_seed(seed), [norm.momentum for norm in norms]
-    with evaluating(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.train()
-            norm.momentum = None  # a plain mean of all batches
-        for _ in range(passes if norms else 0):
-            model(augment.mixed(train, generator).clean)
-    for norm, momentum in zip(norms, usual, strict=True):
-        norm.momentum = momentum
+    former = [copy.deepcopy(norm.state_dict()) for norm in norms]
+    try:
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.train()
+                norm.momentum = None  # a plain mean of all batches
+            for _ in range(passes if norms else 0):
+                model(augment.mixed(train, generator).clean)
+    except KeyboardInterrupt:
+        for norm, state in zip(norms, former, strict=True):
+            norm.load_state_dict(state)
+        raise
+    finally:
+        for norm, momentum in zip(norms, usual, strict=True):
+            norm.momentum = momentum

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, positive
+from gradprune.defenses.common import Work, logit_layer, positive
 from gradprune.defenses.result import DefenseResult
-from gradprune.models.inference import evaluating
 from gradprune.pruning import FilterMask, Filters, Pairs, Pruned, validate
 from gradprune.pruning.filters import silent
 from gradprune.pruning.loop import row
@@ -28,28 +26,6 @@ DEFAULTS: dict[str, Any] = {
     "lr": 0.01,     # of the fine-tuning: SGD, momentum 0.9, weight decay 5e-4, half a cosine, new views
     "steps": 400,   # released: 1,000, 100 epochs over 2,500 images in batches of 256
 }
-
-
-def features(model: nn.Module, images: Tensor) -> tuple[nn.Linear, Tensor]:
-    """The linear layer that runs last, and its inputs for `images`, float (N, features).
-
-    images: float (N, C, H, W) in [0, 1]. Raises InputError for a model without a linear layer at its end.
-    """
-    seen: list[tuple[nn.Linear, Tensor]] = []
-
-    def keep(layer: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
-        seen.append((layer, inputs[0]))
-
-    hooks = [module.register_forward_pre_hook(keep) for module in model.modules() if isinstance(module, nn.Linear)]
-    try:
-        with evaluating(model), torch.inference_mode():
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    require(bool(seen) and seen[-1][1].ndim == 2, "the model has no linear layer at its end, with one row of inputs "
-                                                  "per image.")
-    return seen[-1]
 
 
 def close_features(model: nn.Module, found: Filters, layer: nn.Linear, order: Tensor, validation: Pairs, *,
@@ -86,11 +62,12 @@ def fine_pruning(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = 
     clean: the defender's images, of which `spc` per class are drawn.
     alpha, once, lr, steps: see `DEFAULTS`.
     Closed features stay closed. No filter is silent, so the result's mask is empty, and `stopped` counts features.
-    Raises InputError for bad arguments, too few images, a loss that is not finite, or a model without a linear layer.
+    Raises InputError for bad arguments, too few images, a loss that is not finite, or a model whose last
+    layer is not linear.
     """
     positive(alpha=alpha, once=once)
     work = Work(model, clean, None, spc, seed)
-    layer, inputs = features(work.model, work.train.clean)
+    layer, inputs = logit_layer(work.model, work.train.clean)
     work.validation = work.augment.add_to(work.validation, seed)
     order = inputs.mean(0).argsort(stable=True)
     stopped = work.prune(close_features, layer, order, alpha=alpha, once=once)

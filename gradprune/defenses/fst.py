@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, override_positive
+from gradprune.defenses.common import Work, logit_layer, override_positive
 from gradprune.defenses.result import DefenseResult
-from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
 from gradprune.pruning.fine_tuning import half_cosine, passes
 
@@ -29,27 +27,6 @@ DEFAULTS: dict[str, Any] = {
     "steps": 200,       # released: 10 epochs over 2 % of CIFAR-10, which is 80 steps; 5 % make 200
     "batch_size": 128,  # images per step
 }
-
-
-def last_layer(model: nn.Module, images: Tensor) -> nn.Linear:
-    """The linear layer that returns the logits of `model`; images: float (N, C, H, W).
-
-    Raises InputError if the last layer with weights is not this one.
-    """
-    seen: list[tuple[nn.Module, Tensor]] = []
-    hooks = [module.register_forward_hook(lambda layer, _, output: seen.append((layer, output)))
-             for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
-    try:
-        with evaluating(model), torch.no_grad():
-            logits = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    layer, output = seen[-1]
-    require(isinstance(layer, nn.Linear) and isinstance(layer.weight, nn.Parameter) and output.shape == logits.shape,
-            f"fst draws the weights of a linear last layer anew, but this model ends in {type(layer).__name__}.")
-    assert isinstance(layer, nn.Linear)
-    return layer
 
 
 def draw_anew(layer: nn.Linear, seed: int) -> None:
@@ -66,8 +43,8 @@ def fst(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     clean: the defender's images, of which `spc` per class are drawn; views of the validation images choose alpha, then
         the model learns from all.
     changes: any value of `DEFAULTS`.
-    After every step W is rescaled to the (Frobenius) norm of W0. The last epoch is kept. Ctrl-C while alpha is being
-    chosen leaves the given model.
+    After every step W is rescaled to the (Frobenius) norm of W0. The last epoch is kept. Ctrl-C leaves the given model,
+    since a new layer is of no use before it has learned.
     Raises InputError for bad arguments, too few images, a model whose last layer is not linear, or a loss that is not
     finite.
     """
@@ -78,7 +55,7 @@ def fst(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     work.measure("tune", epoch=0)
 
     def tune(network: nn.Module, images: Pairs, alpha: float) -> list[dict[str, Any]]:
-        layer = last_layer(network, images.clean[:1])
+        layer, _ = logit_layer(network, images.clean[:1])
         old = layer.weight.detach().clone()
         draw_anew(layer, seed)
 
@@ -108,6 +85,10 @@ def fst(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
             alpha = paper["alpha"] / 2 ** (halved + 1)
     if not work.interrupted:
         with work.stage("tune"):
-            work.history += tune(work.model, work.train.joined(work.validation), alpha)[1:]
+            tuned = copy.deepcopy(work.model)
+            rows = tune(tuned, work.train.joined(work.validation), alpha)
+            work.interrupted = "interrupted" in rows[-1]
+            if not work.interrupted:
+                work.model, work.history = tuned, work.history + rows[1:]
     return work.result("fst", {"spc": spc, **paper, "seed": seed},
                        stopped=f"all steps were made, with an alpha of {alpha}")

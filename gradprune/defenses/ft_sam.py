@@ -46,13 +46,15 @@ class SharpnessAware(torch.optim.SGD):
             before = [weight.clone() for weight in weights]
             for weight, shift in zip(weights, self.perturbation(), strict=True):
                 weight.add_(shift)
-        momenta = [norm.momentum for norm in self.norms]
-        for norm in self.norms:
-            norm.momentum = 0.0
-        with torch.enable_grad():
-            closure()
-        for norm, momentum in zip(self.norms, momenta, strict=True):
-            norm.momentum = momentum
+        tracked = [norm for norm in self.norms if norm.track_running_stats]
+        try:
+            for norm in tracked:
+                norm.track_running_stats = False
+            with torch.enable_grad():
+                closure()
+        finally:
+            for norm in tracked:
+                norm.track_running_stats = True
         with torch.no_grad():
             for weight, value in zip(weights, before, strict=True):
                 weight.copy_(value)

@@ -117,4 +117,6 @@ def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *
                 work.mask.apply(work.model)
             work.measure("tune", epoch=round_)
     work.model.zero_grad(set_to_none=True)
+    if work.interrupted:  # in the middle of a round
+        work.measure("tune", epoch=len(work.history))
     return work.result("i_bau", {"spc": spc, **paper, "seed": seed})

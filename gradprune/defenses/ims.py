@@ -17,7 +17,7 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.inverse_masks import Masks
 from gradprune.defenses.result import DefenseResult
-from gradprune.models.inference import evaluating
+from gradprune.models.inference import check_unwrapped, evaluating
 from gradprune.pruning.scores import gated
 
 DEFAULTS: dict[str, Any] = {
@@ -45,6 +45,7 @@ def ims(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     Raises InputError for bad arguments or too few images.
     """
     paper = override_positive("ims", DEFAULTS, changes)
+    check_unwrapped(model)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     work.measure("prune", round=0, layer=None, index=None)
     masks, generator = Masks(work.model, work.found, paper), torch.Generator().manual_seed(seed)

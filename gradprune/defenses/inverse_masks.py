@@ -65,7 +65,7 @@ class Masks:
     def through(self, inverse: bool = False) -> Callable[[Tensor], Tensor]:
         """The model with these gates: images -> logits."""
         parameters = gated(self.model, self.found, self.factors(inverse))
-        return lambda images: functional_call(self.model, parameters, (images,))
+        return lambda images: functional_call(self.model, parameters, (images,), tie_weights=False)
 
     def loss(self, images: Tensor, first: bool) -> Tensor:
         """The loss of one round on a batch; `first`: in the first part, without a search for changes."""

@@ -66,9 +66,9 @@ def neural_cleanse(model: nn.Module, clean: ImageSet, trigger: nn.Module | None 
                       "index": index[target] if index else None} for target, one in enumerate(found)]
     stopped = "no class has a suspiciously small trigger"
     if suspects:
-        stopped = f"suspected target {clean.classes[suspects[0]]!r} (anomaly index {index[suspects[0]]:.1f})"
+        stopped = f"suspected target {work.names[suspects[0]]!r} (anomaly index {index[suspects[0]]:.1f})"
         if len(suspects) > 1:
-            stopped += " and also " + ", ".join(repr(clean.classes[target]) for target in suspects[1:])
+            stopped += " and also " + ", ".join(repr(work.names[target]) for target in suspects[1:])
         triggers = [found[target].trigger for target in suspects]
         work.tune(lr=lr, steps=tune_steps, seed=seed, progress=progress,
                   renew=lambda pairs, generator: add_triggers(work.augment(pairs, generator), triggers, generator))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradprune.base.errors import require, unknown
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.consistency import CONSISTENCY, consistent_tune
@@ -59,14 +60,20 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     reached. Raises InputError for bad arguments or too few images.
     """
     paper = override_positive("repair", DEFAULTS, changes)
+    require(len(families) > 0, "families must name at least one family of changes.")
+    for name in families:
+        if name not in FAMILIES:
+            raise unknown("family", name, FAMILIES)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     altered = unsteadiness(work.model, work.train.clean, paper["changes"], seed)
     told, share, scanned = f"small random changes alter {altered:.0%} of the answers, ", 1.0, None
     with work.stage("tune"):
         if altered >= paper["sturdy"]:
-            scanned = scan(model, clean, spc=spc, seed=seed, progress=progress, steps=paper["scan_steps"])
-            told += f"so a scan looked for a target. {scanned.verdict}"
-            if scanned.suspect is None:
+            if work.classes >= 3:
+                scanned = scan(model, clean, spc=spc, seed=seed, progress=progress, steps=paper["scan_steps"])
+            told += (f"so a scan looked for a target. {scanned.verdict}" if scanned else
+                     "and a scan needs at least three classes.")
+            if scanned is None or scanned.suspect is None:
                 share = kept_on_trial(model, clean, spc, families, paper, seed, progress)
                 told += f" Learning to ignore such changes kept {share:.0%} of the clean answers in a trial, "
         if scanned is not None and scanned.suspect is not None:

@@ -22,6 +22,7 @@ from gradprune.datasets import ImageSet
 from gradprune.defenses.channels import batch_norms, close_below, scaled_channels
 from gradprune.defenses.common import Work, batch_statistics, endless, override_positive
 from gradprune.defenses.result import DefenseResult
+from gradprune.models.inference import check_unwrapped
 from gradprune.pruning import Pairs
 
 DEFAULTS: dict[str, Any] = {
@@ -70,7 +71,7 @@ def recover(model: nn.Module, train: Iterable[Pairs], lr: float, weight: float, 
     turns = trange(steps, desc="recovering", disable=not progress, leave=False)
     with batch_statistics(model):
         for _, batch in zip(turns, train, strict=False):
-            logits = functional_call(model, scaled_channels(model, mask), (batch.clean,))
+            logits = functional_call(model, scaled_channels(model, mask), (batch.clean,), tie_weights=False)
             mask.grad = torch.autograd.grad(weight * F.cross_entropy(logits, batch.labels), mask)[0]
             optimizer.step()
             mask.data.clamp_(0, 1)
@@ -89,6 +90,7 @@ def rnp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     Raises InputError for bad arguments, too few images, or a network without BatchNorm.
     """
     paper = override_positive("rnp", DEFAULTS, changes)
+    check_unwrapped(model)
     work = Work(model, clean, None, spc, seed)
     work.validation = work.augment.add_to(work.validation, seed)
     stream = endless(work.train, torch.Generator().manual_seed(seed), paper["batch_size"], renew=work.augment)

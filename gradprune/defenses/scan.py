@@ -96,7 +96,6 @@ def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, thr
     positive(threshold=threshold)
     work = Work(model, clean, None, spc, seed, searches=True)
     require(work.classes >= 3, f"an outlier needs at least 3 classes, the model has {work.classes}.")
-    names = tuple(clean.classes) + tuple(f"class {label}" for label in range(len(clean.classes), work.classes))
     images = torch.cat([work.train.clean, work.validation.clean])
     labels = torch.cat([work.train.labels, work.validation.labels])
     rows, triggers, voices = list[Row](), dict[tuple[str, int], nn.Module](), dict[str, list[float]]()
@@ -122,9 +121,9 @@ def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, thr
     accused = scores[nearest] > threshold or loud > LOUD or any(row.alarm for row in rows if row.label == nearest)
     worst = chosen if accused else None
     suspect, kind_found = (worst.label, worst.kind) if worst else (None, None)
-    drawn = ImageSet((images * 255).round().to(torch.uint8).cpu(), labels.cpu(), names)
-    return Scan(rows, names, threshold, suspect, kind_found, triggers[worst.kind, worst.label] if worst else None,
-                _verdict(rows, worst, names, threshold, nearest, scores[nearest], loud), drawn, voices, scores,
+    drawn = ImageSet((images * 255).round().to(torch.uint8).cpu(), labels.cpu(), work.names)
+    return Scan(rows, work.names, threshold, suspect, kind_found, triggers[worst.kind, worst.label] if worst else None,
+                _verdict(rows, worst, work.names, threshold, nearest, scores[nearest], loud), drawn, voices, scores,
                 reached)
 
 

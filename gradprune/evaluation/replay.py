@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.evaluation.metrics import exam, measure
 from gradprune.pruning.filters import filters, silence
@@ -19,7 +20,7 @@ def replay(model: nn.Module, history: Iterable[dict[str, Any]], test: ImageSet, 
     history: `DefenseResult.history`; rounds that were undone are included.
     trigger, target, label_map: as in `evaluate`.
     Returns rows (round, layer, index, acc, asr, ra), row 0 for the given model. The figures explain a run afterwards
-    and never influence it. Raises InputError as `evaluate` does.
+    and never influence it. Raises InputError as `evaluate` does, and for a run that closed channels or features.
     """
     copied, questions = copy.deepcopy(model), exam(test, trigger, target, label_map)
     found = filters(copied, test.floats()[:1])
@@ -27,6 +28,8 @@ def replay(model: nn.Module, history: Iterable[dict[str, Any]], test: ImageSet, 
     for row in history:
         if row["stage"] != "prune":
             continue
+        require(row["layer"] is not None or row["round"] == 0,
+                "the run closed channels or features, not filters, so its rounds cannot be replayed.")
         if row["layer"] is not None:
             silence(copied, found, [found.position(row["layer"], row["index"])])
         metrics = measure(copied, questions)

@@ -22,7 +22,7 @@ _KEPT = 1000  # longer lists are not searched
 def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
     """Keep the model in eval mode (BatchNorm statistics stay as they are), then restore each module's own mode.
 
-    gradients: also record gradients, for every parameter, whatever its requires_grad says.
+    gradients: also record gradients, for every parameter of floats, whatever its requires_grad says.
     Features that the model's forward() stores on it are detached, because a model with a graph cannot be copied.
     Raises InputError if gradients are wanted of weights that were made under inference mode.
     """
@@ -30,13 +30,14 @@ def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     require(not (gradients and any(parameter.is_inference() for parameter, _ in flags)),
             "the model's weights were made under torch.inference_mode(), so they take no gradients: build it outside.")
-    model.eval()
     with ExitStack() as stack:
-        if gradients:
-            model.requires_grad_(True)
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
         try:
+            model.eval()
+            if gradients:
+                for parameter, _ in flags:
+                    parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.enable_grad())
             yield
         finally:
             for module, mode in modes:
@@ -85,6 +86,13 @@ def check_model(model: Any, whole: bool = False) -> None:
                                             "or load its weights.")
     require(not any(tensor.is_meta for tensor in tensors), "the model lies on the device 'meta', where tensors have no "
                                                            "numbers: make it on a real one and load its weights.")
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Raise InputError for a wrapper that runs copies of the network, whose weights cannot be scaled for one run."""
+    require(not isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel),
+            f"this defence cannot reach the weights through {type(model).__name__}: give it the network inside, "
+            "model.module.")
 
 
 def check_convolutional(model: nn.Module) -> None:

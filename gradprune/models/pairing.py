@@ -186,7 +186,7 @@ def _run(model: nn.Module, example: Tensor | None) -> list[Tensor]:
     for images in tries:
         try:
             with torch.enable_grad():
-                return _tensors(model(images.to(weight.device, weight.dtype)))
+                return _tensors(model(images.to(weight.device, weight.dtype, copy=True)))  # it may normalise in place
         except Exception as error:  # foreign code may raise anything
             reason = reason or f"{type(error).__name__}: {error}"
     raise InputError(f"the model could not be run on an image of shape {tuple(tries[0].shape[1:])} ({reason}); "

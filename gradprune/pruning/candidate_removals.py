@@ -91,9 +91,11 @@ class CandidateRemovals:
         as_it_is, answers = self.model(images), []
         for position in positions:
             restore = keep_filter(self.model, self.found, position)
-            silence(self.model, self.found, [position])
-            answers.append(self.model(images))
-            restore()
+            try:
+                silence(self.model, self.found, [position])
+                answers.append(self.model(images))
+            finally:
+                restore()
         return as_it_is, torch.stack(answers) if answers else as_it_is.new_empty(0, *as_it_is.shape)
 
 

@@ -100,7 +100,7 @@ def _gradients(model: nn.Module, tensors: list[Tensor], triggered: Tensor, label
     loss_sum = 0.0
     for x, y in zip(triggered.split(batch_size), labels.split(batch_size), strict=True):
         share = len(x) / len(triggered)
-        loss = unlearning_loss(model, x, y) * share
+        loss = unlearning_loss(model, x.clone(), y) * share  # a forward pass may normalise in place
         for total, gradient in zip(totals, torch.autograd.grad(loss, tensors, allow_unused=True), strict=True):
             if gradient is not None:  # None for a convolution that the forward pass never uses
                 total += gradient
@@ -123,12 +123,14 @@ def gated(model: nn.Module, found: Filters, factors: Tensor) -> dict[str, Tensor
     """Parameters for `torch.func.functional_call` that scale the output of each filter, before any BatchNorm.
 
     factors: float (number of filters,); they multiply the filters' weights and biases only.
+    Call it with tie_weights=False: every place that shares a weight is listed.
     """
     parameters = {}
     for layer in found.layers:
-        for kind in ("weight", "bias"):
-            tensor = getattr(model.get_submodule(layer.name), kind)
-            if tensor is not None:
-                part = factors[layer.start:layer.start + layer.count]
-                parameters[f"{layer.name}.{kind}"] = tensor.detach() * part.reshape(-1, *[1] * (tensor.ndim - 1))
+        part = factors[layer.start:layer.start + layer.count]
+        for name in dict.fromkeys(name for name, _ in layer.pairs):
+            for kind in ("weight", "bias"):
+                tensor = getattr(model.get_submodule(name), kind)
+                if tensor is not None:
+                    parameters[f"{name}.{kind}"] = tensor.detach() * part.reshape(-1, *[1] * (tensor.ndim - 1))
     return parameters

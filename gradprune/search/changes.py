@@ -118,9 +118,10 @@ def _float(generator: torch.Generator, low: float, high: float) -> float:
 
 
 def _patches(shape: Shape, generator: torch.Generator) -> tuple[Sequence[int], Content]:
-    """One to four copies of a square of 1/16 to 1/4 of the image's side, anywhere."""
+    """One to four copies of a square of 1/16 to 1/4 of the image's shorter side, anywhere."""
     channels, height, width = shape
-    side = _int(generator, max(1, height // 16), max(1, height // 4))
+    shorter = min(height, width)
+    side = _int(generator, max(1, shorter // 16), max(1, shorter // 4))
     spots = [(_int(generator, 0, height - side), _int(generator, 0, width - side))
              for _ in range(_int(generator, 1, 4))]
 

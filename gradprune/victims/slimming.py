@@ -59,7 +59,7 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
         raise InputError(NEEDS_TORCH_PRUNING) from None
     small, found, wanted = copy.deepcopy(model), filters(model, example[:1]), predict(model, example)
     gone = silent(model, found)
-    graph = _follow(torch_pruning.DependencyGraph(), small, example[:1].to(wanted.device))
+    graph = _follow(torch_pruning.DependencyGraph(), small, example[:1].to(wanted.device, copy=True))
     try:
         with evaluating(small, gradients=True), torch.enable_grad():
             cut = _cut(small, found, gone, graph, _zeros(small, example))

@@ -265,6 +265,10 @@ class Plain(nn.Module):
         return self.linear(images.flatten(1))
 
 
+def test_training_without_momentum(data):
+    fit(build("preact_resnet", 4, width=4, blocks=(1,)), data.train, epochs=1, momentum=0, progress=False)  # Nesterov's needs some
+
+
 def test_fit_shows_every_batch_to_its_hook(data):
     seen, model = [], Plain()
 

@@ -15,7 +15,7 @@ from torch import nn
 from gradprune.base.errors import InputError
 from gradprune.defenses import DEFENSES, KNOWS_TRIGGER, DefenseResult, defense, grad_prune
 from gradprune.defenses.channels import batch_norms, close_below, scaled_channels
-from gradprune.defenses.common import Work, batch_statistics, endless
+from gradprune.defenses.common import Work, batch_statistics, endless, logit_layer
 from gradprune.models import build, evaluating
 from gradprune.pruning import Pairs, Validation, distilled, unpaired, validate
 from gradprune.pruning.fine_tuning import passes
@@ -108,6 +108,63 @@ def test_interruption_keeps_a_model(victim, monkeypatch, name, function):
     result = defend(name, victim)
     assert result.interrupted and result.stopped == "interrupted" and len(calls) == 2
     victim.evaluate(result.model)
+
+
+def test_ctrl_c_while_the_new_layer_of_fst_learns_leaves_the_given_model(victim, monkeypatch):
+    calls = interrupt_call(monkeypatch, importlib.import_module("gradprune.defenses.fst"), "clean_loss", 4)
+    result = defend("fst", victim, halvings=1, steps=3)
+    assert result.interrupted and len(calls) == 4 and victim.evaluate(result.model) == victim.evaluate()
+
+
+def test_ctrl_c_in_a_round_of_i_bau_is_measured(victim, monkeypatch):
+    interrupt_call(monkeypatch, i_bau, "hypergradient", 3)
+    result = defend("i_bau", victim, outer_steps=4, outer_lr=0.05)
+    now = validate(result.model, Work(victim.model, victim.data.defense, None, 2, 0, hold_out=False).validation)
+    assert result.interrupted and result.history[-1]["val_clean_loss"] == pytest.approx(now.clean_loss) != result.history[0]["val_clean_loss"]
+
+
+class Twice(nn.Module):
+    """One block, registered under two names and run twice."""
+
+    def __init__(self, second: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        if second:
+            self.same = self.block
+        self.eval()
+
+    def forward(self, images):
+        return self.linear(self.block(self.block(self.stem(images).relu())).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["anp", "rnp", "ims"])
+def test_a_second_name_of_a_block_changes_nothing(victim, name):
+    once, twice = (defend(name, victim, model=Twice(second)) for second in (False, True))
+    assert once.stopped == twice.stopped and same(once.model.block.state_dict(), twice.model.block.state_dict())
+    refuses(r"through DataParallel: give it the network inside, model\.module", defend, name, victim, model=nn.DataParallel(Twice(False)))
+
+
+def test_fine_pruning_does_not_take_an_excitation_for_the_last_layer(victim):
+    class Excited(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.squeeze, self.last = nn.Conv2d(3, 6, 3), nn.Linear(6, 6), nn.Conv2d(6, 4, 1)
+
+        def forward(self, images):
+            maps = self.conv(images)
+            return self.last(maps * self.squeeze(maps.mean((2, 3)))[:, :, None, None]).mean((2, 3))
+
+    refuses("the model ends in Conv2d", defend, "fine_pruning", victim, model=Excited().eval())
+
+
+def test_a_suspect_beyond_the_classes_of_the_images_has_a_name(victim, monkeypatch):
+    """A model may know more classes than the defender's images."""
+    wider = copy.deepcopy(victim.model)
+    wider.linear = nn.Linear(wider.linear.in_features, 6)
+    monkeypatch.setattr(neural_cleanse, "outliers", lambda *_: ([0.0] * 5 + [3.0], [5]))
+    assert "suspected target 'class 5'" in defend("neural_cleanse", victim, model=wider).stopped
 
 
 # --- shared pieces ---
@@ -334,6 +391,21 @@ def test_ft_sam_moves_the_statistics_once_a_step():
     assert model[1].momentum == 0.1
 
 
+def test_ctrl_c_in_the_second_pass_of_ft_sam_leaves_batch_norm_learning():
+    model, calls = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, momentum=None), nn.AdaptiveAvgPool2d(1), nn.Flatten()), []
+    sam = ft_sam.SharpnessAware(model.parameters(), rho=2.0, model=model, lr=0.1)
+
+    def closure():
+        calls.append(model(BRIGHT.clean))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls[0].sum().backward()
+
+    with pytest.raises(KeyboardInterrupt):
+        sam.step(closure)
+    assert model[1].track_running_stats and model[1].num_batches_tracked == 1
+
+
 def test_rnp_unlearns_then_recovers(victim):
     work = Work(victim.model, victim.data.defense, None, 10, 0)
     stream = endless(work.train, torch.Generator().manual_seed(0), 64)
@@ -417,7 +489,7 @@ def test_one_image_in_a_hundred_wears_the_perturbation(count, wearers):
 
 def test_fine_pruning_closes_the_most_dormant_features_of_the_last_layer_first(victim):
     work = Work(victim.model, victim.data.defense, None, 2, 0)
-    layer, inputs = fine_pruning.features(work.model, work.train.clean)
+    layer, inputs = logit_layer(work.model, work.train.clean)
     means = inputs.mean(0)
     assert layer is work.model.linear
     seen = []
@@ -463,7 +535,7 @@ def test_ctrl_c_in_fine_pruning_keeps_what_was_measured_last(victim, monkeypatch
 
 def test_fine_pruning_needs_a_linear_layer(victim):
     bare = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    with pytest.raises(InputError, match="has no linear layer at its end"):
+    with pytest.raises(InputError, match="a linear last layer is needed here, but the model ends in Conv2d"):
         DEFENSES["fine_pruning"](bare.eval(), victim.data.defense, spc=2, progress=False)
 
 

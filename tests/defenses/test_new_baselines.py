@@ -10,7 +10,7 @@ from torch import nn
 
 from gradprune.base.errors import InputError
 from gradprune.defenses import DEFENSES, inverse_masks
-from gradprune.defenses.common import Work
+from gradprune.defenses.common import Work, logit_layer
 from gradprune.models import evaluating, predict
 from gradprune.pruning import unpaired
 from gradprune.pruning.filters import filters
@@ -110,7 +110,7 @@ def test_the_head_is_drawn_anew_within_its_bound():
     layer = nn.Linear(400, 50)
     fst.draw_anew(layer, 0)
     assert 0.045 < layer.weight.abs().max() <= 0.05 and layer.bias.abs().max() <= 0.05
-    assert abs(float(layer.weight.mean())) < 0.001
+    assert abs(layer.weight.mean().item()) < 0.001
     first = layer.weight.clone()
     fst.draw_anew(layer, 0)
     assert torch.equal(layer.weight, first)
@@ -118,9 +118,9 @@ def test_the_head_is_drawn_anew_within_its_bound():
 
 def test_fst_needs_a_linear_head(victim):
     bare = nn.Sequential(nn.Linear(16, 16), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    with pytest.raises(InputError, match="draws the weights of a linear last layer anew, but this model ends in Conv2d"):
+    with pytest.raises(InputError, match="a linear last layer is needed here, but the model ends in Conv2d"):
         DEFENSES["fst"](bare, victim.data.defense, spc=2, progress=False)
-    assert fst.last_layer(victim.model, torch.rand(1, 3, 16, 16)) is victim.model.linear
+    assert logit_layer(victim.model, torch.rand(1, 3, 16, 16))[0] is victim.model.linear
 
 
 # --- IMS ---

@@ -5,14 +5,15 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import defend, refuses
+from conftest import defend, interrupt_call, refuses
 from torch import nn
 
 import gradprune as gp
+from gradprune.datasets import ImageSet
 from gradprune.defenses import Scan, exposure, unsteadiness
 from gradprune.defenses.consistency import CONSISTENCY, Consistent, settle, step_back
 from gradprune.defenses.repair import kept_on_trial
-from gradprune.models import evaluating, predict
+from gradprune.models import build, evaluating, predict
 from gradprune.pruning import Pairs, unpaired
 from gradprune.search import (
     FAMILIES,
@@ -39,7 +40,7 @@ def images(victim):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("size", [(3, 32, 32), (1, 28, 28), (3, 64, 48)])
+@pytest.mark.parametrize("size", [(3, 32, 32), (1, 28, 28), (3, 64, 48), (3, 64, 8)])
 def test_a_change_is_drawn_within_bounds(family, size):
     pictures = torch.rand(4, *size, generator=torch.Generator().manual_seed(1))
     for seed in range(10):
@@ -225,6 +226,27 @@ def test_batch_norm_takes_its_statistics_from_clean_images(images):
     assert torch.allclose(model[0].running_var, images.var((0, 2, 3)) * (1 + 0.25) / 2, rtol=1e-3)
 
 
+def test_ctrl_c_while_the_statistics_are_renewed_restores_them(images):
+    model, train = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3)).eval(), Pairs(images, images[:0], torch.zeros(len(images), dtype=torch.long))
+    model[0].running_mean.fill_(2.0)
+
+    class Struck:
+        def mixed(self, pairs, generator):
+            if model[0].num_batches_tracked:
+                raise KeyboardInterrupt
+            return pairs
+
+    with pytest.raises(KeyboardInterrupt):
+        settle(model, train, Struck(), 4, 0)
+    assert model[0].momentum == 0.3 and (model[0].running_mean == 2).all() and model[0].num_batches_tracked == 0
+
+
+def test_ctrl_c_there_keeps_the_history(victim, monkeypatch):
+    interrupt_call(monkeypatch, importlib.import_module("gradprune.defenses.consistency"), "settle", 1)
+    result = defend("repair", victim)
+    assert result.interrupted and len(result.rows("tune")) > 1
+
+
 # --- the roads ---
 
 
@@ -271,6 +293,19 @@ def test_a_model_with_no_suspect_that_would_lose_its_answers_is_left_as_it_is(vi
     result = defend("repair", victim, **UNASKED, sturdy=0.2, scan_steps=7)
     assert result.stopped == SAID and result.suspect is None and [settings["steps"] for settings in unsteady] == [7]
     assert victim.evaluate(result.model) == victim.evaluate()
+
+
+def test_two_classes_are_repaired_without_a_scan(data, unsteady, monkeypatch):
+    two = data.defense.labels < 2
+    images = ImageSet(data.defense.images[two], data.defense.labels[two], ("one", "other"))
+    monkeypatch.setattr(repairing, "kept_on_trial", lambda *_: 0.5)
+    result = gp.repair(build("preact_resnet", 2, width=4, blocks=(1,)), images, spc=2, progress=False, sturdy=0.2, changes=2)
+    assert "a scan needs at least three classes. Learning to ignore" in result.stopped and not unsteady
+
+
+@pytest.mark.parametrize(("families", "words"), [(("patchs",), "family 'patchs'; did you mean patches"), ((), "at least one family")])
+def test_families_that_are_not_there(victim, families, words):
+    refuses(words, defend, "repair", victim, families=families)
 
 
 def test_a_model_with_no_suspect_that_keeps_its_answers_learns_to_ignore_changes(victim, monkeypatch, unsteady):

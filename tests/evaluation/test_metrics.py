@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import refuses
+from conftest import defend, refuses
 from torch import nn
 
 from gradprune.base.errors import InputError
@@ -148,6 +148,11 @@ def test_replay_ends_where_the_pruned_model_is(victim):
     assert [row["round"] for row in rows] == list(range(len(result.rows("prune"))))
     assert Metrics(*(rows[0][key] for key in ("acc", "asr", "ra"))) == victim.evaluate()
     assert replay is replay_function
+
+
+def test_closed_channels_cannot_be_replayed(victim):
+    result = defend("clp", victim)
+    refuses("closed channels or features, not filters", replay, victim.model, result.history, victim.data.test, victim.trigger, victim.target)
 
 
 def test_replay_of_an_all_to_all_attack_counts_the_next_class(victim):

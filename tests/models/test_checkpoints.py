@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refuses, same
+from safetensors.torch import load_file
 
 from gradprune.base.errors import InputError
 from gradprune.cli.bench import departures
@@ -43,6 +44,14 @@ def test_same_model_same_bytes(saved, tmp_path):
     again = save_checkpoint(tmp_path / "again" / "model", model, {"model": MODEL, "note": "ü"})
     assert again.read_bytes() == path.with_suffix(".safetensors").read_bytes()
     assert again.with_suffix(".json").read_bytes() == path.with_suffix(".json").read_bytes()
+
+
+def test_tied_weights_are_saved(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3), torch.nn.Conv2d(3, 3, 3, bias=False))
+    model[1].weight = model[0].weight
+    model.add_module("again", model[0])
+    save_checkpoint(tmp_path / "tied", model, {"model": MODEL})
+    assert same(load_file(tmp_path / "tied.safetensors"), model.state_dict())
 
 
 def test_an_interrupted_write_leaves_the_old_file(saved, monkeypatch):

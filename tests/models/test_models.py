@@ -11,7 +11,7 @@ from conftest import lived_in, refuses, same
 from torch import nn
 from toys import assert_trials
 
-from gradprune.models import MODELS, build, normalized, predict
+from gradprune.models import MODELS, build, evaluating, normalized, predict
 from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
 from gradprune.pruning.candidate_removals import CandidateRemovals
 from gradprune.pruning.filters import filters, silence, silent
@@ -24,6 +24,15 @@ NETWORKS = {
 COUNTS = {
     "preact_resnet18": (300, 180), "vgg16_bn": (264, 0), "vgg19_bn": (344, 0), "resnet18": (4800, 0),
     "mobilenet_v3_small": (2368, 768), "timm/mobilenetv3_small_050": (5840, 2592)}
+
+
+def test_whole_numbers_among_the_parameters():
+    """An order of channels, kept as a parameter, takes no gradient."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).train()
+    model.order = nn.Parameter(torch.arange(4), requires_grad=False)
+    with evaluating(model, gradients=True):
+        assert model[0].weight.requires_grad and not model.order.requires_grad and not model.training
+    assert model.training and [one.requires_grad for one in model.parameters()] == [False, True, True]
 
 
 def network(name):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import same
 from toys import Grouped, Shared, Untraceable, network, parts
 
 from gradprune.pruning import Pairs, candidate_removals, filter_scores
@@ -13,6 +14,24 @@ from gradprune.pruning import verified as recipe
 from gradprune.pruning.candidate_removals import CandidateRemovals, fastest_candidate
 from gradprune.pruning.filters import filters, silence, silent
 from gradprune.pruning.verified import Objective
+
+
+def test_ctrl_c_in_a_whole_forward_pass_restores_the_filter(victim):
+    """Networks that cannot be traced are run whole for every candidate."""
+    model, images = Untraceable(), torch.rand(4, 3, 8, 8)
+    found = filters(model, images)
+    trials, before, calls = CandidateRemovals(model, found, images), copy.deepcopy(model.state_dict()), []
+
+    def strike(*_):
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    hook = model.register_forward_pre_hook(strike)
+    with pytest.raises(KeyboardInterrupt):
+        trials.logits(images, range(len(found)))
+    hook.remove()
+    assert not trials.traced and same(model.state_dict(), before)
 
 
 def by_hand(model, found, train, alpha, rounds, k=8, weight=3):

@@ -18,6 +18,19 @@ from gradprune.pruning.filters import filters
 PAPER = sys.modules["gradprune.pruning.paper"]  # the package exports the function of the same name
 
 
+def test_images_stay_as_they_are_where_a_model_normalises_in_place():
+    class InPlace(nn.Sequential):
+        def forward(self, images):
+            return super().forward(images.sub_(0.5).div_(0.25))
+
+    model = InPlace(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 2), nn.Flatten(), nn.Linear(12, 3)).eval()
+    images, labels = torch.rand(4, 3, 5, 5), torch.tensor([0, 1, 2, 0])
+    before = images.clone()
+    found = filters(model, images)
+    one, other = (filter_scores(model, found, images, labels)[1] for _ in range(2))
+    assert one == other and torch.equal(images, before)
+
+
 def naive_scores(model, found, x, y, score):
     """One filter at a time, straight from the definitions."""
     model = copy.deepcopy(model).eval()

@@ -119,7 +119,8 @@ def test_a_model_that_gives_images_no_gradient(images, name):
     net = nn.Sequential(Answer(torch.detach), *small())
     run = scan if name == "scan" else lambda net, images, **more: DEFENSES[name](net, images, None, **more)
     if name == "ft":
-        return run(net, images, spc=2, steps=1, progress=False)
+        run(net, images, spc=2, steps=1, progress=False)
+        return
     refuses(r"no gradient with respect to the image .* still work: ft", run, net, images, spc=2, progress=False)
 
 
@@ -239,6 +240,16 @@ def test_images_from_what_people_have():
     assert ImageSet.from_dataset(pairs).classes == ("0", "1") and ImageSet.from_dataset(pairs, ["x", "y"]).classes == ("x", "y")
     grey = ImageSet.from_dataset(Pictures(lambda picture: picture.convert("L")))
     assert grey.images.shape == (6, 1, 9, 9)
+
+
+def test_a_loader_gives_the_images_that_its_sampler_yields():
+    """So the held-out part of a set that was split by samplers stays held out."""
+    plain, state = ImageSet.from_dataset(Pictures()), torch.get_rng_state()
+    for settings in ({"sampler": torch.utils.data.SubsetRandomSampler([4, 1])}, {"batch_sampler": [[4], [1, 4]]}):
+        part = ImageSet.from_dataset(torch.utils.data.DataLoader(Pictures(), **settings))
+        assert torch.equal(part.images, plain.images[[1, 4]]) and part.labels.tolist() == [1, 0] and part.classes == ("a", "b")
+    shuffled = torch.utils.data.DataLoader(Pictures(), 4, shuffle=True, drop_last=True)
+    assert torch.equal(ImageSet.from_dataset(shuffled).images, plain.images) and torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_model_that_cannot_be_copied(images):

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import Page, assert_readable, holds, refuses, same, says, shown, texts
+from conftest import Page, assert_readable, defend, holds, refuses, same, says, shown, texts
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -477,6 +477,11 @@ def test_report_is_honest(victim, result, tmp_path, after, verdict):
     assert holds(words, verdict, "found no filter to remove. Now", "interrupted", "tune=False")
     assert "fine-tuned" not in words
     assert not (tmp_path / "fine_tuning.png").exists()
+
+
+def test_a_report_of_closed_channels_has_no_replay(victim, tmp_path):
+    words = Page(write_report(tmp_path, victim, defend("clp", victim), STAGES).read_text()).words
+    assert "channels" in words and "round by round" not in words
 
 
 def test_report_says_how_a_trained_victim_is_made_again(victim, result, tmp_path):

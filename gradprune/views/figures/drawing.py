@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from gradprune.base.errors import InputError
+from gradprune.datasets.image_set import named
 from gradprune.views.figures import style
 from gradprune.views.figures.picture import Picture
 
@@ -46,11 +47,6 @@ def show_image(ax: Axes, image: Tensor, alpha: float = 1) -> None:
     """An image, float (C, H, W) in [0, 1], without ticks."""
     ax.imshow(image.permute(1, 2, 0).squeeze(2).cpu().numpy(), cmap="gray", vmin=0, vmax=1, alpha=alpha)
     ax.set_axis_off()
-
-
-def named(answer: int, classes: Sequence[str]) -> str:
-    """The name of a class; a model may have more classes than the images."""
-    return classes[answer] if answer < len(classes) else f"class {answer}"
 
 
 def written(answer: int, classes: Sequence[str], limit: int = 24) -> str:

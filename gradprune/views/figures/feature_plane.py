@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.defenses.fine_pruning import features
+from gradprune.defenses.common import logit_layer
 from gradprune.views.figures import style
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.style import CLEAN, RIGHT, TRIGGERED, plain
@@ -29,8 +29,8 @@ def feature_plane(models: Mapping[str, nn.Module], images: ImageSet, trigger: nn
     own, followed = images.labels, others.labels == home
     seen, told = {}, {}
     for name, model in models.items():
-        clean = features(model, images.floats())[1]
-        layer, moved = features(model, others.triggered(trigger))
+        clean = logit_layer(model, images.floats())[1]
+        layer, moved = logit_layer(model, others.triggered(trigger))
         with torch.no_grad():
             answers = layer(moved[followed]).argmax(1)
         told[name] = [(answers == label).float().mean().item() for label in (target, home)]

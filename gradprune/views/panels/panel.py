@@ -13,8 +13,9 @@ from typing import Any
 import ipywidgets as widgets
 
 from gradprune.base.errors import require
+from gradprune.datasets.image_set import named
 from gradprune.victims import Victim
-from gradprune.views.figures.drawing import error_html, image_html, named, written
+from gradprune.views.figures.drawing import error_html, image_html, written
 from gradprune.views.figures.picture import Picture
 from gradprune.views.panels.controls import HALF, HANDLE_NAMES, WIDE, Button, nothing
 

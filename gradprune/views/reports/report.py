@@ -9,6 +9,7 @@ from gradprune.attacks.training import RECIPE
 from gradprune.base.errors import require
 from gradprune.base.paths import output_folder
 from gradprune.datasets import ImageSet, draw_defense_images
+from gradprune.datasets.image_set import named
 from gradprune.defenses import DefenseResult
 from gradprune.defenses.exposure import Reach
 from gradprune.defenses.repair import IGNORED
@@ -83,7 +84,7 @@ def write_repair_report(folder: str | Path, given: nn.Module, result: DefenseRes
         figures=figures, definitions={METRICS[key].name: DEFINITIONS[METRICS[key].name] for key in known},
         shares=shares, reach=reach(images, *led), way=result.stopped.rstrip("."), ignored=IGNORED,
         unlearned=UNLEARNED, settings=told(settings),
-        suspect=None if result.suspect is None else images.classes[result.suspect],
+        suspect=None if result.suspect is None else named(result.suspect, images.classes),
         examples=examples({"before": given, "after": result.model}, victim.data.test, victim.trigger, victim.target,
                           label_map=victim.label_map) if victim else None)
 
@@ -96,15 +97,16 @@ def _pictures(victim: Victim, result: DefenseResult, stages: Mapping[str, Metric
     images = draw_defense_images(victim.data.defense, settings.get("spc", 10), settings.get("seed", 0))
     pairs = pair_up(images.train, victim.trigger, next(victim.model.parameters()).device)
     scores, _ = filter_scores(victim.model, found, pairs.triggered, pairs.labels, score)
-    replayed = replay(victim.model, result.history, sample, victim.trigger, victim.target, victim.label_map)
     models = {"before": victim.model, "after": result.model}
     pictures = {
         "examples": examples(models, victim.data.test, victim.trigger, victim.target, label_map=victim.label_map),
         "before_after": before_after(stages),
         "scores": score_heatmap(found, scores, kept, score=score),
         "network": network_drawn(models, found, pairs, {"after": kept}),
-        "trajectory": pruning_trajectory(result.history, replayed, len(kept)),
     }
+    if all(row["layer"] for row in result.rows("prune")[1:]):  # otherwise it closed channels, which no replay follows
+        replayed = replay(victim.model, result.history, sample, victim.trigger, victim.target, victim.label_map)
+        pictures["trajectory"] = pruning_trajectory(result.history, replayed, len(kept))
     return pictures | ({"fine_tuning": loss_curves(result.history)} if result.rows("tune") else {})
 
 
