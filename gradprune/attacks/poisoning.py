@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import InputError, require, unknown
+from gradprune.base.errors import InputError, require, require_known
 from gradprune.datasets import ImageSet
 
 # Every class to the target, poisoned images labelled so; each class to the next one; every class to the target, but
@@ -27,8 +27,7 @@ def attack_labels(images: ImageSet, target: int | None, label_map: str = "all_to
         classes, and `target` is ignored and may be None.
     Raises InputError for an unknown map or a target out of range. Source: Gu et al., 2017.
     """
-    if label_map not in LABEL_MAPS:
-        raise unknown("label map", label_map, LABEL_MAPS)
+    require_known("label map", label_map, LABEL_MAPS)
     if label_map == "all_to_all":
         return (images.labels + 1) % len(images.classes)
     if target is None:

@@ -1,6 +1,6 @@
 """The exception for bad input, and the message that suggests the nearest names."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -34,6 +34,12 @@ def require(condition: bool, sentence: str) -> None:
     """Raise `InputError(sentence)` unless the condition holds."""
     if not condition:
         raise InputError(sentence)
+
+
+def require_known(kind: str, name: object, known: Collection[str]) -> None:
+    """Raise the error of `unknown` unless the name is one of the known ones."""
+    if name not in known:
+        raise unknown(kind, name, known)
 
 
 @contextmanager

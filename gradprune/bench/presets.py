@@ -8,7 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from gradprune.attacks import make_trigger
-from gradprune.base.errors import require, unknown
+from gradprune.base.errors import require, require_known
 from gradprune.bench import Grid
 from gradprune.datasets import draw_defense_images, load
 from gradprune.evaluation import Metrics
@@ -44,8 +44,7 @@ def prepare(name: str, out: str | Path, *, device: str = "cpu", progress: bool =
     trained.
     Raises InputError for bad arguments, before any work; KeyboardInterrupt if a training was cut short.
     """
-    if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
+    require_known("preset", name, PRESETS)
     given = {"attacks": None if attacks == "all" else attacks, "defenses": defenses, "spc": spc, "seeds": seeds}
     settings = PRESETS[name] | {key: value for key, value in given.items() if value is not None}
     recipe = settings.pop("train", None)

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from gradprune.base.errors import require, unknown
+from gradprune.base.errors import require, require_known
 
 KEYS = ["attack", "defense", "spc"]
 _NEEDED = [*KEYS, "seed", "acc_before", "asr_before", "acc", "asr", "ra", "der", "seconds", "error"]
@@ -96,8 +96,7 @@ def ranking(table: pd.DataFrame, metric: str = "der") -> pd.DataFrame:
     Columns: spc, defense, rank, rank_low, rank_high, der, der_low, der_high, attacks, models, blocks, failed.
     Raises InputError for another metric, and as `checked` does.
     """
-    if metric not in _BEST:
-        raise unknown("metric", metric, _BEST)
+    require_known("metric", metric, _BEST)
     parts = []
     for spc, cells in checked(table).groupby("spc"):
         values, ders = _blocks(cells, metric), _blocks(cells, "der")

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gradprune.base.errors import unknown
+from gradprune.base.errors import require_known
 from gradprune.base.paths import output_folder
 from gradprune.defenses import DefenseResult, Scan, grad_prune, prune_scanned, scan
 from gradprune.evaluation import Metrics, der, verdict
@@ -80,8 +80,7 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
     `removed_filters` and `defense` (settings and stages), and for a slim model the sizes of its layers.
     Raises InputError for another word as `trigger`.
     """
-    if trigger not in TRIGGERS:
-        raise unknown("kind of trigger", trigger, TRIGGERS)
+    require_known("kind of trigger", trigger, TRIGGERS)
     if path and path.is_dir():
         path = path / f"{Path(checkpoint).stem}-cleaned"
     save_cleaned.check(slim, export)

@@ -8,8 +8,7 @@ from torch import nn
 
 from gradprune.base.errors import InputError
 from gradprune.cli.jobs import results_in
-from gradprune.datasets import ImageSet, draw_defense_images
-from gradprune.datasets.image_set import named
+from gradprune.datasets import ImageSet, class_name, draw_defense_images
 from gradprune.defenses import exposure, repair
 from gradprune.evaluation.metrics import accuracy
 from gradprune.victims import Own, Victim, save_cleaned
@@ -53,7 +52,7 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
     cost = f"Clean accuracy went from {before['acc']:.1%} to {after['acc']:.1%}"
     repaired = {row.family: round(row.share, 4) for row in led_after}
     return {"checkpoint": checkpoint, "before": before, "after": after,
-            "suspect": None if result.suspect is None else named(result.suspect, images.classes),
+            "suspect": None if result.suspect is None else class_name(result.suspect, images.classes),
             "led": {row.family: (round(row.share, 4), repaired[row.family]) for row in led}, **result.settings,
             "road": f"Why so: {result.stopped}", "interrupted": result.interrupted,
             "seconds": round(sum(result.seconds.values()), 1), "trigger": victim and card["attack"]["trigger"],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradprune.base.errors import InputError, require
 
 
-def named(label: int, classes: Sequence[str]) -> str:
+def class_name(label: int, classes: Sequence[str]) -> str:
     """The name of a class; a model may have more classes than the images."""
     return classes[label] if label < len(classes) else f"class {label}"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from gradprune.base.errors import InputError, unknown
+from gradprune.base.errors import InputError, require_known
 from gradprune.base.paths import downloads_folder, locked, output_folder, write_atomic
 from gradprune.datasets import archives
 from gradprune.datasets.cache import Arrays
@@ -152,8 +152,7 @@ def _fetched(needed: tuple[Remote, ...], folder: Path, progress: bool) -> list[P
 
 
 def _known(name: str) -> Published:
-    if name not in PUBLISHED:
-        raise unknown("published data set", name, PUBLISHED)
+    require_known("published data set", name, PUBLISHED)
     return PUBLISHED[name]
 
 

@@ -7,7 +7,7 @@ model. If the trigger is unknown, `scan` looks for one and `prune_scanned` runs 
 
 from collections.abc import Callable
 
-from gradprune.base.errors import unknown
+from gradprune.base.errors import require_known
 from gradprune.defenses.anp import anp
 from gradprune.defenses.clp import clp
 from gradprune.defenses.driven import driven
@@ -45,6 +45,5 @@ __all__ = ["DEFENSES", "KNOWS_TRIGGER", "DefenseResult", "Reach", "Scan", "anp",
 
 def defense(name: str) -> Callable[..., DefenseResult]:
     """A defence by name; raises InputError, with the nearest names, for an unknown one."""
-    if name not in DEFENSES:
-        raise unknown("defense", name, DEFENSES)
+    require_known("defense", name, DEFENSES)
     return DEFENSES[name]

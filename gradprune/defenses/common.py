@@ -14,17 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.base.errors import override, require
-from gradprune.datasets import ImageSet, draw_defense_images
-from gradprune.datasets.image_set import named
+from gradprune.datasets import ImageSet, class_name, draw_defense_images
 from gradprune.defenses.result import DefenseResult
-from gradprune.models.inference import (
-    batch_normalised,
-    check_convolutional,
-    check_model,
-    device_of,
-    evaluating,
-    predict,
-)
+from gradprune.models import evaluating, predict
+from gradprune.models.inference import batch_normalised, check_convolutional, check_model, device_of
 from gradprune.models.working import hand_back, working_copy
 from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
@@ -60,7 +53,7 @@ class Work:
             self.train = self.train.joined(self.validation)
         self.augment = Augment(model, trigger, self.train)
         self.classes = outputs
-        self.names = tuple(named(label, clean.classes) for label in range(outputs))
+        self.names = tuple(class_name(label, clean.classes) for label in range(outputs))
         self.given, self.model = model, working_copy(model, self.validation.clean[:2])
         if searches:
             check_searchable(self.model, self.validation.clean[:1])

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from gradprune.base.errors import unknown
+from gradprune.base.errors import require_known
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work
 from gradprune.defenses.result import DefenseResult
@@ -38,11 +38,9 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
         victim = gradprune.load_victim("badnets")
         result = gradprune.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=10)
     """
-    if recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
+    require_known("recipe", recipe, RECIPES)
     score = score or OWN_SCORE[recipe]
-    if score not in SCORES:
-        raise unknown("score", score, SCORES)
+    require_known("score", score, SCORES)
     work = Work(model, clean, trigger, spc, seed)
     train, given = work.train, copy.deepcopy(work.model)
     if recipe == "verified":

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import require, unknown
+from gradprune.base.errors import require, require_known
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.consistency import CONSISTENCY, consistent_tune
@@ -62,8 +62,7 @@ def repair(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, 
     paper = override_positive("repair", DEFAULTS, changes)
     require(len(families) > 0, "families must name at least one family of changes.")
     for name in families:
-        if name not in FAMILIES:
-            raise unknown("family", name, FAMILIES)
+        require_known("family", name, FAMILIES)
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     altered = unsteadiness(work.model, work.train.clean, paper["changes"], seed)
     told, share, scanned = f"small random changes alter {altered:.0%} of the answers, ", 1.0, None

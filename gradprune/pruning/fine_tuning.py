@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.attacks.training import portions
-from gradprune.base.errors import InputError, override, require, unknown
+from gradprune.base.errors import InputError, override, require, require_known
 from gradprune.models.inference import batch_normalised, evaluating
 from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.loop import validate
@@ -85,8 +85,7 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
     require(paper["lr"] > 0 and all(paper[name] >= 1 for name in ("patience", "max_epochs", "batch_size")),
             "lr, patience, max_epochs and batch_size must be positive.")
     for name, known in (("statistics", STATISTICS), ("keep", KEEP)):
-        if paper[name] not in known:
-            raise unknown(name, paper[name], known)
+        require_known(name, paper[name], known)
     generator = torch.Generator().manual_seed(seed)
     watched = watch is not None or len(validation.triggered) > 0
     try:

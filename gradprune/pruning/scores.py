@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.base.devices import halving
-from gradprune.base.errors import require, unknown
+from gradprune.base.errors import require, require_known
 from gradprune.datasets import ImageSet
 from gradprune.models.inference import evaluating
 from gradprune.pruning.filters import Filters, Layer
@@ -69,8 +69,7 @@ def filter_scores(model: nn.Module, found: Filters, triggered: Tensor, labels: T
     Returns (scores float (number of filters,), higher = remove first; loss). BatchNorm stays in eval mode.
     Raises InputError for an unknown score, a loss or gradient that is not finite, or too little memory.
     """
-    if score not in SCORES:
-        raise unknown("score", score, SCORES)
+    require_known("score", score, SCORES)
     with evaluating(model, gradients=True), torch.enable_grad():
         groups = [_score_tensors(model, layer, score) for layer in found.layers]
         tensors = [tensor for group in groups for tensor in group]

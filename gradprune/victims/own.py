@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradprune.attacks import Trigger, read_trigger
 from gradprune.attacks.triggers.position import Position
 from gradprune.base.devices import choose_device
-from gradprune.base.errors import InputError, require, unknown
+from gradprune.base.errors import InputError, require, require_known
 from gradprune.base.paths import output_folder
 from gradprune.datasets import Dataset, ImageSet
 from gradprune.models import MODELS, build, predict
@@ -166,8 +166,7 @@ class Own:
                    ) -> tuple[nn.Module, dict[str, Any], list[str]]:
         """The network with these weights, its settings, and a note on its stem."""
         if self.stem is not None:
-            if self.stem not in STEMS:
-                raise unknown("stem", self.stem, STEMS)
+            require_known("stem", self.stem, STEMS)
             require(":" not in settings["name"], "stem is for networks of torchvision and timm by name.")
             settings = {**settings, "small": STEMS[self.stem]}
         model = build(**settings, code=True)

@@ -11,7 +11,7 @@ from gradprune.attacks import make_trigger, plant
 from gradprune.attacks.plant_backdoor import RATES
 from gradprune.attacks.training import RECIPE
 from gradprune.base.devices import choose_device, device_name, one_thread
-from gradprune.base.errors import unknown
+from gradprune.base.errors import require_known
 from gradprune.base.paths import data_folder
 from gradprune.datasets import load
 from gradprune.evaluation import evaluate
@@ -131,8 +131,7 @@ def build_zoo(only: list[str] | None = None, out: str | Path | None = None, prog
     """
     known = SHIPPED | REPLICATES | PHOTOGRAPHS
     for name in only or SHIPPED:
-        if name not in known:
-            raise unknown("checkpoint", name, known)
+        require_known("checkpoint", name, known)
     folder = Path(out) if out else data_folder() / "checkpoints"
     for name in only or SHIPPED:
         with one_thread():

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from gradprune.base.errors import unknown
+from gradprune.base.errors import require_known
 from gradprune.base.paths import data_folder
 from gradprune.bench import read_results
 from gradprune.datasets import Dataset, ImageSet, draw_defense_images, load
@@ -35,8 +35,7 @@ def checkpoint(name: str) -> Any:
 
         victim, pairs = checkpoint("02_scores")
     """
-    if name not in POINTS:
-        raise unknown("restart point", name, POINTS)
+    require_known("restart point", name, POINTS)
     value = POINTS[name]()
     shared = {id(part.data): part.data for part in (value if isinstance(value, tuple) else (value,))
               if isinstance(part, Victim)}

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from gradprune.base.errors import InputError
-from gradprune.datasets.image_set import named
+from gradprune.datasets import class_name
 from gradprune.views.figures import style
 from gradprune.views.figures.picture import Picture
 
@@ -51,7 +51,7 @@ def show_image(ax: Axes, image: Tensor, alpha: float = 1) -> None:
 
 def written(answer: int, classes: Sequence[str], limit: int = 24) -> str:
     """The name of a class for a figure, on one line; its number where our font lacks one of its letters."""
-    name = named(answer, classes)
+    name = class_name(answer, classes)
     return style.plain(name, limit) if style.drawable(name) else f"class {answer}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from gradprune.base.errors import require
-from gradprune.datasets.image_set import named
+from gradprune.datasets import class_name
 from gradprune.victims import Victim
 from gradprune.views.figures.drawing import error_html, image_html, written
 from gradprune.views.figures.picture import Picture
@@ -156,7 +156,7 @@ class Panel(BasePanel):
 
     def named(self, answer: int) -> str:
         """The name of a class."""
-        return named(answer, self.victim.data.test.classes)
+        return class_name(answer, self.victim.data.test.classes)
 
     def written(self, answer: int, limit: int = 24) -> str:
         """The name of a class for a figure."""

@@ -8,8 +8,7 @@ from torch import nn
 from gradprune.attacks.training import RECIPE
 from gradprune.base.errors import require
 from gradprune.base.paths import output_folder
-from gradprune.datasets import ImageSet, draw_defense_images
-from gradprune.datasets.image_set import named
+from gradprune.datasets import ImageSet, class_name, draw_defense_images
 from gradprune.defenses import DefenseResult
 from gradprune.defenses.exposure import Reach
 from gradprune.defenses.repair import IGNORED
@@ -84,7 +83,7 @@ def write_repair_report(folder: str | Path, given: nn.Module, result: DefenseRes
         figures=figures, definitions={METRICS[key].name: DEFINITIONS[METRICS[key].name] for key in known},
         shares=shares, reach=reach(images, *led), way=result.stopped.rstrip("."), ignored=IGNORED,
         unlearned=UNLEARNED, settings=told(settings),
-        suspect=None if result.suspect is None else named(result.suspect, images.classes),
+        suspect=None if result.suspect is None else class_name(result.suspect, images.classes),
         examples=examples({"before": given, "after": result.model}, victim.data.test, victim.trigger, victim.target,
                           label_map=victim.label_map) if victim else None)
 
