@@ -177,7 +177,7 @@ def evaluate(checkpoint: options.Checkpoint, trigger: options.Seen = "known", mo
     Prints the figures measured now and those on its card. Seconds on a laptop.
     """
     from gradprune.victims import load_victim
-    own = options.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem, mask)
+    own = options.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem, mask, True)
     victim = own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device)
     measured = {name: round(value, 4) for name, value in victim.evaluate()._asdict().items()}
     other = own is not None and (own.trigger, own.target) != (None, None)
@@ -210,7 +210,8 @@ def doctor(as_json: Json = False) -> None:
 
 def _stages(told: dict[str, Any]) -> Table:
     """The table of a defence: one row per stage."""
+    removed = f"pruned ({len(told['filters_removed'])} of {told['filters']} filters)"
     names = {"before": "given model",
-             "pruned": f"pruned ({len(told['filters_removed'])} of {told['filters']} filters)",
+             "pruned": "pruned, but not kept" if told["stopped"].endswith("; kept: fine-tuned") else removed,
              "tuned": "(not fine-tuned)" if told["seconds"]["tune"] is None else "fine-tuned"}
     return table(f"spc {told['spc']}, {told['recipe']}", {names[stage]: told[stage] for stage in names if told[stage]})

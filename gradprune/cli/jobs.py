@@ -83,7 +83,7 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
     require_known("kind of trigger", trigger, TRIGGERS)
     if path and path.is_dir():
         path = path / f"{Path(checkpoint).stem}-cleaned"
-    save_cleaned.check(slim, export)
+    save_cleaned.check(slim, export, checkpoint, path)
     with results_in(path.parent if path else None), results_in(export.parent if export else None):
         victim, scanned = _attacked(checkpoint, trigger, own, device, settings)
         if victim is None:
@@ -172,20 +172,26 @@ def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
         "target": victim.target,
         "target_name": victim.target_name,
         "notes": victim.notes,
-        "sentence": sentence(stages, result, None if all_to_all else victim.target_name),
+        "sentence": sentence(stages, result, None if all_to_all else victim.target_name,
+                             victim.card["attack"]["trigger"] == SYNTHESISED),
     }
 
 
-def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str | None) -> str:
-    """The outcome in one sentence from the test figures, good or bad; target_name None: all-to-all."""
+def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str | None, found: bool = False) -> str:
+    """The outcome in one sentence from the test figures, good or bad.
+
+    target_name: None for all-to-all. found: whether the trigger was synthesised, so that nothing is said of a backdoor.
+    """
     if "tuned" not in stages:
         return f"The measuring was cut short; {len(result.mask.positions)} filters were removed."
-    before, after = stages["before"], stages["tuned"]
+    before, after = (Metrics(*(round(value, 4) for value in stages[name])) for name in ("before", "tuned"))  # as shown
+    outcome = verdict(before, after)
+    outcome = outcome.replace("The backdoor", "The synthesised trigger") if found else outcome
     removed = len(result.mask.positions)
     done = f"{removed} filter{'' if removed == 1 else 's'} removed"
     done += " and the rest fine-tuned" if result.rows("tune") else ""
     moved = "the images to the next class" if target_name is None else f"the other classes' images to {target_name!r}"
-    return (f"{verdict(before, after)}: the trigger sent {before.asr:.1%} of {moved}; with {done} it sends "
+    return (f"{outcome}: the trigger sent {before.asr:.1%} of {moved}; with {done} it sends "
             f"{after.asr:.1%}, {after.ra:.1%} of the triggered images get their true class, and clean accuracy went "
             f"from {before.acc:.1%} to {after.acc:.1%}.")
 

@@ -47,12 +47,18 @@ KINDS = ("known", "unknown", "synthesised")  # of triggers, besides a picture
 
 def own(checkpoint: str, model: str | None, data: str | None, size: int | None, mean: str | None, std: str | None,
         trigger: str | None = None, target: int | None = None, position: str = "bottom_right", opacity: float = 1.0,
-        stem: str | None = None, mask: str | None = None) -> "Own | None":
-    """What the options say about the model; None if the checkpoint's card says everything."""
+        stem: str | None = None, mask: str | None = None, measuring: bool = False) -> "Own | None":
+    """What the options say about the model; None if the checkpoint's card says everything.
+
+    measuring: whether the command only measures a trigger, and so needs one.
+    """
     picture = None if trigger in (None, *KINDS) else trigger
-    require(mask is None or picture is not None, "mask goes with a picture as --trigger.")
+    require(picture is not None or (mask, position, opacity) == (None, "bottom_right", 1.0),
+            "mask, position and opacity go with a picture as --trigger.")
     if picture and not Path(picture).suffix and not Path(picture).is_file() and ":" not in picture:
         raise InputError(f"{unknown('trigger', picture, KINDS)} Or give a picture file.")
+    if measuring and trigger in KINDS[1:]:
+        raise InputError(f"a {trigger} trigger cannot be measured: give --trigger a picture, or leave it out.")
     if trigger == "synthesised" and target is not None:
         raise InputError("target is what a scan finds; leave it out with a synthesised trigger.")
     from gradprune.victims.own import WEIGHTS, Own

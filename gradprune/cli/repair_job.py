@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradprune.base.errors import InputError
@@ -29,12 +30,15 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
     """
     if path and path.is_dir():
         path = path / f"{Path(checkpoint).stem}-repaired"
-    save_cleaned.check(False, export)
+    save_cleaned.check(False, export, checkpoint, path)
     with (results_in(path.parent if path else None), results_in(export.parent if export else None), results_in(report)):
         model, card, data, notes = (own or Own()).open(checkpoint, device)
         bare = Victim(model, None, 0, data, card)  # type: ignore[arg-type]
         victim = _with_trigger(checkpoint, bare)
         result = repair(model, data.defense, **settings)
+        tensors = (one.state_dict().values() for one in (model, result.model))
+        if result.interrupted and all(map(torch.equal, *tensors)):
+            raise KeyboardInterrupt("the model had not changed yet, so nothing was written")
         before, after = (_figures(one, victim, data.test) for one in (model, result.model))
         images = draw_defense_images(data.defense, settings.get("spc", 10), settings.get("seed", 0)).train
         pixels = images.floats().to(next(model.parameters()).device)

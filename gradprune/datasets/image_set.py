@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -129,7 +130,9 @@ def draw_defense_images(pool: ImageSet, spc: int, seed: int = 0) -> DefenseImage
     Raises InputError, naming the class, if one has too few images.
     """
     check_images("clean", pool)
+    require(isinstance(spc, Integral), f"spc (images per class) must be a whole number, got {spc!r}.")
     require(spc >= 1, f"spc (images per class) must be at least 1, got {spc}.")
+    require(isinstance(seed, Integral) and abs(seed) < 2**63, f"seed must be a whole number below 2^63, got {seed!r}.")
     validation = max(1, round(0.1 * spc))
     training = spc if spc < 10 else spc - validation
     generator = torch.Generator().manual_seed(seed)
@@ -138,7 +141,8 @@ def draw_defense_images(pool: ImageSet, spc: int, seed: int = 0) -> DefenseImage
         members = torch.nonzero(pool.labels.cpu() == label).flatten()
         if len(members) < training + validation:
             raise InputError(f"spc={spc} needs {training + validation} images of each class "
-                             f"({training} to train, {validation} to validate), but class {name!r} has {len(members)}.")
+                             f"({training} to train, {validation} to validate), but class {name!r} has {len(members)} "
+                             "in the defender's part: lower spc, or give more images.")
         chosen = members[torch.randperm(len(members), generator=generator)]
         train.append(chosen[:training])
         held.append(chosen[training:training + validation])

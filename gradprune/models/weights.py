@@ -86,7 +86,7 @@ def read_file(path: str | Path) -> Any:
     require(path.is_file(), f"there is no file of weights at {path}.")
     if path.suffix == ".safetensors":
         with told_as(lambda error: f"{path} is no readable .safetensors file: {error}."):  # a header may claim anything
-            return load_safetensors(path.read_bytes())
+            return dict(sorted(load_safetensors(path.read_bytes()).items()))  # the file keeps no order of its own
     _look_over(path)
     try:
         with torch.serialization.safe_globals(_harmless()), Within():

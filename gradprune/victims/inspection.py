@@ -73,6 +73,7 @@ def inspect(weights: str | Path, data: str | None = None, *, size: int | None = 
     known = False  # whether the trigger is known
     if path.suffix == ".safetensors" and paths(path)[1].is_file():
         card = read_card(path)
+        inspection.channels, inspection.classes = card["model"].get("channels", 3), card["model"]["num_classes"]
         inspection.holds, inspection.model = "a checkpoint of gradprune with its card", str(card["model"]["name"])
         known = "attack" in card
     elif is_attack_result(content):
@@ -80,9 +81,12 @@ def inspect(weights: str | Path, data: str | None = None, *, size: int | None = 
         options = ["--data", data] if data else []
     else:
         options = _found(inspection, tensors, path, data, size, model)
-    if options is not None:
-        inspection.command = shlex.join(["gradprune", "defend" if known else "repair", str(weights), *options, "--out",
-                                         "out/clean"])
+    if ":" in inspection.model and options == []:
+        options = ["--model", inspection.model]  # somebody's own code runs only if it is named
+    if options is not None and inspection.layers["convolutions"]:
+        out = "out/clean" if path.with_suffix("") != Path("out/clean") else "out/cleaner"
+        inspection.command = shlex.join(["gradprune", "defend" if known else "repair", str(weights), *options,
+                                         "--out", out])
     return inspection
 
 
@@ -93,10 +97,14 @@ def _layers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _ends(tensors: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
-    """The channels of the images and the number of classes, from the first convolution and the last layer."""
+    """The channels of the images and the number of classes, from the first convolution and the last layer.
+
+    A .safetensors file keeps no order, so a convolution that reads three channels and a linear layer go before others.
+    """
     first = [tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 4]
-    last = [len(tensor) for tensor in tensors.values() if tensor.ndim == 2 or tuple(tensor.shape[2:]) == (1, 1)]
-    return first[0] if first else None, last[-1] if last else None
+    last = ([len(tensor) for tensor in tensors.values() if tensor.ndim == 2]
+            or [len(tensor) for tensor in tensors.values() if tuple(tensor.shape[2:]) == (1, 1)])
+    return 3 if 3 in first else first[0] if first else None, last[-1] if last else None
 
 
 def _found(inspection: Inspection, tensors: Mapping[str, Tensor], path: Path, data: str | None, size: int | None,

@@ -97,7 +97,8 @@ class Own:
         target = attack.get("target") if self.target is None else self.target
         if self.trigger is None:
             require(isinstance(attack.get("trigger"), str),
-                    f"nothing says which trigger {weights} reacts to: give --trigger a picture, or 'synthesised'.")
+                    f"nothing says which trigger {weights} reacts to: give --trigger a picture; `defend` and "
+                    "`scan` can look for one.")
             trigger: Trigger = trigger_of(checkpoint_path(weights), card)
         else:
             trigger = read_trigger(self.trigger, self.position, self.opacity, self.mask)
@@ -230,8 +231,8 @@ def some_of(images: ImageSet) -> ImageSet:
 
 def guess_options(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Settings of a named network that follow from its weights: grey images, a PreActResNet without its last norm."""
-    first = next((tensor for tensor in tensors.values() if tensor.ndim == 4), None)
-    told: dict[str, Any] = {"channels": 1} if first is not None and first.shape[1] == 1 else {}
+    read = [tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 4]
+    told: dict[str, Any] = {"channels": 1} if 1 in read and 3 not in read else {}
     bare = model.startswith("preact_resnet") and not any(name.endswith("bn.weight") for name in tensors)
     return {**told, "last_norm": False} if bare else told
 

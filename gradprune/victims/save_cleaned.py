@@ -7,18 +7,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradprune.base.errors import require
-from gradprune.models.checkpoints import Card, save_checkpoint
+from gradprune.models.checkpoints import Card, paths, save_checkpoint
 from gradprune.models.cost import timed
 from gradprune.models.export import check_export, export
 from gradprune.models.resizing import sizes
 from gradprune.victims import Victim
+from gradprune.victims.own import WEIGHTS
 from gradprune.victims.slimming import NEEDS_TORCH_PRUNING, slim
 
 _IMAGES = 16  # of the defender's images, to trace and to check with
 
 
-def check(slimmer: bool, exported: Path | None) -> None:
-    """Raise InputError for a missing package or an unknown ending, before any work."""
+def check(slimmer: bool, exported: Path | None, given: str, path: Path | None) -> None:
+    """Before any work: InputError for a missing package, an unknown ending, or an output that is the given model."""
+    require(path is None or paths(path)[0].resolve() != paths(given)[0].resolve(),
+            f"out names the given checkpoint {given}, which stays as it is: name another file.")
+    require(path is None or path.suffix not in WEIGHTS,
+            f"out is a name without {path and path.suffix}: two files are written, .safetensors and .json.")
     require(not slimmer or importlib.util.find_spec("torch_pruning") is not None, NEEDS_TORCH_PRUNING)
     if exported:
         check_export(exported)

@@ -93,6 +93,8 @@ def trigger_of(path: str | Path, card: Card) -> Trigger:
     name = card["attack"]["trigger"]
     require(name != SYNTHESISED,
             f"the trigger of {path} was synthesised by a scan; give --trigger a picture of the real one.")
+    require(":" not in str(name), f"the trigger {name!r} of {path} is somebody's own code, which runs only if you name "
+                                  f"it: --trigger {name}")
     settings = card["attack"].get("settings", {})
     require(isinstance(settings, dict) and all(_modest(value) for key, value in settings.items() if key != "seed"),
             f"the trigger's settings on the card of {path} must be numbers up to {_LARGEST}, lists of such, or names.")

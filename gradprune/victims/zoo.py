@@ -89,6 +89,8 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
     rate = RATES.get(label_map, 0.1) if rate is None else rate
     outcome, touched, decoys = plant(network, dataset.train, mark, target, rate=rate, seed=seed, label_map=label_map,
                                      progress=progress, **training)
+    if outcome.interrupted and not outcome.history:
+        raise KeyboardInterrupt("no epoch was finished, so nothing was written")
     if half:
         network.half().float()
     metrics = evaluate(network, dataset.test, mark, target, label_map=label_map)

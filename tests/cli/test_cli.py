@@ -1,7 +1,10 @@
 """The command line: what each command prints, its JSON, its help, and every kind of bad input."""
 
+import importlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,14 +22,17 @@ import gradprune as gp
 from gradprune.attacks import training as training_module
 from gradprune.base import paths
 from gradprune.cli import console as screen
+from gradprune.cli import jobs
 from gradprune.cli import jobs as demo_module
 from gradprune.cli.jobs import attack_and_save, results_in, sentence
+from gradprune.datasets import draw_defense_images
 from gradprune.evaluation import Metrics
 from gradprune.models import export as export_module
 from gradprune.models import predict
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 from gradprune.pruning import fine_tuning, silence
 from gradprune.victims import zoo
+from gradprune.victims.inspection import inspect
 from gradprune.victims.save_cleaned import slimmed
 
 PAPER = sys.modules["gradprune.pruning.paper"]  # the package exports the function of the same name
@@ -225,6 +231,38 @@ def test_zoo_build(store, monkeypatch):
     assert told["out"] == "built"
     assert sorted(path.name for path in Path("built").iterdir()) == [
         "clean.json", "clean.safetensors", "sig.json", "sig.safetensors"]
+
+
+def test_the_given_checkpoint_is_no_output(store):
+    for command in ("defend", "repair"):
+        assert "out names the given checkpoint" in refused(command, store / "victim", "--out", store / "victim")
+    assert "out is a name without .pth" in refused("defend", store / "victim", "--out", "cleaned.pth")
+    assert shlex.split(inspect(store / "victim").command)[-1] == "out/clean"
+
+
+def test_pruning_that_was_not_kept_is_called_so(store, monkeypatch):
+    summary = jobs.summary
+    monkeypatch.setattr(jobs, "summary", lambda *given, **more: {**summary(*given, **more), "stopped": "no gain; kept: fine-tuned"})
+    assert "pruned, but not kept" in run("defend", store / "victim", "--spc", 2, "--recipe", "paper").stdout
+
+
+def test_a_synthesised_trigger_says_nothing_of_the_backdoor(victim, result):
+    stages = {"before": Metrics(0.99, 0.9, 0.1), "tuned": Metrics(0.98, 0.00454, 0.9)}
+    told = jobs.sentence(stages, result, "stop", found=True)
+    assert told.startswith("The synthesised trigger no longer works") and "sends 0.4%" in told, "0.0045 in the table, too"
+    assert jobs.sentence(stages, result, "stop").startswith("The backdoor no longer works")
+
+
+def test_a_repair_that_changed_nothing_is_not_saved(store, here, monkeypatch):
+    interrupt_call(monkeypatch, importlib.import_module("gradprune.defenses.repair"), "consistent_tune", 1)
+    done = run("repair", store / "victim", "--spc", 2, "--out", "mended")
+    assert done.exit_code == 130 and "had not changed yet" in done.stderr and listing(here) == {}
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"spc": 2.5}, "whole number, got 2.5"), ({"seed": 1.5}, "whole number below 2^63, got 1.5"),
+                                                 ({"seed": 10 ** 20}, "below 2^63")])
+def test_numbers_of_another_kind(victim, settings, words):
+    refuses(re.escape(words), draw_defense_images, victim.data.defense, **{"spc": 2, **settings})
 
 
 def test_doctor_is_a_command():

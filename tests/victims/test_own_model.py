@@ -278,7 +278,7 @@ def test_defend_own_code_with_a_picture(here, victim):
     assert told["before"]["asr"] > 0.9 > 0.5 > told["tuned"]["asr"]
     assert (told["trigger"], told["target_name"]) == ("picture", "north east") and told["notes"] == []
 
-    refuses(r"somebody's own code, which runs only if you name it, .* scan: --model mypkg.nets:build",
+    refuses(r"somebody's own code, which runs only if you name it: --model mypkg.nets:build",
             load_checkpoint, "out/clean")
     model, card = load_checkpoint("out/clean", "mypkg.nets:build")
     assert card["model"] == {"name": "mypkg.nets:build", "num_classes": 4} and set(model.state_dict()) == set(victim.model.state_dict())
@@ -451,10 +451,11 @@ def test_grey_images_are_given_colour_and_it_is_said(here, victim):
 @pytest.mark.parametrize(("arguments", "words"), [
     (["weights.pth"], "does not say which network it is for: give --model"),
     (["weights.pth", "--model", "mypkg.nets:build"], "does not say which images it is for: give --data"),
-    ([*OWN, "--trigger", "known"], "nothing says which trigger weights.pth reacts to: give --trigger a picture, or 'synthesised'"),
+    ([*OWN, "--trigger", "known"], "nothing says which trigger weights.pth reacts to: give --trigger a picture; `defend` and `scan` can look"),
     ([*OWN, "--trigger", "patch.png"], "nothing says which class the trigger leads to: give --target"),
     ([*OWN, "--trigger", "patch.png", "--target", 4], "target must be a class in 0..3, got 4"),
     ([*OWN, "--trigger", "knwon", "--target", 1], "Unknown trigger 'knwon'; did you mean known or unknown? Or give a picture file"),
+    ([*OWN, "--opacity", "0.5"], "mask, position and opacity go with a picture as --trigger"),
     ([*OWN, *ATTACK, "--position", "one,3"], "position must be a corner or ROW,COLUMN"),
     (["gone.pth", *OWN[1:], *ATTACK], "there is no file of weights at gone.pth"),
     (["weights.pth", "--model", "mypkg.nets", "--data", "data.npz"], "Or name your own code: module:function."),
@@ -638,7 +639,8 @@ def test_a_trigger_of_own_code_and_a_mask_on_the_command_line(here, victim):
     same = as_json("evaluate", "weights.pth", "--trigger", "patch16.png", "--mask", "black", *common)
     assert (told["acc"], told["asr"], told["trigger"]) == (same["acc"], same["asr"], "marks:mark")
     assert "must return images, got NoneType" in refused("evaluate", "weights.pth", "--trigger", "marks:nothing", *common)
-    assert "mask goes with a picture" in refused("evaluate", "weights.pth", "--mask", "black", *common)
+    assert "a synthesised trigger cannot be measured" in refused("evaluate", *OWN, "--trigger", "synthesised")
+    assert "mask, position and opacity go with a picture" in refused("evaluate", "weights.pth", "--mask", "black", *common)
     assert run("defend", "weights.pth", "--trigger", "marks:mark", "--spc", 2, "--out", "clean", *common).exit_code == 0
     del sys.modules["marks"]
 
@@ -710,6 +712,17 @@ def test_a_data_set_is_not_taken_for_a_folder_of_its_name(here, monkeypatch, cap
     assert "the folder here is './signs'" in caplog.text
 
 
+def test_inspect_does_not_depend_on_the_order_in_a_safetensors_file(here, monkeypatch):
+    """Files of that kind keep none: the reader gives the tensors in another order each time."""
+    tensors = build("mobilenet_v3_small", 5).state_dict()
+    save_file(tensors, "mobile.safetensors")
+    found = []
+    for order in (sorted(tensors), sorted(tensors, reverse=True)):
+        monkeypatch.setattr("gradprune.models.weights.load_safetensors", lambda _, order=order: {name: tensors[name] for name in order})
+        found.append(inspect("mobile.safetensors").as_dict())
+    assert found[0] == found[1] and (found[0]["channels"], found[0]["classes"], found[0]["model"]) == (3, 5, "mobilenet_v3_small")
+
+
 def test_inspect_says_that_no_defence_takes_a_transformer(here):
     (here / "toknet.py").write_text(textwrap.dedent("""
         from torch import nn
@@ -749,7 +762,7 @@ def test_inspect_says_what_it_does_not_know(here, monkeypatch):
 def test_inspect_knows_checkpoints_and_runs_no_code(here, victim):
     save_checkpoint("mine", victim.model, card_of(victim, model={"name": "mypkg.nets:fails", "num_classes": 4}))
     found = inspect("mine")
-    assert found.model == "mypkg.nets:fails" and "its card" in found.holds and found.command == "gradprune defend mine --out out/clean"
+    assert found.model == "mypkg.nets:fails" and "its card" in found.holds and " --model mypkg.nets:fails --out out/clean" in found.command
     assert "mypkg" not in sys.modules
     torch.save({"model_name": "preactresnet18", "num_classes": 4, "model": victim.model.state_dict()}, "attack_result.pt")
     assert "BackdoorBench" in inspect("attack_result.pt").holds
