@@ -388,7 +388,7 @@ def test_draw_names_the_class_with_too_few_images():
     pool = numbered(10)
     pool = pool.subset(torch.tensor([i for i in range(30) if i % 3 != 1 or i < 6]))
     draw_defense_images(pool, 1)
-    refuses(r"spc=2 needs 3 images .* class 'b' has 2\.", draw_defense_images, pool, 2)
+    refuses(r"spc=2 needs 3 images .* class 'b' has 2 in the defender's part: lower spc", draw_defense_images, pool, 2)
     refuses("at least 1, got 0", draw_defense_images, pool, 0)
 
 
