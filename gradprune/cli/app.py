@@ -177,7 +177,8 @@ def evaluate(checkpoint: options.Checkpoint, trigger: options.Seen = "known", mo
     Prints the figures measured now and those on its card. Seconds on a laptop.
     """
     from gradprune.victims import load_victim
-    own = options.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem, mask, True)
+    own = options.own(checkpoint, model, data, size, mean, std, trigger, target, position, opacity, stem, mask,
+                      measuring=True)
     victim = own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device)
     measured = {name: round(value, 4) for name, value in victim.evaluate()._asdict().items()}
     other = own is not None and (own.trigger, own.target) != (None, None)

@@ -56,7 +56,8 @@ def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, 
                              (("attacks", _names, attacks), ("defenses", _names, defenses), ("spc", _numbers, spc))
                              if text is not None} | ({} if seeds is None else {"seeds": seeds})
     first = attacks.split(",")[0].strip() if attacks else ""
-    own = options.own(first, model, data, size, mean, std, trigger, target, position, opacity, stem, mask, True)
+    own = options.own(first, model, data, size, mean, std, trigger, target, position, opacity, stem, mask,
+                      measuring=True)
     if own:
         require(preset is None and isinstance(given.get("attacks"), list),
                 "model, data, trigger and so on describe --attacks: name the files there, and no preset.")

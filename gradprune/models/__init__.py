@@ -63,7 +63,6 @@ def _maker(name: str, code: bool) -> Callable[..., nn.Module]:
     if name.startswith("timm/"):
         return partial(timm_model, name.removeprefix("timm/"))
     if ":" in name:
-        require(code, f"the model {name!r} is somebody's own code, which runs only if you name it: "
-                      f"--model {name}")
+        require(code, f"the model {name!r} is somebody's own code, which runs only if you name it: --model {name}")
         return partial(own_model, name)
     raise InputError(f"{unknown('model', name, MODELS)} Or name your own code: module:function.")

@@ -762,7 +762,8 @@ def test_inspect_says_what_it_does_not_know(here, monkeypatch):
 def test_inspect_knows_checkpoints_and_runs_no_code(here, victim):
     save_checkpoint("mine", victim.model, card_of(victim, model={"name": "mypkg.nets:fails", "num_classes": 4}))
     found = inspect("mine")
-    assert found.model == "mypkg.nets:fails" and "its card" in found.holds and " --model mypkg.nets:fails --out out/clean" in found.command
+    assert found.model == "mypkg.nets:fails" and "its card" in found.holds
+    assert found.command == "gradprune defend mine --model mypkg.nets:fails --out out/clean"
     assert "mypkg" not in sys.modules
     torch.save({"model_name": "preactresnet18", "num_classes": 4, "model": victim.model.state_dict()}, "attack_result.pt")
     assert "BackdoorBench" in inspect("attack_result.pt").holds
