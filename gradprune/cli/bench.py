@@ -15,8 +15,10 @@ from gradprune.cli.console import Json, more, progress, show
 Attacks = Annotated[str | None, typer.Option(help="Shipped models (`gradprune zoo list`) or checkpoint paths, "
                                              "separated by commas; all, the default: every attacked model of the "
                                              "signs.")]
-Defenses = Annotated[str | None, typer.Option(help="Defences, separated by commas; the default is all; a wrong name "
-                                              "lists them.")]
+_DEFENSES = ("grad_prune", "grad_prune_verified", "ft", "ft_unlearn", "ft_distilled", "fine_pruning", "clp", "anp",
+             "nad", "i_bau", "rnp", "ft_sam", "neural_cleanse", "sau", "fst", "ims", "repair")  # no import of torch here
+Defenses = Annotated[str | None, typer.Option(help="Defences, separated by commas; the default is all: "
+                                              f"{', '.join(_DEFENSES)}.")]
 Spcs = Annotated[str | None, typer.Option(help="Clean images per class for the defender, separated by commas; by "
                                           "default 2,10.")]
 Seeds = Annotated[int | None, typer.Option(help="Number of draws of the defender's images; the default 3 means seeds "

@@ -193,5 +193,8 @@ def _split(root: Path, arrays: Arrays, seed: int) -> Dataset:
                                  f"it takes {needed}, one for each part.")
     rest, test = (pool, parts["test"]) if "test" in parts else split_off(pool, TEST_SHARE, seed)
     require(len(test) > 0, f"no test picture in {root} can be read.")
+    counts = torch.bincount(test.labels, minlength=len(classes))
+    if missing := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        _log.warning("The test part of %s has no picture of %s, so no figure covers that.", root, listed(missing))
     train, defense = (rest, parts["defense"]) if "defense" in parts else split_off(rest, DEFENSE_SHARE, seed)
     return Dataset(train, defense, test)

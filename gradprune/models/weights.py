@@ -30,6 +30,11 @@ _COMPUTED = r"(\.|^)parametrizations\.|_(orig|mask|g|v|u|bar)$"  # names that to
 _DEEPEST = 8  # nested dicts
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 _OLD_PICKLES = 5  # magic number, version, system, content, names of the storages
+_OTHERS = {  # how files begin that are often taken for weights, and what they are
+    rb"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file itself",
+    rb"(?i)\s*<(!doctype|html)": "a web page; download the file itself",
+    rb"\x89HDF": "an HDF5 file, as Keras writes them; only weights of PyTorch can be read",
+    rb"\x08[\x01-\x0f][\x12\x1a\x22\x2a\x32\x3a\x42]": "an ONNX model; save model.state_dict() in PyTorch"}
 
 
 class _Unread:
@@ -84,6 +89,10 @@ def read_file(path: str | Path) -> Any:
     """
     path = Path(path)
     require(path.is_file(), f"there is no file of weights at {path}.")
+    with path.open("rb") as file:
+        start = file.read(99)
+    for beginning, kind in _OTHERS.items():
+        require(not re.match(beginning, start), f"{path} was not read: it is {kind}.")
     if path.suffix == ".safetensors":
         with told_as(lambda error: f"{path} is no readable .safetensors file: {error}."):  # a header may claim anything
             return dict(sorted(load_safetensors(path.read_bytes()).items()))  # the file keeps no order of its own

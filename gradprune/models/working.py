@@ -85,12 +85,13 @@ def _lies_so(tensor: Tensor, kind: torch.memory_format) -> bool:
 
 
 def hand_back(copied: Net, model: nn.Module) -> Net:
-    """Make the working copy ready for the user, in place: no hooks, eval mode, tensors laid out as in `model`."""
+    """Make the working copy ready for the user, in place: no hooks, no gradients, eval mode, the layout of `model`."""
     for hooks in (copied._forward_hooks, copied._forward_pre_hooks):
         for key, hook in list(hooks.items()):
             if isinstance(hook, _LogitsAlone | _OfItsOwn):
                 del hooks[key]
     lay_out(copied, layout(model))
+    copied.zero_grad()
     copied.eval()  # its return value is not used: foreign code may override train() and return None
     return copied
 

@@ -21,11 +21,12 @@ from torch import nn
 import gradprune as gp
 from gradprune.attacks import training as training_module
 from gradprune.base import paths
+from gradprune.cli import bench, jobs
 from gradprune.cli import console as screen
-from gradprune.cli import jobs
 from gradprune.cli import jobs as demo_module
 from gradprune.cli.jobs import attack_and_save, results_in, sentence
 from gradprune.datasets import draw_defense_images
+from gradprune.defenses import DEFENSES
 from gradprune.evaluation import Metrics
 from gradprune.models import export as export_module
 from gradprune.models import predict
@@ -387,6 +388,10 @@ def test_a_demo_whose_training_was_cut_short_writes_nothing(here, store, monkeyp
     before, result = listing(here), run("demo", "--train")
     assert (result.exit_code, result.stderr) == (130, "Interrupted: training was cut short, so nothing was written.\n")
     assert listing(here) == before
+
+
+def test_the_help_of_bench_lists_all_defences():
+    assert tuple(DEFENSES) == bench._DEFENSES
 
 
 def test_a_bench_takes_whole_numbers():

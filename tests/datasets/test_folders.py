@@ -437,7 +437,9 @@ def test_tiny_imagenets_validation_part_and_its_table(tmp_path, caplog):
     assert np.array_equal(data.test.images.numpy(), np.stack(shown))
     assert "test (no class folders)" in caplog.text and "training pictures are the test images" not in caplog.text
     table.write_text("v0.png\tcat\nv1.png\tcat\nv2.png\tcat\n")
+    caplog.clear()
     assert load(tmp_path / "a").test.labels.tolist() == [0, 0, 0], "another table is another data set"
+    assert "has no picture of dog, owl, so" in caplog.text
     shutil.rmtree(tmp_path / "a" / "test")
     folder(tmp_path / "a" / "test", count=1)
     assert [len(part) for part in load(tmp_path / "a")] == [27, 3, 3], "too few for the defender"

@@ -60,6 +60,7 @@ def test_the_contract(victim, name, monkeypatch):
     assert one.history and all_settings(name) <= set(one.settings)
     assert one.history == two.history and one.mask.positions == two.mask.positions
     assert same(one.model, two.model)
+    assert all(parameter.grad is None for parameter in one.model.parameters())
     moved = any(not torch.equal(before[key], tensor) for key, tensor in one.model.state_dict().items())
     assert moved or not one.mask.positions
     for layer, index in one.mask.removed:

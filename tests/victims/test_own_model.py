@@ -201,6 +201,15 @@ def test_files_that_are_damaged(here, damage, name):
     refuses(r"there is no file of weights at gone.pth", load_weights, build("preact_resnet", 4), "gone.pth")
 
 
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize(("start", "kind"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "git lfs pull"), (b"\n<!DOCTYPE html><html>", "web page"),
+    (b"<html><head>", "web page"), (b"\x89HDF\r\n\x1a\n", "Keras"), (b"\x08\x0a\x12\x07pytorch", "ONNX")])
+def test_files_that_are_taken_for_weights_are_named(here, name, start, kind):
+    Path(name).write_bytes(start + bytes(200))
+    refuses(kind, load_weights, build("preact_resnet", 4), name)
+
+
 # ---- a picture as a trigger
 
 
