@@ -16,7 +16,7 @@ Attacks = Annotated[str | None, typer.Option(help="Shipped models (`gradprune zo
                                              "separated by commas; all, the default: every attacked model of the "
                                              "signs.")]
 _DEFENSES = ("grad_prune", "grad_prune_verified", "ft", "ft_unlearn", "ft_distilled", "fine_pruning", "clp", "anp",
-             "nad", "i_bau", "rnp", "ft_sam", "neural_cleanse", "sau", "fst", "ims", "repair")  # no import of torch here
+             "nad", "i_bau", "rnp", "ft_sam", "neural_cleanse", "sau", "fst", "ims", "repair")  # torch stays out
 Defenses = Annotated[str | None, typer.Option(help="Defences, separated by commas; the default is all: "
                                               f"{', '.join(_DEFENSES)}.")]
 Spcs = Annotated[str | None, typer.Option(help="Clean images per class for the defender, separated by commas; by "

@@ -191,7 +191,7 @@ def test_files_that_are_no_state_dict(tmp_path, monkeypatch, content, words):
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:300], lambda data: data[:-40], lambda data: b"PK" + data,
-                                    lambda data: b"<html>404</html>"])
+                                    lambda data: b"404: Not Found"])
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 def test_files_that_are_damaged(here, damage, name):
     data = Path("weights.pth").read_bytes()
