@@ -16,7 +16,7 @@ from rich.console import Console
 from gradprune.base.errors import InputError, unknown
 from gradprune.base.pickles import check_pickle
 from gradprune.bench.cells import COLUMNS
-from gradprune.bench.store import FORMAT, Store, _line, _parse, _versions, read_results
+from gradprune.bench.store import FORMAT, Store, _line, _parse, read_results, versions
 from gradprune.cli.console import say
 from gradprune.datasets import load
 from gradprune.lessons.runtime import predictions, progress
@@ -105,7 +105,7 @@ def test_any_line_with_a_right_checksum(text):
                                      {"spc": 10**30}, {"attack": "x" * 200_000}])
 def test_numbers_that_no_run_writes_are_damage(tmp_path, changes):
     good = {name: 0.5 if kind is float else 1 if kind is int else "a" for name, kind in COLUMNS.items()}
-    (tmp_path / "bench.json").write_text(json.dumps({"format": FORMAT, **_versions(), "checkpoints": {}}))
+    (tmp_path / "bench.json").write_text(json.dumps({"format": FORMAT, **versions(), "checkpoints": {}}))
     (tmp_path / "cells.csv").write_text("\n".join(["head", _line(good), _line({**good, "seed": 2, **changes})]) + "\n")
     assert read_results(tmp_path).seed.tolist() == [1]
 

@@ -18,7 +18,6 @@ from gradprune.victims.victim import Victim, load_victim
 
 Row = dict[str, Any]
 _ONE_AT_A_TIME = threading.Lock()  # threads of one process would share torch's random numbers
-_FIGURES = ("acc", "asr", "ra")
 
 # The columns of a row, in order. Shares in 0..1; der, seconds, filters and figures are empty if the cell failed.
 COLUMNS: dict[str, type] = {
@@ -76,14 +75,18 @@ def _figures(cell: Cell, digest: str, device: str, code: str | None) -> Row:
 
 
 def _named(metrics: Metrics, form: str) -> Row:
-    return {form.format(name): round(getattr(metrics, name), 6) for name in _FIGURES}
+    return {form.format(name): round(value, 6) for name, value in metrics._asdict().items()}
 
 
 def empty_row(cell: Cell, error: str = "") -> Row:
     """A row without figures; with an error, it is the row of a failed cell."""
     return {name: "" if kind is str else None for name, kind in COLUMNS.items()} | cell._asdict() | {
-        "error": error, "gradprune": __version__, "torch": torch.__version__.split("+")[0],
-        "machine": platform.machine(), "threads": 1}
+        "error": error, **versions(), "machine": platform.machine(), "threads": 1}
+
+
+def versions() -> dict[str, str]:
+    """The versions that a row and its folder name."""
+    return {"gradprune": __version__, "torch": torch.__version__.split("+")[0]}
 
 
 def sentence(error: BaseException) -> str:

@@ -10,17 +10,14 @@ import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pandas as pd
-import torch
 from filelock import FileLock
 
-from gradprune import __version__
 from gradprune.base.errors import require, told_as
 from gradprune.base.paths import locked, output_folder, read_bytes, read_json, write_atomic
-from gradprune.bench.cells import COLUMNS, Row
+from gradprune.bench.cells import COLUMNS, Row, versions
 from gradprune.bench.grid import Cell
 
 FORMAT = 1
@@ -55,7 +52,7 @@ class Store:
         try:
             self.rows, self.damaged = _read(self.table)
             known = read_facts(self.folder)["checkpoints"] if self.facts.exists() else {}
-            made = {"format": FORMAT, **_versions(), "device": self.device, "checkpoints": known | self.digests}
+            made = {"format": FORMAT, **versions(), "device": self.device, "checkpoints": known | self.digests}
             write_atomic(self.facts, lambda temporary: temporary.write_text(json.dumps(made, indent=2) + "\n", "utf-8"))
             if not self.rows:  # none yet, or a run that stopped before its first row
                 self.tidy([])
@@ -64,7 +61,7 @@ class Store:
             raise
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
     def done(self, cell: Cell) -> bool:
@@ -72,8 +69,23 @@ class Store:
         return cell in self.rows and not self.rows[cell]["error"]
 
     def add(self, row: Row) -> None:
-        """Write a row to the disk; raises InputError if that fails (disk full)."""
-        self._append(_line(row))
+        """Write a row to the disk, completely or not at all; raises InputError if that fails (disk full).
+
+        An unfinished line that a crash left before it is ended first.
+        """
+        kept = f"The {len(self.rows)} cells in it are safe; the same command goes on from there."
+        with told_as(lambda error: f"Cannot write to {self.table}: {error.strerror or error}. {kept}", (OSError,)), \
+                open(self.table, "ab+", buffering=0) as file:  # a buffer would write again after the truncation
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            rest = (b"" if file.read(1) in (b"", b"\n") else b"\n") + _line(row).encode() + b"\n"
+            try:
+                while rest:
+                    rest = rest[file.write(rest):]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
         self.rows[_cell(row)] = row
 
     def tidy(self, order: Iterable[Cell]) -> None:
@@ -83,26 +95,10 @@ class Store:
                                                               *(cell for cell in ordered if cell in self.rows)])]
         write_atomic(self.table, lambda temporary: temporary.write_text("\n".join(lines) + "\n", "utf-8"))
 
-    def _append(self, line: str) -> None:
-        """Add a line, completely or not at all; an unfinished line that a crash left before it is ended first."""
-        kept = f"The {len(self.rows)} cells in it are safe; the same command goes on from there."
-        with told_as(lambda error: f"Cannot write to {self.table}: {error.strerror or error}. {kept}", (OSError,)), \
-                open(self.table, "ab+", buffering=0) as file:  # a buffer would write again after the truncation
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            rest = (b"" if file.read(1) in (b"", b"\n") else b"\n") + line.encode() + b"\n"
-            try:
-                while rest:
-                    rest = rest[file.write(rest):]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(end)
-                raise
-
     def _compare(self, facts: dict[str, Any]) -> None:
         """Refuse a folder whose rows were made by other versions, on another device or from other checkpoints."""
         facts = {"device": "cpu", **facts}  # older folders do not name the device
-        now = {"format": FORMAT, **_versions(), "device": self.device}
+        now = {"format": FORMAT, **versions(), "device": self.device}
         differs = [f"{name} {facts.get(name)} there, {value} here" for name, value in now.items()
                    if facts.get(name) != value]
         differs += [f"the weights of {name!r}" for name, digest in self.digests.items()
@@ -138,10 +134,6 @@ def to_table(rows: Iterable[Row]) -> pd.DataFrame:
     return table.astype({name: kind for name, kind in COLUMNS.items() if kind is not str})
 
 
-def _versions() -> dict[str, str]:
-    return {"gradprune": __version__, "torch": torch.__version__.split("+")[0]}
-
-
 def _cell(row: Row) -> Cell:
     return Cell(row["attack"], row["defense"], row["spc"], row["seed"])
 
@@ -150,8 +142,7 @@ def _line(row: Row) -> str:
     """One line of the file: the values and their checksum."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(
-        "" if (value := row[name]) is None else " ".join(value.split()) if name in ("stopped", "error") else value
-        for name in COLUMNS)
+        " ".join((row[name] or "").split()) if name in ("stopped", "error") else row[name] for name in COLUMNS)
     return f"{text.getvalue()},{_check(text.getvalue())}"
 
 
