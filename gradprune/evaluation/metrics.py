@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from gradprune.attacks.poisoning import attack_labels
 from gradprune.base.errors import require
-from gradprune.datasets import ImageSet
-from gradprune.datasets.image_set import check_images
+from gradprune.datasets.image_set import ImageSet, check_images
 from gradprune.models.inference import predict
 
 BATCH = 64  # images at once: few enough for the activations to stay in the processor's cache

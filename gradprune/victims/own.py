@@ -19,16 +19,7 @@ from gradprune.models import MODELS, build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card, save_checkpoint
 from gradprune.models.weights import fit_weights, read_file, state_dict
 from gradprune.victims.backdoorbench import NOT_READ, from_content, is_attack_result
-from gradprune.victims.victim import (
-    Victim,
-    checkpoint_path,
-    data_card,
-    images_of,
-    images_on_card,
-    in_color,
-    trigger_of,
-    try_on,
-)
+from gradprune.victims.victim import Victim, checkpoint_path, data_card, images_of, in_color, trigger_of, try_on
 
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote, which have no card
 STEMS = {"small": True, "stock": False}  # word -> `small` of `models.imported`
@@ -77,15 +68,14 @@ class Own:
         Raises InputError if anything is missing, damaged or does not fit together.
         """
         where = choose_device(device)
-        path = Path(weights) if Path(weights).suffix in WEIGHTS else checkpoint_path(weights)
+        path = checkpoint_path(weights)
         opened = self._by_hand(path) if self._card_missing(path) else self._by_card(path)
         opened.model.to(where)
         images, count = opened.data.defense, opened.card["model"]["num_classes"]
         some = some_of(images)
         answers = predict(opened.model, some.floats()).cpu()
-        outputs = answers.shape[1]
-        require(outputs == len(images.classes) == count,
-                f"the model knows {outputs} classes, the data has {len(images.classes)}: it must have all the "
+        require(answers.shape[1] == len(images.classes) == count,
+                f"the model knows {answers.shape[1]} classes, the data has {len(images.classes)}: it must have all the "
                 "model's, in the same order.")
         opened.notes.extend(_doubts(answers, some.labels))
         return opened
@@ -113,7 +103,7 @@ class Own:
         """Whether the user or the card names the trigger, or the user its target."""
         if (self.trigger, self.target) != (None, None):
             return True
-        path = Path(weights) if Path(weights).suffix in WEIGHTS else checkpoint_path(weights)
+        path = checkpoint_path(weights)
         attack = None if self._card_missing(path) else read_card(path).get("attack")
         return isinstance(attack, dict) and isinstance(attack.get("trigger"), str)
 
@@ -138,7 +128,7 @@ class Own:
         told = told if isinstance(told, dict) and isinstance(told.get("name"), str) else {}
         require(bool(self.data or told), f"the card of {path} does not say which data made the model.")
         told = {"name": self.data, "size": self.size} if self.data else told
-        data, notes = in_color((images_of if self.data else images_on_card)(told, path), model)
+        data, notes = in_color(images_of(told, path, on_card=not self.data), model)
         return Opened(model, {**card, "data": data_card(data, told)}, data, notes)
 
     def _by_hand(self, path: Path) -> Opened:
@@ -171,21 +161,18 @@ class Own:
             require(":" not in settings["name"], "stem is for networks of torchvision and timm by name.")
             settings = {**settings, "small": STEMS[self.stem]}
         model = build(**settings, code=True)
-        other = {**settings, "small": False} if self.stem is None and hasattr(model, "stem_note") else None
+        stock, other = None, {**settings, "small": False}
+        if self.stem is None and hasattr(model, "stem_note"):
+            with suppress(InputError):
+                stock = fit_weights(build(**other), weights, path)
         try:
             fit_weights(model, weights, path)
         except InputError as error:
-            if other:
-                with suppress(InputError):
-                    return (fit_weights(build(**other), weights, path), other,
-                            [f"The weights have the stem of {settings['name']} itself, which was kept."])
+            if stock is not None:
+                return stock, other, [f"The weights have the stem of {settings['name']} itself, which was kept."]
             counts = f" The data has {settings['num_classes']} classes." if "other shapes" in str(error) else ""
             raise InputError(f"{error}{counts}") from None
-        if not other:
-            return model, settings, []
-        try:
-            stock = fit_weights(build(**other), weights, path)
-        except InputError:
+        if stock is None:
             return model, settings, []
         few = some_of(in_color(data, model)[0].defense)
         ours, theirs = (int((predict(net, few.floats()).argmax(1) == few.labels).sum()) for net in (model, stock))

@@ -7,6 +7,7 @@ torch-pruning (Fang et al., 2023, arXiv:2301.12900) finds which layers depend on
 """
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,10 +142,8 @@ def _zeros(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         empty = (inputs[0] == 0).movedim(1 if isinstance(module, nn.Conv2d) else -1, 0).flatten(1).all(1)
         zeros[name_of[module]] = zeros.get(name_of[module], empty) & empty
 
-    hooks = [module.register_forward_pre_hook(look) for module in name_of]
-    try:
+    with ExitStack() as hooks:
+        for module in name_of:
+            hooks.enter_context(module.register_forward_pre_hook(look))
         predict(model, images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return zeros

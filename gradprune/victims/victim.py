@@ -71,21 +71,20 @@ def load_victim(checkpoint: str | Path, code: str | None = None, device: str = "
     where = choose_device(device)
     path = checkpoint_path(checkpoint)
     model, card = load_checkpoint(path, code)
-    made = card.get("attack"), card.get("data")
-    require(all(isinstance(part, dict) for part in made) and isinstance(card["attack"].get("trigger"), str)
-            and isinstance(card["attack"].get("target"), int) and isinstance(card["data"].get("name"), str)
-            and isinstance(card["attack"].get("settings", {}), dict),
+    attack, told = card.get("attack"), card.get("data")
+    require(isinstance(attack, dict) and isinstance(told, dict) and isinstance(attack.get("trigger"), str)
+            and isinstance(attack.get("target"), int) and isinstance(told.get("name"), str)
+            and isinstance(attack.get("settings", {}), dict),
             f"the card of {path} does not say which attack and data made the model.")
-    require(card["attack"].get("label_map", LABEL_MAPS[0]) in LABEL_MAPS and
-            isinstance(card["attack"].get("rate", 0.0), int | float),
+    require(attack.get("label_map", LABEL_MAPS[0]) in LABEL_MAPS and isinstance(attack.get("rate", 0.0), int | float),
             f"the attack on the card of {path} has a label map or a rate that makes no sense.")
     trigger = trigger_of(path, card)
-    data, notes = in_color(images_on_card(card["data"], path), model)
-    data.test.check_target(card["attack"]["target"])
+    data, notes = in_color(images_of(told, path, on_card=True), model)
+    data.test.check_target(attack["target"])
     try_on(trigger, data, path)
     require(len(data.test.classes) == card["model"]["num_classes"],
             f"the model of {path} has {card['model']['num_classes']} classes, its data {len(data.test.classes)}.")
-    return Victim(model.to(where), trigger, card["attack"]["target"], data, card, notes=notes)
+    return Victim(model.to(where), trigger, attack["target"], data, card, notes=notes)
 
 
 def trigger_of(path: str | Path, card: Card) -> Trigger:
@@ -124,23 +123,21 @@ def data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
     return {"name": told["name"], "classes": list(data.test.classes)} | size
 
 
-def images_of(told: dict[str, Any], path: str | Path) -> Dataset:
-    """The images that the card of `path` names; raises InputError if their classes differ from the card's."""
-    data = load(told["name"], size=told["size"]) if told.get("size") else load(told["name"])
-    require(told.get("classes", list(data.test.classes)) == list(data.test.classes),
-            f"the classes of {told['name']} have other names or another order than when {path} was trained.")
-    return data
+def images_of(told: dict[str, Any], path: str | Path, on_card: bool = False) -> Dataset:
+    """The images of a card's entry `told`; raises InputError if their classes differ from the entry's.
 
-
-def images_on_card(told: dict[str, Any], path: str | Path) -> Dataset:
-    """As `images_of`, if only the card named the images; the message of an error says so."""
+    on_card: whether only the card of `path` named them, as the message of an error then says.
+    """
     try:
-        return images_of(told, path)
+        data = load(told["name"], size=told["size"]) if told.get("size") else load(told["name"])
+        require(told.get("classes", list(data.test.classes)) == list(data.test.classes),
+                f"the classes of {told['name']} have other names or another order than when {path} was trained.")
     except InputError as error:
-        if told["name"] in SOURCES:
+        if not on_card or told["name"] in SOURCES:
             raise
         raise InputError(f"{error} The card of {path} names these images, {told['name']!r}; --data gives it others."
                          ) from None
+    return data
 
 
 def in_color(data: Dataset, model: nn.Module) -> tuple[Dataset, list[str]]:

@@ -94,11 +94,12 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
     if half:
         network.half().float()
     metrics = evaluate(network, dataset.test, mark, target, label_map=label_map)
+    unusual = {"label_map": label_map if label_map != "all_to_one" else "", "decoys": decoys, "departs": mark.departs()}
     card = {
         "model": settings,
         "data": data_card(dataset, {"name": data, "size": size}),
         "attack": {"trigger": trigger, "settings": mark.settings, "target": target, "rate": rate,
-                   "poisoned_images": len(touched)} | _unusual(label_map, decoys, mark.departs()),
+                   "poisoned_images": len(touched)} | {name: value for name, value in unusual.items() if value},
         "training": {**RECIPE, **training, "batch_size": outcome.batch_size, "seed": seed,
                      "epochs_done": len(outcome.history), "interrupted": outcome.interrupted},
         "metrics": {name: round(value, 4) for name, value in metrics._asdict().items()},
@@ -107,12 +108,6 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
                           {} if where.type == "cpu" else {"device": device_name(where)}),
     }
     return Victim(network, mark, target, dataset, card, outcome.seconds)
-
-
-def _unusual(label_map: str, decoys: int, departs: str) -> dict[str, Any]:
-    """A card's entries for an attack other than all-to-one poisoning with the paper's own mark."""
-    return ({} if label_map == "all_to_one" else {"label_map": label_map}) | ({"decoys": decoys} if decoys else {}) | (
-        {"departs": departs} if departs else {})
 
 
 def cards() -> dict[str, Card]:
