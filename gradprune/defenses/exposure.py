@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.defenses.scan import moved
-from gradprune.models.inference import evaluating, predict
+from gradprune.models.inference import predict
 from gradprune.search import FAMILIES, Change, Part, draw, inflow, search_changes
 
 FEW = 16  # images for drawing and searching changes
@@ -49,16 +49,15 @@ def exposure(model: nn.Module, images: Tensor, *, families: Sequence[str] = tupl
     rows = []
     for family in families:
         changes = [draw(images.shape[1:], generator, [family]) for _ in range(drawn)]
-        with evaluating(model):
-            led = inflow(model, [part] * drawn, changes)
-            if toward is None:
-                furthest, places = led.max(0)
-                labels = furthest.argsort(descending=True)[:searched].cpu().tolist()
-                begun = [changes[places[label]] for label in labels]
-            else:
-                nearest = led[:, toward].argsort(descending=True)[:searched].cpu().tolist()
-                begun, labels = [changes[place] for place in nearest], [toward] * len(nearest)
-            found = search_changes(model, [part._replace(target=label) for label in labels], begun, steps)
+        led = inflow(model, [part] * drawn, changes)
+        if toward is None:
+            furthest, places = led.max(0)
+            labels = furthest.argsort(descending=True)[:searched].cpu().tolist()
+            begun = [changes[places[label]] for label in labels]
+        else:
+            nearest = led[:, toward].argsort(descending=True)[:searched].cpu().tolist()
+            begun, labels = [changes[place] for place in nearest], [toward] * len(nearest)
+        found = search_changes(model, [part._replace(target=label) for label in labels], begun, steps)
         reached = [Reach(family, label, moved(model, change.__call__, others[usual != label], label), change)
                    for label, change in zip(labels * 2, begun + found, strict=True)]
         rows.append(max(reached, key=lambda row: row.share))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradprune.defenses.common import Work
 from gradprune.defenses.scan import FASTER, KINDS, Scan
-from gradprune.models.inference import evaluating, predict
+from gradprune.models.inference import predict
 from gradprune.pruning import Augment, Distilled
 from gradprune.pruning.distilled import epochs_for, tune_on_views
 from gradprune.search import SEARCHABLE, Alternating, Change, Part, draw, inflow, search_changes
@@ -91,9 +91,8 @@ def far_leading(model: nn.Module, others: Tensor, suspect: int, settings: dict[s
     far = list[Way]()
     for family in SEARCHABLE:
         drawn = [draw(others.shape[1:], generator, [family]) for _ in range(settings["tries"])]
-        with evaluating(model):
-            found = search_changes(model, [half] * len(drawn), drawn)
-            led = inflow(model, [rest] * len(found), found)[:, suspect].tolist()
+        found = search_changes(model, [half] * len(drawn), drawn)
+        led = inflow(model, [rest] * len(found), found)[:, suspect].tolist()
         leading = [change for change, share in zip(found, led, strict=True) if share > settings["far"]]
         if 2 * len(leading) >= len(found):
             far += leading

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.models.inference import evaluating, predict
-from gradprune.search import Change, Part, draw, inflow, search_changes
-from gradprune.search.changes import Shape, every_wave
+from gradprune.search.changes import Change, Part, Shape, draw, every_wave, inflow, search_changes
 
 LED = ("bounded", "smooth", "waves", "warp", "patches")  # families of changes, one voice each
 FEW = 16          # images for the searches
@@ -46,30 +45,22 @@ def led(model: nn.Module, images: Tensor, classes: int, family: str, seed: int =
     furthest to the class.
     """
     generator = torch.Generator().manual_seed(seed)
-    some, others = images[::2][:FEW], images[1::2]
-    usual, part = predict(model, others).argmax(1), Part(some, predict(model, some).log_softmax(1))
+    few, others = images[::2][:FEW], images[1::2]
+    usual, part = predict(model, others).argmax(1), Part(few, predict(model, few).log_softmax(1))
+    parts = [part._replace(target=label) for label in range(classes)]
     reached = []
     for _ in range(1 if family == "waves" else TRIES):
-        begun = _starts(model, part, classes, family, images.shape[1:], generator)
+        if family == "waves":
+            waves = every_wave(images.shape[1:], generator)
+            begun = [waves[place] for place in inflow(model, [part] * len(waves), waves).argmax(0).cpu().tolist()]
+        else:
+            begun = [draw(images.shape[1:], generator, [family])] * classes
         found: list[Change] = []
         for start in range(0, classes, AT_ONCE):
-            labels = range(start, min(start + AT_ONCE, classes))
-            with evaluating(model):
-                found += search_changes(model, [part._replace(target=label) for label in labels],
-                                        begun[start:start + AT_ONCE], STEPS)
+            some = slice(start, start + AT_ONCE)
+            found += search_changes(model, parts[some], begun[some], STEPS)
         reached.append([_log_share(model, change, others[usual != label], label) for label, change in enumerate(found)])
     return torch.tensor(reached).mean(0).tolist()
-
-
-def _starts(model: nn.Module, part: Part, classes: int, family: str, shape: Shape,
-            generator: torch.Generator) -> list[Change]:
-    """The starting point of the search for each class."""
-    if family != "waves":
-        return [draw(shape, generator, [family])] * classes
-    waves = every_wave(shape, generator)
-    with evaluating(model):
-        best = inflow(model, [part] * len(waves), waves).argmax(0).cpu().tolist()
-    return [waves[place] for place in best]
 
 
 def _log_share(model: nn.Module, change: Change, images: Tensor, label: int) -> float:

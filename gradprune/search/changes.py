@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradprune.models.inference import evaluating
+
 Shape = Sequence[int]  # channels, height, width
 Content = Callable[[Tensor, Tensor], Tensor]  # images (N, C, H, W), numbers -> images, not yet clamped to [0, 1]
 WAVE_BOUND = (0.05, 0.2)  # range of a wave's strength
@@ -54,23 +56,24 @@ class Part(NamedTuple):
 def search_changes(model: nn.Module, parts: Sequence[Part], changes: Sequence[Change], steps: int = 6) -> list[Change]:
     """For each part, search for the content of its change that leads furthest towards the part's goal.
 
-    model: in eval mode; it is not changed.
+    model: not changed; its dropout is off.
     parts, changes: equally many; the search starts with the given content. Families without a gradient stay unchanged.
     steps: signed gradient steps.
     """
     changes = list(changes)
     free = [place for place, change in enumerate(changes) if change.family in SEARCHABLE]
     numbers = [changes[place].numbers.to(parts[place].images.device, copy=True) for place in free]
-    for _ in range(steps if free else 0):
-        for tensor in numbers:
-            tensor.requires_grad_()
-        worn = [changes[place]._replace(numbers=tensor)(parts[place].images)
-                for place, tensor in zip(free, numbers, strict=True)]
-        answers = model(torch.cat(worn)).log_softmax(1).split([len(images) for images in worn])
-        goal = torch.stack([_led(said, parts[place]) for place, said in zip(free, answers, strict=True)]).sum()
-        slopes = torch.autograd.grad(goal, numbers)
-        numbers = [(tensor.detach() + 3 / steps * slope.sign()).clamp(-1, 1)
-                   for tensor, slope in zip(numbers, slopes, strict=True)]
+    with evaluating(model):
+        for _ in range(steps if free else 0):
+            for tensor in numbers:
+                tensor.requires_grad_()
+            worn = [changes[place]._replace(numbers=tensor)(parts[place].images)
+                    for place, tensor in zip(free, numbers, strict=True)]
+            answers = model(torch.cat(worn)).log_softmax(1).split([len(images) for images in worn])
+            goal = torch.stack([_led(said, parts[place]) for place, said in zip(free, answers, strict=True)]).sum()
+            slopes = torch.autograd.grad(goal, numbers)
+            numbers = [(tensor.detach() + 3 / steps * slope.sign()).clamp(-1, 1)
+                       for tensor, slope in zip(numbers, slopes, strict=True)]
     for place, tensor in zip(free, numbers, strict=True):
         changes[place] = changes[place]._replace(numbers=tensor)
     return changes
@@ -86,11 +89,11 @@ def _led(answers: Tensor, part: Part) -> Tensor:
 def inflow(model: nn.Module, parts: Sequence[Part], changes: Sequence[Change]) -> Tensor:
     """How much more likely a change makes each class: float (parts, classes), the mean over the images of its part.
 
-    model: in eval mode.
+    model: not changed; its dropout is off.
     parts, changes: equally many.
     """
     rows = []
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for start in range(0, len(parts), 64):
             some = parts[start:start + 64]
             worn = [change(part.images) for part, change in zip(some, changes[start:start + 64], strict=True)]
