@@ -10,21 +10,19 @@ from collections.abc import Callable
 from gradprune.base.errors import require_known
 from gradprune.defenses.anp import anp
 from gradprune.defenses.clp import clp
+from gradprune.defenses.common import DefenseResult
 from gradprune.defenses.driven import driven
 from gradprune.defenses.exposure import Reach, exposure
 from gradprune.defenses.fine_pruning import fine_pruning
 from gradprune.defenses.fst import fst
-from gradprune.defenses.ft import ft
-from gradprune.defenses.ft_distilled import ft_distilled
+from gradprune.defenses.ft import ft, ft_distilled, ft_unlearn
 from gradprune.defenses.ft_sam import ft_sam
-from gradprune.defenses.ft_unlearn import ft_unlearn
 from gradprune.defenses.grad_prune import grad_prune, grad_prune_paper, grad_prune_verified, prune_scanned
 from gradprune.defenses.i_bau import i_bau
 from gradprune.defenses.ims import ims
 from gradprune.defenses.nad import nad
 from gradprune.defenses.neural_cleanse import neural_cleanse
 from gradprune.defenses.repair import repair, unsteadiness
-from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.rnp import rnp
 from gradprune.defenses.sau import sau
 from gradprune.defenses.scan import Scan, scan

@@ -5,14 +5,17 @@ including one behind an addition, which belongs to no single filter. A closed ch
 stays.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradprune.base.errors import require
+from gradprune.models.inference import batch_normalised, evaluating
 from gradprune.pruning.filters import FilterMask, Filters, silent
-from gradprune.pruning.loop import Pruned, check_limits, validate
+from gradprune.pruning.loop import Pruned, check_limits, row, validate
 from gradprune.pruning.scores import Pairs
 
 STEP = 0.05  # between the thresholds that are tried
@@ -40,6 +43,15 @@ def scaled_channels(model: nn.Module, weight: Tensor, bias: Tensor | None = None
             for name, part in zip(norms, gates.split(list(norms.values())), strict=True)}
 
 
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """A context with gradients for all parameters, BatchNorm in training mode, and everything else in eval mode."""
+    with evaluating(model, gradients=True), batch_normalised():
+        for module in model.modules():
+            module.train(isinstance(module, nn.modules.batchnorm._BatchNorm))
+        yield
+
+
 def close_below(model: nn.Module, found: Filters, mask: Tensor, validation: Pairs, *, alpha: float,
                 top: float) -> Pruned:
     """Close the channels up to the highest threshold at which validation accuracy falls by less than `alpha`, in place.
@@ -64,8 +76,7 @@ def close_below(model: nn.Module, found: Filters, mask: Tensor, validation: Pair
         return int(closed.sum())
 
     def measured(**more: float) -> dict[str, Any]:
-        rows.append({"stage": "prune", "round": len(rows), "layer": None, "index": None, **more,
-                     **validate(model, validation).figures()})
+        rows.append(row(len(rows), FilterMask(found), validate(model, validation), **more))
         return rows[-1]
 
     rows: list[dict[str, Any]] = []

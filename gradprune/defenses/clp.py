@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, positive
-from gradprune.defenses.result import DefenseResult
+from gradprune.defenses.common import DefenseResult, Work, positive
 from gradprune.pruning import FilterMask, Filters, Pairs, Pruned, validate
 from gradprune.pruning.filters import silent
 from gradprune.pruning.loop import row
@@ -35,18 +34,13 @@ def lipschitz_bounds(model: nn.Module) -> dict[str, Tensor]:
     return bounds
 
 
-def standing_out(bounds: Tensor, u: float) -> Tensor:
-    """Which channels of one layer have a bound above mean + u * std (with n - 1, as released); bool (channels,)."""
-    return bounds > bounds.mean() + u * bounds.std()
-
-
 def close_standing_out(model: nn.Module, found: Filters, u: float, validation: Pairs) -> Pruned:
     """Close every BatchNorm channel that stands out, in place; see `clp`."""
     mask = FilterMask(found, before=silent(model, found))
     rows, closed, bounds = [row(0, mask, validate(model, validation))], 0, lipschitz_bounds(model)
     with torch.no_grad():
         for name, bound in bounds.items():
-            open_ = 1.0 - standing_out(bound, u).to(bound)
+            open_ = 1.0 - (bound > bound.mean() + u * bound.std()).to(bound)  # std with n - 1, as released
             for tensor in model.get_submodule(name).parameters():
                 tensor.mul_(open_)
             closed += int((open_ == 0).sum())

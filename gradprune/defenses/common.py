@@ -7,7 +7,8 @@ Two rules make a comparison fair. Every method whose authors augment the images 
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +16,71 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import override, require
 from gradprune.datasets import ImageSet, class_name, draw_defense_images
-from gradprune.defenses.result import DefenseResult
-from gradprune.models import evaluating, predict
-from gradprune.models.inference import batch_normalised, check_convolutional, check_model, device_of
+from gradprune.models.inference import check_convolutional, check_model, device_of, evaluating, predict
 from gradprune.models.working import hand_back, working_copy
 from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
 from gradprune.pruning.fine_tuning import batches, half_cosine, passes
 from gradprune.pruning.loop import row
+
+
+@dataclass
+class DefenseResult:
+    """A cleaned copy of the model and how it was obtained.
+
+    model: the final model, in eval mode.
+    pruned: the state after pruning, before fine-tuning; None for a defence that does not prune.
+    mask: the removed filters, silent in both; empty if none was removed.
+    history: plain rows (`stage` "prune": round, layer, index, score, losses, accuracy; "tune": epoch, ...).
+    seconds: wall time by stage.
+    stopped: why pruning (or whatever the defence does) ended.
+    settings: all arguments that influenced the result.
+    interrupted: whether Ctrl-C ended a stage.
+    name: the defence's name in `DEFENSES`.
+    suspect: the class whose triggers `repair` searched for and unlearned; None if it suspected none.
+    """
+
+    model: nn.Module
+    pruned: nn.Module | None
+    mask: FilterMask
+    history: list[dict[str, Any]]
+    seconds: dict[str, float]
+    stopped: str
+    settings: dict[str, Any]
+    interrupted: bool = False
+    name: str = "grad_prune"
+    suspect: int | None = None
+
+    def rows(self, stage: str) -> list[dict[str, Any]]:
+        """The history rows of one stage, "prune" or "tune"."""
+        return [row for row in self.history if row["stage"] == stage]
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        lines = [f"{self.name}({settings})", f"  {self.mask}"]
+        if self.stopped:
+            lines.append(f"  {'stopped' if self.pruned is None else 'pruning stopped'}: {self.stopped}")
+        points = self._points()
+        unlearning = "val_unlearning_loss" in points[-1][1]
+        lines.append("  on the validation images:   accuracy  clean loss" + "  unlearning loss" * unlearning)
+        for name, now in points:
+            line = f"    {name:<24} {now['val_acc']:>9.1%} {now['val_clean_loss']:>11.3f}"
+            lines.append(line + (f" {now['val_unlearning_loss']:>16.3f}" if unlearning else ""))
+        times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
+        return "\n".join([*lines, f"  time: {times}"])
+
+    __repr__ = __str__
+
+    def _points(self) -> list[tuple[str, dict[str, Any]]]:
+        """The history rows of the states shown: given, pruned, fine-tuned."""
+        prune, tune = self.rows("prune"), self.rows("tune")
+        points = [("given model", (prune or tune or self.history)[0])]
+        if prune:
+            kept = (row for row in prune if row.get("kept"))  # defences that close channels have an empty mask
+            points.append(("pruned", next(kept, prune[len(self.mask.positions)])))
+        if tune:
+            points.append(("fine-tuned", next((row for row in tune if row.get("kept")), tune[-1])))
+        return points
 
 
 class Work:
@@ -46,14 +104,13 @@ class Work:
         device = device_of(model)
         self.train, self.validation = (unpaired(part, device) if trigger is None else pair_up(part, trigger, device)
                                        for part in draw_defense_images(clean, spc, seed))
-        outputs = predict(model, self.validation.clean).shape[1]
-        require(outputs >= len(clean.classes),
-                f"the model knows {outputs} classes, but the defence images have {len(clean.classes)}.")
+        self.classes = predict(model, self.validation.clean).shape[1]
+        require(self.classes >= len(clean.classes),
+                f"the model knows {self.classes} classes, but the defence images have {len(clean.classes)}.")
         if not hold_out:
             self.train = self.train.joined(self.validation)
         self.augment = Augment(model, trigger, self.train)
-        self.classes = outputs
-        self.names = tuple(class_name(label, clean.classes) for label in range(outputs))
+        self.names = tuple(class_name(label, clean.classes) for label in range(self.classes))
         self.given, self.model = model, working_copy(model, self.validation.clean[:2])
         if searches:
             check_searchable(self.model, self.validation.clean[:1])
@@ -141,28 +198,17 @@ def logit_layer(model: nn.Module, images: Tensor) -> tuple[nn.Linear, Tensor]:
     images: float (N, C, H, W) in [0, 1]. Raises InputError if the last layer with weights is not such a layer.
     """
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
-    hooks = [module.register_forward_hook(lambda layer, inputs, output: seen.append((layer, inputs[0], output)))
-             for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
-    try:
-        with evaluating(model), torch.no_grad():
-            logits = model(images.clone())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, evaluating(model), torch.no_grad():
+        for module in model.modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                hooks.enter_context(module.register_forward_hook(
+                    lambda layer, inputs, output: seen.append((layer, inputs[0], output))))
+        logits = model(images.clone())
     layer, inputs, output = seen[-1]
     require(isinstance(layer, nn.Linear) and isinstance(layer.weight, nn.Parameter) and output.shape == logits.shape,
             f"a linear last layer is needed here, but the model ends in {type(layer).__name__}.")
     assert isinstance(layer, nn.Linear)
     return layer, inputs
-
-
-@contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """A context with gradients for all parameters, BatchNorm in training mode, and everything else in eval mode."""
-    with evaluating(model, gradients=True), batch_normalised():
-        for module in model.modules():
-            module.train(isinstance(module, nn.modules.batchnorm._BatchNorm))
-        yield
 
 
 def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128, *,
@@ -173,6 +219,16 @@ def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128, *,
     """
     while True:
         yield from batches(renew(pairs, generator), batch_size, generator)
+
+
+def sgd_then(after: Callable[[], None]) -> Callable[..., torch.optim.SGD]:
+    """An `optimizer` for `fine_tune`: SGD, with a call of `after` following each step."""
+    def make(*given: Any, **settings: Any) -> torch.optim.SGD:
+        optimizer = torch.optim.SGD(*given, **settings)
+        optimizer.register_step_post_hook(lambda *_: after())
+        return optimizer
+
+    return make
 
 
 def override_positive(name: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

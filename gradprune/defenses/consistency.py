@@ -18,10 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.models.inference import evaluating, predict
-from gradprune.pruning.augment import Augment
-from gradprune.pruning.distilled import Distilled, epochs_for, tune_on_views
-from gradprune.pruning.filters import FilterMask
-from gradprune.pruning.scores import Pairs
+from gradprune.pruning import Augment, Distilled, FilterMask, Pairs
+from gradprune.pruning.distilled import epochs_for, tune_on_views
 from gradprune.search.changes import FAMILIES, Change, Part, draw, every_wave, inflow, search_changes
 
 CONSISTENCY: dict[str, Any] = {
@@ -61,11 +59,10 @@ class Consistent(Distilled):
         wanted = predict(self.given, batch.clean).log_softmax(1)
         size = -(-len(wanted) // self.settings["parts"])
         parts = [Part(*both) for both in zip(batch.clean.split(size), wanted.split(size), strict=True)]
-        with evaluating(model):
-            if not self.pools:
-                few = slice(self.settings["first_on"])
-                self._fill(model, Part(batch.clean[few], wanted[few]))
-            changes = self.find(model, parts)
+        if not self.pools:
+            few = slice(self.settings["first_on"])
+            self._fill(model, Part(batch.clean[few], wanted[few]))
+        changes = self.find(model, parts)
         worn = [change(part.images) for part, change in zip(parts, changes, strict=True)]
         return self.between(model(torch.cat([batch.clean, *worn])), wanted)
 

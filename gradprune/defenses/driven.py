@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.models.inference import evaluating, predict
-from gradprune.pruning import Filters
-from gradprune.pruning.filters import silent
+from gradprune.pruning.filters import Filters, silent
 
 PUSH = 10.0    # added to all of a filter's output, in units of the layer's spread: see `driven`
 FEW = 16       # images
@@ -60,10 +59,6 @@ def _answers(model: nn.Module, module: nn.Module, channels: list[int], images: T
         output[place, channel] += push
         return output
 
-    handle = module.register_forward_hook(raised)
-    try:
-        with evaluating(model), torch.no_grad():
-            answers = model(images.repeat(len(channels), 1, 1, 1))
-    finally:
-        handle.remove()
+    with module.register_forward_hook(raised), evaluating(model), torch.no_grad():
+        answers = model(images.repeat(len(channels), 1, 1, 1))
     return list(answers.softmax(1).view(len(channels), len(images), -1).mean(1))

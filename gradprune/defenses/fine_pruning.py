@@ -10,12 +10,10 @@ import copy
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, logit_layer, positive
-from gradprune.defenses.result import DefenseResult
+from gradprune.defenses.common import DefenseResult, Work, logit_layer, positive, sgd_then
 from gradprune.pruning import FilterMask, Filters, Pairs, Pruned, validate
 from gradprune.pruning.filters import silent
 from gradprune.pruning.loop import row
@@ -74,15 +72,10 @@ def fine_pruning(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = 
     closed = order[:next((one["channels"] for one in work.history if one.get("kept")), 0)]
     pruned = copy.deepcopy(work.model)
 
-    def close_again(*_: Any) -> None:
+    def close_again() -> None:
         layer.weight.data[:, closed] = 0
 
-    def held(*given: Any, **settings: Any) -> torch.optim.Optimizer:
-        optimizer = torch.optim.SGD(*given, **settings)
-        optimizer.register_step_post_hook(close_again)
-        return optimizer
-
     if not work.interrupted:
-        work.tune(lr=lr, steps=steps, seed=seed, progress=progress, optimizer=held)
+        work.tune(lr=lr, steps=steps, seed=seed, progress=progress, optimizer=sgd_then(close_again))
     settings = {"spc": spc, "alpha": alpha, "once": once, "lr": lr, "steps": steps, "seed": seed}
     return work.result("fine_pruning", settings, pruned=pruned, stopped=stopped)

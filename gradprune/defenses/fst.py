@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, logit_layer, override_positive
-from gradprune.defenses.result import DefenseResult
+from gradprune.defenses.common import DefenseResult, Work, logit_layer, override_positive, sgd_then
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
 from gradprune.pruning.fine_tuning import half_cosine, passes
 
@@ -62,18 +61,13 @@ def fst(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
         def away(network: nn.Module, batch: Pairs) -> Tensor:
             return clean_loss(network, batch) + alpha * (layer.weight * old).sum()
 
-        def rescale(*_: Any) -> None:
+        def rescale() -> None:
             layer.weight.data.mul_(old.norm() / layer.weight.data.norm())
 
-        def rescaling(*given: Any, **settings: Any) -> torch.optim.Optimizer:
-            optimizer = torch.optim.SGD(*given, **settings)
-            optimizer.register_step_post_hook(rescale)
-            return optimizer
-
         epochs = passes(paper["steps"], len(images.labels), paper["batch_size"])
-        return fine_tune(network, work.mask, images, work.validation, loss=away, optimizer=rescaling, lr=paper["lr"],
-                         weight_decay=0.0, decay=half_cosine(epochs), max_epochs=epochs, renew=work.augment,
-                         batch_size=paper["batch_size"], seed=seed, progress=progress)
+        return fine_tune(network, work.mask, images, work.validation, loss=away, optimizer=sgd_then(rescale),
+                         lr=paper["lr"], weight_decay=0.0, decay=half_cosine(epochs), max_epochs=epochs,
+                         renew=work.augment, batch_size=paper["batch_size"], seed=seed, progress=progress)
 
     alpha = paper["alpha"]
     with work.stage("alpha"):

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, positive
-from gradprune.defenses.result import DefenseResult
+from gradprune.defenses.common import DefenseResult, Work, positive
 
 
 class SharpnessAware(torch.optim.SGD):
@@ -26,26 +25,26 @@ class SharpnessAware(torch.optim.SGD):
     def __init__(self, parameters: Any, rho: float, model: nn.Module, **settings: Any) -> None:
         super().__init__(parameters, **settings)
         self.rho = rho
+        self.weights: list[Tensor] = [weight for group in self.param_groups for weight in group["params"]]
         self.norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def perturbation(self) -> list[Tensor]:
         """The step e for each parameter's current gradient; |e / T| = rho over all of them (Euclidean norm)."""
-        weights = [weight for group in self.param_groups for weight in group["params"]]
         scaled = [torch.zeros_like(weight) if weight.grad is None else weight.detach().abs() * weight.grad
-                  for weight in weights]
+                  for weight in self.weights]
         norm = torch.stack([value.norm() for value in scaled]).norm() + 1e-12
-        return [self.rho * weight.detach().abs() * value / norm for weight, value in zip(weights, scaled, strict=True)]
+        return [self.rho * weight.detach().abs() * value / norm
+                for weight, value in zip(self.weights, scaled, strict=True)]
 
+    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take two gradients: at w to find the worst point, and there for the step from w."""
         assert closure is not None  # `fine_tune` always passes one
-        weights = [weight for group in self.param_groups for weight in group["params"]]
         with torch.enable_grad():
             loss = closure()
-        with torch.no_grad():
-            before = [weight.clone() for weight in weights]
-            for weight, shift in zip(weights, self.perturbation(), strict=True):
-                weight.add_(shift)
+        before = [weight.clone() for weight in self.weights]
+        for weight, shift in zip(self.weights, self.perturbation(), strict=True):
+            weight.add_(shift)
         tracked = [norm for norm in self.norms if norm.track_running_stats]
         try:
             for norm in tracked:
@@ -55,9 +54,8 @@ class SharpnessAware(torch.optim.SGD):
         finally:
             for norm in tracked:
                 norm.track_running_stats = True
-        with torch.no_grad():
-            for weight, value in zip(weights, before, strict=True):
-                weight.copy_(value)
+        for weight, value in zip(self.weights, before, strict=True):
+            weight.copy_(value)
         super().step()
         return loss
 

@@ -7,6 +7,7 @@ most classes; BackdoorBench (Wu et al., 2022, arXiv:2206.12654) takes 0.01. Here
 """
 
 import copy
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, override_positive
-from gradprune.defenses.result import DefenseResult
+from gradprune.defenses.common import DefenseResult, Work, override_positive
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
 from gradprune.pruning.fine_tuning import Loss, passes
@@ -38,22 +38,18 @@ DEFAULTS: dict[str, Any] = {
 def _spatial_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The logits, and the outputs (N, C, H, W) of all modules, by name, in the order in which they finish."""
     outputs: dict[str, Tensor] = {}
+    name_of = {module: name for name, module in model.named_modules()
+               if name and not isinstance(module, nn.Dropout | nn.Dropout2d | nn.modules.batchnorm._BatchNorm)}
 
-    def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def keep(_: nn.Module, __: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1:
-                outputs.pop(name, None)
-                outputs[name] = output
-        return module.register_forward_hook(keep)
+    def keep(module: nn.Module, _: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1:
+            outputs.pop(name_of[module], None)
+            outputs[name_of[module]] = output
 
-    hooks = [watch(name, module) for name, module in model.named_modules()
-             if name and not isinstance(module, nn.Dropout | nn.Dropout2d | nn.modules.batchnorm._BatchNorm)]
-    try:
-        logits = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return logits, outputs
+    with ExitStack() as hooks:
+        for module in name_of:
+            hooks.enter_context(module.register_forward_hook(keep))
+        return model(images), outputs
 
 
 def attention_places(model: nn.Module, images: Tensor) -> list[str]:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work, positive
-from gradprune.defenses.result import DefenseResult
+from gradprune.defenses.common import DefenseResult, Work, positive
 from gradprune.pruning import Pairs
 from gradprune.search import Inversion, invert, outliers
 
@@ -55,9 +54,7 @@ def neural_cleanse(model: nn.Module, clean: ImageSet, trigger: nn.Module | None 
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     require(work.classes >= 3, f"an outlier needs at least 3 classes, the model has {work.classes}.")
     work.measure("given")
-    found: list[Inversion] = []
-    index: list[float] = []
-    suspects: list[int] = []
+    found, index, suspects = list[Inversion](), list[float](), list[int]()
     with work.stage("invert"):
         for target in range(work.classes):
             found.append(invert(work.model, work.train.clean, target, seed=seed, progress=progress, **search))

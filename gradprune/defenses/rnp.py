@@ -19,9 +19,8 @@ from torch.func import functional_call
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.channels import batch_norms, close_below, scaled_channels
-from gradprune.defenses.common import Work, batch_statistics, endless, override_positive
-from gradprune.defenses.result import DefenseResult
+from gradprune.defenses.channels import batch_norms, batch_statistics, close_below, scaled_channels
+from gradprune.defenses.common import DefenseResult, Work, endless, override_positive
 from gradprune.models.inference import check_unwrapped
 from gradprune.pruning import Pairs
 

@@ -96,8 +96,7 @@ def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, thr
     positive(threshold=threshold)
     work = Work(model, clean, None, spc, seed, searches=True)
     require(work.classes >= 3, f"an outlier needs at least 3 classes, the model has {work.classes}.")
-    images = torch.cat([work.train.clean, work.validation.clean])
-    labels = torch.cat([work.train.labels, work.validation.labels])
+    images, _, labels = work.train.joined(work.validation)
     rows, triggers, voices = list[Row](), dict[tuple[str, int], nn.Module](), dict[str, list[float]]()
     for kind, method in KINDS.items():
         found = [method(work.model, work.train.clean, label, seed=seed, progress=progress, **FASTER | search)
@@ -114,15 +113,14 @@ def scan(model: nn.Module, clean: ImageSet, *, spc: int = 10, seed: int = 0, thr
     voices["margin"] = standings(margins(work.model, images.shape[1:], work.classes, seed))
     scores = torch.tensor(list(voices.values()), dtype=torch.double).mean(0).tolist()
     nearest = max(range(work.classes), key=lambda label: scores[label])
-    chosen = min((row for row in rows if row.label == nearest and row.share is not None),
-                 key=lambda row: row.share or 0, default=None)
     reached = driven(work.model, work.found, images)
     loud = multiple(reached, nearest)
     accused = scores[nearest] > threshold or loud > LOUD or any(row.alarm for row in rows if row.label == nearest)
-    worst = chosen if accused else None
-    suspect, kind_found = (worst.label, worst.kind) if worst else (None, None)
+    worst = min((row for row in rows if accused and row.label == nearest and row.share is not None),
+                key=lambda row: row.share or 0, default=None)
     drawn = ImageSet((images * 255).round().to(torch.uint8).cpu(), labels.cpu(), work.names)
-    return Scan(rows, work.names, threshold, suspect, kind_found, triggers[worst.kind, worst.label] if worst else None,
+    return Scan(rows, work.names, threshold, worst and worst.label, worst and worst.kind,
+                triggers[worst.kind, worst.label] if worst else None,
                 _verdict(rows, worst, work.names, threshold, nearest, scores[nearest], loud), drawn, voices, scores,
                 reached)
 

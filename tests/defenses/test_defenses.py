@@ -14,8 +14,8 @@ from torch import nn
 
 from gradprune.base.errors import InputError
 from gradprune.defenses import DEFENSES, KNOWS_TRIGGER, DefenseResult, defense, grad_prune
-from gradprune.defenses.channels import batch_norms, close_below, scaled_channels
-from gradprune.defenses.common import Work, batch_statistics, endless, logit_layer
+from gradprune.defenses.channels import batch_norms, batch_statistics, close_below, scaled_channels
+from gradprune.defenses.common import Work, endless, logit_layer
 from gradprune.models import build, evaluating
 from gradprune.pruning import Pairs, Validation, distilled, unpaired, validate
 from gradprune.pruning.fine_tuning import passes
