@@ -71,7 +71,7 @@ def load_victim(checkpoint: str | Path, code: str | None = None, device: str = "
     where = choose_device(device)
     path = checkpoint_path(checkpoint)
     model, card = load_checkpoint(path, code)
-    attack, told = card.get("attack"), card.get("data")
+    attack, told = card.get("attack", {}), card.get("data", {})
     require(isinstance(attack, dict) and isinstance(told, dict) and isinstance(attack.get("trigger"), str)
             and isinstance(attack.get("target"), int) and isinstance(told.get("name"), str)
             and isinstance(attack.get("settings", {}), dict),
