@@ -24,10 +24,6 @@ def _signs() -> Tensor:
     return render_signs(seed=1, train_per_class=1, defense_per_class=1, test_per_class=1).test.floats()
 
 
-def _two_batches() -> list[tuple[Tensor]]:
-    return [(_signs()[:7].clone(),), (_signs()[7:].clone(),)]
-
-
 def _facts(trigger: Function, case: Sequence[Any]) -> Seen:
     """What a trigger should be, as 1 (holds) or 0, in the order in which it is told."""
     images, before = case[0], case[0].clone()
@@ -62,7 +58,8 @@ def _will_it_be_learned(trigger: Function) -> str:
             "down, or make it larger or stronger.")
 
 
-@exercise("01", cases=_two_batches, observe=_facts, same=_same_first_fault, caution=_will_it_be_learned,
+@exercise("01", cases=lambda: [(_signs()[:7].clone(),), (_signs()[7:].clone(),)],
+          observe=_facts, same=_same_first_fault, caution=_will_it_be_learned,
           praise="same shape, pixels in 0..1, and the same small mark on each image every time.")
 def trigger(images: Tensor) -> Tensor:
     """The images with a white square."""
@@ -146,35 +143,34 @@ def asr(model: nn.Module, images: ImageSet, trigger: Function, target: int) -> T
     """Attack success rate."""
     return _share(_outputs(model, images, trigger, target)[2].argmax(1) == target)
 
-@asr.mistake("the target class is counted, too. An image of the target class that is answered with the target is no "
-             "success for the attacker: leave those images out.")
-def _(model, images, trigger, target):
-    return _share(model(trigger(images.floats())).argmax(1) == target)
 
-@asr.mistake("you count the target's images as failures: hits are counted among the others, but divided by the number "
-             "of ALL images. Divide by the number of images of the other classes.")
-def _(model, images, trigger, target):
-    return asr.reference(model, images, trigger, target) * _share(images.labels != target)
+def _counted(hits: Function) -> Function:
+    """A share counted from what `_outputs` returns, and the target."""
+    return lambda *case: _share(hits(*_outputs(*case), case[-1]))
 
-_HIGHEST = ("the target's output is compared with a fixed number. An answer is the class with the HIGHEST output, "
-            "however high that is: `argmax(1)`.")
-
-@asr.mistake("`argmax(0)` finds, for each class, the IMAGE most like it. The answer for each image is `argmax(1)`.",
-             hits=lambda labels, clean, marked, target: marked.argmax(0) == target)
-@asr.mistake(_HIGHEST, hits=lambda labels, clean, marked, target: torch.sigmoid(marked)[:, target] > 0.5)
-@asr.mistake(_HIGHEST, hits=lambda labels, clean, marked, target: marked.softmax(1)[:, target] > 0.5)
-@asr.mistake(_HIGHEST, hits=lambda labels, clean, marked, target: marked[:, target] > 0.5)
-@asr.mistake("this is the accuracy on triggered images (RA, robust accuracy): it compares with the true label. The "
-             "attacker wants the TARGET.", hits=lambda labels, clean, marked, target: marked.argmax(1) == labels)
-@asr.mistake("any wrong answer counts. Only answers that equal the target are what the attacker wants.",
-             hits=lambda labels, clean, marked, target: marked.argmax(1) != labels)
-@asr.mistake("the images are clean: put the trigger on before you ask the model.",
-             hits=lambda labels, clean, marked, target: clean.argmax(1) == target)
-@asr.mistake("only images that the model gets right when clean are counted. That is a sensible figure, too, but ASR "
-             "is counted over all images of the other classes.",
-             hits=lambda labels, clean, marked, target: (marked.argmax(1) == target)[clean.argmax(1) == labels])
-@asr.mistake("this is the target's mean probability. An attack succeeds or fails, image by image: count the answers, "
-             "`argmax(1)`, that are the target.",
-             hits=lambda labels, clean, marked, target: marked.softmax(1)[:, target])
-def _(*case, hits):
-    return _share(hits(*_outputs(*case), case[-1]))
+asr.wrong_answers({
+    "the target class is counted, too. An image of the target class that is answered with the target is no success "
+    "for the attacker: leave those images out.":
+        lambda model, images, trigger, target: _share(model(trigger(images.floats())).argmax(1) == target),
+    "you count the target's images as failures: hits are counted among the others, but divided by the number of ALL "
+    "images. Divide by the number of images of the other classes.":
+        lambda *case: asr.reference(*case) * _share(case[1].labels != case[-1]),
+    "this is the target's mean probability. An attack succeeds or fails, image by image: count the answers, "
+    "`argmax(1)`, that are the target.": _counted(lambda labels, clean, marked, target: marked.softmax(1)[:, target]),
+    "only images that the model gets right when clean are counted. That is a sensible figure, too, but ASR is counted "
+    "over all images of the other classes.":
+        _counted(lambda labels, clean, marked, target: (marked.argmax(1) == target)[clean.argmax(1) == labels]),
+    "the images are clean: put the trigger on before you ask the model.":
+        _counted(lambda labels, clean, marked, target: clean.argmax(1) == target),
+    "any wrong answer counts. Only answers that equal the target are what the attacker wants.":
+        _counted(lambda labels, clean, marked, target: marked.argmax(1) != labels),
+    "this is the accuracy on triggered images (RA, robust accuracy): it compares with the true label. The attacker "
+    "wants the TARGET.": _counted(lambda labels, clean, marked, target: marked.argmax(1) == labels),
+    "the target's output is compared with a fixed number. An answer is the class with the HIGHEST output, however "
+    "high that is: `argmax(1)`.":
+        [_counted(lambda labels, clean, marked, target: marked[:, target] > 0.5),
+         _counted(lambda labels, clean, marked, target: marked.softmax(1)[:, target] > 0.5),
+         _counted(lambda labels, clean, marked, target: torch.sigmoid(marked)[:, target] > 0.5)],
+    "`argmax(0)` finds, for each class, the IMAGE most like it. The answer for each image is `argmax(1)`.":
+        _counted(lambda labels, clean, marked, target: marked.argmax(0) == target),
+})

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,33 +59,8 @@ def prune(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, alp
     """The positions that stay removed, in order."""
     return paper(model, found, train, validation, alpha=alpha, patience=patience, progress=False).mask.positions
 
-@prune.mistake("the scores are computed only once. Each removal changes the model, and with it the gradient: score "
-               "again in every round.", again=False)
-@prune.mistake("removed filters are picked again. The loss would fall if they came back, so their gradient is large: "
-               "look for the highest score among the living filters.", living=False)
-@prune.mistake("the scores come from clean images. Those say nothing about the backdoor: use `train.triggered` with "
-               "the true labels.", scored="clean")
-@prune.mistake("the scores come from the validation images. Those are kept for judging; if they also give the scores, "
-               "nothing is left to judge with: score on `train`.", own=False)
-@prune.mistake("the rounds are judged on the images that gave the scores: call `validate` with `validation`.",
-               judged=False)
-@prune.mistake("you keep every removal. The loop runs on after its best round to make sure that it was the best: go "
-               "back to that round.", kept=lambda removed, best: len(removed))
-@prune.mistake("one filter too many stays removed: after round r, exactly r filters are gone.",
-               kept=lambda removed, best: best + 1)
-@prune.mistake("you choose the round with the lowest CLEAN loss, which says nothing about the backdoor: take the "
-               "unlearning loss.", loss="clean_loss")
-@prune.mistake("a fall of exactly alpha passes. A fall of alpha or more is too much: `>=`.",
-               fallen=lambda accs, alpha: accs[0] - accs[-1] > alpha)
-@prune.mistake("accuracy never stops the loop. Stop once validation accuracy has fallen by alpha or more.",
-               fallen=lambda accs, alpha: False)
-@prune.mistake("the round that lost too much may still be the best one. Stop first, and only then ask whether the "
-               "loss is the lowest so far.", late=True)
-@prune.mistake("the fall is counted from the best accuracy so far. Count it from the given model.",
-               fallen=lambda accs, alpha: max(accs) - accs[-1] >= alpha)
-@prune.mistake("you stop at the first round that is no better. The loss goes up and down: wait `patience` rounds.",
-               hasty=True)
-def _(model, found, train, validation, alpha, patience, living=True, again=True, scored="triggered", own=True,
+
+def _loop(model, found, train, validation, alpha, patience, living=True, again=True, scored="triggered", own=True,
       judged=True, loss="unlearning_loss", fallen=lambda accs, alpha: accs[0] - accs[-1] >= alpha, late=False,
       hasty=False, kept=lambda removed, best: best):
     """The loop with one thing about it changed."""
@@ -108,6 +84,36 @@ def _(model, found, train, validation, alpha, patience, living=True, again=True,
         if over or len(removed) - best >= (1 if hasty else patience):
             break
     return removed[:kept(removed, best)]
+
+
+prune.wrong_answers({
+    "you stop at the first round that is no better. The loss goes up and down: wait `patience` rounds.":
+        partial(_loop, hasty=True),
+    "the fall is counted from the best accuracy so far. Count it from the given model.":
+        partial(_loop, fallen=lambda accs, alpha: max(accs) - accs[-1] >= alpha),
+    "the round that lost too much may still be the best one. Stop first, and only then ask whether the loss is the "
+    "lowest so far.": partial(_loop, late=True),
+    "accuracy never stops the loop. Stop once validation accuracy has fallen by alpha or more.":
+        partial(_loop, fallen=lambda accs, alpha: False),
+    "a fall of exactly alpha passes. A fall of alpha or more is too much: `>=`.":
+        partial(_loop, fallen=lambda accs, alpha: accs[0] - accs[-1] > alpha),
+    "you choose the round with the lowest CLEAN loss, which says nothing about the backdoor: take the unlearning loss.":
+        partial(_loop, loss="clean_loss"),
+    "one filter too many stays removed: after round r, exactly r filters are gone.":
+        partial(_loop, kept=lambda removed, best: best + 1),
+    "you keep every removal. The loop runs on after its best round to make sure that it was the best: go back to that "
+    "round.": partial(_loop, kept=lambda removed, best: len(removed)),
+    "the rounds are judged on the images that gave the scores: call `validate` with `validation`.":
+        partial(_loop, judged=False),
+    "the scores come from the validation images. Those are kept for judging; if they also give the scores, nothing is "
+    "left to judge with: score on `train`.": partial(_loop, own=False),
+    "the scores come from clean images. Those say nothing about the backdoor: use `train.triggered` with the true "
+    "labels.": partial(_loop, scored="clean"),
+    "removed filters are picked again. The loss would fall if they came back, so their gradient is large: look for "
+    "the highest score among the living filters.": partial(_loop, living=False),
+    "the scores are computed only once. Each removal changes the model, and with it the gradient: score again in "
+    "every round.": partial(_loop, again=False),
+})
 
 
 # ---- find_trigger: judged by what the found mark does
@@ -156,26 +162,8 @@ def find_trigger(model: nn.Module, images: Tensor, target: int, steps: int) -> F
     trigger: Any = invert(model, images, target, steps=steps, progress=False).trigger
     return trigger.mask, trigger.pattern
 
-_COVERS = ("the mark reaches the class, but it covers a good part of the image. Every class can be reached like that: "
-           "make the mask costly, with `cost * mask.sum()` in the loss.")
-_WHOLE = ("the mark covers the WHOLE image. A large mask must raise the loss, not lower it: add `cost * mask.sum()`, "
-          "and search for the mask as well as the pattern.")
-_VANISHED = ("the mask has vanished and leads nowhere. The cross-entropy must pull towards the class, and the cost "
-             "must not outweigh it.")
 
-@find_trigger.mistake(_COVERS, cost=0)
-@find_trigger.mistake(_COVERS, cost=1e-4)
-@find_trigger.mistake(_WHOLE, cost=-0.05)
-@find_trigger.mistake(_WHOLE, cost=0, cover=6.0)
-@find_trigger.mistake(_VANISHED, pull=0)
-@find_trigger.mistake(_VANISHED, cost=30)
-@find_trigger.mistake("the cross-entropy has the wrong sign: this search moves away from the class.", pull=-1)
-@find_trigger.mistake("the mark leads to another class: all labels in the cross-entropy must be `target`.", shift=1)
-@find_trigger.mistake("mask or pattern leaves 0..1: no such image exists. Search free numbers, and squash them with "
-                      "`torch.sigmoid` before use and before you return them.", squash=lambda free: free + 0.5)
-@find_trigger.mistake("the mark has not changed since the start, and leads nowhere. Each step needs `loss.backward()` "
-                      "and `optimizer.step()`, and there are `steps` of them.", work=False)
-def _(model, images, target, steps, cost=0.05, pull=1.0, shift=0, work=True, squash=torch.sigmoid, cover=0.0):
+def _search(model, images, target, steps, cost=0.05, pull=1.0, shift=0, work=True, squash=torch.sigmoid, cover=0.0):
     """The search with one thing about it changed."""
     mask, pattern = (torch.full((size, *images.shape[2:]), cover).requires_grad_() for size in (1, images.shape[1]))
     optimizer = torch.optim.Adam([mask, pattern], lr=0.1)
@@ -187,3 +175,19 @@ def _(model, images, target, steps, cost=0.05, pull=1.0, shift=0, work=True, squ
         loss.backward()
         optimizer.step()
     return squash(mask).detach(), squash(pattern).detach()
+
+
+find_trigger.wrong_answers({
+    "the mark has not changed since the start, and leads nowhere. Each step needs `loss.backward()` and "
+    "`optimizer.step()`, and there are `steps` of them.": partial(_search, work=False),
+    "mask or pattern leaves 0..1: no such image exists. Search free numbers, and squash them with `torch.sigmoid` "
+    "before use and before you return them.": partial(_search, squash=lambda free: free + 0.5),
+    "the mark leads to another class: all labels in the cross-entropy must be `target`.": partial(_search, shift=1),
+    "the cross-entropy has the wrong sign: this search moves away from the class.": partial(_search, pull=-1),
+    "the mask has vanished and leads nowhere. The cross-entropy must pull towards the class, and the cost must not "
+    "outweigh it.": [partial(_search, cost=30), partial(_search, pull=0)],
+    "the mark covers the WHOLE image. A large mask must raise the loss, not lower it: add `cost * mask.sum()`, and "
+    "search for the mask as well as the pattern.": [partial(_search, cost=0, cover=6.0), partial(_search, cost=-0.05)],
+    "the mark reaches the class, but it covers a good part of the image. Every class can be reached like that: make "
+    "the mask costly, with `cost * mask.sum()` in the loss.": [partial(_search, cost=1e-4), partial(_search, cost=0)],
+})

@@ -22,42 +22,37 @@ def _models() -> list[tuple[Any, ...]]:
     return [(Metrics(*before), Metrics(*after)) for before, after in figures]
 
 
-def _one_defence() -> list[tuple[Any, ...]]:
-    """Ten points of accuracy for sixty of attack."""
-    return [(Metrics(0.9, 0.8, 0.1), Metrics(0.8, 0.2, 0.6))]
-
-
-der = exercise("05", cases=_models, examples=_one_defence,
+der = exercise("05", cases=_models, examples=lambda: [(Metrics(0.9, 0.8, 0.1), Metrics(0.8, 0.2, 0.6))],
                praise="falls of ASR count for the defence, falls of ACC count against it, and rises count for nothing."
                )(evaluation.der)
 
-@der.mistake("before and after are swapped: a fall is before minus after.")
-def _(before, after):
-    return evaluation.der(after, before)
 
-@der.mistake("max(0, ...) is missing in both terms. A defence that raises ACC must not earn points for it, or a "
-             "gain in ACC could make up for a working backdoor.", rate=lambda asr, acc: (asr - acc + 1) / 2)
-@der.mistake("a rise of ACC earns points: put max(0, ...) around the fall of ACC, too.",
-             rate=lambda asr, acc: (max(0, asr) - acc + 1) / 2)
-@der.mistake("a rise of ASR costs points: put max(0, ...) around the fall of ASR, too.",
-             rate=lambda asr, acc: (asr - max(0, acc) + 1) / 2)
-@der.mistake("the fall of ACC is added. It is the cost, so subtract it.",
-             rate=lambda asr, acc: (max(0, asr) + max(0, acc) + 1) / 2)
-@der.mistake("1 is added after halving. Python divides before it adds: put brackets around everything "
-             "that is halved.", rate=lambda asr, acc: (max(0, asr) - max(0, acc)) / 2 + 1)
-@der.mistake("only the 1 is halved. Python divides before it adds: put brackets around everything that is "
-             "halved.", rate=lambda asr, acc: max(0, asr) - max(0, acc) + 1 / 2)
-@der.mistake("ACC is left out. A model that answers nonsense has no backdoor either: subtract the fall of ACC.",
-             rate=lambda asr, acc: (max(0, asr) + 1) / 2)
-@der.mistake("one max(0, ...) is around the whole difference. Each fall needs its own, or no defence could be rated "
-             "worse than useless.", rate=lambda asr, acc: (max(0, asr - acc) + 1) / 2)
-def _(before, after, rate):
-    return rate(before.asr - after.asr, before.acc - after.acc)
+def _of_falls(rate: Function) -> Function:
+    """A figure of the fall of ASR and of the fall of ACC."""
+    return lambda before, after: rate(before.asr - after.asr, before.acc - after.acc)
 
-@der.mistake("the rise of RA is used in place of the fall of ASR. A good idea, but a different figure: DER ignores "
-             "RA, and section 4 shows what that costs. Use ASR here.")
-def _(before, after):
-    return (max(0, after.ra - before.ra) - max(0, before.acc - after.acc) + 1) / 2
+der.wrong_answers({
+    "before and after are swapped: a fall is before minus after.": lambda before, after: evaluation.der(after, before),
+    "one max(0, ...) is around the whole difference. Each fall needs its own, or no defence could be rated worse than "
+    "useless.": _of_falls(lambda asr, acc: (max(0, asr - acc) + 1) / 2),
+    "ACC is left out. A model that answers nonsense has no backdoor either: subtract the fall of ACC.":
+        _of_falls(lambda asr, acc: (max(0, asr) + 1) / 2),
+    "only the 1 is halved. Python divides before it adds: put brackets around everything that is halved.":
+        _of_falls(lambda asr, acc: max(0, asr) - max(0, acc) + 1 / 2),
+    "1 is added after halving. Python divides before it adds: put brackets around everything that is halved.":
+        _of_falls(lambda asr, acc: (max(0, asr) - max(0, acc)) / 2 + 1),
+    "the fall of ACC is added. It is the cost, so subtract it.":
+        _of_falls(lambda asr, acc: (max(0, asr) + max(0, acc) + 1) / 2),
+    "a rise of ASR costs points: put max(0, ...) around the fall of ASR, too.":
+        _of_falls(lambda asr, acc: (asr - max(0, acc) + 1) / 2),
+    "a rise of ACC earns points: put max(0, ...) around the fall of ACC, too.":
+        _of_falls(lambda asr, acc: (max(0, asr) - acc + 1) / 2),
+    "max(0, ...) is missing in both terms. A defence that raises ACC must not earn points for it, or a gain in ACC "
+    "could make up for a working backdoor.": _of_falls(lambda asr, acc: (asr - acc + 1) / 2),
+    "the rise of RA is used in place of the fall of ASR. A good idea, but a different figure: DER ignores RA, and "
+    "section 4 shows what that costs. Use ASR here.":
+        lambda before, after: (max(0, after.ra - before.ra) - max(0, before.acc - after.acc) + 1) / 2,
+})
 
 
 # ---- mean_rank
@@ -75,10 +70,6 @@ def _scores() -> list[tuple[Any, ...]]:
     return [(pd.DataFrame(rows, columns=[*"abcd"][:len(rows[0])]),) for rows in tables]
 
 
-def _two_blocks() -> list[tuple[pd.DataFrame]]:
-    return [(pd.DataFrame({"a": [0.9, 0.6], "b": [0.8, np.nan], "c": [0.8, 0.7]}),)]
-
-
 def _one_a_defence(function: Function, case: Sequence[Any]) -> Seen:
     """The ranks in the order of the columns, whatever kind of table they come in."""
     ranks, names = function(*case), list(case[0])
@@ -93,29 +84,25 @@ def _ranks(scores: pd.DataFrame, **settings: Any) -> pd.DataFrame:
     return scores.rank(**{"axis": 1, "ascending": False, "na_option": "bottom"} | settings)
 
 
-@exercise("05", cases=_scores, observe=_one_a_defence, examples=_two_blocks,
+@exercise("05", cases=_scores, observe=_one_a_defence,
+          examples=lambda: [(pd.DataFrame({"a": [0.9, 0.6], "b": [0.8, np.nan], "c": [0.8, 0.7]}),)],
           praise="each block is ranked by itself, ties share a rank, and failures come last.")
 def mean_rank(scores: pd.DataFrame) -> pd.Series:
     """The mean rank of each defence; 1 is the best."""
     return _ranks(scores).mean()
 
-_TURNED = "the order is reversed: rank 1 is for the HIGHEST score (`ascending=False`)."
-_COLUMNS = "each column is ranked by itself, attack against attack. Rank defence against defence: `axis=1`."
-
-@mean_rank.mistake("failed cells get no rank, and the mean leaves them out. A defence that fails on the hard attacks "
-                   "and shines on the easy ones would win: rank failures last (`na_option=\"bottom\"`).",
-                   na_option="keep")
-@mean_rank.mistake(_TURNED, ascending=True, na_option="keep")
-@mean_rank.mistake(_TURNED, ascending=True)
-@mean_rank.mistake(_COLUMNS, axis=0, ascending=True, na_option="keep")
-@mean_rank.mistake(_COLUMNS, axis=0, na_option="keep")
-@mean_rank.mistake(_COLUMNS, axis=0)
-@mean_rank.mistake("ties are broken by the order of the columns. Equal scores share the average rank, which is what "
-                   "`rank` does unless told otherwise.", method="first")
-def _(scores, **settings):
-    return _ranks(scores, **settings).mean()
-
 mean_rank.wrong_answers({
+    "ties are broken by the order of the columns. Equal scores share the average rank, which is what `rank` does "
+    "unless told otherwise.": lambda scores: _ranks(scores, method="first").mean(),
+    "each column is ranked by itself, attack against attack. Rank defence against defence: `axis=1`.":
+        [lambda scores: _ranks(scores, axis=0).mean(), lambda scores: _ranks(scores, axis=0, na_option="keep").mean(),
+         lambda scores: _ranks(scores, axis=0, ascending=True, na_option="keep").mean()],
+    "the order is reversed: rank 1 is for the HIGHEST score (`ascending=False`).":
+        [lambda scores: _ranks(scores, ascending=True).mean(),
+         lambda scores: _ranks(scores, ascending=True, na_option="keep").mean()],
+    "failed cells get no rank, and the mean leaves them out. A defence that fails on the hard attacks and shines on "
+    "the easy ones would win: rank failures last (`na_option=\"bottom\"`).":
+        lambda scores: _ranks(scores, na_option="keep").mean(),
     "a failure gets a rank beyond the last: among four defences, the last rank is 4.":
         lambda scores: _ranks(scores, na_option="keep").fillna(scores.shape[1] + 1).mean(),
     "every block in which something failed is thrown away. One weak defence would decide on which attacks all others "

@@ -1,6 +1,7 @@
 """The exercises of notebook 06: someone else's weights, someone else's pixels, and which layer reads which."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,35 +58,36 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict in a file: name -> tensor."""
     return {name.removeprefix("module."): value for name, value in content.get("state_dict", content).items()}
 
-@unwrap.mistake("`lstrip(\"module.\")` removes LETTERS, any of m, o, d, u, l, e and the dot, as long as it finds "
-                "them: “module.model.conv” becomes “conv”. `removeprefix` removes the whole word.",
-                rename=lambda name: name.lstrip("module."))
-@unwrap.mistake("`replace` removes “module.” wherever it is. Inside a name it belongs to the network: use "
-                "`removeprefix`.", rename=lambda name: name.replace("module.", ""))
-@unwrap.mistake("seven characters are cut off every name, even where there is no “module.” in front: use "
-                "`removeprefix`.",
-                rename=lambda name: name[7:])
-@unwrap.mistake("everything up to the first dot is cut off, whatever it is: “conv.weight” becomes “weight”. Remove "
-                "only “module.”, with `removeprefix`.",
-                rename=lambda name: name.split(".", 1)[-1])
-@unwrap.mistake("a dot is left in front: the prefix is “module.”, with its dot.",
-                rename=lambda name: name.removeprefix("module"))
-@unwrap.mistake("the names still begin with “module.”, which the network does not know: remove it.", rename=str)
-def _(content, rename):
-    return {rename(name): value for name, value in content.get("state_dict", content).items()}
+
+def _renamed(rename: Function) -> Function:
+    return lambda content: {rename(name): value for name, value in content.get("state_dict", content).items()}
+
+
+def _only_prefixed(content):
+    inner = content.get("state_dict", content)
+    return {name[7:]: value for name, value in inner.items() if name.startswith("module.")}
+
 
 unwrap.wrong_answers({
+    "the names still begin with “module.”, which the network does not know: remove it.": _renamed(str),
+    "a dot is left in front: the prefix is “module.”, with its dot.":
+        _renamed(lambda name: name.removeprefix("module")),
+    "everything up to the first dot is cut off, whatever it is: “conv.weight” becomes “weight”. Remove only "
+    "“module.”, with `removeprefix`.": _renamed(lambda name: name.split(".", 1)[-1]),
+    "seven characters are cut off every name, even where there is no “module.” in front: use `removeprefix`.":
+        _renamed(lambda name: name[7:]),
+    "`replace` removes “module.” wherever it is. Inside a name it belongs to the network: use `removeprefix`.":
+        _renamed(lambda name: name.replace("module.", "")),
+    "`lstrip(\"module.\")` removes LETTERS, any of m, o, d, u, l, e and the dot, as long as it finds them: "
+    "“module.model.conv” becomes “conv”. `removeprefix` removes the whole word.":
+        _renamed(lambda name: name.lstrip("module.")),
     "the inner dict is not opened: where there is a “state_dict” inside, the weights are in it.":
         lambda content: {name.removeprefix("module."): value for name, value in content.items()},
     "a single tensor comes back: the `return` is inside the loop and ends it at once. Move it below the loop.":
         lambda content: dict([*unwrap.reference(content).items()][:1]),
+    "only names that begin with “module.” are kept. A file from a single GPU has no such names: keep the others as "
+    "they are.": _only_prefixed,
 })
-
-@unwrap.mistake("only names that begin with “module.” are kept. A file from a single GPU has no such names: keep "
-                "the others as they are.")
-def _(content):
-    inner = content.get("state_dict", content)
-    return {name[7:]: value for name, value in inner.items() if name.startswith("module.")}
 
 
 # ---- normalise
@@ -98,11 +100,6 @@ def _pixels() -> list[tuple[Any, ...]]:
             (torch.rand(3, 3, 3, 3, generator=generator), [0.1, 0.5, 0.8], [0.5, 0.2, 0.4])]
 
 
-def _one_pixel() -> list[tuple[Any, ...]]:
-    """An image of a single pixel."""
-    return [(torch.tensor([0.5, 0.6, 0.7]).view(1, 3, 1, 1), [0.5, 0.4, 0.3], [0.25, 0.5, 0.2])]
-
-
 def _for_a_network(function: Function, case: Sequence[Any]) -> Seen:
     """The images, if a network with float32 weights can take them."""
     images = function(*case)
@@ -112,35 +109,43 @@ def _for_a_network(function: Function, case: Sequence[Any]) -> Seen:
     return [as_tensor(images)]
 
 
-@exercise("06", cases=_pixels, observe=_for_a_network, examples=_one_pixel,
+@exercise("06", cases=_pixels, observe=_for_a_network,
+          examples=lambda: [(torch.tensor([0.5, 0.6, 0.7]).view(1, 3, 1, 1), [0.5, 0.4, 0.3], [0.25, 0.5, 0.2])],
           praise="each channel is shifted by its own mean, then divided by its own std.")
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Shift and scale each channel by its own numbers."""
     return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
-@normalise.mistake("the three numbers are matched with the LAST axis, the columns. These hidden images are three "
-                   "pixels wide, so torch raises no error. Give the numbers the shape (3, 1, 1).", shape=(3,))
-@normalise.mistake("the numbers are matched with the rows: (3, 1) is one axis too few. Give them the shape (3, 1, "
-                   "1).", shape=(3, 1))
-@normalise.mistake("you multiply by std. To bring the standard deviation to 1, divide by it.",
-                   scale=lambda images, mean, std: (images - mean) * std)
-@normalise.mistake("you divide first and shift then. The mean is that of pixels in 0..1: subtract it before dividing.",
-                   scale=lambda images, mean, std: images / std - mean)
-@normalise.mistake("the brackets are missing: Python divides before it subtracts. Write `(images - mean) / std`.",
-                   scale=lambda images, mean, std: images - mean / std)
-@normalise.mistake("the images are divided by 255 first. Here they are in 0..1 already: leave that out.",
-                   scale=lambda images, mean, std: (images / 255 - mean) / std)
-@normalise.mistake("the result is cut to 0..1. About half of the values belong below zero: leave them.",
-                   scale=lambda images, mean, std: ((images - mean) / std).clamp(0, 1))
-def _(images, mean, std, shape=(3, 1, 1), scale=lambda images, mean, std: (images - mean) / std):
-    return scale(images, torch.tensor(mean).view(shape), torch.tensor(std).view(shape))
 
-@normalise.mistake("the images' OWN mean and std are used. The network was trained with fixed numbers, the same for "
-                   "every batch: use `mean` and `std`.", axes=(0, 2, 3))
-@normalise.mistake("each image's own mean and std are used. The network was trained with fixed numbers: use `mean` "
-                   "and `std`.", axes=(2, 3))
-def _(images, mean, std, axes):
+def _scaled(scale: Function, shape: tuple[int, ...] = (3, 1, 1)) -> Function:
+    return lambda images, mean, std: scale(images, torch.tensor(mean).view(shape), torch.tensor(std).view(shape))
+
+
+def _by_its_own(images, mean, std, axes):
     return (images - images.mean(dim=axes, keepdim=True)) / images.std(dim=axes, keepdim=True)
+
+
+normalise.wrong_answers({
+    "the result is cut to 0..1. About half of the values belong below zero: leave them.":
+        _scaled(lambda images, mean, std: ((images - mean) / std).clamp(0, 1)),
+    "the images are divided by 255 first. Here they are in 0..1 already: leave that out.":
+        _scaled(lambda images, mean, std: (images / 255 - mean) / std),
+    "the brackets are missing: Python divides before it subtracts. Write `(images - mean) / std`.":
+        _scaled(lambda images, mean, std: images - mean / std),
+    "you divide first and shift then. The mean is that of pixels in 0..1: subtract it before dividing.":
+        _scaled(lambda images, mean, std: images / std - mean),
+    "you multiply by std. To bring the standard deviation to 1, divide by it.":
+        _scaled(lambda images, mean, std: (images - mean) * std),
+    "the numbers are matched with the rows: (3, 1) is one axis too few. Give them the shape (3, 1, 1).":
+        _scaled(lambda images, mean, std: (images - mean) / std, shape=(3, 1)),
+    "the three numbers are matched with the LAST axis, the columns. These hidden images are three pixels wide, so "
+    "torch raises no error. Give the numbers the shape (3, 1, 1).":
+        _scaled(lambda images, mean, std: (images - mean) / std, shape=(3,)),
+    "each image's own mean and std are used. The network was trained with fixed numbers: use `mean` and `std`.":
+        partial(_by_its_own, axes=(2, 3)),
+    "the images' OWN mean and std are used. The network was trained with fixed numbers, the same for every batch: use "
+    "`mean` and `std`.": partial(_by_its_own, axes=(0, 2, 3)),
+})
 
 
 # ---- partners: which BatchNorm belongs to which convolution
@@ -188,38 +193,36 @@ def _reached(reads: Reads, conv: str, norms: Sequence[str]) -> str | None:
     return None
 
 
+def _suited(reads: Reads, convs: Sequence[str], norms: Sequence[str], suits: Function) -> dict[str, str]:
+    """The pairs in which a BatchNorm reads a convolution, and the numbers of readers and of sources suit."""
+    read, reading = [source for source, _ in reads], [reader for _, reader in reads]
+    return {source: reader for source, reader in reads if source in convs and reader in norms
+            and suits(read.count(source), reading.count(reader))}
+
+
 @exercise("06", cases=_graphs, observe=_pairs_found, examples=_small_graph,
           praise="the BatchNorm reads this convolution alone, and nothing else reads the convolution.")
 def partners(reads: Reads, convs: Sequence[str], norms: Sequence[str]) -> dict[str, str]:
     """The BatchNorm of each convolution that has one."""
-    read, reading = [source for source, _ in reads], [reader for _, reader in reads]
-    return {source: reader for source, reader in reads if source in convs and reader in norms
-            and read.count(source) == 1 and reading.count(reader) == 1}
+    return _suited(reads, convs, norms, lambda readers, sources: readers == sources == 1)
+
 
 partners.wrong_answers({
     "the first convolution gets the first BatchNorm, and so on. The lists give the order in which the layers were "
     "WRITTEN, not which reads which: look into `reads`.":
         lambda reads, convs, norms: dict(zip(convs, norms, strict=True)),
-    "these are the partners in the seller's network, written down as they are. The hidden networks are different: work "
-    "the partners out from `reads`.": lambda reads, convs, norms: {"conv1": "norm1", "conv2": "norm2"},
+    "these are the partners in the seller's network, written down as they are. The hidden networks are different: "
+    "work the partners out from `reads`.": lambda reads, convs, norms: {"conv1": "norm1", "conv2": "norm2"},
     "you go by the names. The partner of conv3 need not be called norm3, and here it is not: look into `reads`.":
         lambda reads, convs, norms: {conv: norm for conv in convs for norm in norms if conv[4:] == norm[4:]},
+    "you check that the BatchNorm has no other source, but not that nothing else reads the convolution. Its filters "
+    "would still have an effect there.": partial(_suited, suits=lambda readers, sources: sources == 1),
+    "you check that nothing else reads the convolution, but not that the BatchNorm has no other source. Silencing it "
+    "would hit that source as well.": partial(_suited, suits=lambda readers, sources: readers == 1),
+    "you only check that the BatchNorm reads the convolution. If another layer reads it, too, its filters still have "
+    "an effect there; if the BatchNorm has a second source, silencing it hits that as well. Check both.":
+        partial(_suited, suits=lambda readers, sources: True),
+    "you follow the output through whatever comes next. After a ReLU or a sum, the BatchNorm no longer reads the "
+    "convolution itself: its ONLY source must be the convolution.":
+        lambda reads, convs, norms: {conv: norm for conv in convs if (norm := _reached(reads, conv, norms))},
 })
-
-@partners.mistake("you only check that the BatchNorm reads the convolution. If another layer reads it, too, its "
-                  "filters still have an effect there; if the BatchNorm has a second source, silencing it hits that "
-                  "as well. Check both.", suits=lambda readers, sources: True)
-@partners.mistake("you check that nothing else reads the convolution, but not that the BatchNorm has no other source. "
-                  "Silencing it would hit that source as well.", suits=lambda readers, sources: readers == 1)
-@partners.mistake("you check that the BatchNorm has no other source, but not that nothing else reads the "
-                  "convolution. Its filters would still have an effect there.",
-                  suits=lambda readers, sources: sources == 1)
-def _(reads, convs, norms, suits):
-    read, reading = [source for source, _ in reads], [reader for _, reader in reads]
-    return {source: reader for source, reader in reads if source in convs and reader in norms
-            and suits(read.count(source), reading.count(reader))}
-
-@partners.mistake("you follow the output through whatever comes next. After a ReLU or a sum, the BatchNorm no longer "
-                  "reads the convolution itself: its ONLY source must be the convolution.")
-def _(reads, convs, norms):
-    return {conv: norm for conv in convs if (norm := _reached(reads, conv, norms))}

@@ -1,6 +1,7 @@
 """The exercises of notebook 03: when to stop pruning, and how removed filters are kept silent."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -71,25 +72,26 @@ def stopping_rule(history: Rows, alpha: float) -> int:
     """How many filters stay removed."""
     return _lowest(_within(history, alpha))
 
-@stopping_rule.mistake("a fall of exactly alpha passes. “Fallen by alpha” means by alpha or more, so a round that may "
-                       "be kept has lost LESS than alpha: `<`, not `<=`.",
-                       fall=lambda accs, place: accs[0] - accs[place] - 1e-9)
-@stopping_rule.mistake("the fall is counted from the best accuracy so far. Count it from the given model, row 0; a "
-                       "lucky round in between changes nothing.",
-                       fall=lambda accs, place: max(accs[:place]) - accs[place])
-@stopping_rule.mistake("the fall is counted from one round to the next. Many small losses would add up unseen: "
-                       "compare with row 0.", fall=lambda accs, place: accs[place - 1] - accs[place])
-def _(history, alpha, fall):
+
+def _kept_by_fall(history, alpha, fall):
     accs = [row["val_acc"] for row in history]
     return _lowest([row for place, row in enumerate(history) if not place or fall(accs, place) < alpha])
 
-@stopping_rule.mistake("you stop at the first round in which the loss rises. It goes up and down: look at all rounds.")
-def _(history, alpha):
+
+def _kept_until_a_rise(history, alpha):
     within = _within(history, alpha)
     return next(before["round"] for before, after in pairwise(history)
                 if after["val_unlearning_loss"] > before["val_unlearning_loss"] or after not in within)
 
+
 stopping_rule.wrong_answers({
+    "the fall is counted from one round to the next. Many small losses would add up unseen: compare with row 0.":
+        partial(_kept_by_fall, fall=lambda accs, place: accs[place - 1] - accs[place]),
+    "the fall is counted from the best accuracy so far. Count it from the given model, row 0; a lucky round in "
+    "between changes nothing.": partial(_kept_by_fall, fall=lambda accs, place: max(accs[:place]) - accs[place]),
+    "a fall of exactly alpha passes. “Fallen by alpha” means by alpha or more, so a round that may be kept has lost "
+    "LESS than alpha: `<`, not `<=`.": partial(_kept_by_fall, fall=lambda accs, place: accs[0] - accs[place] - 1e-9),
+    "you stop at the first round in which the loss rises. It goes up and down: look at all rounds.": _kept_until_a_rise,
     "you keep the last round, or the first that loses too much. Pruning goes on for a while after its best round to "
     "make sure that it was the best: go BACK to the round with the lowest validation unlearning loss.":
         lambda history, alpha: history[-1]["round"],
@@ -157,58 +159,63 @@ def hold_mask(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Te
     _plain_step(model, optimizer, mask, loss)
     mask.apply(model)
 
-_MOMENTUM = ("the gradients are masked, yet the filters grow back: momentum still carries the old gradients, and "
-             "weight decay moves weights, too. Silence the filters AFTER the step.")
-_MOVES_FREELY = ("the convolution's gradients are masked; momentum still moves it, and its BatchNorm moves "
-                 "freely. Silence the filters AFTER the step, BatchNorm included.")
 
-@hold_mask.mistake(_MOVES_FREELY, names=("conv.weight", "norm.weight"))
-@hold_mask.mistake(_MOVES_FREELY, names=("conv.weight",))
-@hold_mask.mistake(_MOVES_FREELY, names=("conv.weight", "conv.bias"))
-@hold_mask.mistake(_MOMENTUM, names=("conv.weight", "norm.weight", "norm.bias"))
-@hold_mask.mistake(_MOMENTUM, names=("conv.weight", "conv.bias", "norm.weight", "norm.bias"))
-def _(model, optimizer, mask, loss, names):
+def _masked_gradients(model, optimizer, mask, loss, names):
     optimizer.zero_grad()
     loss.backward()
     for name in names:
         model.get_parameter(name).grad[mask.positions] = 0
     optimizer.step()
 
-_SHIFT = ("weights and bias are silent, but the BatchNorm behind them is not: its shift makes the channel output the "
-          "same constant for every image. Silence scale and shift, too (`mask.apply` does).")
 
-@hold_mask.mistake(_SHIFT, silent=3)
-@hold_mask.mistake(_SHIFT, silent=2)
-@hold_mask.mistake("the weights are zero, but the bias and the BatchNorm behind them are not: the channel is "
-                   "still active. `mask.apply` silences everything that belongs to a filter.", silent=1)
-def _(model, optimizer, mask, loss, silent):
+def _half_silent(model, optimizer, mask, loss, silent):
     _plain_step(model, optimizer, mask, loss)
     for position in mask.positions:
         for tensor in own_tensors(model, mask.filters, position)[:silent]:  # weights, bias, scale, shift
             tensor.zero_()
 
-_TOO_EARLY = "the mask comes before the step, and the step moves the weights again. Put it last."
 
-@hold_mask.mistake(_TOO_EARLY)
-def _(model, optimizer, mask, loss):
+def _mask_before_the_step(model, optimizer, mask, loss):
     optimizer.zero_grad()
     loss.backward()
     mask.apply(model)
     optimizer.step()
 
-@hold_mask.mistake(_TOO_EARLY)
-def _(model, optimizer, mask, loss):
+
+def _mask_first(model, optimizer, mask, loss):
     mask.apply(model)
     _plain_step(model, optimizer, mask, loss)
 
-@hold_mask.mistake("`mask.hold` acts after every LATER step of the optimizer; this one came before, so the "
-                   "filters are active when it ends. `mask.apply` silences them now.")
-def _(model, optimizer, mask, loss):
+
+def _hold_after_the_step(model, optimizer, mask, loss):
     _plain_step(model, optimizer, mask, loss)
     mask.hold(optimizer, model)
 
-@hold_mask.mistake("gradients pile up from step to step: call `optimizer.zero_grad()` before `loss.backward()`.")
-def _(model, optimizer, mask, loss):
+
+def _gradients_pile_up(model, optimizer, mask, loss):
     loss.backward()
     optimizer.step()
     mask.apply(model)
+
+
+hold_mask.wrong_answers({
+    "the gradients are masked, yet the filters grow back: momentum still carries the old gradients, and weight decay "
+    "moves weights, too. Silence the filters AFTER the step.":
+        [partial(_masked_gradients, names=("conv.weight", "conv.bias", "norm.weight", "norm.bias")),
+         partial(_masked_gradients, names=("conv.weight", "norm.weight", "norm.bias"))],
+    "the convolution's gradients are masked; momentum still moves it, and its BatchNorm moves freely. Silence the "
+    "filters AFTER the step, BatchNorm included.":
+        [partial(_masked_gradients, names=("conv.weight", "conv.bias")),
+         partial(_masked_gradients, names=("conv.weight",)),
+         partial(_masked_gradients, names=("conv.weight", "norm.weight"))],
+    "the weights are zero, but the bias and the BatchNorm behind them are not: the channel is still active. "
+    "`mask.apply` silences everything that belongs to a filter.": partial(_half_silent, silent=1),
+    "weights and bias are silent, but the BatchNorm behind them is not: its shift makes the channel output the same "
+    "constant for every image. Silence scale and shift, too (`mask.apply` does).":
+        [partial(_half_silent, silent=2), partial(_half_silent, silent=3)],
+    "the mask comes before the step, and the step moves the weights again. Put it last.":
+        [_mask_before_the_step, _mask_first],
+    "`mask.hold` acts after every LATER step of the optimizer; this one came before, so the filters are active when "
+    "it ends. `mask.apply` silences them now.": _hold_after_the_step,
+    "gradients pile up from step to step: call `optimizer.zero_grad()` before `loss.backward()`.": _gradients_pile_up,
+})

@@ -1,6 +1,7 @@
 """The exercises of notebook 04: the loss of a search, an outlier rule, and how often an alarm is right."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,6 @@ def _searches() -> list[tuple[Any, ...]]:
     return cases
 
 
-def _loss_and_gradients(function: Function, case: Sequence[Any]) -> Seen:
-    """The loss, and the gradients that flow from it into mask and pattern, zeros into one that it leaves out."""
-    return loss_and_gradients(function, case, case[2:4], unused=True)
-
-
 def _laid(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
     return (1 - mask) * images + mask * pattern
 
@@ -42,42 +38,44 @@ def _error(outputs: Tensor, target: int, **settings: Any) -> Tensor:
     return F.cross_entropy(outputs, torch.full((len(outputs),), target), **settings)
 
 
-@exercise("04", cases=_searches, observe=_loss_and_gradients,
+@exercise("04", cases=_searches,
+          observe=lambda function, case: loss_and_gradients(function, case, case[2:4], unused=True),  # mask and pattern
           praise="the pattern covers the images where the mask is, the loss pulls towards the class, and the mask has "
                  "its cost.")
 def search_loss(model: nn.Module, images: Tensor, mask: Tensor, pattern: Tensor, target: int, cost: float) -> Tensor:
     """What the search for a trigger makes small."""
     return _error(model(_laid(images, mask, pattern)), target) + cost * mask.sum()
 
-@search_loss.mistake("the size of the mask costs nothing. Every class can be reached by painting over the whole "
-                     "image: add `cost * mask.sum()`.", whole=lambda error, mask, pattern, cost: error)
-@search_loss.mistake("you took the mask's mean, not its sum. That is 1,024 times smaller on the notebook's images, and "
-                     "the same cost would mean something else for each image size: `mask.sum()`.",
-                     whole=lambda error, mask, pattern, cost: error + cost * mask.mean())
-@search_loss.mistake("the cost has the wrong sign: a LARGE mask is rewarded. Add the cost to the loss.",
-                     whole=lambda error, mask, pattern, cost: error - cost * mask.sum())
-@search_loss.mistake("the cross-entropy has the wrong sign: this search moves away from the class. Reaching the class "
-                     "must make the loss LOW.",
-                     whole=lambda error, mask, pattern, cost: cost * mask.sum() - error)
-def _(model, images, mask, pattern, target, cost, whole):
-    return whole(_error(model(_laid(images, mask, pattern)), target), mask, pattern, cost)
 
-@search_loss.mistake("mask and image are swapped: where the mask is 0, the IMAGE must stay.",
-                     lay=lambda images, mask, pattern: mask * images + (1 - mask) * pattern)
-@search_loss.mistake("the pattern is added to the image, and pixels leave 0..1. Remove what it covers: `(1 - mask) "
-                     "* images + mask * pattern`.", lay=lambda images, mask, pattern: images + mask * pattern)
-@search_loss.mistake("the images are clean: lay the pattern over them first.", lay=lambda images, mask, pattern: images)
-@search_loss.mistake("you took the sum over the images, not the mean: with more images the mask would count for less.",
-                     reduction="sum")
-@search_loss.mistake("softmax is applied first. `F.cross_entropy` takes the model's raw outputs and does the softmax "
-                     "itself.", squash=lambda outputs: outputs.softmax(1))
-def _(model, images, mask, pattern, target, cost, lay=_laid, squash=lambda outputs: outputs, reduction="mean"):
-    return _error(squash(model(lay(images, mask, pattern))), target, reduction=reduction) + cost * mask.sum()
+def _changed(model, images, mask, pattern, target, cost, lay=_laid, squash=lambda outputs: outputs, reduction="mean",
+             whole=lambda error, mask, cost: error + cost * mask.sum()):
+    """The loss with one thing about it changed."""
+    return whole(_error(squash(model(lay(images, mask, pattern))), target, reduction=reduction), mask, cost)
 
-@search_loss.mistake("the value is right, but no gradient flows to mask and pattern. Leave out `.item()`, `.detach()` "
-                     "and `torch.no_grad()`: the search follows that gradient.")
-def _(*case):
-    return search_loss.reference(*case).detach()
+
+search_loss.wrong_answers({
+    "the cross-entropy has the wrong sign: this search moves away from the class. Reaching the class must make the "
+    "loss LOW.": partial(_changed, whole=lambda error, mask, cost: cost * mask.sum() - error),
+    "the cost has the wrong sign: a LARGE mask is rewarded. Add the cost to the loss.":
+        partial(_changed, whole=lambda error, mask, cost: error - cost * mask.sum()),
+    "you took the mask's mean, not its sum. That is 1,024 times smaller on the notebook's images, and the same cost "
+    "would mean something else for each image size: `mask.sum()`.":
+        partial(_changed, whole=lambda error, mask, cost: error + cost * mask.mean()),
+    "the size of the mask costs nothing. Every class can be reached by painting over the whole image: add `cost * "
+    "mask.sum()`.": partial(_changed, whole=lambda error, mask, cost: error),
+    "softmax is applied first. `F.cross_entropy` takes the model's raw outputs and does the softmax itself.":
+        partial(_changed, squash=lambda outputs: outputs.softmax(1)),
+    "you took the sum over the images, not the mean: with more images the mask would count for less.":
+        partial(_changed, reduction="sum"),
+    "the images are clean: lay the pattern over them first.":
+        partial(_changed, lay=lambda images, mask, pattern: images),
+    "the pattern is added to the image, and pixels leave 0..1. Remove what it covers: `(1 - mask) * images + mask * "
+    "pattern`.": partial(_changed, lay=lambda images, mask, pattern: images + mask * pattern),
+    "mask and image are swapped: where the mask is 0, the IMAGE must stay.":
+        partial(_changed, lay=lambda images, mask, pattern: mask * images + (1 - mask) * pattern),
+    "the value is right, but no gradient flows to mask and pattern. Leave out `.item()`, `.detach()` and "
+    "`torch.no_grad()`: the search follows that gradient.": lambda *case: search_loss.reference(*case).detach(),
+})
 
 
 # ---- anomaly
@@ -114,47 +112,45 @@ def anomaly(norms: Tensor) -> Tensor:
     return below / (1.4826 * _middle(below.abs()))
 
 
-def _either(message: str, **settings: Any) -> Callable[[Function], Function]:
-    """A mistake that is reported first, whichever median goes with it."""
-    def register(wrong: Function) -> Function:
-        for median in (_middle, torch.median):
-            anomaly.mistake(message, median=median, **settings)(wrong)
-        return wrong
+def _either(index: Function) -> list[Function]:
+    """The wrong functions of an index, one for each median: of norms, distances below the median, and their median."""
+    def wrong(norms: Tensor, median: Function) -> Any:
+        below = median(norms) - norms
+        return index(norms, below, median(below.abs()))
 
-    return register
+    return [partial(wrong, median=median) for median in (_middle, torch.median)]
 
 
-_HIDDEN = ("you took mean and standard deviation. The outlier pulls the mean towards itself and stretches the "
-           "deviation, and so hides itself: take medians.")
-
-@_either(_HIDDEN, index=lambda norms, below, scatter: (norms.mean() - norms) / norms.std(correction=0))
-@_either(_HIDDEN, index=lambda norms, below, scatter: (norms - norms.mean()) / norms.std())
-@_either(_HIDDEN, index=lambda norms, below, scatter: (norms.mean() - norms) / norms.std())
-@_either("the median is right, the standard deviation is not: one outlier stretches it. Take the median of the "
-         "absolute distances.", index=lambda norms, below, scatter: below / norms.std())
-@_either("you took the mean of the absolute distances: one outlier stretches it. Take their median.",
-         index=lambda norms, below, scatter: below / (1.4826 * below.abs().mean()))
-@_either("the factor 1.4826 is missing. It makes the index a number of standard deviations for normal data, and only "
-         "then does a threshold of 2 mean anything.", index=lambda norms, below, scatter: below / scatter)
-@_either("the brackets below the fraction line are missing: Python divides by 1.4826 and MULTIPLIES by the scatter.",
-         index=lambda norms, below, scatter: below / 1.4826 * scatter)
-@_either("you return the distance alone. 40 less is much where all others agree to within 5, and little where they "
-         "scatter by 50: divide by the scatter.", index=lambda norms, below, scatter: below)
-@_either("the sign is wrong: a class is suspected for needing LESS than the median, so the index is positive below "
-         "it.", index=lambda norms, below, scatter: -below / (1.4826 * scatter))
-@_either("the distance counts in both directions. A class that needs far MORE than the others is not suspect: "
-         "leave `abs()` out of the numerator.", index=lambda norms, below, scatter: below.abs() / (1.4826 * scatter))
-def _(norms, median, index):
-    below = median(norms) - norms
-    return index(norms, below, median(below.abs()))
-
-@anomaly.mistake("`norms.median()` returns the lower of the two values in the middle, and with 12 classes there are "
-                 "two. `norms.quantile(0.5)` is halfway between them.", center=torch.median)
-@anomaly.mistake("the scatter is measured with `.median()`, which returns the lower of the two values in the middle. "
-                 "Use `.quantile(0.5)` for both.", center=_middle)
-def _(norms, center):
+def _lower_scatter(norms, center):
     below = center(norms) - norms
     return below / (1.4826 * below.abs().median())
+
+
+anomaly.wrong_answers({
+    "the distance counts in both directions. A class that needs far MORE than the others is not suspect: leave "
+    "`abs()` out of the numerator.": _either(lambda norms, below, scatter: below.abs() / (1.4826 * scatter)),
+    "the sign is wrong: a class is suspected for needing LESS than the median, so the index is positive below it.":
+        _either(lambda norms, below, scatter: -below / (1.4826 * scatter)),
+    "you return the distance alone. 40 less is much where all others agree to within 5, and little where they scatter "
+    "by 50: divide by the scatter.": _either(lambda norms, below, scatter: below),
+    "the brackets below the fraction line are missing: Python divides by 1.4826 and MULTIPLIES by the scatter.":
+        _either(lambda norms, below, scatter: below / 1.4826 * scatter),
+    "the factor 1.4826 is missing. It makes the index a number of standard deviations for normal data, and only then "
+    "does a threshold of 2 mean anything.": _either(lambda norms, below, scatter: below / scatter),
+    "you took the mean of the absolute distances: one outlier stretches it. Take their median.":
+        _either(lambda norms, below, scatter: below / (1.4826 * below.abs().mean())),
+    "the median is right, the standard deviation is not: one outlier stretches it. Take the median of the absolute "
+    "distances.": _either(lambda norms, below, scatter: below / norms.std()),
+    "you took mean and standard deviation. The outlier pulls the mean towards itself and stretches the deviation, and "
+    "so hides itself: take medians.":
+        [*_either(lambda norms, below, scatter: (norms.mean() - norms) / norms.std()),
+         *_either(lambda norms, below, scatter: (norms - norms.mean()) / norms.std()),
+         *_either(lambda norms, below, scatter: (norms.mean() - norms) / norms.std(correction=0))],
+    "the scatter is measured with `.median()`, which returns the lower of the two values in the middle. Use "
+    "`.quantile(0.5)` for both.": partial(_lower_scatter, center=_middle),
+    "`norms.median()` returns the lower of the two values in the middle, and with 12 classes there are two. "
+    "`norms.quantile(0.5)` is halfway between them.": partial(_lower_scatter, center=torch.median),
+})
 
 
 # ---- alarm_rates
@@ -190,33 +186,32 @@ def alarm_rates(scans: pd.DataFrame) -> tuple[float, float]:
     attacked, clean = scans[scans["attacked"]], scans[~scans["attacked"]]
     return (attacked["suspect"] == attacked["target"]).mean(), clean["suspect"].notna().mean()
 
-@alarm_rates.mistake("both are divided by ALL models. The shares would then depend on how many attacked models were "
-                     "scanned: divide each count by the size of its own group.",
-                     rates=lambda attacked, alarm, named: (named.mean(), (alarm & ~attacked).mean()))
-@alarm_rates.mistake("any alarm on an attacked model counts as found. If it names the wrong class, the trigger found "
-                     "for that class is not the attacker's: compare `suspect` with `target`.",
-                     rates=lambda attacked, alarm, named: (alarm[attacked].mean(), alarm[~attacked].mean()))
-@alarm_rates.mistake("false alarms are divided by the alarms. That is a good question, too (how often is an alarm "
-                     "wrong?), but it depends on how many models were attacked: divide by the CLEAN models.",
-                     rates=lambda attacked, alarm, named: (named[attacked].mean(), (~attacked)[alarm].mean()))
-@alarm_rates.mistake("accusing the wrong class of an attacked model is a miss, not a false alarm: the second share is "
-                     "about clean models alone.",
-                     rates=lambda attacked, alarm, named: (named[attacked].mean(), (alarm & ~named).mean()))
-@alarm_rates.mistake("attacked models without an alarm are left out of the first share (`dropna`). A missed trigger "
-                     "counts as a miss: divide by ALL attacked models.",
-                     rates=lambda attacked, alarm, named: (named[attacked & alarm].mean(), alarm[~attacked].mean()))
-@alarm_rates.mistake("the two are swapped: first comes the share found, then the share of false alarms.",
-                     rates=lambda attacked, alarm, named: (alarm[~attacked].mean(), named[attacked].mean()))
-@alarm_rates.mistake("every clean model counts as accused. In pandas an empty cell is NaN, which is neither None nor "
-                     "equal to itself: use `notna()`.",
-                     rates=lambda attacked, alarm, named: (named[attacked].mean(), 1.0))
-@alarm_rates.mistake("no clean model can be accused this way: its `target` is NaN, and NaN equals nothing. For clean "
-                     "models any suspect is a false alarm.",
-                     rates=lambda attacked, alarm, named: (named[attacked].mean(), 0.0))
-def _(scans, rates):
-    return rates(scans["attacked"], scans["suspect"].notna(), scans["suspect"] == scans["target"])
 
-@alarm_rates.mistake("class 0 does not count as a suspect. It is a class like any other: only NaN means no alarm "
-                     "(`notna()`).")
-def _(scans):
-    return alarm_rates.reference(scans.assign(suspect=scans["suspect"].where(scans["suspect"] > 0)))
+def _rated(rates: Function) -> Function:
+    """Rates from which models were attacked, which raised an alarm, and whose target was named."""
+    return lambda scans: rates(scans["attacked"], scans["suspect"].notna(), scans["suspect"] == scans["target"])
+
+alarm_rates.wrong_answers({
+    "no clean model can be accused this way: its `target` is NaN, and NaN equals nothing. For clean models any "
+    "suspect is a false alarm.": _rated(lambda attacked, alarm, named: (named[attacked].mean(), 0.0)),
+    "every clean model counts as accused. In pandas an empty cell is NaN, which is neither None nor equal to itself: "
+    "use `notna()`.": _rated(lambda attacked, alarm, named: (named[attacked].mean(), 1.0)),
+    "the two are swapped: first comes the share found, then the share of false alarms.":
+        _rated(lambda attacked, alarm, named: (alarm[~attacked].mean(), named[attacked].mean())),
+    "attacked models without an alarm are left out of the first share (`dropna`). A missed trigger counts as a miss: "
+    "divide by ALL attacked models.":
+        _rated(lambda attacked, alarm, named: (named[attacked & alarm].mean(), alarm[~attacked].mean())),
+    "accusing the wrong class of an attacked model is a miss, not a false alarm: the second share is about clean "
+    "models alone.": _rated(lambda attacked, alarm, named: (named[attacked].mean(), (alarm & ~named).mean())),
+    "false alarms are divided by the alarms. That is a good question, too (how often is an alarm wrong?), but it "
+    "depends on how many models were attacked: divide by the CLEAN models.":
+        _rated(lambda attacked, alarm, named: (named[attacked].mean(), (~attacked)[alarm].mean())),
+    "any alarm on an attacked model counts as found. If it names the wrong class, the trigger found for that class is "
+    "not the attacker's: compare `suspect` with `target`.":
+        _rated(lambda attacked, alarm, named: (alarm[attacked].mean(), alarm[~attacked].mean())),
+    "both are divided by ALL models. The shares would then depend on how many attacked models were scanned: divide "
+    "each count by the size of its own group.":
+        _rated(lambda attacked, alarm, named: (named.mean(), (alarm & ~attacked).mean())),
+    "class 0 does not count as a suspect. It is a class like any other: only NaN means no alarm (`notna()`).":
+        lambda scans: alarm_rates.reference(scans.assign(suspect=scans["suspect"].where(scans["suspect"] > 0))),
+})

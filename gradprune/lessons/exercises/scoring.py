@@ -39,37 +39,34 @@ def unlearning_loss(model: nn.Module, images: Tensor, labels: Tensor, trigger: F
     """Mean cross-entropy of triggered images and their true labels."""
     return F.cross_entropy(model(trigger(images)), labels)
 
-@unlearning_loss.mistake("the labels are the attacker's. This loss is LOW while the backdoor works, and minimising "
-                         "it would teach the backdoor. Unlearning needs the TRUE labels.")
-def _(model, images, labels, trigger, target):
-    return F.cross_entropy(model(trigger(images)), torch.full_like(labels, target))
 
-@unlearning_loss.mistake("this is the attacker's loss, negated. It says where the images should not go, but not "
-                         "where they should; use the TRUE labels instead.")
-def _(model, images, labels, trigger, target):
-    return -F.cross_entropy(model(trigger(images)), torch.full_like(labels, target))
+def _loss(loss: Function) -> Function:
+    """A loss of the outputs for clean and for triggered images, of the true labels and of the target."""
+    return lambda model, images, labels, trigger, target: loss(model(images), model(trigger(images)), labels, target)
 
 unlearning_loss.wrong_answers({
+    "the labels are the attacker's. This loss is LOW while the backdoor works, and minimising it would teach the "
+    "backdoor. Unlearning needs the TRUE labels.":
+        _loss(lambda clean, marked, labels, target: F.cross_entropy(marked, torch.full_like(labels, target))),
+    "this is the attacker's loss, negated. It says where the images should not go, but not where they should; use the "
+    "TRUE labels instead.":
+        _loss(lambda clean, marked, labels, target: -F.cross_entropy(marked, torch.full_like(labels, target))),
     "the images are clean. On those the model is right already, so the gradient says nothing about the backdoor: put "
-    "the trigger on first.": lambda model, images, labels, trigger, target: F.cross_entropy(model(images), labels),
+    "the trigger on first.": _loss(lambda clean, marked, labels, target: F.cross_entropy(clean, labels)),
     "you took the sum over the images, not the mean: it would grow with the size of the batch.":
-        lambda model, images, labels, trigger, target: F.cross_entropy(model(trigger(images)), labels, reduction="sum"),
+        _loss(lambda clean, marked, labels, target: F.cross_entropy(marked, labels, reduction="sum")),
     "softmax is applied first. `F.cross_entropy` takes the model's raw outputs and does the softmax itself.":
-        lambda model, images, labels, trigger, target: F.cross_entropy(model(trigger(images)).softmax(1), labels),
+        _loss(lambda clean, marked, labels, target: F.cross_entropy(marked.softmax(1), labels)),
     "the value is right, but no gradient flows from it. Leave out `.item()`, `.detach()` and `torch.no_grad()`: the "
     "gradient is what we need.": lambda *case: unlearning_loss.reference(*case).detach(),
+    "the loss includes both clean and triggered images. That is the loss of fine-tuning (notebook 03); here only "
+    "triggered ones count.":
+        _loss(lambda clean, marked, labels, target: F.cross_entropy(clean, labels) + F.cross_entropy(marked, labels)),
+    "images of the target class are left out. That is for counting successes (notebook 01); here every image should "
+    "get its true label.":
+        _loss(lambda clean, marked, labels, target:
+              F.cross_entropy(marked[labels != target], labels[labels != target])),
 })
-
-@unlearning_loss.mistake("the loss includes both clean and triggered images. That is the loss of fine-tuning "
-                         "(notebook 03); here only triggered ones count.")
-def _(model, images, labels, trigger, target):
-    return F.cross_entropy(model(images), labels) + F.cross_entropy(model(trigger(images)), labels)
-
-@unlearning_loss.mistake("images of the target class are left out. That is for counting successes (notebook 01); here "
-                         "every image should get its true label.")
-def _(model, images, labels, trigger, target):
-    others = labels != target
-    return F.cross_entropy(model(trigger(images[others])), labels[others])
 
 
 # ---- slope
@@ -104,19 +101,16 @@ def slope(loss: Loss, weights: Tensor, place: int, step: float) -> float:
     """How fast the loss rises with one weight."""
     return _rise(loss, weights, place, step, -step) / (2 * step)
 
-@slope.mistake("only one step is taken, upwards. That measures a slope, too, but half a step further on. Go both "
-               "ways, and the errors cancel.", ahead=1, behind=0)
-@slope.mistake("only one step is taken, downwards. Go both ways: the errors of the two then cancel.", ahead=0, behind=1)
-@slope.mistake("you divide by one step, but the two places are TWO steps apart.", ahead=1, behind=1)
-def _(loss, weights, place, step, ahead, behind):
-    return _rise(loss, weights, place, ahead * step, -behind * step) / step
-
-@slope.mistake("nothing is divided: this is how much the loss changes, not how much for each unit of weight.", behind=0)
-@slope.mistake("nothing is divided: this is how much the loss changes, not how much for each unit of weight.", behind=1)
-def _(loss, weights, place, step, behind):
-    return _rise(loss, weights, place, step, -behind * step)
-
 slope.wrong_answers({
+    "you divide by one step, but the two places are TWO steps apart.":
+        lambda loss, weights, place, step: _rise(loss, weights, place, step, -step) / step,
+    "only one step is taken, downwards. Go both ways: the errors of the two then cancel.":
+        lambda loss, weights, place, step: _rise(loss, weights, place, 0, -step) / step,
+    "only one step is taken, upwards. That measures a slope, too, but half a step further on. Go both ways, and the "
+    "errors cancel.": lambda loss, weights, place, step: _rise(loss, weights, place, step, 0) / step,
+    "nothing is divided: this is how much the loss changes, not how much for each unit of weight.":
+        [lambda loss, weights, place, step: _rise(loss, weights, place, step, -step),
+         lambda loss, weights, place, step: _rise(loss, weights, place, step, 0)],
     "the sign is wrong: the loss at the larger weight comes first.": lambda *case: -slope.reference(*case),
     "the brackets are missing: Python divides by 2 and MULTIPLIES by the step.":
         lambda loss, weights, place, step: _rise(loss, weights, place, step, -step) / 2 * step,

@@ -82,21 +82,9 @@ class Exercise:
         """How the function is called."""
         return f"{self.name}({', '.join(self.arguments)})"
 
-    def mistake(self, message: str, **settings: Any) -> Callable[[Function], Function]:
-        """Tell this to whoever's function does the same as the decorated one, called with these settings as well.
-
-        Where several do the same, the first one speaks; of decorators over one function, that is the lowest.
-        """
-        def register(wrong: Function) -> Function:
-            self.mistakes.setdefault(message, []).append(partial(wrong, **settings))
-            return wrong
-
-        return register
-
-    def wrong_answers(self, wrong: Mapping[str, Function]) -> None:
-        """As `mistake`, for wrong functions of one expression: what to tell -> the function that it is told for."""
-        for message, function in wrong.items():
-            self.mistake(message)(function)
+    def wrong_answers(self, wrong: Mapping[str, Function | Sequence[Function]]) -> None:
+        """What to tell -> the wrong function, or several, that it is told for; of equal ones, the first speaks."""
+        self.mistakes |= {message: [told] if callable(told) else [*told] for message, told in wrong.items()}
 
     def judge(self, attempt: Any) -> Verdict:
         """Say what an attempt is; raises nothing, whatever the attempt does (Ctrl-C excepted)."""
@@ -165,7 +153,7 @@ class Exercise:
 
 
 def exercise(notebook: str, **settings: Any) -> Callable[[Function], Exercise]:
-    """Decorate the right function of an exercise; its wrong ones follow (`mistake`, `wrong_answers`)."""
+    """Decorate the right function of an exercise; its wrong ones follow (`wrong_answers`)."""
     return partial(Exercise, notebook=notebook, **settings)
 
 
@@ -214,15 +202,11 @@ def loss_and_gradients(function: Function, case: Sequence[Any], free: Sequence[T
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Run learners' code without its prints and warnings, and without traces in torch's global state."""
-    grad = torch.is_grad_enabled()
-    with (torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings()):
+    with (torch.random.fork_rng(devices=[]), torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()),
+          warnings.catch_warnings()):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        torch.set_grad_enabled(True)
-        try:
-            yield
-        finally:
-            torch.set_grad_enabled(grad)
+        yield
 
 
 def _unchanged(given: Any, fresh: Any) -> bool:
