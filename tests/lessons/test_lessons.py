@@ -706,7 +706,7 @@ def test_figures_refuse_what_cannot_be_drawn(victim: Victim):
 
 
 def test_work_that_was_cut_short_is_not_kept_for_later(victim: Victim, monkeypatch):
-    restart._victim.cache_clear(), restart._pruned.cache_clear()
+    restart._victim.cache_clear(), restart.victim_and_result.cache_clear()
     cut = [True]
     trained = dataclasses.replace(victim, card={"training": {"interrupted": True}})
     pruned = restart.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=1, recipe="paper", patience=1, tune=False, progress=False)
@@ -723,11 +723,11 @@ def test_work_that_was_cut_short_is_not_kept_for_later(victim: Victim, monkeypat
         checkpoint("03_start")
     trained.card["training"]["interrupted"] = False
     assert checkpoint("03_start").card == trained.card
-    restart._victim.cache_clear(), restart._pruned.cache_clear()
+    restart._victim.cache_clear(), restart.victim_and_result.cache_clear()
 
 
 def test_restart_points_hand_out_copies_over_shared_images(victim: Victim, monkeypatch):
-    restart._victim.cache_clear(), restart._pairs.cache_clear(), restart._pruned.cache_clear()
+    restart._victim.cache_clear(), restart.victim_and_pairs.cache_clear(), restart.victim_and_result.cache_clear()
     monkeypatch.setattr(restart, "load_victim", lambda name: victim)
     monkeypatch.setattr(restart, "SPC", 3)
     first, pairs = checkpoint("02_scores")
@@ -743,7 +743,7 @@ def test_restart_points_hand_out_copies_over_shared_images(victim: Victim, monke
     assert torch.equal(tuned.model.conv1.weight, victim.model.conv1.weight)
     assert not result.rows("tune")
     assert result.mask.positions
-    restart._victim.cache_clear(), restart._pairs.cache_clear(), restart._pruned.cache_clear()
+    restart._victim.cache_clear(), restart.victim_and_pairs.cache_clear(), restart.victim_and_result.cache_clear()
 
 
 def test_the_measured_bench_is_read_from_the_data_folder(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_what_the_index_alone_would_have_named():
 
 
 def test_restart_points(victim, found, monkeypatch):
-    restart._victim.cache_clear(), restart._synthesised.cache_clear()
+    restart._victim.cache_clear(), restart.victim_and_synthesised.cache_clear()
     monkeypatch.setattr(restart, "load_victim", lambda _: victim)
     monkeypatch.setattr(restart, "search_settings", lambda: SHORT)
     _, images = checkpoint("04_start")
@@ -102,7 +102,7 @@ def test_restart_points(victim, found, monkeypatch):
     assert {"attacked", "target", "suspect"} <= set(scans)
     states = defended[defended["model"] == "badnets"]["state"].tolist()
     assert "known, fine-tuned" in states and states[-1] == "repaired, trigger never seen"
-    restart._victim.cache_clear(), restart._synthesised.cache_clear()
+    restart._victim.cache_clear(), restart.victim_and_synthesised.cache_clear()
 
 
 # ---- figures

@@ -23,7 +23,8 @@ from gradprune.search import invert
 from gradprune.victims import Own, Victim, load_victim
 from gradprune.victims.zoo import SHIPPED, attack
 
-POINTS: dict[str, Callable[[], Any]] = {}
+Point = Callable[[str], Any]  # from a mode to objects
+POINTS: dict[str, Point] = {}
 SPC = 10  # clean images per class that the defender of the lessons has
 
 
@@ -36,16 +37,16 @@ def checkpoint(name: str) -> Any:
         victim, pairs = checkpoint("02_scores")
     """
     require_known("restart point", name, POINTS)
-    value = POINTS[name]()
+    value = POINTS[name](mode())
     shared = {id(part.data): part.data for part in (value if isinstance(value, tuple) else (value,))
               if isinstance(part, Victim)}
     return copy.deepcopy(value, shared)  # the images are shared: nobody writes to them
 
 
-def point(*names: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+def point(*names: str) -> Callable[[Point], Point]:
     """Register a function as what `checkpoint` returns for these names."""
 
-    def register(make: Callable[[], Any]) -> Callable[[], Any]:
+    def register(make: Point) -> Point:
         POINTS.update(dict.fromkeys(names, make))
         return make
 
@@ -62,31 +63,6 @@ def _victim(name: str, now: str) -> Victim:
     return victim
 
 
-@cache
-def _pairs(now: str) -> Pairs:
-    """The defender's training images of the badnets victim, clean and triggered."""
-    victim = _victim("badnets", now)
-    return pair_up(draw_defense_images(victim.data.defense, SPC).train, victim.trigger)
-
-
-@cache
-def _synthesised(now: str) -> nn.Module:
-    """The mask and pattern that the search finds for the target of the badnets victim."""
-    victim = _victim("badnets", now)
-    images = draw_defense_images(victim.data.defense, SPC).train.floats()
-    return invert(victim.model, images, victim.target, **search_settings()).trigger
-
-
-@cache
-def _pruned(now: str) -> DefenseResult:
-    """The sig victim pruned by the paper's recipe, not yet fine-tuned."""
-    victim = _victim("sig", now)
-    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, recipe="paper", tune=False,
-                        progress=False)
-    _finished(result.interrupted)
-    return result
-
-
 def _finished(interrupted: bool) -> None:
     """Raise KeyboardInterrupt where work was cut short: it must not be kept for the rest of the kernel's life."""
     if interrupted:
@@ -94,56 +70,65 @@ def _finished(interrupted: bool) -> None:
 
 
 @point("01_start", "01_rates", "01_maps")
-def signs() -> Dataset:
+def signs(_: str) -> Dataset:
     """`data`: the rendered signs, parts train, defense and test."""
     return load("signs")
 
 
 @point("00_start", "01_measure", "01_picture", "02_start", "03_start", "07_start", "08_start")
-def victim() -> Victim:
+def victim(now: str) -> Victim:
     """`victim`: the badnets victim: model, trigger, target, data, card."""
-    return _victim("badnets", mode())
+    return _victim("badnets", now)
 
 
 @point("02_scores", "02_look")
-def victim_and_pairs() -> tuple[Victim, Pairs]:
+@cache
+def victim_and_pairs(now: str) -> tuple[Victim, Pairs]:
     """`victim, pairs`: and the defender's training images (spc 10), clean and triggered, with true labels."""
-    return _victim("badnets", mode()), _pairs(mode())
+    victim = _victim("badnets", now)
+    return victim, pair_up(draw_defense_images(victim.data.defense, SPC).train, victim.trigger)
 
 
 @point("03_peek")
-def faint() -> Victim:
+def faint(now: str) -> Victim:
     """`faint`: the sig victim, whose trigger is a faint wave over the whole image."""
-    return _victim("sig", mode())
+    return _victim("sig", now)
 
 
 @point("03_tune", "03_masks")
-def victim_and_result() -> tuple[Victim, DefenseResult]:
+@cache
+def victim_and_result(now: str) -> tuple[Victim, DefenseResult]:
     """`victim, result`: the sig victim, and what the paper's recipe (spc 10) made of it, before fine-tuning."""
-    return _victim("sig", mode()), _pruned(mode())
+    victim = _victim("sig", now)
+    result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=SPC, recipe="paper", tune=False,
+                        progress=False)
+    _finished(result.interrupted)
+    return victim, result
 
 
 @point("03_trials")
-def spread() -> Victim:
+def spread(now: str) -> Victim:
     """`spread`: the blended victim, whose trigger is a faint pattern over the whole image."""
-    return _victim("blended", mode())
+    return _victim("blended", now)
 
 
 @point("04_start", "04_search", "08_search")
-def victim_and_images() -> tuple[Victim, ImageSet]:
+def victim_and_images(now: str) -> tuple[Victim, ImageSet]:
     """`victim, images`: the badnets victim, and the 108 clean images that its defender works with."""
-    victim = _victim("badnets", mode())
+    victim = _victim("badnets", now)
     return victim, draw_defense_images(victim.data.defense, SPC).train
 
 
 @point("04_prune")
-def victim_and_synthesised() -> tuple[Victim, nn.Module]:
+@cache
+def victim_and_synthesised(now: str) -> tuple[Victim, nn.Module]:
     """`victim, synthesised`: and the trigger found for its target; searches for other classes are left out."""
-    return _victim("badnets", mode()), _synthesised(mode())
+    victim, images = victim_and_images(now)
+    return victim, invert(victim.model, images.floats(), victim.target, **search_settings()).trigger
 
 
 @point("04_table")
-def measured_scans() -> tuple[pd.DataFrame, pd.DataFrame]:
+def measured_scans(_: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`scans, defended`: measured scans, one row each, and models cleaned with known, synthesised and no trigger."""
     results = data_folder() / "results"
     defended, cells = pd.read_csv(results / "scan_defense.csv"), read_results(results / "signs")
@@ -153,19 +138,19 @@ def measured_scans() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @point("05_table", "05_rank", "05_more")
-def bench() -> pd.DataFrame:
+def bench(_: str) -> pd.DataFrame:
     """`table`: the measured bench of this repository, one row per cell; the same in every mode."""
     return read_results(data_folder() / "results" / "signs")
 
 
 @point("06_start")
-def own_folder() -> Path:
+def own_folder(_: str) -> Path:
     """`here`: the folder with pictures, weights and sticker; the kernel works there from now on."""
     return workshop(code=False)
 
 
 @point("06_model")
-def own_network() -> tuple[Dataset, nn.Module]:
+def own_network(_: str) -> tuple[Dataset, nn.Module]:
     """`data, model`: the pictures of that folder, and its network with its weights, normalised as it was trained."""
     workshop()
     data = load("photos")
@@ -174,13 +159,13 @@ def own_network() -> tuple[Dataset, nn.Module]:
 
 
 @point("06_scan", "06_save")
-def own_victim() -> Victim:
+def own_victim(_: str) -> Victim:
     """`victim`: all of that and the sticker, as one object."""
     workshop()
     return Own("mynet:SignNet", "photos", trigger="patch.png", target=TARGET, mean=MEAN, std=STD).victim("bought.pth")
 
 
 @point("06_photographs")
-def real_photographs() -> Victim | None:
+def real_photographs(_: str) -> Victim | None:
     """`victim`: the shipped model of CIFAR-10, or None, and a sentence, where the images are not here."""
     return photographs("cifar10/badnets")
