@@ -27,18 +27,17 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            say(Console(stderr=True), "Error: " + " ".join(str(error).split()))
-            raise typer.Exit(2) from None
+            code, sentence = 2, "Error: " + " ".join(str(error).split())
         except KeyboardInterrupt as stop:
-            say(Console(stderr=True), f"Interrupted: {str(stop) or 'nothing was written'}.")
-            raise typer.Exit(130) from None
+            code, sentence = 130, f"Interrupted: {str(stop) or 'nothing was written'}."
         except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError when memory runs out
             from gradprune.base.devices import out_of_memory  # late: it imports torch
             if not out_of_memory(error):
                 raise
-            say(Console(stderr=True), "Error: there is not enough memory; close other programs, or take fewer or "
-                                      "smaller images or a smaller model.")
-            raise typer.Exit(2) from None
+            code, sentence = 2, ("Error: there is not enough memory; close other programs, or take fewer or smaller "
+                                 "images or a smaller model.")
+        say(Console(stderr=True), sentence)
+        raise typer.Exit(code)
 
 
 app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, rich_markup_mode=None,

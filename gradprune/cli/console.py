@@ -49,18 +49,13 @@ def show(as_json: bool, told: dict[str, Any], *parts: Table | str, kept: str = "
         if as_json:  # an untrusted card may contain NaN, which JSON does not have: it becomes null
             print(json.dumps(json.loads(json.dumps(told), parse_constant=lambda _: None), allow_nan=False))
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
-        _give_up_stdout()
     except OSError as error:
-        _give_up_stdout()
-        raise InputError(f"the work is done, but its results cannot be printed: {error.strerror or error}.") from None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would print the rest at its end
+        if not isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `head` does
+            raise InputError("the work is done, but its results cannot be printed: "
+                             f"{error.strerror or error}.") from None
     if told.get("interrupted"):
         raise KeyboardInterrupt(kept)
-
-
-def _give_up_stdout() -> None:
-    """Discard what is still to be printed, which Python would try to print again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def replace_closed_streams() -> None:

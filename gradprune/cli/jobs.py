@@ -84,7 +84,7 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
     if path and path.is_dir():
         path = path / f"{Path(checkpoint).stem}-cleaned"
     save_cleaned.check(slim, export, checkpoint, path)
-    with results_in(path.parent if path else None), results_in(export.parent if export else None):
+    with results_in(path and path.parent, export and export.parent):
         victim, scanned = _attacked(checkpoint, trigger, own, device, settings)
         if victim is None:
             return {"checkpoint": checkpoint, "scan": scanned.verdict if scanned else None, "out": None, "export": None,
@@ -197,17 +197,16 @@ def sentence(stages: dict[str, Metrics], result: DefenseResult, target_name: str
 
 
 @contextmanager
-def results_in(folder: str | Path | None) -> Iterator[None]:
-    """Create a folder and check that it is writable, before any work; if the work fails, remove empty new folders.
+def results_in(*folders: str | Path | None) -> Iterator[None]:
+    """Create folders and check that they are writable, before any work; if the work fails, remove empty new ones.
 
-    Raises InputError for a folder that is not writable; None does nothing.
+    Raises InputError for a folder that is not writable; None stands for no folder.
     """
-    if folder is None:
-        yield
-        return
-    made = [parent for parent in (Path(folder), *Path(folder).parents) if not os.path.exists(parent)]
+    wanted = [Path(folder) for folder in folders if folder is not None]
+    made = [place for folder in wanted for place in (folder, *folder.parents) if not os.path.exists(place)]
     try:
-        output_folder(folder)
+        for folder in wanted:
+            output_folder(folder)
         yield
     except BaseException:
         for parent in made:

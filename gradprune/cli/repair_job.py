@@ -31,7 +31,7 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
     if path and path.is_dir():
         path = path / f"{Path(checkpoint).stem}-repaired"
     save_cleaned.check(False, export, checkpoint, path)
-    with (results_in(path.parent if path else None), results_in(export.parent if export else None), results_in(report)):
+    with results_in(path and path.parent, export and export.parent, report):
         model, card, data, notes = (own or Own()).open(checkpoint, device)
         bare = Victim(model, None, 0, data, card)  # type: ignore[arg-type]
         victim = _with_trigger(checkpoint, bare)
