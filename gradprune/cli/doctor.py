@@ -34,12 +34,8 @@ class Check:
     advice: str = ""
 
 
-def checks() -> list[Check]:
-    """Run every check; an exception in one becomes a failed check."""
-    return list(_running())
-
-
-def _running() -> Iterator[Check]:
+def checks() -> Iterator[Check]:
+    """Run every check, one by one; an exception in one becomes a failed check."""
     for name, run in CHECKS.items():
         try:
             check = run()
@@ -52,7 +48,7 @@ def _running() -> Iterator[Check]:
 def report(as_json: bool = False) -> int:
     """Print the checks as they are done; returns the exit code, 1 if one failed and 0 otherwise."""
     done = []
-    for check in _running():
+    for check in checks():
         done.append(check)
         print(_line(check, colour=not as_json and sys.stdout.isatty() and "NO_COLOR" not in os.environ),
               file=sys.stderr if as_json else sys.stdout, flush=True)

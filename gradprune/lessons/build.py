@@ -91,14 +91,10 @@ def execute(path: Path) -> tuple[NotebookNode, list[str]]:
 
 def cell_seconds(notebook: NotebookNode) -> list[float]:
     """How long each code cell took, in order, as far as the run came."""
-    seconds = []
-    for cell in notebook.cells:
-        stamps = cell.metadata.get("execution", {})
-        if cell.cell_type == "code" and {"iopub.execute_input", "shell.execute_reply"} <= set(stamps):
-            begin, end = (datetime.fromisoformat(stamps[key].replace("Z", "+00:00"))
-                          for key in ("iopub.execute_input", "shell.execute_reply"))
-            seconds.append((end - begin).total_seconds())
-    return seconds
+    begin, end = "iopub.execute_input", "shell.execute_reply"
+    stamps = [cell.metadata.get("execution", {}) for cell in notebook.cells if cell.cell_type == "code"]
+    return [(datetime.fromisoformat(stamp[end]) - datetime.fromisoformat(stamp[begin])).total_seconds()
+            for stamp in stamps if begin in stamp and end in stamp]
 
 
 def _faults(notebook: NotebookNode) -> Iterator[str]:

@@ -57,7 +57,7 @@ def test_a_healthy_machine(capsys):
 
 
 def test_checks_are_plain_values():
-    found = doctor.checks()
+    found = list(doctor.checks())
     assert [check.name for check in found] == list(doctor.CHECKS)
     assert all(check.ok in (True, False, "warn") and check.found for check in found)
     assert all(check.advice == "" for check in found if check.ok is True)

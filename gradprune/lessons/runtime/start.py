@@ -29,9 +29,8 @@ def story() -> Image.Image:
 
 def checklist() -> None:
     """Check the machine and show a line for each check: ✔ fine, ! usable with limits, ✘ to be fixed, and how."""
-    done = doctor.checks()
-    lines, texts = [], []
-    for check in done:
+    lines, texts, failed = [], [], []
+    for check in doctor.checks():
         color, symbol = _LOOKS[check.ok]
         cut = check.ok is True and len(check.found) > _LONGEST
         found = check.found[:_LONGEST].rsplit(",", 1)[0] + ", ..." if cut else check.found
@@ -39,7 +38,7 @@ def checklist() -> None:
         text = f"<b>{html.escape(check.name)}</b>: {html.escape(found)}" + f"<br>{html.escape(advice)}" * bool(advice)
         lines.append(f'<li style="list-style:none"><b style="color:{color}">{symbol}</b> {text}</li>')
         texts.append(f"{symbol} {check.name}: {found} {advice}".rstrip())
-    failed = [check.name for check in done if check.ok is False]
+        failed += [check.name] * (check.ok is False)
     verdict = f"To be fixed: {', '.join(failed)}." if failed else "This machine is ready."
     show(f'<ul role="status" style="padding-left:0.5em">{"".join(lines)}</ul><b>{html.escape(verdict)}</b>',
          "\n".join([*texts, verdict]))
