@@ -465,7 +465,7 @@ def test_unwritable_folder_is_found_before_the_work(shipped, here, monkeypatch, 
 
 def test_results_in_takes_back_what_is_empty(here):
     (here / "old").mkdir()
-    with pytest.raises(RuntimeError), results_in("old/new/newer"):
+    with pytest.raises(RuntimeError), results_in("old/new", None, "old/new/newer", "old/other"):
         raise RuntimeError
     assert [path.name for path in here.rglob("*")] == ["old"]
 
