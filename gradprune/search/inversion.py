@@ -1,13 +1,7 @@
-"""Trigger unknown: search with the model itself for the smallest change that sends every image to one class.
+"""Trigger unknown: search with the model itself for the smallest mark that sends every image to one class.
 
-`invert` looks for a mark. Source: Wang et al., 2019, "Neural Cleanse", IEEE S&P. A backdoor is a shortcut: its class
-can be reached with a far smaller mark than the others need, and the search finds that mark.
-
-A mask finds a sticker, but a faint wave over the whole image has no small mask. For that, `perturb` looks for one
-bounded pattern, added to every image. Source: Moosavi-Dezfooli, Fawzi, Fawzi & Frossard, 2017, "Universal Adversarial
-Perturbations", CVPR, arXiv:1610.08401, in its targeted form. They add up steps for single images under a fixed bound;
-here Adam descends on minibatches, and within the bound the norm is made as small as the goal allows, as Neural Cleanse
-does with its mask, so that the norms of the classes can be compared.
+Source: Wang et al., 2019, "Neural Cleanse", IEEE S&P. A backdoor is a shortcut: its class can be reached with a far
+smaller mark than the others need, and the search finds that mark.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,11 +25,6 @@ SEARCH: dict[str, Any] = {
     "patience": 5,       # consecutive steps above (below) the goal before the weight rises (falls)
     "factor": 2.0,       # the weight rises by this, and falls by this to the power of 1.5
 }
-WHOLE: dict[str, Any] = SEARCH | {
-    "cost": 1e-2,   # first weight of the perturbation's L2 norm
-    "bound": 0.25,  # no pixel moves by more than this
-    "factor": 1.5,  # the weight rises by this, and falls by this to the power of 1.5
-}
 
 
 class Inverted(nn.Module):
@@ -58,24 +47,6 @@ class Inverted(nn.Module):
         """Apply the pattern to the images where the mask is."""
         mask, pattern = self.mask.to(images.device), self.pattern.to(images.device)
         return (1 - mask) * images + mask * pattern
-
-
-class Perturbed(nn.Module):
-    """A synthesised trigger: image + pattern, clamped to [0, 1].
-
-    Takes and returns float (N, C, H, W) in [0, 1].
-    pattern: float (C, H, W), of either sign.
-    """
-
-    pattern: Tensor
-
-    def __init__(self, pattern: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("pattern", pattern)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Add the pattern to the images."""
-        return (images + self.pattern.to(images.device)).clamp(0, 1)
 
 
 class Alternating(nn.Module):
@@ -126,27 +97,6 @@ def invert(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, prog
     generator = torch.Generator().manual_seed(seed)
     start = [torch.randn(size, *images.shape[2:], generator=generator) for size in (1, images.shape[1])]
     return search(model, images, target, start, form, override("search", SEARCH, changes), generator, progress)
-
-
-def perturb(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, progress: bool = True,
-            **changes: Any) -> Inversion:
-    """Search for the smallest pattern that, added to `images`, sends them to class `target`; the model is not changed.
-
-    images: float (N, C, H, W) in [0, 1], clean, on the model's device.
-    changes: any value of `WHOLE`.
-    The pattern with the lowest L2 norm among the steps that reached the goal is kept; if none did, the last one is.
-    Raises InputError for unknown settings, a bound outside 0..1, or no images.
-    """
-    settings = override("search", WHOLE, changes)
-    require(0 < settings["bound"] <= 1, f"bound must lie in 0..1, above 0, got {settings['bound']}.")
-
-    def form(free: list[Tensor]) -> tuple[nn.Module, Tensor]:
-        pattern = settings["bound"] * free[0].tanh()
-        return Perturbed(pattern), pattern.norm()
-
-    generator = torch.Generator().manual_seed(seed)
-    start = 0.1 * torch.randn(images.shape[1:], generator=generator)
-    return search(model, images, target, [start], form, settings, generator, progress)
 
 
 def search(model: nn.Module, images: Tensor, target: int, start: list[Tensor],
