@@ -22,7 +22,7 @@ import gradprune as gp
 from gradprune.base.paths import write_atomic
 from gradprune.defenses import defense
 from gradprune.evaluation import relearn
-from gradprune.views.figures.relearn_plot import relearn_curve
+from gradprune.views.figures.pruning_plots import relearn_curve
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/relearn.csv"
 ATTACKS = ("badnets", "blended", "sig")

@@ -9,7 +9,7 @@ from conftest import assert_readable, refuses, same, says, texts
 
 from gradprune.evaluation import evaluate
 from gradprune.evaluation.relearn import relearn
-from gradprune.views.figures.relearn_plot import relearn_curve
+from gradprune.views.figures.pruning_plots import relearn_curve
 
 
 def attack(model, victim, **settings):

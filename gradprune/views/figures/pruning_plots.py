@@ -1,17 +1,22 @@
-"""Figures of the pruning lesson: ways to choose filters, what trials and fine-tuning add, what grows back."""
+"""Figures of the pruning lesson: ways to choose filters, what trials and fine-tuning add, what comes back."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
+import seaborn
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gradprune.base.errors import require
 from gradprune.evaluation import Metrics
 from gradprune.views.figures import style
+from gradprune.views.figures.bench_plots import looks
 from gradprune.views.figures.picture import Picture, Row, changes, count
 from gradprune.views.figures.style import CLEAN, METRICS, TRIGGERED, plain
+
+_MOST = 7  # models in a figure
 
 
 def choices(groups: Mapping[str, Sequence[float]], guess: float | None = None, metric: str = "asr") -> Picture:
@@ -88,11 +93,51 @@ def regrowth(held: Sequence[float], forgotten: Sequence[float], removed: int) ->
     with style.sheet(2.7) as (figure, (ax,)):
         style.draw_lines(ax, steps, {"mask forgotten": (forgotten, TRIGGERED), "mask held": (held, CLEAN)})
         style.percent(ax.yaxis, 1)
-        ax.set_title(f"Size of {count(removed, 'removed filter')}, as a share of the original")
-        ax.set_xlabel("training step")
+        ax.set(title=f"Size of {count(removed, 'removed filter')}, as a share of the original", xlabel="training step")
     told = f"{count(len(held) - 1, 'training step')} without a mask, {count(removed, 'removed filter')}"
     return Picture(figure, f"After {told} {'has' if removed == 1 else 'have'} {forgotten[-1]:.1%} of the original "
                            f"size; with the mask held, {held[-1]:.1%}.")
+
+
+def relearn_curve(attacks: Mapping[str, Mapping[str, Sequence[Row]]]) -> Picture:
+    """ASR against the number of poisoned samples: one panel per attack, one line per model, a band over the draws.
+
+    attacks: attack -> model's name -> rows of `evaluation.relearn` (`k`, None for the model before fine-tuning, and
+    `asr` in 0..1), from one or more runs, all with the same values of k.
+    Raises InputError without rows, for more than seven models, or where the runs differ in k.
+    """
+    runs = [rows for models in attacks.values() for rows in models.values()]
+    require(len(runs) > 0 and all(len(rows) > 0 for rows in runs), "each attack needs models with rows.")
+    steps = sorted({row["k"] for row in runs[0]}, key=lambda k: -1 if k is None else k)
+    require(all({row["k"] for row in rows} == set(steps) for rows in runs), "all runs must have the same values of k.")
+    table = pd.DataFrame([{"attack": attack, "defense": plain(name), "place": steps.index(row["k"]), "asr": row["asr"]}
+                          for attack, models in attacks.items() for name, rows in models.items() for row in rows])
+    marks = looks(table)
+    require(len(marks) <= _MOST, f"a figure shows at most {_MOST} models, got {len(marks)}.")
+    colors, markers = ({name: look[key] for name, look in marks.items()} for key in ("color", "marker"))
+    with style.sheet(3.8, 1, len(attacks), sharey=True) as (figure, panels):
+        for ax, (attack, own) in zip(panels, table.groupby("attack", sort=False), strict=True):
+            seaborn.lineplot(own, x="place", y="asr", hue="defense", style="defense", palette=colors, markers=markers,
+                             style_order=markers, errorbar=("pi", 100), ax=ax)
+            for line in ax.get_lines():
+                line.set_clip_on(len(line.get_xdata()) == 0)  # the legend's lines are empty
+            ax.set_xticks(range(len(steps)), ["before" if step is None else str(step) for step in steps])
+            ax.set(title=plain(attack), ylim=(0, 1), yticks=[0, 0.5, 1], xlabel="",
+                   ylabel="ASR (lower is better for the defender)")
+            style.percent(ax.yaxis)
+            ax.grid(axis="y")
+        lines = {name: line for ax in panels for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+        for ax in panels:
+            ax.get_legend().remove()
+        figure.supxlabel("poisoned samples in the fine-tuning set", fontsize=style.SMALL)
+        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=min(3, len(lines)),
+                      handlelength=3)
+    mean = table.groupby(["attack", "defense", "place"], sort=False)["asr"].mean().unstack()
+    told = "; ".join(f"{attack}: " + ", ".join(f"{name} {row.iloc[0]:.0%} to {row.iloc[-1]:.0%}" for name, row
+                                               in own.droplevel(0).sort_index(axis=1).iterrows())
+                     for attack, own in mean.groupby("attack", sort=False))
+    first = "before" if steps[0] is None else f"with {steps[0]}"
+    return Picture(figure, f"Mean ASR {first} and after fine-tuning with {steps[-1]} poisoned samples. {told}.")
 
 
 def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], guess: float | None = None) -> Picture:
@@ -121,10 +166,10 @@ def trajectories(runs: Mapping[str, Sequence[Row]], kept: Mapping[str, int], gue
             panels[1].axhline(guess, **style.GUESS)
             style.label(panels[1], "your guess", (1, guess), (0, 3 if guess < 0.9 else -12), ha="right",
                         xycoords=("axes fraction", "data"))
-        looks = [Line2D([], [], label=plain(name), **_look(style.INK, "o", number)) for number, name in enumerate(runs)]
+        lines = [Line2D([], [], label=plain(name), **_look(style.INK, "o", number)) for number, name in enumerate(runs)]
         ring = Line2D([], [], linestyle="", marker="o", markersize=11, markerfacecolor="none", markeredgewidth=1.3,
                       markeredgecolor=style.INK, label="kept; later rounds were undone")
-        figure.legend(handles=[*looks, ring], loc="outside upper left", ncols=len(looks) + 1, handlelength=3.2)
+        figure.legend(handles=[*lines, ring], loc="outside upper left", ncols=len(lines) + 1, handlelength=3.2)
     told = "; ".join(f"{name}, {count(kept[name], 'filter')}: {changes(rows[0], rows[kept[name]])}"
                      for name, rows in runs.items())
     return Picture(figure, f"On test images, before any fine-tuning. {told}.")

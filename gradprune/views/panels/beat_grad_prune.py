@@ -1,12 +1,16 @@
 """BeatGradPrune: silence filters by touching them, see the effect at once, then compare with the algorithm."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from gradprune.attacks.poisoning import attack_labels
@@ -21,7 +25,6 @@ from gradprune.views.figures.drawing import blank, place, table_html
 from gradprune.views.figures.network_picture import corners, draw_network, readers, shares, signal, signal_colors
 from gradprune.views.figures.picture import Picture, changes, count
 from gradprune.views.panels.controls import FilterMap, buttons, slider
-from gradprune.views.panels.game_figures import draw_now, draw_progress, draw_test
 from gradprune.views.panels.panel import Panel
 
 _OVER = "this game is finished; press Reset for another."
@@ -29,6 +32,7 @@ _BUTTON = 165  # pixels: three fit side by side on a page 600 wide
 _HEIGHT = 4.9  # inches
 _MAP = 0.1, 0.38, 7.6, 2.4  # inches from the left and the top, width and height: the map in the figure
 _COLUMNS = ["game", "attack", "filters", "test set unseen", "DER: you", "DER: Grad-Prune", "winner"]
+_HIDDEN = "hidden until you finish:\nfigures that helped to choose\nno longer measure anything"
 BOARD: list[list[str]] = []  # the score board, kept as long as the notebook's kernel runs
 
 
@@ -122,9 +126,9 @@ class BeatGradPrune(Panel):
             ax.add_patch(Rectangle(tuple(corners(self.found)[game.position]), 1, 1, **style.SELECTED))
             style.score_bar(ax, colors)
             ax.set_title(f"Gradient score{note}" if game.score else "How much the trigger changes each filter, 0 to 1")
-            draw_now(figure, rows, len(self.own.labels))
-            draw_progress(figure, rows)
-            draw_test(place(figure, 5.75, 3.6, 2.5, 1.25), game.test)
+            _draw_now(figure, rows, len(self.own.labels))
+            _draw_progress(figure, rows)
+            _draw_test(place(figure, 5.75, 3.6, 2.5, 1.25), game.test)
         return Picture(figure, self._words(computed))
 
     def _words(self, computed: Played) -> str:
@@ -201,3 +205,42 @@ class BeatGradPrune(Panel):
 
 def _board() -> str:
     return table_html(_COLUMNS, BOARD) if BOARD else ""
+
+
+def _draw_now(figure: Figure, rows: Sequence[Metrics], images: int) -> None:
+    """ACC, ASR and RA on the player's images, large, with those of the given model below."""
+    ax = place(figure, 0.15, 3.6, 2.6, 1.25)
+    ax.set_axis_off()
+    ax.set_title(f"Your {images} images, now", fontsize=style.NORMAL)
+    for column, (key, mark) in enumerate(style.METRICS.items()):
+        given, now = (f"{getattr(metrics, key):.0%}" for metrics in (rows[0], rows[-1]))
+        style.write(ax, mark.name, (column / 3, 1), (0, -14), color=mark.color, fontweight="bold")
+        style.write(ax, now, (column / 3, 1), (0, -40), color=mark.color, fontweight="bold", fontsize=16)
+        style.write(ax, f"given {given}", (column / 3, 1), (0, -58), color=style.FAINT)
+
+
+def _draw_progress(figure: Figure, rows: Sequence[Metrics]) -> None:
+    """ACC, ASR and RA on the player's images, move by move."""
+    ax = place(figure, 3.3, 3.6, 1.75, 0.85)
+    style.draw_lines(ax, range(len(rows)), {mark.name: ([getattr(row, key) for row in rows], mark)
+                                            for key, mark in style.METRICS.items()}, shares=True)
+    ax.set_title("Move by move", fontsize=style.NORMAL)
+    ax.set_xlabel("filters silenced")
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.set_xlim(-0.1, max(1, len(rows) - 1))
+
+
+def _draw_test(ax: Axes, test: Mapping[str, Metrics] | None) -> None:
+    """A table of the test results by player, or why there is none yet."""
+    ax.set_axis_off()
+    ax.set_title("Test figures", fontsize=style.NORMAL)
+    if test is None:
+        style.write(ax, _HIDDEN, (0, 1), (0, -6), va="top", color=style.FAINT)
+        return
+    for row, name in enumerate(test):
+        style.write(ax, name, (0, 1), (0, -30 - 18 * row))
+    for right, (key, mark) in zip((0.5, 0.75, 1.0), style.METRICS.items(), strict=True):
+        style.write(ax, mark.name, (right, 1), (0, -12), ha="right", color=mark.color, fontweight="bold")
+        for row, metrics in enumerate(test.values()):
+            text = f"{getattr(metrics, key):.1%}"
+            style.write(ax, text, (right, 1), (0, -30 - 18 * row), ha="right", color=mark.color)
