@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradprune.base.errors import InputError
 from gradprune.datasets import class_name
+from gradprune.pruning.filters import Filters
 from gradprune.views.figures import style
 from gradprune.views.figures.picture import Picture
 
@@ -55,6 +56,17 @@ def written(answer: int, classes: Sequence[str], limit: int = 24) -> str:
     return style.plain(name, limit) if style.drawable(name) else f"class {answer}"
 
 
+def bands_of(found: Filters, columns: int, gap: float = 0) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """Each filter's column and line, (filters, 2), in one band per layer; and the upper and lower edge of each band."""
+    places, edges, upper = [], [], 0.0
+    for layer in found.layers:
+        index = np.arange(layer.count)
+        places.append(np.stack([index % columns, upper + index // columns], 1))
+        edges.append((upper, upper - (-layer.count // columns)))
+        upper = edges[-1][1] + gap
+    return np.concatenate(places), edges
+
+
 def draw_cells(ax: Axes, corners: np.ndarray, values: np.ndarray, colors: ScalarMappable, removed: Sequence[int] = (),
                edge: str = style.PAPER) -> None:
     """A square cell at each upper left corner (N, 2), coloured by its value, with crosses on the removed ones."""
@@ -83,11 +95,10 @@ def answer_bars(ax: Axes, chances: np.ndarray, names: Sequence[str], truth: int,
         ax.bar_label(drawn, texts, padding=4, fontsize=7.5, color=mark.color)
     signs = {target: f"{style.ATTACKED.symbol} ", truth: f"{style.RIGHT.symbol} "}
     labels = [signs.get(c, "") + written(c, names, 18) for c in shown]
-    ax.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5), xticks=[])
-    ax.set_yticks(range(len(shown)), labels)
+    ax.set(xlim=(0, 1), xticks=[])
+    style.name_rows(ax, labels)
     for label, c in zip(ax.get_yticklabels(), shown, strict=True):
         label.set_color(style.RIGHT.color if c == truth else style.ATTACKED.color if c == target else style.INK)
-    ax.tick_params(length=0)
     ax.spines["bottom"].set_visible(False)
     ax.set_title("The model's answer", x=-0.75)
 
@@ -107,15 +118,11 @@ def image_html(picture: Picture) -> str:
 
 def error_html(error: Exception) -> str:
     """The red message: one sentence for bad input; for any other error its type, with the traceback below."""
-    if isinstance(error, InputError):
-        return _message(html.escape(str(error)))
-    trace = html.escape("".join(traceback.format_exception(error)))
-    return _message(f"{html.escape(f'{type(error).__name__}: {error}')}<details><summary>Traceback</summary>"
-                    '<pre style="color:#fff;background:none;max-height:240px;overflow:auto;margin:6px 0 0;'
-                    f'font-size:12px;line-height:1.35">{trace}</pre></details>')
-
-
-def _message(told: str) -> str:
+    told = html.escape(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+    if not isinstance(error, InputError):
+        trace = html.escape("".join(traceback.format_exception(error)))
+        told += ('<details><summary>Traceback</summary><pre style="color:#fff;background:none;max-height:240px;'
+                 f'overflow:auto;margin:6px 0 0;font-size:12px;line-height:1.35">{trace}</pre></details>')
     return (f'<div class="{ERROR_CLASS}" role="alert" style="background:#b3261e;color:#fff;border-radius:4px;'
             f'padding:8px 12px;line-height:1.45"><b>This did not work.</b> {told}</div>')
 

@@ -1,7 +1,6 @@
 """What one filter sees: its kernel, and its response to a few images, clean and triggered."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -31,16 +30,14 @@ def filter_view(model: nn.Module, found: Filters, position: int, pairs: Pairs, c
     clean, triggered = pairs.clean[chosen], pairs.triggered[chosen]
     maps = responses(model, layer.name, name.index, torch.cat([clean, triggered])).split(len(chosen))
     change = maps[1] - maps[0]
-    peak = float(torch.cat([*maps]).abs().max())
-    box = _changed(clean, triggered)
+    peak = float(torch.cat([*maps]).abs().max()) or 1.0
+    box, (height, width) = _changed(clean, triggered), clean.shape[-2:]
     rows = [("image,\ntriggered", triggered, None), ("response,\nclean", maps[0], peak),
             ("response,\ntriggered", maps[1], peak),
-            ("difference" + ",\nnear the sticker\n(framed)" * bool(box), change, float(change.abs().max()))]
-    near = _crop(box, clean.shape[-2:])
+            ("difference" + ",\nnear the sticker\n(framed)" * bool(box), change, float(change.abs().max()) or 1.0)]
     with blank(5.75) as figure:
         weight: Tensor = model.get_submodule(layer.name).weight  # type: ignore[assignment]
-        _kernel(place(figure, 0.15, 0.5, 1.7, 1.7), weight[name.index],
-                f"kernel {'×'.join(map(str, layer.shape))}")
+        _kernel(place(figure, 0.15, 0.5, 1.7, 1.7), weight[name.index], f"kernel {'×'.join(map(str, layer.shape))}")
         for line, (title, values, limit) in enumerate(rows):
             for column, picture in enumerate(values):
                 ax = place(figure, 3.2 + 1.3 * column, 0.45 + 1.3 * line, 1.24, 1.24)
@@ -52,16 +49,12 @@ def filter_view(model: nn.Module, found: Filters, position: int, pairs: Pairs, c
                     show_image(ax, picture)
                     ax.set_axis_on()  # framed, as the responses are
                     continue
-                ax.imshow(picture.numpy(), cmap="vlag", vmin=-limit or -1, vmax=limit or 1)
-                if near and box and line == 3:
-                    scale = picture.shape[-1] / clean.shape[-1]
-                    left, upper, right, lower = (edge * scale - 0.5 for edge in box)
-                    ax.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, linewidth=1.6))
-                    ax.set(xlim=(near[0] * scale - 0.5, near[2] * scale - 0.5),
-                           ylim=(near[3] * scale - 0.5, near[1] * scale - 0.5))
+                ax.imshow(picture.numpy(), cmap="vlag", vmin=-limit, vmax=limit, extent=(0, width, height, 0))
+                if box and line == 3:
+                    _zoom(ax, box, height, width)
         heading(figure, f"What {plain(name, 40)} sees")
     return Picture(figure, f"{name}: the trigger changes its response by {change.abs().max():.2f} at most and "
-                           f"{change.abs().mean():.3f} on average; {_where(change, box, clean.shape[-1])}.")
+                           f"{change.abs().mean():.3f} on average; {_where(change, box, width)}.")
 
 
 def responses(model: nn.Module, layer: str, index: int, images: Tensor) -> Tensor:
@@ -98,15 +91,14 @@ def _changed(clean: Tensor, triggered: Tensor) -> tuple[int, int, int, int] | No
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
-def _crop(box: tuple[int, int, int, int] | None, size: Sequence[int]) -> tuple[int, int, int, int] | None:
-    """A square part of the image (left, upper, right, lower) with the trigger and some room around it."""
-    if box is None:
-        return None
-    height, width = size
-    side = min(3 * max(box[2] - box[0], box[3] - box[1]) + 3, height, width)
-    left = min(max((box[0] + box[2] - side) // 2, 0), width - side)
-    upper = min(max((box[1] + box[3] - side) // 2, 0), height - side)
-    return left, upper, left + side, upper + side
+def _zoom(ax: Axes, box: tuple[int, int, int, int], height: int, width: int) -> None:
+    """Frame the trigger, and show only a square part of the image with some room around it."""
+    left, upper, right, lower = box
+    side = min(3 * max(right - left, lower - upper) + 3, height, width)
+    x = min(max((left + right - side) // 2, 0), width - side)
+    y = min(max((upper + lower - side) // 2, 0), height - side)
+    ax.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, linewidth=1.6))
+    ax.set(xlim=(x, x + side), ylim=(y + side, y))
 
 
 def _where(change: Tensor, box: tuple[int, int, int, int] | None, width: int) -> str:
@@ -125,8 +117,6 @@ def montage(kernel: np.ndarray) -> np.ndarray:
     """The slices (inputs, h, w) of a kernel side by side in a square, with gaps between them."""
     count, height, width = kernel.shape
     side = math.ceil(math.sqrt(count))
-    sheet = np.full((side * (height + 1) - 1, side * (width + 1) - 1), np.nan)
-    for i, piece in enumerate(kernel):
-        row, column = i // side * (height + 1), i % side * (width + 1)
-        sheet[row:row + height, column:column + width] = piece
-    return sheet
+    tiles = np.pad(kernel, ((0, side**2 - count), (0, 1), (0, 1)), constant_values=np.nan)
+    rows = tiles.reshape(side, side, height + 1, width + 1).swapaxes(1, 2)
+    return rows.reshape(side * (height + 1), -1)[:-1, :-1]

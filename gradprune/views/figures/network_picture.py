@@ -15,7 +15,7 @@ from gradprune.base.errors import require
 from gradprune.models import evaluating
 from gradprune.pruning import Filters, Pairs
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import draw_cells
+from gradprune.views.figures.drawing import bands_of, draw_cells
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.style import TRIGGERED, plain
 
@@ -111,39 +111,27 @@ def readers(model: nn.Module, found: Filters) -> list[tuple[int, int]]:
 
 def corners(found: Filters) -> np.ndarray:
     """The left and the upper edge of each filter's cell, float (filters, 2), in cells."""
-    places, left, high = [], 0.0, _high(found)
-    for layer in found.layers:
-        index = np.arange(layer.count)
-        places.append(np.stack([left + index // high, index % high], 1))
-        left += -(-layer.count // high) + _GAP
-    return np.concatenate(places)
+    return bands_of(found, _high(found), _GAP)[0][:, ::-1]  # bands from left to right, filled from top to bottom
 
 
 def draw_network(ax: Axes, found: Filters, values: np.ndarray, colors: ScalarMappable,
                  reads: Sequence[tuple[int, int]], removed: Sequence[int] = ()) -> None:
     """A column of cells for each layer with its name below, crosses on removed filters, arrows between layers."""
-    places, high = corners(found), _high(found)
-    draw_cells(ax, places, values, colors, removed, style.EMPTY)
-    lefts = [places[layer.start, 0] for layer in found.layers]
-    rights = [places[layer.start + layer.count - 1, 0] + 1 for layer in found.layers]
+    high = _high(found)
+    draw_cells(ax, corners(found), values, colors, removed, style.EMPTY)
+    lefts, rights = np.array(bands_of(found, high, _GAP)[1]).T
     ax.set(xlim=(-0.5, rights[-1] + 0.5), ylim=(high + 0.3, -0.24 * high), yticks=[])
     names = [plain(layer.name.removeprefix("stages."), 14) + "\n+ norm" * bool(layer.norm) for layer in found.layers]
-    ax.set_xticks((np.array(lefts) + rights) / 2, names, fontsize=style.SMALL - 1, rotation=20)
-    _arrows(ax, reads, lefts, rights, high)
-
-
-def _high(found: Filters) -> int:
-    """Cells in a column: more in a network of thousands of filters."""
-    return max(16, round(0.7 * len(found) ** 0.5))
-
-
-def _arrows(ax: Axes, reads: Sequence[tuple[int, int]], lefts: Sequence[float], rights: Sequence[float],
-            high: int) -> None:
-    """Straight arrows to the next layer, arcs over the layers skipped."""
-    for source, reader in reads:
+    ax.set_xticks((lefts + rights) / 2, names, fontsize=style.SMALL - 1, rotation=20)
+    for source, reader in reads:  # straight arrows to the next layer, arcs over the layers skipped
         start, end = (((lefts[layer] + rights[layer]) / 2, -0.2) for layer in (source, reader))
         bend = f"arc3,rad={-0.1375 * high / (end[0] - start[0]):.2f}"  # makes all arcs about equally high
         if reader == source + 1:
             start, end, bend = (rights[source] + 0.1, high / 2), (lefts[reader] - 0.1, high / 2), "arc3"
         ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=7, linewidth=0.9, color=style.FAINT,
                                      connectionstyle=bend, shrinkA=0, shrinkB=0))
+
+
+def _high(found: Filters) -> int:
+    """Cells in a column: more in a network of thousands of filters."""
+    return max(16, round(0.7 * len(found) ** 0.5))

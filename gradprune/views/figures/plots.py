@@ -3,7 +3,6 @@
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +15,10 @@ from gradprune.base.errors import require
 from gradprune.evaluation import Metrics
 from gradprune.pruning.filters import Filters
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import draw_cells
-from gradprune.views.figures.picture import Picture, about_rounds, about_scores, change, changes, count
+from gradprune.views.figures.drawing import bands_of, draw_cells
+from gradprune.views.figures.picture import Picture, Row, about_rounds, about_scores, change, changes, count
 from gradprune.views.figures.style import METRICS, plain
 
-Row = Mapping[str, Any]
 _LISTED = 8  # highest scores in the list
 _COLUMNS = 64  # heat-map cells per line; wider layers continue on the next line, so that cells stay large enough
 
@@ -36,7 +34,7 @@ def score_heatmap(found: Filters, scores: Tensor, removed: Iterable[int] = (), s
     require(bool(np.isfinite(values).all()), "scores must be finite.")
     removed, ranking = list(removed), np.argsort(-values, kind="stable").tolist()
     columns = min(_COLUMNS, max(layer.count for layer in found.layers))
-    corners, bands = _bands(found, columns, 0.4)
+    corners, bands = bands_of(found, columns, 0.4)
     colors, note = style.score_colors(values)
     height = min(9.5, max(2.7, 0.17 * bands[-1][1]))  # inches
     with style.sheet(height + 1.3, 1, 2, width_ratios=[2.9, 1]) as (figure, (ax, side)):
@@ -52,17 +50,6 @@ def score_heatmap(found: Filters, scores: Tensor, removed: Iterable[int] = (), s
                         label=f"{score} score, higher = removed first{note}")
         _list_highest(side, found, values, ranking[:_LISTED], colors.to_rgba(values), removed, height / 0.33)
     return Picture(figure, about_scores(found, values, ranking, removed, score))
-
-
-def _bands(found: Filters, columns: int, gap: float = 0) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """Each filter's column and line, (filters, 2), in one band per layer; and the upper and lower edge of each band."""
-    places, edges, upper = [], [], 0.0
-    for layer in found.layers:
-        index = np.arange(layer.count)
-        places.append(np.stack([index % columns, upper + index // columns], 1))
-        edges.append((upper, upper - (-layer.count // columns)))
-        upper = edges[-1][1] + gap
-    return np.concatenate(places), edges
 
 
 def _list_highest(ax: Axes, found: Filters, values: np.ndarray, best: Sequence[int], colors: np.ndarray,
@@ -87,7 +74,7 @@ def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: I
     """Draw a row per layer (wide ones take several), frame, crosses, rings, colour bar; returns a note on its scale."""
     values = scores.double().numpy()
     columns = min(max(layer.count for layer in found.layers), max(64, math.isqrt(3 * len(found))))
-    places, bands = _bands(found, columns)
+    places, bands = bands_of(found, columns)
     column, line = places.T.astype(int)
     sheet = np.full((line.max() + 1, columns), np.nan)
     sheet[line, column] = values
@@ -154,8 +141,7 @@ def loss_curves(history: Iterable[Row]) -> Picture:
     rows = [row for row in history if row.get("stage", "tune") == "tune"]
     require(len(rows) > 0, "the history has no epochs.")
     if tuned := "val_loss" in rows[0]:
-        lines = {"unlearning": ("val_unlearning_loss", style.TRIGGERED),
-                 "clean": ("val_clean_loss", style.CLEAN)}
+        lines = {"unlearning": ("val_unlearning_loss", style.TRIGGERED), "clean": ("val_clean_loss", style.CLEAN)}
         loss, accuracy, where, mark = "val_loss", "val_acc", "Validation", METRICS["acc"]
     else:
         lines = {"": ("loss", style.TRAINING)}
