@@ -110,13 +110,9 @@ class BasePanel(widgets.VBox):
     def guard(self, work: Callable[[], object]) -> Callable[..., None]:
         """Wrap a callback: an error is shown in red in the panel, and is raised under GRADPRUNE_STRICT=1."""
         def guarded(*_: Any) -> None:
-            try:
+            with shown_in_red(lambda message: setattr(self.error, "value", message)):
                 work()
                 self.error.value = ""
-            except Exception as error:
-                self.error.value = error_html(error)
-                if os.environ.get("GRADPRUNE_STRICT") == "1":
-                    raise
         return guarded
 
     @contextlib.contextmanager
@@ -161,6 +157,17 @@ class Panel(BasePanel):
     def written(self, answer: int, limit: int = 24) -> str:
         """The name of a class for a figure."""
         return written(answer, self.victim.data.test.classes, limit)
+
+
+@contextlib.contextmanager
+def shown_in_red(show: Callable[[str], object]) -> Iterator[None]:
+    """A context in which an error is passed to `show` as a red message, and raised only under GRADPRUNE_STRICT=1."""
+    try:
+        yield
+    except Exception as error:
+        show(error_html(error))
+        if os.environ.get("GRADPRUNE_STRICT") == "1":
+            raise
 
 
 @contextlib.contextmanager

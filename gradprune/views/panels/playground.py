@@ -1,17 +1,16 @@
 """A page of panels for one victim, which is chosen from a list; notebook 07 uses it."""
 
 import html
-import os
 from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
 
 from gradprune.victims import Victim, load_victim
 from gradprune.victims.victim import names
-from gradprune.views.figures.drawing import error_html, image_html
+from gradprune.views.figures.drawing import image_html
 from gradprune.views.figures.example_images import examples
 from gradprune.views.panels.controls import buttons
-from gradprune.views.panels.panel import Panel
+from gradprune.views.panels.panel import Panel, shown_in_red
 
 
 class Playground(widgets.VBox):
@@ -53,13 +52,11 @@ class Playground(widgets.VBox):
         self.choose.disabled = True
         self.told.value = f"<p>Loading “{html.escape(self.choose.value)}” ...</p>"
         try:
-            self.victim = load_victim(self.choose.value)
-            self.told.value = _about(self.victim)
-            for place in self.places:
-                place.show(self.victim)
-        except Exception as error:
-            self.told.value = error_html(error)
-            _raise_if_strict()
+            with shown_in_red(lambda message: setattr(self.told, "value", message)):
+                self.victim = load_victim(self.choose.value)
+                self.told.value = _about(self.victim)
+                for place in self.places:
+                    place.show(self.victim)
         finally:
             self.choose.disabled = False
 
@@ -84,17 +81,8 @@ class _Place(widgets.VBox):
 
     def show(self, victim: Victim) -> None:
         self.clear()
-        try:
+        with shown_in_red(lambda message: setattr(self, "children", (widgets.HTML(message),))):
             self.children = (self.make(victim),)
-        except Exception as error:
-            self.children = (widgets.HTML(error_html(error)),)
-            _raise_if_strict()
-
-
-def _raise_if_strict() -> None:
-    """Within `except`: raise the error again under GRADPRUNE_STRICT=1."""
-    if os.environ.get("GRADPRUNE_STRICT") == "1":
-        raise
 
 
 def _about(victim: Victim) -> str:
