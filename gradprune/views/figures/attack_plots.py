@@ -116,8 +116,7 @@ def poison_rates(measured: pd.DataFrame, own: Mapping[float, Metrics] | None = N
             style.label(ax, f"★ yours: {rate:.1%}", (x, 0.75), (offset, 0), ha=side, fontweight="bold")
         lines = {METRICS[key].name: (mean[key].tolist(), METRICS[key]) for key in ("acc", "asr")}
         style.draw_lines(ax, places.tolist(), lines, shares=True)
-        ticks = [f"{rate:.1%}\n{images:,.0f}" for rate, images in mean["poisoned_images"].items()]
-        ax.set_xticks(places, ticks)
+        ax.set_xticks(places, [f"{rate:.1%}\n{images:,.0f}" for rate, images in mean["poisoned_images"].items()])
         ax.set_xlabel("share of the training images that carry the trigger, and their number")
         ax.set_title("ACC and ASR by poison rate (faint marks: single trainings)", pad=14)
     enough = mean.index[mean["asr"] > 0.9]
@@ -145,8 +144,7 @@ def answer_maps(maps: Mapping[str, Tensor], classes: Sequence[str]) -> Picture:
             ax.tick_params(rotation=0)
             ax.tick_params(axis="x", rotation=90)
             style.bare(ax)
-            ax.set_title(plain(name, 30))
-            ax.set_xlabel("answer with the trigger on")
+            ax.set(title=plain(name, 30), xlabel="answer with the trigger on")
         panels[0].set_ylabel("true class")
         bar = figure.colorbar(panels[0].collections[0], ax=list(panels), aspect=30, pad=0.02)
         style.percent(bar.ax.yaxis)

@@ -126,10 +126,10 @@ def mean_ranks(table: pd.DataFrame, spc: int, metric: str = "der") -> Picture:
             sure = f"  ({line['rank_low']:.1f} to {line['rank_high']:.1f})" if line["attacks"] > 1 else ""
             style.write(ax, f"{line['rank']:.1f}{sure}", (1, 1 - (row + 0.5) / len(ranked)), (12, 0), va="center")
         _rows(ax, list(ranked["defense"]))
-        ax.set(xlim=(1 - 0.02 * len(ranked), max(2, len(ranked))), xlabel="mean rank (1 is best)")
+        ax.set(xlim=(1 - 0.02 * len(ranked), max(2, len(ranked))), xlabel="mean rank (1 is best)",
+               title=f"Mean rank by {metric.upper()}, {per_class(spc)}")
         ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
         ax.grid(axis="x")
-        ax.set_title(f"Mean rank by {metric.upper()}, {per_class(spc)}")
     interval = "lines: 95% intervals over attacks" if ranked["attacks"].iloc[0] > 1 else "one attack: no interval"
     return Picture(figure, f"Mean rank by {metric.upper()} at {per_class(spc)}, over {count(blocks, 'pair')} of attack "
                            f"and seed: {_ends(ranked, 'rank')}; {interval}.")

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from gradprune.base.errors import require, unknown
+from gradprune.base.errors import require, require_known
 from gradprune.bench.summary import checked, even_means
 from gradprune.views.figures import style
 from gradprune.views.figures.bench_plots import looks
@@ -53,10 +53,10 @@ def compare(table: pd.DataFrame, attack: str | None = None, spc: int = 2, metric
     Raises InputError for a bad table, and for an unknown attack, spc, metric or order.
     """
     table = checked(table)
-    for kind, wanted, known in (("attack", attack or "", ["", *table["attack"]]), ("metric", metric, HIGH_IS_GOOD),
-                                ("order", sort, SORTS)):
-        if wanted not in known:
-            raise unknown(kind, wanted, set(known) - {""})
+    if attack:
+        require_known("attack", attack, set(table["attack"]))
+    require_known("metric", metric, HIGH_IS_GOOD)
+    require_known("order", sort, SORTS)
     chosen = table[(table["spc"] == spc) & (table["attack"].eq(attack) if attack else True)]
     require(len(chosen) > 0, f"there is no cell of {attack or 'any attack'} at spc {spc}.")
     names = list(dict.fromkeys(table["defense"]))

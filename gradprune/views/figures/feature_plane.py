@@ -44,8 +44,7 @@ def feature_plane(models: Mapping[str, nn.Module], images: ImageSet, trigger: nn
             for label, color in ((target, CLEAN.color), (home, RIGHT.color)):
                 ax.scatter(*clean[own == label].T, s=16, color=color, linewidths=0)
                 style.label(ax, plain(images.classes[label], 18), clean[own == label].mean(0).tolist(), (0, 11),
-                            zorder=5, ha="center", fontweight="bold", color=color,
-                            path_effects=style.HALO)
+                            zorder=5, ha="center", fontweight="bold", color=color, path_effects=style.HALO)
             ax.scatter(*moved[followed].T, s=26, color=TRIGGERED.color, marker=TRIGGERED.marker,
                        edgecolors=style.PAPER, linewidths=0.6, zorder=4)
             ax.set_title(f"{plain(name, 24)}\nto the target {told[name][0]:.0%}, right {told[name][1]:.0%}",

@@ -55,8 +55,7 @@ def norm_bars(ax: Axes, values: Sequence[float], classes: Sequence[str], line: f
         ax.barh(label, value, color=color, hatch="//" * (label in lost), height=0.7)
     if line is not None:
         ax.axvline(line, color=style.INK, linestyle="--", linewidth=1.2)
-    ax.set_xlabel("alarm left of the dashed line" if line is not None else
-                  "no norm could be small enough for an alarm")
+    ax.set_xlabel("no norm could be small enough for an alarm" if line is None else "alarm left of the dashed line")
     style.name_rows(ax, [written(label, classes) for label in range(len(classes))])
 
 
@@ -98,8 +97,7 @@ def class_norms(values: Sequence[float], index: Sequence[float], classes: Sequen
     told = f"an alarm for {', '.join(f'“{classes[label]}”' for label in alarms)}" if alarms else "no alarm"
     return Picture(figure, f"“{classes[least]}” needs the smallest mask: {values[least]:.0f}, "
                            f"{values[least] / middle:.0%} of the median ({middle:.0f}), anomaly index "
-                           f"{index[least]:.1f}; next is "
-                           f"“{classes[second]}” at {values[second] / middle:.0%}; {told}.")
+                           f"{index[least]:.1f}; next is “{classes[second]}” at {values[second] / middle:.0%}; {told}.")
 
 
 def triggers_compared(model: nn.Module, images: ImageSet, triggers: Mapping[str, nn.Module], target: int,
@@ -166,8 +164,7 @@ def alarm_map(scans: pd.DataFrame) -> Picture:
             offset, side = (((-6, -11), "right") if row["index"] <= THRESHOLD else
                             ((-7, 3), "right") if near.any() else ((7, 3), "left"))
             style.label(ax, plain(row["model"], 16), (row["share"], row["index"]), offset, ha=side,
-                        color=(METRICS["asr"] if row["attacked"] else CLEAN).color,
-                        path_effects=style.HALO)
+                        color=(METRICS["asr"] if row["attacked"] else CLEAN).color, path_effects=style.HALO)
         ax.axhline(THRESHOLD, color=style.INK, linestyle="--", linewidth=1.2)
         ax.axvline(SMALL, color=style.INK, linestyle="--", linewidth=1.2)
         ax.set(xlim=(0, 1.02), ylim=(0, top), xlabel="norm as a share of the median of the classes",
@@ -205,9 +202,7 @@ def driven_bars(reached: Mapping[str, Sequence[float]], classes: Sequence[str], 
                 style.label(ax, ATTACKED.symbol, (shares[first], first), (5, 0), va="center", color=ATTACKED.color)
             style.name_rows(ax, [written(label, classes) for label in range(len(classes))])
             style.percent(ax.xaxis)
-            ax.set_xlim(0, 1.15 * max(max(one) for one in reached.values()))
-            ax.set_xlabel("rise in probability")
-            ax.set_title(plain(name))
+            ax.set(xlim=(0, 1.15 * max(map(max, reached.values()))), xlabel="rise in probability", title=plain(name))
             told.append(f"{name}: “{classes[first]}”, {times:.1f} times as far as "
                         f"“{classes[second]}”{', which accuses it' * accused}")
     return Picture(figure, "Driven filters lead furthest to: " + "; ".join(told) + ".")

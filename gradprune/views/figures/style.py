@@ -218,12 +218,10 @@ def spread(places: Sequence[float], low: float, high: float, gap: float = 0.12) 
         while len(blocks) > 1 and np.mean(blocks[-2]) >= np.mean(blocks[-1]):
             joined = blocks.pop()
             blocks[-1] += joined
-    heights = [float(np.mean(block)) for block in blocks for _ in block]
-    moved = [0.0] * len(places)
-    for rank, i in enumerate(order):
-        lowest, highest = low + rank * step, high - (len(places) - 1 - rank) * step
-        moved[i] = min(max(heights[rank] + rank * step, lowest), highest)
-    return moved
+    room, moved = step * np.arange(len(places)), np.zeros(len(places))
+    heights = np.array([np.mean(block) for block in blocks for _ in block]) + room
+    moved[order] = heights.clip(low + room, high - room[::-1])
+    return moved.tolist()
 
 
 def mark_kept(panels: Sequence[Axes], kept: float, text: str) -> None:

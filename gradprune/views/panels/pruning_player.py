@@ -94,8 +94,7 @@ class PruningPlayer(Panel):
         require(len(history) > 0, "the result's history has no pruning rounds.")
         require(not any("channels" in row for row in history),
                 f"{result.name if result else ''} removes something other than filters: there are no rounds to play.")
-        rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target,
-                      self.label_map)
+        rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target, self.label_map)
         model = copy.deepcopy(self.victim.model)
         found, chances = filters(model, self.pixels[:1]), []
         for row in rows:

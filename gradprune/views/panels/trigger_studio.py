@@ -124,8 +124,7 @@ class TriggerStudio(Panel):
         setting = computed.setting
         said = tell(computed.rows, self.named, f"Image {setting.image}", self.words(setting),
                     self._kind(setting.kind).idea)
-        return Picture(draw_rows(computed.rows, self.images.classes),
-                       " ".join([*said, computed.note]).strip())
+        return Picture(draw_rows(computed.rows, self.images.classes), " ".join([*said, computed.note]).strip())
 
     def trigger(self, setting: Setting) -> nn.Module:
         """The trigger that a setting describes."""

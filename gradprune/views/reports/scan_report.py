@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import require
+from gradprune.base.errors import InputError
 from gradprune.base.paths import output_folder
 from gradprune.defenses import Scan
 from gradprune.defenses.scan import LOUD, OUTLIER, SMALL
 from gradprune.search import Inverted, Perturbed
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import show_image
-from gradprune.views.figures.example_images import amplified
+from gradprune.views.figures.example_images import amplified, first_of_each
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.scan_plots import norms
 from gradprune.views.reports.page import told, write_page
@@ -48,10 +48,11 @@ def synthesised(scanned: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
 
     Raises InputError where the scan suspects no class.
     """
-    require(scanned.suspect_row is not None, "the scan suspects no class, so there is no trigger to show.")
-    others = torch.stack([scanned.images.floats()[scanned.images.labels == label][0]
-                          for label in range(len(scanned.classes))
-                          if label != scanned.suspect and bool((scanned.images.labels == label).any())][:columns])
+    row = scanned.suspect_row
+    if row is None:
+        raise InputError("the scan suspects no class, so there is no trigger to show.")
+    images = scanned.images.subset(scanned.images.labels != row.label)
+    others = first_of_each(images, 1).floats()[:columns]
     marked, parts, n = trigger.cpu()(others), _parts(trigger), len(others)
     with style.sheet(4.4, 3, len(others), width=1.5 + 1.3 * len(others)) as (figure, panels):
         for ax in panels:
@@ -63,8 +64,6 @@ def synthesised(scanned: Scan, trigger: nn.Module, columns: int = 5) -> Picture:
             style.write(axes[0], name, (0, 0.5), (-12, 0), ha="right", va="center", fontweight="bold")
             for ax, pixels in zip(axes, pictures, strict=True):
                 show_image(ax, pixels)
-    row = scanned.suspect_row
-    assert row is not None  # required above
     return Picture(figure, f"The trigger synthesised for “{scanned.classes[row.label]}” sends {row.success:.1%} of the "
                            "defender's images of other classes there.")
 
