@@ -1,7 +1,6 @@
 """Figures of notebook 01: a poisoned set, what ACC, ASR and RA count, poison rates, and answers by true class."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -103,14 +102,13 @@ def poison_rates(measured: pd.DataFrame, own: Mapping[float, Metrics] | None = N
     rates, places, own = mean.index.to_numpy(), np.arange(len(mean)), dict(own or {})
     with style.sheet(3.9) as (figure, (ax,)):
         for key in ("acc", "asr"):
-            look: dict[str, Any] = {"color": METRICS[key].color, "clip_on": False}
             ax.scatter(np.searchsorted(rates, measured["rate"]), measured[key], s=26, alpha=0.35, linewidths=0,
-                       marker=METRICS[key].marker, zorder=2, **look)
-            for rate, figures in own.items():
-                ax.scatter(np.interp(rate, rates, places), getattr(figures, key), s={"acc": 320, "asr": 120}[key],
-                           marker="*", edgecolors="black", linewidths=0.8, zorder=5, **look)
-        for rate in own:
+                       marker=METRICS[key].marker, color=METRICS[key].color, clip_on=False, zorder=2)
+        for rate, figures in own.items():
             x = float(np.interp(rate, rates, places))
+            for size, value, mark in ((320, figures.acc, METRICS["acc"]), (120, figures.asr, METRICS["asr"])):
+                ax.scatter(x, value, s=size, marker="*", color=mark.color, edgecolors="black", linewidths=0.8,
+                           clip_on=False, zorder=5)
             ax.axvline(x, color=style.INK, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
             side, offset = ("right", -6) if x > places[-1] / 2 else ("left", 6)
             style.label(ax, f"★ yours: {rate:.1%}", (x, 0.75), (offset, 0), ha=side, fontweight="bold")

@@ -32,9 +32,8 @@ def examples(models: nn.Module | Mapping[str, nn.Module], images: ImageSet, trig
     images.check_target(target)
     images = images.to("cpu")
     if len(images) > columns:
-        present = sorted(images.labels.unique().tolist(), key=lambda label: (label == target, label))
-        first = [int((images.labels == label).nonzero()[0]) for label in present]
-        images = images.subset(torch.tensor(first[:columns]))
+        first = first_of_each(images, 1)
+        images = first.subset((first.labels == target).int().argsort(stable=True)[:columns])
     named = dict(models) if isinstance(models, Mapping) else {"the model": models}
     wanted = attack_labels(images, target, label_map)
     clean, triggered = images.floats(), images.triggered(trigger)

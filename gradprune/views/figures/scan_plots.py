@@ -196,9 +196,9 @@ def driven_bars(reached: Mapping[str, Sequence[float]], classes: Sequence[str], 
             first, second = sorted(range(len(classes)), key=lambda label: -shares[label])[:2]
             times = multiple(shares, first)
             accused = times > limit
-            colors = [METRICS["asr" if accused and label == first else "acc"].color for label in range(len(shares))]
-            ax.barh(range(len(shares)), shares, color=colors, height=0.7)
+            bars = ax.barh(range(len(shares)), shares, color=METRICS["acc"].color, height=0.7)
             if accused:
+                bars[first].set_facecolor(ATTACKED.color)
                 style.label(ax, ATTACKED.symbol, (shares[first], first), (5, 0), va="center", color=ATTACKED.color)
             style.name_rows(ax, [written(label, classes) for label in range(len(classes))])
             style.percent(ax.xaxis)
