@@ -84,6 +84,12 @@ def judge(answer: int, truth: int, target: int | None) -> style.Verdict:
     return style.RIGHT if answer == truth else style.ATTACKED if answer == target else style.WRONG
 
 
+def write_answer(ax: Axes, verdict: style.Verdict, name: str, sure: float, below: float) -> None:
+    """The answer to an image with its mark, and its probability, on two lines that begin `below` points under it."""
+    for line, text in enumerate((f"{verdict.symbol} {name}", f"{sure:.0%}")):
+        style.write(ax, text, (0.5, 0), (0, -below - 11 * line), ha="center", color=verdict.color)
+
+
 def answer_bars(ax: Axes, chances: np.ndarray, names: Sequence[str], truth: int, target: int) -> None:
     """Probabilities (2, classes) as a pair of bars for each class; the true one and the attacker's are marked."""
     chances = chances[:, :len(names)]

@@ -13,7 +13,7 @@ from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.models.inference import predict
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import judge, show_image, written
+from gradprune.views.figures.drawing import judge, show_image, write_answer, written
 from gradprune.views.figures.picture import Picture, about_images
 from gradprune.views.figures.style import plain
 
@@ -49,10 +49,10 @@ def examples(models: nn.Module | Mapping[str, nn.Module], images: ImageSet, trig
             for ax, picture in zip(axes, pixels, strict=True):
                 show_image(ax, picture)
             for line, name in enumerate(named if row < 2 else ()):
-                below = -14 - 29 * line
+                below = 14 + 29 * line
                 _write_answers(axes, below, chances[name][row], images, wanted if row else None)
                 if len(named) > 1:
-                    style.write(axes[0], plain(name, 14), (0, 0), (-18, below), ha="right", color=style.FAINT)
+                    style.write(axes[0], plain(name, 14), (0, 0), (-18, -below), ha="right", color=style.FAINT)
     answers = {name: [chance.argmax(1) for chance in pair] for name, pair in chances.items()}
     return Picture(figure, about_images(answers, images, wanted))
 
@@ -69,10 +69,7 @@ def _write_answers(axes: Sequence[Axes], below: float, chances: Tensor, images: 
     aims = [None] * len(images) if wanted is None else wanted.tolist()
     for ax, chance, truth, aim in zip(axes, chances, images.labels.tolist(), aims, strict=True):
         answer = int(chance.argmax())
-        verdict = judge(answer, truth, aim)
-        lines = f"{verdict.symbol} {written(answer, images.classes, 14)}", f"{chance[answer]:.0%}"
-        for line, text in enumerate(lines):
-            style.write(ax, text, (0.5, 0), (0, below - 11 * line), ha="center", color=verdict.color)
+        write_answer(ax, judge(answer, truth, aim), written(answer, images.classes, 14), float(chance[answer]), below)
 
 
 class Difference(NamedTuple):

@@ -17,7 +17,7 @@ from gradprune.pruning import RECIPES, silence
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import blank, judge, place, show_image
+from gradprune.views.figures.drawing import blank, judge, place, show_image, write_answer
 from gradprune.views.figures.example_images import first_of_each
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.style import METRICS, plain
@@ -150,13 +150,11 @@ class PruningPlayer(Panel):
             when = f"Round {computed.round} of {rounds[-1]}" if rounds[-1] else "Nothing pruned yet"
             style.write(ax, f"{when}: {removed}", (0, 1), (-30, 24), fontsize=style.LARGE, fontweight="bold")
             style.write(ax, why, (0, 1), (-30, 12), color=style.FAINT)
-            for i, (answer, truth) in enumerate(zip(computed.answers.tolist(), truths, strict=True)):
+            answers = zip(computed.answers.tolist(), truths, wanted, computed.sure.tolist(), strict=True)
+            for i, (answer, truth, aim, sure) in enumerate(answers):
                 tile = place(figure, 4.95 + 1.15 * (i % 3), 0.52 + 1.7 * (i // 3), 1.1, 1.1)
                 show_image(tile, self.pixels[i])
-                verdict = judge(answer, truth, wanted[i])
-                style.write(tile, f"{verdict.symbol} {self.written(answer, 14)}", (0.5, 0), (0, -13), ha="center",
-                            color=verdict.color)
-                style.write(tile, f"{computed.sure[i]:.0%}", (0.5, 0), (0, -24), ha="center", color=verdict.color)
+                write_answer(tile, judge(answer, truth, aim), self.written(answer, 14), sure, below=13)
             style.write(ax, "Triggered test images", (0, 1), (4.3 * 72, 24), fontsize=style.LARGE, fontweight="bold")
         hits = int((computed.answers == self.wanted).sum())
         goal = "the next class" if self.label_map == "all_to_all" else f"“{self.victim.target_name}”"
