@@ -17,7 +17,7 @@ from gradprune.attacks.triggers.sig import SIG
 from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.attacks.triggers.trojannn import TrojanNN
 from gradprune.attacks.triggers.wanet import WaNet
-from gradprune.base.errors import InputError, unknown
+from gradprune.base.errors import told_as, unknown
 
 TRIGGERS: dict[str, type[Trigger]] = {kind.name: kind for kind in (
     BadNets, Blended, SIG, LowFrequency, Bpp, WaNet, InputAware, LabelConsistent, TrojanNN)}
@@ -36,7 +36,5 @@ def make_trigger(name: str, **settings: Any) -> Trigger:
     known = TRIGGERS | ({"picture": Picture, "added": Added} if settings else {})
     if name not in known:
         raise unknown("trigger", name, TRIGGERS)
-    try:
+    with told_as(lambda error: f"Trigger {name!r} cannot be built with {settings}: {error}.", (TypeError,)):
         return known[name](**settings)
-    except TypeError as error:
-        raise InputError(f"Trigger {name!r} cannot be built with {settings}: {error}.") from None

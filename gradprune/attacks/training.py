@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.base.devices import halving, has_bfloat16
-from gradprune.base.errors import InputError, override, require
+from gradprune.base.errors import override, require
 from gradprune.datasets import ImageSet
 from gradprune.datasets.image_set import check_images
 from gradprune.models.inference import batch_normalised
@@ -143,9 +143,8 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
         except KeyboardInterrupt:
             interrupted = True
     model.eval()
-    require(all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()),
-            f"training diverged: the last step made weights that are not finite; try a smaller max_lr than "
-            f"{recipe['max_lr']}.")
+    require(all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()), "training diverged: the last "
+            f"step made weights that are not finite; try a smaller max_lr than {recipe['max_lr']}.")
     return TrainingResult(model, history, time.perf_counter() - start, interrupted, recipe["batch_size"])
 
 
@@ -167,9 +166,8 @@ def _epoch(model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer,
             logits = model(x.contiguous(memory_format=form))
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe["label_smoothing"])
         value = loss.item()
-        if not math.isfinite(value):
-            raise InputError(f"training diverged: the loss became {value}; "
-                             f"try a smaller max_lr than {recipe['max_lr']}.")
+        require(math.isfinite(value), f"training diverged: the loss became {value}; try a smaller max_lr than "
+                                      f"{recipe['max_lr']}.")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

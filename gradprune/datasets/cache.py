@@ -22,7 +22,10 @@ def recall(path: Path, key: str, make: Callable[[], Arrays]) -> Arrays:
     If the cache cannot be written, the arrays are returned all the same.
     """
     try:
-        return _read(path, key)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        require(str(arrays.pop("digest")) == _digest(path.name + key, arrays), "its digest does not match")
+        return arrays
     except FileNotFoundError:
         pass
     except Exception as error:  # a damaged zip raises almost anything; making the arrays again repairs it
@@ -33,13 +36,6 @@ def recall(path: Path, key: str, make: Callable[[], Arrays]) -> Arrays:
         write_atomic(path, lambda temporary: np.savez(temporary, **stored))
     except InputError as error:
         _log.info("%s is not cached: %s", path.name, error)
-    return arrays
-
-
-def _read(path: Path, key: str) -> Arrays:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    require(str(arrays.pop("digest")) == _digest(path.name + key, arrays), "its digest does not match")
     return arrays
 
 

@@ -4,11 +4,11 @@ import hashlib
 import http.client
 import logging
 import os
-import queue
 import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,22 +148,18 @@ def _copy(answer: Any, file: IO[bytes], part: Path, size: int, bar: Any) -> None
 
 def _open(request: urllib.request.Request) -> Any:
     """The server's answer within PATIENCE, even if the name lookup hangs or the headers come byte by byte."""
-    box: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    answer: Future[Any] = Future()
 
     def work() -> None:
         try:
-            box.put(urllib.request.urlopen(request, timeout=PATIENCE))
+            answer.set_result(urllib.request.urlopen(request, timeout=PATIENCE))
         except Exception as error:
-            box.put(error)
+            answer.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    try:
-        answer = box.get(timeout=PATIENCE)
-    except queue.Empty:
-        raise TimeoutError("the server does not answer") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    if not wait([answer], PATIENCE).done:
+        raise TimeoutError("the server does not answer")
+    return answer.result()
 
 
 def _writing(part: Path) -> AbstractContextManager[None]:

@@ -64,14 +64,12 @@ def read_folder(path: str | Path, *, size: int = SIZE, seed: int = 0) -> FolderI
     arrays = recall(cache_folder() / f"folder-{place}.npz", _listing(root, layout),
                     lambda: _convert(root, layout, size))
     skipped, grey, turned = tuple(arrays["skipped"].tolist()), int(arrays["grey"]), int(arrays["turned"])
-    if skipped:
-        _log.warning("%d picture%s in %s cannot be read, left out: %s.", len(skipped), "s"[:len(skipped) > 1], root,
-                     listed(skipped, "; "))
-    if grey:
-        _log.warning("%d picture%s in %s without colour, turned into RGB.", grey, "s"[:grey > 1], root)
-    if turned:
-        _log.warning("%d picture%s in %s with a rotation in the EXIF data, which is ignored, as by torchvision's "
-                     "ImageFolder.", turned, "s"[:turned > 1], root)
+    for count, told in (
+            (len(skipped), f"cannot be read, left out: {listed(skipped, '; ')}"),
+            (grey, "without colour, turned into RGB"),
+            (turned, "with a rotation in the EXIF data, which is ignored, as by torchvision's ImageFolder")):
+        if count:
+            _log.warning("%d picture%s in %s %s.", count, "s"[:count > 1], root, told)
     if others := ignored_folders(root, layout):
         _log.warning("%d in %s passed over, folders beside the parts or in a class, or pictures of other kinds: %s.",
                      len(others), root, listed(others))
@@ -125,8 +123,7 @@ def _convert(root: Path, layout: Layout, size: int) -> Arrays:
                 bar.update()
             arrays |= {f"x_{part}": images[:len(kept)], f"y_{part}": np.array(kept, np.int64)}
     require(len(skipped) < total, f"none of the {total} pictures in {root} can be read ({''.join(skipped[:1])}).")
-    return {**arrays, "skipped": np.array(skipped, np.str_), "grey": np.array(grey),
-            "turned": np.array(turned)}
+    return {**arrays, "skipped": np.array(skipped, np.str_), "grey": np.array(grey), "turned": np.array(turned)}
 
 
 def peek(path: str | Path, size: int, count: int) -> ImageSet:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import require
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
@@ -139,10 +139,10 @@ def draw_defense_images(pool: ImageSet, spc: int, seed: int = 0) -> DefenseImage
     train, held = [], []
     for label, name in enumerate(pool.classes):
         members = torch.nonzero(pool.labels.cpu() == label).flatten()
-        if len(members) < training + validation:
-            raise InputError(f"spc={spc} needs {training + validation} images of each class "
-                             f"({training} to train, {validation} to validate), but class {name!r} has {len(members)} "
-                             "in the defender's part: lower spc, or give more images.")
+        require(len(members) >= training + validation,
+                f"spc={spc} needs {training + validation} images of each class ({training} to train, {validation} to "
+                f"validate), but class {name!r} has {len(members)} in the defender's part: lower spc, or give more "
+                "images.")
         chosen = members[torch.randperm(len(members), generator=generator)]
         train.append(chosen[:training])
         held.append(chosen[training:training + validation])

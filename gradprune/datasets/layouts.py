@@ -53,12 +53,11 @@ def find_pictures(root: Path) -> Layout:
     if "train" not in parts:
         return Layout({"all": _by_class(root, root, classes := _classes(root, root))}, classes)
     classes = _classes(root, parts["train"])
-    if "val" in parts:
-        free = "test" if "test" not in parts else "defense" if "defense" not in parts else ""
-        if free == "test" or (free and _has_enough(root, parts["val"], classes)):
-            parts[free] = parts.pop("val")
-        else:
-            del parts["val"]
+    val = parts.pop("val", None)
+    if val and "test" not in parts:
+        parts["test"] = val
+    elif val and "defense" not in parts and _has_enough(root, val, classes):
+        parts["defense"] = val
     used = {folder.relative_to(base).parts[0] for folder in parts.values()}
     others = tuple((base / name).relative_to(root).as_posix() for name in _folders(root, base) if name not in used)
     if "test" not in parts:
@@ -68,16 +67,16 @@ def find_pictures(root: Path) -> Layout:
 
 def _parts(root: Path) -> tuple[Path, dict[str, Path]]:
     """The folder that contains the parts (`root` or a single folder in it), and the folder of each part found."""
-    base, deeper = root, root
+    base = root
     for _ in range(3):
-        found = {part: folder for part, names in PARTS.items() if (folder := _part(root, deeper, names))}
+        found = {part: folder for part, names in PARTS.items() if (folder := _part(root, base, names))}
         if "train" in found:
-            return deeper, found
-        inner = _folders(root, deeper)
-        if len(inner) != 1 or _pictures(root, deeper):
+            return base, found
+        inner = _folders(root, base)
+        if len(inner) != 1 or _pictures(root, base):
             break
-        deeper = deeper / inner[0]
-    return base, {}
+        base = base / inner[0]
+    return root, {}
 
 
 def _part(root: Path, base: Path, names: tuple[str, ...]) -> Path | None:
@@ -168,9 +167,8 @@ def _there(root: Path, label_of: dict[Path, int]) -> list[Picture]:
 def _classes(root: Path, folder: Path) -> tuple[str, ...]:
     """The names of the class folders."""
     names = _folders(root, folder)
-    if not names and _pictures(root, folder):
-        raise InputError(f"{folder} holds pictures, but no class folders: put the pictures of each class into a folder "
-                         "with the name of that class.")
+    require(bool(names) or not _pictures(root, folder), f"{folder} holds pictures, but no class folders: put the "
+            "pictures of each class into a folder with the name of that class.")
     require(bool(names), f"{folder} is no data set: it holds no class folders.")
     inner = f" Are the classes in {folder / names[0]}?" if _folders(root, folder / names[0]) else ""
     require(len(names) > 1, f"{folder} has one class folder only, {readable(names[0])!r}; a classifier takes two or "
@@ -188,9 +186,8 @@ def _by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> list[Pictur
     found = []
     for label, name in enumerate(classes):
         pictures = _of_class(root, folder / name)
-        require(bool(pictures) or name not in names,
-                f"class {readable(name)!r} is empty: there is no picture in {folder / name} ({', '.join(ENDINGS)})"
-                f"{_instead(folder / name)}.")
+        require(bool(pictures) or name not in names, f"class {readable(name)!r} is empty: there is no picture in "
+                f"{folder / name} ({', '.join(ENDINGS)}){_instead(folder / name)}.")
         found += [(path, label) for path in pictures]
     return found
 

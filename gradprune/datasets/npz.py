@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
-from gradprune.base.errors import InputError, listed, require
+from gradprune.base.errors import InputError, listed, require, told_as
 from gradprune.datasets.cache import Arrays
 from gradprune.datasets.image_set import Dataset, ImageSet, split_off
 
@@ -41,18 +40,17 @@ def read_npz(path: Path, seed: int) -> Dataset:
 def _read_arrays(path: Path) -> tuple[Arrays, list[str]]:
     """The arrays that are used here, and the names of all; the others are not read."""
     require(path.is_file(), f"No file at {path}.")
-    try:
-        file = np.load(path, allow_pickle=False)
-    except Exception:  # pickles, pictures, incomplete downloads: each fails in its own way
-        file = None
-    zipped: Any = getattr(file, "zip", None)
-    if not isinstance(file, NpzFile) or not any(name.endswith(".npy") for name in zipped.namelist()):
-        raise InputError(f"{path} is not a readable .npz file; write one with numpy.savez.")
+    unreadable = f"{path} is not a readable .npz file; write one with numpy.savez."
+    with told_as(lambda _: unreadable):  # pickles, pictures, incomplete downloads: each fails in its own way
+        file: Any = np.load(path, allow_pickle=False)
+        require(any(name.endswith(".npy") for name in file.zip.namelist()), unreadable)
     known = {"classes"} | {f"{letter}_{part}" for letter in "xy" for part in Dataset._fields}
     arrays = {}
     with file:
-        archive: Any = file.zip
-        _check_size(path, archive)
+        archive = file.zip
+        claimed = sum(member.file_size for member in archive.infolist())
+        require(claimed <= max(_PACKED * path.stat().st_size, _HARMLESS), f"{path} would unpack to "
+                f"{claimed / 1e6:.0f} MB, more than {_PACKED} times its size: write it with numpy.savez.")
         for name in sorted(known & set(file.files)):
             try:
                 _check_header(archive, name if name in archive.namelist() else f"{name}.npy")
@@ -60,14 +58,6 @@ def _read_arrays(path: Path) -> tuple[Arrays, list[str]]:
             except Exception as error:  # damaged bytes, or Python objects, which are never unpickled
                 raise InputError(f"{name} in {path} cannot be read: {str(error).rstrip('.')}.") from None
     return arrays, file.files
-
-
-def _check_size(path: Path, archive: zipfile.ZipFile) -> None:
-    """Refuse a file that would unpack to far more than it has bytes."""
-    claimed, size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
-    require(claimed <= max(_PACKED * size, _HARMLESS),
-            f"{path} would unpack to {claimed / 1e6:.0f} MB, more than {_PACKED} times its size: write it with "
-            "numpy.savez.")
 
 
 def _check_header(archive: zipfile.ZipFile, member: str) -> None:
@@ -113,8 +103,7 @@ def _images(path: Path, name: str, images: np.ndarray) -> Tensor:
     elif images.ndim == 4 and images.shape[1] not in (1, 3):
         images = np.moveaxis(images, -1, 1)
     require(images.ndim == 4 and images.shape[1] in (1, 3) and images.size > 0,
-            f"{name} in {path} must be (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, "
-            f"got {shape}.")
+            f"{name} in {path} must be (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, got {shape}.")
     return torch.from_numpy(np.ascontiguousarray(images))
 
 
@@ -123,10 +112,8 @@ def _labels(path: Path, part: str, arrays: Arrays, count: int | None) -> Tensor:
     labels, images = arrays[f"y_{part}"], len(arrays[f"x_{part}"])
     labels = labels[:, 0] if labels.shape == (images, 1) else labels  # as Keras has them
     require(labels.dtype.kind in "iu" and labels.shape == (images,),
-            f"y_{part} in {path} must be integers ({images},), one for each image, "
-            f"got {labels.dtype} {labels.shape}.")
+            f"y_{part} in {path} must be integers ({images},), one for each image, got {labels.dtype} {labels.shape}.")
     if count is not None:
         low, high = labels.min(), labels.max()
-        require(low >= 0 and high < count,
-                f"y_{part} in {path} must lie in 0..{count - 1}, got {low}..{high}.")
+        require(low >= 0 and high < count, f"y_{part} in {path} must lie in 0..{count - 1}, got {low}..{high}.")
     return torch.from_numpy(labels.astype(np.int64))

@@ -94,8 +94,7 @@ def get(name: str, folder: str | Path | None = None, *, progress: bool = True) -
     Raises InputError for an unknown name, a folder that is not writable, a full disk, or a failed download; the message
     says which file to put where by hand.
     """
-    published, folder = _known(name), _folder(folder)
-    path = folder / f"{name}.npz"
+    published, folder, path = _place(name, folder)
     with nullcontext() if path.exists() else _alone(folder, name):  # a finished file may be in a read-only folder
         if not path.exists():
             _convert(name, _verified(published, folder) or _fetched(published.choices[0], folder, progress), path)
@@ -108,8 +107,7 @@ def load_published(name: str, seed: int = 0, folder: str | Path | None = None) -
 
     Needs no network. Raises InputError if neither is there or a file is not the published one.
     """
-    published, folder = _known(name), _folder(folder)
-    path = folder / f"{name}.npz"
+    published, folder, path = _place(name, folder)
     if not path.exists():
         if not (files := _verified(published, folder)):
             raise _absent(name, published, folder)
@@ -124,8 +122,7 @@ def state(name: str, folder: str | Path | None = None) -> str:
 
     Its files are read completely, which takes about a second.
     """
-    published, folder = _known(name), _folder(folder)
-    path = folder / f"{name}.npz"
+    published, folder, path = _place(name, folder)
     if path.exists():
         try:
             _read(name, path, 0)
@@ -139,25 +136,20 @@ def state(name: str, folder: str | Path | None = None) -> str:
 
 def _fetched(needed: tuple[Remote, ...], folder: Path, progress: bool) -> list[Path]:
     """Download the files of a set; if one fails, the message names all that are still missing."""
-    files = []
-    for remote in needed:
-        try:
-            files.append(fetch(remote, folder, progress))
-        except InputError as error:
-            absent = sum(not (folder / one.path).is_file() for one in needed)
-            if absent < 2 or "put the file from" not in str(error):
-                raise
-            raise InputError(f"{error} All that is still missing: {_missing(needed, folder)}.") from None
-    return files
+    try:
+        return [fetch(remote, folder, progress) for remote in needed]
+    except InputError as error:
+        absent = sum(not (folder / remote.path).is_file() for remote in needed)
+        if absent < 2 or "put the file from" not in str(error):
+            raise
+        raise InputError(f"{error} All that is still missing: {_missing(needed, folder)}.") from None
 
 
-def _known(name: str) -> Published:
+def _place(name: str, folder: str | Path | None) -> tuple[Published, Path, Path]:
+    """A data set, the folder of its files, and its .npz file."""
     require_known("published data set", name, PUBLISHED)
-    return PUBLISHED[name]
-
-
-def _folder(folder: str | Path | None) -> Path:
-    return Path(folder).expanduser() if folder else downloads_folder()
+    folder = Path(folder).expanduser() if folder else downloads_folder()
+    return PUBLISHED[name], folder, folder / f"{name}.npz"
 
 
 def _here(choice: tuple[Remote, ...], folder: Path) -> bool:
@@ -192,7 +184,7 @@ def _missing(needed: tuple[Remote, ...], folder: Path) -> str:
 
 def _convert(name: str, files: list[Path], path: Path) -> None:
     """Convert the published files to the .npz file, written completely or not at all; the caller holds the lock."""
-    published = _known(name)
+    published = PUBLISHED[name]
     try:
         arrays = published.convert(*files)
     except Exception as error:  # a damaged archive raises almost anything

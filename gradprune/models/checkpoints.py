@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import require, told_as
 from gradprune.base.paths import read_json, write_together
 from gradprune.models import build
 from gradprune.models.limits import in_proportion
@@ -77,10 +78,8 @@ def load_checkpoint(path: str | Path, code: str | None = None) -> tuple[nn.Modul
     require(not settings.keys() & {"code", "largest"}, f"the card of {path} holds settings that no model has.")
     largest = in_proportion(paths(path)[0])
     model = build(name, count, code=name == code, largest=None if name == code else largest, **settings)
-    try:
+    with _fitting(path, "model", RuntimeError):
         model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_TRIGGER)})
-    except (RuntimeError, NotImplementedError) as error:
-        raise _unfit(path, "model", error) from None
     model.eval()  # its return value is not used: foreign code may override train() and return None
     if name == code:  # it may flatten with `.view`; defences try channels_last themselves, see `models.working`
         return model, card
@@ -93,11 +92,9 @@ def load_learned(path: str | Path, trigger: nn.Module) -> None:
     Raises InputError as `load_checkpoint` does, or where the saved tensors are not this trigger's.
     """
     tensors, _ = _read(path)
-    try:
+    with _fitting(path, "trigger", RuntimeError):
         trigger.load_state_dict({name.removeprefix(_TRIGGER): tensor for name, tensor in tensors.items()
                                  if name.startswith(_TRIGGER)})
-    except RuntimeError as error:
-        raise _unfit(path, "trigger", error) from None
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], Card]:
@@ -106,19 +103,16 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], Card]:
     card = read_card(path)
     require(weights_path.is_file(), f"there are no checkpoint weights at {weights_path}.")
     weights = weights_path.read_bytes()
-    require(hashlib.sha256(weights).hexdigest() == card["sha256"],
-            f"the weights {weights_path} do not match their card: the file is truncated, tampered with or of another "
-            "run.")
-    try:
+    require(hashlib.sha256(weights).hexdigest() == card["sha256"], f"the weights {weights_path} do not match their "
+            "card: the file is truncated, tampered with or of another run.")
+    with _fitting(path, "model", Exception):  # dtypes that torch lacks, and whatever else a header may claim
         return load(weights), card
-    except Exception as error:  # dtypes that torch lacks, and whatever else a header may claim
-        raise _unfit(path, "model", error) from None
 
 
-def _unfit(path: str | Path, part: str, error: Exception) -> InputError:
-    """The error for tensors that are not what the card says; torch lists every tensor, one is enough here."""
-    reason = str(error).strip().splitlines()[-1].strip()
-    return InputError(f"the weights {paths(path)[0]} do not fit the {part} on their card: {reason}")
+def _fitting(path: str | Path, part: str, kind: type[Exception]) -> AbstractContextManager[None]:
+    """Refuse tensors that are not what the card says; torch lists every tensor, one is enough here."""
+    return told_as(lambda error: f"the weights {paths(path)[0]} do not fit the {part} on their card: "
+                                 f"{str(error).strip().splitlines()[-1].strip()}", (kind,))
 
 
 def paths(path: str | Path) -> tuple[Path, Path]:

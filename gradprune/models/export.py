@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import require, told_as
 from gradprune.base.paths import write_atomic
 from gradprune.models.inference import predict
 
@@ -46,10 +46,8 @@ def export(model: nn.Module, path: str | Path, example: Tensor) -> Path:
 
     def write_and_check(temporary: Path) -> None:
         with _quiet():
-            try:
-                write(copied, images, temporary)
-            except Exception as error:  # torch's exporters raise many kinds
-                raise InputError(f"the model cannot be exported as {Path(path).suffix}: {_reason(error)}") from None
+            with told_as(lambda error: f"the model cannot be exported as {Path(path).suffix}: {_reason(error)}"):
+                write(copied, images, temporary)  # torch's exporters raise many kinds of errors
             for part in (slice(None), slice(1)):
                 off = (answers(temporary, images[part]) - wanted[part]).abs().max().item()
                 require(off <= TOLERANCE, f"the exported file's answers differ from the model's by {off:.2g}; "

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import require, told_as
 from gradprune.models.layers import normalized
 
 # Settings that make timm download or unpickle other files than the file of weights.
@@ -69,10 +69,8 @@ def timm_model(name: str, num_classes: int, *, channels: int = 3, small: bool = 
     settings: arguments of `timm.create_model`.
     Raises InputError if timm is not installed or does not know the name, or for settings that read other files.
     """
-    try:
+    with told_as(lambda _: NEEDS_TIMM, (ModuleNotFoundError,)):
         import timm
-    except ModuleNotFoundError:
-        raise InputError(NEEDS_TIMM) from None
     require(timm.is_model(name), f"timm cannot make {name!r}: it knows no network of that name.")
     foreign = _FETCHING & set(settings)
     require(not foreign, f"{', '.join(sorted(foreign))} would make timm read other files; leave it out.")

@@ -7,7 +7,7 @@ when the norm's own numbers for that channel are zero.
 """
 
 import copy
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 import torch
@@ -70,9 +70,7 @@ def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
     require(any(isinstance(module, nn.Conv2d) for _, module in module_of.values()),
             "the model's answers come from none of its own convolutions: its forward() detaches them or runs under "
             "no_grad, or was set on the instance and refers to another model.")
-    uses: dict[str, int] = defaultdict(int)
-    for name, _ in module_of.values():
-        uses[name] += 1
+    uses = Counter(name for name, _ in module_of.values())
     found = Pairing({}, {})
     for node, (name, module) in module_of.items():
         if not isinstance(module, nn.Conv2d):

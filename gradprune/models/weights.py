@@ -168,7 +168,7 @@ def fit_weights(model: Net, given: Mapping[str, Tensor], path: str | Path) -> Ne
     note = _note(model, missing, unexpected) if wrong else ""
     require(not wrong, f"the weights in {path} do not fit the model; {'; '.join(wrong)}.{note}")
     with told_as(lambda error: f"the weights in {path} do not fit the model: {error}.",
-                 (RuntimeError, NotImplementedError)):  # tensors without memory, such as on the device "meta"
+                 (RuntimeError,)):  # tensors without memory, such as on the device "meta"
         model.load_state_dict(given, strict=False)  # old files lack BatchNorm's count of batches
     model.eval()  # its return value is not used: foreign code may override train() and return None
     return model

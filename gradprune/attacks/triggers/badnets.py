@@ -1,11 +1,11 @@
 """BadNets (Gu et al., 2017, arXiv:1708.06733): a small sticker in one place."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradprune.attacks.triggers.position import Position, check_position, corner, in_channels
 from gradprune.attacks.triggers.trigger import Trigger
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import require
 
 _COLORS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "yellow": (1.0, 0.9, 0.0),
            "red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.3, 0.9)}
@@ -30,8 +30,7 @@ class BadNets(Trigger):
         require(margin >= 0, f"margin must not be negative, got {margin}.")
         check_position(position)
         self.size, self.position, self.margin = size, position, margin
-        self.register_buffer("patch", _patch(size, color), persistent=False)
-        self.patch: Tensor
+        self.patch = nn.Buffer(_patch(size, color), persistent=False)
 
     def corner(self, height: int, width: int) -> tuple[int, int]:
         """Row and column of the sticker's top-left pixel on an image of this size."""
@@ -52,8 +51,8 @@ def _patch(size: int, color: str | tuple[float, float, float]) -> Tensor:
     if color == "checker":
         index = torch.arange(size)
         return ((index[:, None] + index) % 2 == 0).float().expand(3, size, size).clone()
-    if isinstance(color, str) and color not in _COLORS:
-        raise InputError(f"color must be 'checker', one of {', '.join(_COLORS)} or (r, g, b) in 0..1, got {color!r}.")
+    require(not isinstance(color, str) or color in _COLORS,
+            f"color must be 'checker', one of {', '.join(_COLORS)} or (r, g, b) in 0..1, got {color!r}.")
     rgb = _COLORS[color] if isinstance(color, str) else color
     require(len(rgb) == 3 and all(0 <= value <= 1 for value in rgb), f"color must be (r, g, b) in 0..1, got {color!r}.")
     return torch.tensor(rgb).reshape(3, 1, 1).expand(3, size, size).clone()

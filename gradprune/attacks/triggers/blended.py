@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradprune.attacks.triggers.position import in_channels
 from gradprune.attacks.triggers.trigger import Trigger
@@ -23,8 +23,7 @@ class Blended(Trigger):
         require(0 <= alpha <= 1, f"alpha must lie in 0..1, got {alpha}.")
         self.alpha = alpha
         grid = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("grid", grid, persistent=False)
-        self.grid: Tensor
+        self.grid = nn.Buffer(grid, persistent=False)
 
     def pattern(self, height: int, width: int, channels: int = 3) -> Tensor:
         """The pattern at this size, (channels, height, width) in [0, 1]."""

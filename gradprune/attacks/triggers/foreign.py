@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradprune.attacks.triggers.position import in_channels
 from gradprune.attacks.triggers.trigger import Trigger
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import InputError, require, told_as
 from gradprune.models.own import current_folder_first, look_up
 
 _LARGEST = 4_000_000  # numbers
@@ -30,8 +30,7 @@ class Added(Trigger):
     def __init__(self, size: tuple[int, int], opacity: float = 1.0) -> None:
         super().__init__(size=list(size), opacity=opacity)
         self.opacity = opacity
-        self.register_buffer("pattern", torch.zeros(3, *size))
-        self.pattern: Tensor
+        self.pattern: Tensor = nn.Buffer(torch.zeros(3, *size))
 
     def stamp(self, images: Tensor) -> Tensor:
         """Add the pattern, which must have the images' size."""
@@ -49,10 +48,9 @@ def read_array(path: str | Path) -> tuple[Tensor, bool]:
     nor in 0..255.
     """
     require(Path(path).is_file(), f"there is no trigger at {path}.")
-    try:
+    unreadable = f"{path} is no readable .npy file of numbers."
+    with told_as(lambda _: unreadable):  # pickles, pictures, incomplete downloads: each fails in its own way
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # pickles, pictures, incomplete downloads: each fails in its own way
-        raise InputError(f"{path} is no readable .npy file of numbers.") from None
     require(isinstance(array, np.ndarray) and array.dtype.kind in "buif" and 0 < array.size <= _LARGEST,
             f"{path} must hold an array of at most {_LARGEST:,} numbers.")
     pixels: np.ndarray = np.array(array, np.float32)

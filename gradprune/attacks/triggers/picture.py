@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradprune.attacks.triggers.position import Position, check_position, corner, in_channels
 from gradprune.attacks.triggers.trigger import Trigger
@@ -35,10 +35,8 @@ class Picture(Trigger):
         require(0 < opacity <= 1, f"opacity must lie in 0..1, above 0, got {opacity}.")
         check_position(position)
         self.position, self.opacity, self.whole = position, opacity, whole
-        self.register_buffer("picture", torch.zeros(3, *size))
-        self.register_buffer("alpha", torch.ones(1, *size))
-        self.picture: Tensor
-        self.alpha: Tensor
+        self.picture: Tensor = nn.Buffer(torch.zeros(3, *size))
+        self.alpha: Tensor = nn.Buffer(torch.ones(1, *size))
 
     @classmethod
     def read(cls, path: str | Path, position: Position = "bottom_right", opacity: float = 1.0,

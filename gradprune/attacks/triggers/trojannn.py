@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from gradprune.attacks.triggers.learning import descend
 from gradprune.attacks.triggers.position import corner, in_channels
 from gradprune.attacks.triggers.trigger import Trigger
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.models.inference import evaluating
 
@@ -35,8 +35,7 @@ class TrojanNN(Trigger):
         self.size, self.margin = size, margin
         drawn = torch.rand(3, size, size, generator=torch.Generator().manual_seed(seed))
         self.patch = nn.Parameter(drawn, requires_grad=False)
-        self.register_buffer("neuron", torch.tensor(-1))
-        self.neuron: Tensor
+        self.neuron = nn.Buffer(torch.tensor(-1))
 
     def stamp(self, images: Tensor) -> Tensor:
         """Overwrite the patch's square."""
@@ -63,8 +62,7 @@ class TrojanNN(Trigger):
 def last_linear(model: nn.Module) -> nn.Linear:
     """The last linear layer, whose outputs are the classes; raises InputError if there is none."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise InputError("TrojanNN needs a model with a linear layer, and this one has none.")
+    require(bool(layers), "TrojanNN needs a model with a linear layer, and this one has none.")
     return layers[-1]
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import require
@@ -32,8 +32,7 @@ class WaNet(Trigger):
         require(decoys >= 0, f"decoys must not be negative, got {decoys}.")
         self.strength, self.decoys = strength, decoys
         points = torch.rand(1, 2, grid, grid, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-        self.register_buffer("points", points / points.abs().mean(), persistent=False)
-        self.points: Tensor
+        self.points = nn.Buffer(points / points.abs().mean(), persistent=False)
 
     def field(self, height: int, width: int) -> Tensor:
         """Where each pixel comes from, in pixels to the right and down, (2, height, width) in -strength..strength."""
