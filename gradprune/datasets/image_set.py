@@ -96,10 +96,8 @@ class ImageSet:
 
 def check_images(name: str, value: Any) -> None:
     """Raise InputError unless an argument is an ImageSet; the message says how to get one from another type."""
-    hint = ""
-    if not isinstance(value, ImageSet):
-        hint = f"{name}.defense or {name}.test" if isinstance(value, tuple) else f"ImageSet.from_dataset({name})"
-    require(not hint, f"{name} must be an ImageSet, got {type(value).__name__}: give {hint}.")
+    hint = f"{name}.defense or {name}.test" if isinstance(value, tuple) else f"ImageSet.from_dataset({name})"
+    require(isinstance(value, ImageSet), f"{name} must be an ImageSet, got {type(value).__name__}: give {hint}.")
 
 
 class Dataset(NamedTuple):

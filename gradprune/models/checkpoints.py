@@ -36,8 +36,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: Card, trigger: nn.
     floats = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}
     if all(torch.equal(tensor.half().to(tensor), tensor) for tensor in floats.values()):
         own = own | {name: tensor.half() for name, tensor in floats.items()}
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in (own | learned).items()}
-    weights = save(state)
+    weights = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in (own | learned).items()})
     card = {**card, "sha256": hashlib.sha256(weights).hexdigest()}
     text = json.dumps(card, indent=2) + "\n"
     write_together({weights_path: lambda temporary: temporary.write_bytes(weights),

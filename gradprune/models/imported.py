@@ -28,12 +28,10 @@ def resnet18(num_classes: int, *, channels: int = 3, small: bool = True, mean: f
     """
     from torchvision.models import resnet18  # late: importing torchvision takes most of a second
     net: Any = resnet18(weights=None, num_classes=num_classes)
+    _renew(net, "conv1", channels, {"kernel_size": 3, "stride": 1, "padding": 1} if small else {})
     if small:
-        _renew(net, "conv1", channels, kernel_size=3, stride=1, padding=1)
         net.maxpool = nn.Identity()
         _note_stem(net, "resnet18")
-    elif channels != 3:
-        _renew(net, "conv1", channels)
     net.other_names = ((".shortcut.", ".downsample."), ("linear.", "fc."))  # pytorch-cifar's, which has the small stem
     return normalized(net, mean, std)
 
@@ -51,12 +49,10 @@ def mobilenet_v3_small(num_classes: int, *, width: int = 16, channels: int = 3, 
     from torchvision.models import mobilenet_v3_small
     require(width >= 1, f"width must be at least 1, got {width}.")
     net = mobilenet_v3_small(weights=None, num_classes=num_classes, width_mult=width / 16)
+    _renew(net, "features.0.0", channels, {"stride": 1} if small else {})
     if small:
-        _renew(net, "features.0.0", channels, stride=1)
         net.features[1].block[0][0].stride = (1, 1)
         _note_stem(net, "mobilenet_v3_small")
-    elif channels != 3:
-        _renew(net, "features.0.0", channels)
     return normalized(net, mean, std)
 
 
@@ -90,8 +86,10 @@ def _note_stem(net: Any, name: str) -> None:
                      "the network's own stem need that one: small=False, or --stem stock.")
 
 
-def _renew(net: nn.Module, name: str, channels: int, **changes: Any) -> None:
-    """Replace a convolution without bias by a new one for `channels` input channels, with the settings in `changes`."""
+def _renew(net: nn.Module, name: str, channels: int, changes: dict[str, Any]) -> None:
+    """Replace a convolution without bias by a new one, unless it stays one of three channels without `changes`."""
+    if not changes and channels == 3:
+        return
     old: Any = net.get_submodule(name)
     kept = {key: getattr(old, key) for key in ("kernel_size", "stride", "padding")}
     new = nn.Conv2d(channels, old.out_channels, bias=False, **kept | changes)

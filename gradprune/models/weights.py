@@ -45,7 +45,7 @@ class _Unread:
 
 
 class _Array(np.ndarray):
-    """A file's NumPy array, as long as the bytes that come with it."""
+    """A file's NumPy array, as long as the bytes that come with it; also replaces NumPy's `_reconstruct`."""
 
     def __new__(cls, *_: object) -> "_Array":
         """Make an empty array, whatever size the file claims."""
@@ -54,11 +54,6 @@ class _Array(np.ndarray):
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         require(isinstance(state[-1], bytes), "an array in it holds objects")
         super().__setstate__(state)
-
-
-def _array(*_: object) -> _Array:
-    """Replaces NumPy's `_reconstruct`."""
-    return _Array()
 
 
 def _number(kind: np.dtype[Any], content: bytes) -> Any:
@@ -122,14 +117,11 @@ def state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
             if same and inner is not outer:
                 _log.warning("%s also holds such weights under %s, which were not taken.", path, listed(same))
     inner = _only_nest(inner, path)
+    require(isinstance(inner, Mapping), f"{path} holds no state dict, only: {type(inner).__name__}.")
     tensors = {name: torch.as_tensor(np.array(value)) if isinstance(value, np.ndarray) else value
-               for name, value in inner.items()
-               if isinstance(name, str) and _plain(value)} if isinstance(inner, Mapping) else {}
-    if not tensors:
-        keys = type(inner).__name__
-        if isinstance(inner, Mapping):
-            keys = listed(str(key) for key in inner if isinstance(key, str | int)) or "nothing"
-        raise InputError(f"{path} holds no state dict, only: {keys}.")
+               for name, value in inner.items() if isinstance(name, str) and _plain(value)}
+    keys = listed(str(key) for key in inner if isinstance(key, str | int)) or "nothing"
+    require(bool(tensors), f"{path} holds no state dict, only: {keys}.")
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -141,8 +133,7 @@ def _only_nest(inner: Any, path: str | Path) -> Any:
 
     Raises InputError if there are several.
     """
-    parts = dict(inner) if isinstance(inner, Mapping) else {}
-    parts = dict(enumerate(inner)) if isinstance(inner, list | tuple) else parts
+    parts = inner if isinstance(inner, Mapping) else dict(enumerate(inner)) if isinstance(inner, list | tuple) else {}
     nests = {word: sum(map(_plain, part.values())) for word, part in parts.items()
              if isinstance(part, Mapping) and all(isinstance(name, str) for name in part)}
     nests = {word: count for word, count in nests.items() if count > sum(map(_plain, parts.values()))}
@@ -224,5 +215,5 @@ def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [np.dtype, (_Array, "numpy.ndarray")]
     allowed += [(_Unread, name) for name in ("PIL.Image.Image", "argparse.Namespace")]
     for home in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
-        allowed += [(_array, f"{home}._reconstruct"), (_number, f"{home}.scalar")]
+        allowed += [(_Array, f"{home}._reconstruct"), (_number, f"{home}.scalar")]
     return allowed + list({type(np.dtype(kind)) for kind in "?bhilqBHILQefd"})

@@ -5,6 +5,7 @@ or have a `forward` that was set on the instance. What does not work is reported
 """
 
 import copy
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -30,10 +31,10 @@ def working_copy(model: Net, images: Tensor) -> Net:
     except Exception as error:  # foreign attributes may be anything
         raise InputError(f"the model cannot be copied ({type(error).__name__}: {error}).") from error
     if _changes(copied, images):
-        copied.register_forward_pre_hook(_OfItsOwn())
+        copied.register_forward_pre_hook(_of_its_own)
     _stands_alone(copied, model, images)
     if not prefers_channels_last(copied, images):
-        copied.register_forward_hook(_LogitsAlone(classes))
+        copied.register_forward_hook(partial(_logits_alone, classes))
     return copied
 
 
@@ -88,7 +89,7 @@ def hand_back(copied: Net, model: nn.Module) -> Net:
     """Make the working copy ready for the user, in place: no hooks, no gradients, eval mode, the layout of `model`."""
     for hooks in (copied._forward_hooks, copied._forward_pre_hooks):
         for key, hook in list(hooks.items()):
-            if isinstance(hook, _LogitsAlone | _OfItsOwn):
+            if getattr(hook, "func", hook) in (_logits_alone, _of_its_own):
                 del hooks[key]
     lay_out(copied, layout(model))
     copied.zero_grad()
@@ -96,21 +97,14 @@ def hand_back(copied: Net, model: nn.Module) -> Net:
     return copied
 
 
-class _LogitsAlone:
-    """A forward hook that keeps only the logits of what a model returns in training mode."""
-
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
-        return first_logits(output, len(inputs[0]), self.classes) if module.training else output
+def _logits_alone(classes: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
+    """A forward hook, given the classes, that keeps only the logits of what a model returns in training mode."""
+    return first_logits(output, len(inputs[0]), classes) if module.training else output
 
 
-class _OfItsOwn:
+def _of_its_own(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """A forward pre-hook that gives the model its own copy of the images, which it may change."""
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0].clone(), *inputs[1:])
+    return (inputs[0].clone(), *inputs[1:])
 
 
 def _changes(model: nn.Module, images: Tensor) -> bool:

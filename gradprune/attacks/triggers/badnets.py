@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from gradprune.attacks.triggers.position import Position, check_position, corner, in_channels
-from gradprune.attacks.triggers.trigger import Trigger
+from gradprune.attacks.triggers.trigger import Position, Trigger, check_position, corner, put
 from gradprune.base.errors import require
 
 _COLORS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "yellow": (1.0, 0.9, 0.0),
@@ -39,11 +38,7 @@ class BadNets(Trigger):
 
     def stamp(self, images: Tensor) -> Tensor:
         """Overwrite the sticker's square."""
-        row, column = self.corner(*images.shape[2:])
-        patch = in_channels(self.patch, images.shape[1])
-        images = images.clone()
-        images[:, :, row:row + self.size, column:column + self.size] = patch.to(images.dtype)
-        return images
+        return put(images, self.patch, *self.corner(*images.shape[2:]))
 
 
 def _patch(size: int, color: str | tuple[float, float, float]) -> Tensor:

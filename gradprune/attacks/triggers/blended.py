@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.attacks.triggers.position import in_channels
-from gradprune.attacks.triggers.trigger import Trigger
+from gradprune.attacks.triggers.trigger import Trigger, in_channels
 from gradprune.base.errors import require
 
 

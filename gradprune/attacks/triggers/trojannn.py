@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from gradprune.attacks.triggers.learning import descend
-from gradprune.attacks.triggers.position import corner, in_channels
-from gradprune.attacks.triggers.trigger import Trigger
+from gradprune.attacks.triggers.trigger import Trigger, corner, descend, put
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.models.inference import evaluating
@@ -39,13 +37,9 @@ class TrojanNN(Trigger):
 
     def stamp(self, images: Tensor) -> Tensor:
         """Overwrite the patch's square."""
-        channels, height, width = images.shape[1:]
-        row, column = corner("bottom_right", (self.size, self.size), (height, width), f"a {self.size}-pixel patch",
-                             self.margin)
-        images = images.clone()
-        images[:, :, row:row + self.size, column:column + self.size] = \
-            in_channels(self.patch.clamp(0, 1), channels).to(images)
-        return images
+        row, column = corner("bottom_right", (self.size, self.size), (images.shape[2], images.shape[3]),
+                             f"a {self.size}-pixel patch", self.margin)
+        return put(images, self.patch.clamp(0, 1), row, column)
 
     def learn(self, model: nn.Module | None, images: ImageSet, target: int | None, seed: int = 0) -> None:
         """Pick the neuron and compute the patch; raises InputError for a model without a linear layer."""
