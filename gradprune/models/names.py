@@ -51,11 +51,7 @@ def _by_other_names(given: Mapping[str, Tensor], own: Mapping[str, Tensor], othe
         for theirs, ours in others:
             name = name.replace(theirs, ours)
         renamed[name] = tensor
-
-    def fitting(names: Mapping[str, Tensor]) -> int:
-        return sum(name.endswith(tuple(own)) for name in names)
-
-    return renamed if fitting(renamed) > fitting(given) else given
+    return max(given, renamed, key=lambda names: sum(name.endswith(tuple(own)) for name in names))  # ties: as given
 
 
 def _renamed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> Mapping[str, Tensor]:

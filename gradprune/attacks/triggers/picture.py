@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradprune.attacks.triggers.trigger import Position, Trigger, check_position, corner, in_channels
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import require, told_as
 from gradprune.datasets.folder import FORMATS, eight_bits
 
 _LARGEST = 4_000_000  # pixels; a trigger is at most as large as the images
@@ -124,11 +124,8 @@ def _read(path: str | Path, what: str) -> Tensor:
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor  # late: importing torchvision takes most of a second
     require(Path(path).is_file(), f"there is no {what} at {path}.")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            require(image.width * image.height <= _LARGEST, f"it claims {image.width} x {image.height} pixels")
-            return pil_to_tensor(eight_bits(image).convert("RGBA")).float() / 255
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        why = f": {error}, and {_LARGEST:,} are read at most" if isinstance(error, InputError) else \
-            f"; read are {', '.join(FORMATS)}, and arrays in .npy files"
-        raise InputError(f"{path} cannot be read as a picture{why}.") from None
+    damaged = f"{path} cannot be read as a picture; read are {', '.join(FORMATS)}, and arrays in .npy files."
+    with told_as(lambda _: damaged), Image.open(path, formats=FORMATS) as image:  # Pillow raises many kinds of errors
+        require(image.width * image.height <= _LARGEST, f"{path} cannot be read as a picture: it claims {image.width} "
+                f"x {image.height} pixels, and {_LARGEST:,} are read at most.")
+        return pil_to_tensor(eight_bits(image).convert("RGBA")).float() / 255
