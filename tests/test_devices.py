@@ -18,7 +18,6 @@ from gradprune.attacks import fit, make_trigger, plant
 from gradprune.attacks.training import RECIPE
 from gradprune.attacks.triggers import low_frequency
 from gradprune.base import devices
-from gradprune.base.errors import InputError
 from gradprune.bench import Grid, run
 from gradprune.datasets import Dataset
 from gradprune.defenses import DEFENSES, prune_scanned, scan
@@ -145,8 +144,8 @@ def test_a_bench_keeps_to_one_device(few, machine, tmp_path):
     assert list(table.error) == [""]
     assert json.loads((tmp_path / "out/bench.json").read_text())["device"] == "meta"
     refuses("device meta there, cpu here", run, grid, tmp_path / "out", progress=False)
-    with pytest.raises(InputError, match="on meta the cells run one after the other"):
-        run(grid, tmp_path / "other", device="meta", workers=2, progress=False)
+    refuses("on meta the cells run one after the other", run, grid, tmp_path / "other", device="meta", workers=2,
+            progress=False)
     assert not (tmp_path / "other").exists()
 
 
@@ -223,8 +222,8 @@ def test_a_trigger_that_learns_begins_anew_too(data, monkeypatch):
 
 
 def test_half_is_tried_once(data):
-    with pytest.raises(InputError, match="not enough memory for batches of 32 images, nor for 16"):
-        fit(Limited(8), data.train, batch_size=32, epochs=1, shift=1, progress=False)
+    refuses("not enough memory for batches of 32 images, nor for 16", fit, Limited(8), data.train, batch_size=32,
+            epochs=1, shift=1, progress=False)
 
 
 def test_other_errors_pass_and_are_not_called_memory_with_half_the_batch(data):

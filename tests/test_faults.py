@@ -20,7 +20,6 @@ from conftest import refuses, squares, write_npz, write_pictures
 from PIL import Image
 
 from gradprune.attacks import fit
-from gradprune.base.errors import InputError
 from gradprune.bench import read_results
 from gradprune.bench.store import _read
 from gradprune.cli.jobs import attack_and_save
@@ -263,10 +262,10 @@ def test_gradients_that_are_nan_in_the_very_last_step_are_told(monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", spoiled)
     images, model = squares(16, 1), build("preact_resnet", 4, width=4, blocks=(1,))
     pairs = unpaired(images)
-    with pytest.raises(InputError, match="fine-tuning diverged: the validation loss became nan"):
-        fine_tune(model, FilterMask(filters(model)), pairs, pairs, loss=clean_loss, max_epochs=1, progress=False)
-    with pytest.raises(InputError, match="training diverged: the last step made weights that are not finite"):
-        fit(build("preact_resnet", 4, width=4, blocks=(1,)), images, epochs=1, progress=False)
+    refuses("fine-tuning diverged: the validation loss became nan", fine_tune, model, FilterMask(filters(model)), pairs,
+            pairs, loss=clean_loss, max_epochs=1, progress=False)
+    refuses("training diverged: the last step made weights that are not finite", fit,
+            build("preact_resnet", 4, width=4, blocks=(1,)), images, epochs=1, progress=False)
 
 
 def test_the_table_names_tests_that_exist():

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 import torch
-from conftest import Page
+from conftest import Page, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -81,15 +81,13 @@ def test_any_value_as_a_part_of_a_card(card, part, value):
     ("timm/hf-hub:a/b", {}, "knows no network of that name"), ("timm/local-dir:.", {}, "knows no network of that name")])
 def test_timm_is_kept_to_its_own_networks(name, more, words):
     pytest.importorskip("timm", reason="timm is an optional extra")
-    with pytest.raises(InputError, match=words):
-        build(name, 3, **more)
+    refuses(words, build, name, 3, **more)
 
 
 def test_a_bound_on_what_settings_make_leaves_the_same_network():
     for one, other in zip(build(**NET, largest=10**6).state_dict().values(), build(**NET).state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(InputError, match="far more numbers than the file"):
-        build(**NET | {"width": 64}, largest=10_000)
+    refuses("far more numbers than the file", build, **NET | {"width": 64}, largest=10_000)
 
 
 # ---- tables
@@ -127,8 +125,7 @@ def test_a_bench_writes_through_no_link(tmp_path, name):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_makes_nobody_wait(tmp_path):
     os.mkfifo(tmp_path / "bench.json")
-    with pytest.raises(InputError, match="there is no file at"):
-        read_results(tmp_path)
+    refuses("there is no file at", read_results, tmp_path)
 
 
 # ---- progress
@@ -154,15 +151,13 @@ def test_a_nest_that_holds_itself(tmp_path):
     nest = {"epoch": 3}
     nest["net"] = nest
     torch.save(nest, tmp_path / "nest.pth")
-    with pytest.raises(InputError, match="holds no state dict, only: epoch, net"):
-        load_weights(build(**NET), tmp_path / "nest.pth")
+    refuses("holds no state dict, only: epoch, net", load_weights, build(**NET), tmp_path / "nest.pth")
 
 
 @pytest.mark.parametrize("odd", [torch.eye(3).to_sparse(), torch.empty(3, device="meta")])
 def test_tensors_without_numbers_of_their_own(tmp_path, odd):
     torch.save({**build(**NET).state_dict(), "linear.bias": odd}, tmp_path / "odd.pth")
-    with pytest.raises(InputError, match=r"do not fit the model"):
-        load_weights(build(**NET), tmp_path / "odd.pth")
+    refuses(r"do not fit the model", load_weights, build(**NET), tmp_path / "odd.pth")
 
 
 @QUICK

@@ -16,7 +16,6 @@ from gradprune.attacks.triggers.input_aware import sameness
 from gradprune.attacks.triggers.trigger import descend
 from gradprune.attacks.triggers.trojannn import last_linear, neurons
 from gradprune.attacks.triggers.wanet import bend
-from gradprune.base.errors import InputError
 from gradprune.evaluation import evaluate
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_learned, save_checkpoint
@@ -454,8 +453,8 @@ def test_bad_settings_are_refused_in_one_sentence(name, settings, words):
 ])
 def test_bad_attacks_are_refused_before_the_work(name, settings, changes, words, data, monkeypatch):
     monkeypatch.setattr("gradprune.attacks.plant_backdoor.fit", None)
-    with pytest.raises(InputError, match=words):
-        plant(build(**SMALL, num_classes=4), data.train, make_trigger(name, **settings), progress=False, **{"target": 1, **changes})
+    refuses(words, plant, build(**SMALL, num_classes=4), data.train, make_trigger(name, **settings), progress=False,
+            **{"target": 1, **changes})
 
 
 @pytest.fixture

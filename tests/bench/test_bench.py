@@ -199,8 +199,8 @@ def test_a_full_disk(small, serial, finished, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(InputError, match=r"Cannot write to .*cells.csv: .*\. 2 of 4 cells are done and safe"):
-            run(small, tmp_path / "full", progress=False)
+        refuses(r"Cannot write to .*cells.csv: .*\. 2 of 4 cells are done and safe", run, small, tmp_path / "full",
+                progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / "full" / "cells.csv").read_bytes().endswith(b"\n") and len(read_results(tmp_path / "full")) == 2
@@ -310,8 +310,8 @@ def test_an_unreachable_scheduler(small, tmp_path, kind, monkeypatch):
 ])
 def test_bad_grids(toys, tmp_path, settings, words, monkeypatch):
     monkeypatch.setattr(runner, "serial", lambda _: pytest.fail("work began"))
-    with pytest.raises(InputError, match=words):
-        run(Grid(**{"attacks": toys, "defenses": ["clp"], "spc": [2], "seeds": 1, **settings}), tmp_path / "out")
+    refuses(words, run, Grid(**{"attacks": toys, "defenses": ["clp"], "spc": [2], "seeds": 1, **settings}),
+            tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

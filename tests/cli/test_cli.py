@@ -507,8 +507,8 @@ def test_losses_that_are_nan(victim):
     refuses("not finite", gp.grad_prune, model, victim.data.defense, victim.trigger, spc=3, progress=False)
     refuses("the loss became nan", gp.fit, model, victim.data.train, epochs=1, progress=False)
     found = gp.filters(model)
-    with pytest.raises(gp.InputError, match="the unlearning loss is nan"):
-        gp.filter_scores(model, found, victim.data.test.floats(), victim.data.test.labels)
+    refuses("the unlearning loss is nan", gp.filter_scores, model, found, victim.data.test.floats(),
+            victim.data.test.labels)
 
 
 # ---- the sentence

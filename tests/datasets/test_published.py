@@ -246,8 +246,8 @@ def test_a_pickle_that_asks_for_code_is_refused(cifar, store, expect, batch, tmp
     (store / "cifar-10-binary.tar.gz").unlink()
     cifar_python(store / "cifar-10-python.tar.gz", *cifar, batch=batch)
     expect("cifar10", store)
-    with pytest.raises(InputError, match=r"cifar-10-python\.tar\.gz cannot be read \(it asks for (posix\.mkdir|os\.system|numpy\.load|builtins\.eval)\)"):
-        load("cifar10")
+    refuses(r"cifar-10-python\.tar\.gz cannot be read \(it asks for (posix\.mkdir|os\.system|numpy\.load|builtins\.eval)\)",
+            load, "cifar10")
     assert not list(tmp_path.rglob("pwned"))
 
 
@@ -339,11 +339,10 @@ def test_a_file_of_that_name_is_taken_as_it_is(store):
 
 
 def test_absent_sets_say_what_to_do(store):
-    with pytest.raises(InputError, match=r"^The data set cifar10 is not here; run `gradprune data get cifar10` \(170 MB\), or put by hand "
-                                         r"cifar-10-binary\.tar\.gz from https://www\.cs\.toronto\.edu/~kriz/ into .*store\.$"):
-        load("cifar10")
-    with pytest.raises(InputError, match=r"GTSRB-Training_fixed\.zip, .*Images\.zip, .*GT\.zip from https://.*/ into .*store/gtsrb\.$"):
-        load("gtsrb")
+    refuses(r"^The data set cifar10 is not here; run `gradprune data get cifar10` \(170 MB\), or put by hand "
+            r"cifar-10-binary\.tar\.gz from https://www\.cs\.toronto\.edu/~kriz/ into .*store\.$", load, "cifar10")
+    refuses(r"GTSRB-Training_fixed\.zip, .*Images\.zip, .*GT\.zip from https://.*/ into .*store/gtsrb\.$", load,
+            "gtsrb")
     told = refuses("The data set fashion_mnist is not here", load, "fashion_mnist")
     assert all(Path(remote.path).name in told for remote in PUBLISHED["fashion_mnist"].choices[0])
     assert not store.exists(), "asking must not leave folders behind"
@@ -367,9 +366,9 @@ def test_without_a_network_all_files_are_named_at_once(store, monkeypatch):
         raise InputError(f"Downloading {remote.path} failed; {download.by_hand(remote, folder / remote.path)}.")
 
     monkeypatch.setattr(published, "fetch", unreachable)
-    with pytest.raises(InputError, match=r"put the file from .* All that is still missing: GTSRB-Training_fixed\.zip, "
-                                         r"GTSRB_Final_Test_Images\.zip, GTSRB_Final_Test_GT\.zip from https://.* into .*gtsrb\.$"):
-        get("gtsrb", progress=False)
+    refuses(r"put the file from .* All that is still missing: GTSRB-Training_fixed\.zip, "
+            r"GTSRB_Final_Test_Images\.zip, GTSRB_Final_Test_GT\.zip from https://.* into .*gtsrb\.$",
+            get, "gtsrb", progress=False)
     refuses(r"at .*cifar-10-binary\.tar\.gz\.$", get, "cifar10", progress=False)
 
 
@@ -383,8 +382,8 @@ def test_a_half_archive_is_not_taken_for_a_whole_one(cifar, store):
 def test_a_damaged_npz_is_not_overwritten(cifar, store):
     (store / "cifar10.npz").write_text("somebody's own file")
     for call in (load, get):
-        with pytest.raises(InputError, match=r"cifar10\.npz is not a readable \.npz file; .* move .*cifar10\.npz away and run `gradprune"):
-            call("cifar10")
+        refuses(r"cifar10\.npz is not a readable \.npz file; .* move .*cifar10\.npz away and run `gradprune", call,
+                "cifar10")
     assert (store / "cifar10.npz").read_text() == "somebody's own file"
 
 
@@ -411,8 +410,8 @@ def test_bad_idx_files(tmp_path, content):
 def test_an_archive_without_a_batch(tmp_path):
     with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
         add(tar, "cifar-10-batches-bin/test_batch.bin", b"")
-    with pytest.raises(InputError, match=r"lacks data_batch_1, data_batch_2, .*data_batch_5\."):
-        archives.cifar10(tmp_path / "cifar-10-binary.tar.gz")
+    refuses(r"lacks data_batch_1, data_batch_2, .*data_batch_5\.", archives.cifar10,
+            tmp_path / "cifar-10-binary.tar.gz")
 
 
 # ---- fetching
@@ -570,14 +569,14 @@ def test_a_victim_of_such_data_loads_again(cifar, store, tmp_path, kind):
     assert victim.target_name == ("bird" if kind == "name" else "class 2")
     if kind == "folder":
         (tmp_path / "pictures" / "class 0").rename(tmp_path / "pictures" / "klass 0")
-        with pytest.raises(InputError, match=r"classes of pictures have other names or another order than when .*victim was trained"):
-            load_victim(tmp_path / "victim")
+        refuses(r"classes of pictures have other names or another order than when .*victim was trained", load_victim,
+                tmp_path / "victim")
         (tmp_path / "pictures").rename(tmp_path / "moved")
     else:
         (store / "cifar10.npz").unlink()
         (store / "cifar-10-binary.tar.gz").unlink()
-    with pytest.raises(InputError, match="The data set cifar10 is not here" if kind == "name" else "data set 'pictures'"):
-        load_victim(tmp_path / "victim")
+    refuses("The data set cifar10 is not here" if kind == "name" else "data set 'pictures'", load_victim,
+            tmp_path / "victim")
 
 
 def test_a_folder_in_the_place_of_the_lock(tmp_path):

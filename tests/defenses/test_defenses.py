@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from conftest import QUICK, defend, interrupt_call, refuses, same
 from torch import nn
 
-from gradprune.base.errors import InputError
 from gradprune.defenses import DEFENSES, KNOWS_TRIGGER, DefenseResult, defense, grad_prune
 from gradprune.defenses.channels import batch_norms, batch_statistics, close_below, scaled_channels
 from gradprune.defenses.common import Work, endless, logit_layer
@@ -536,8 +535,8 @@ def test_ctrl_c_in_fine_pruning_keeps_what_was_measured_last(victim, monkeypatch
 
 def test_fine_pruning_needs_a_linear_layer(victim):
     bare = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    with pytest.raises(InputError, match="a linear last layer is needed here, but the model ends in Conv2d"):
-        DEFENSES["fine_pruning"](bare.eval(), victim.data.defense, spc=2, progress=False)
+    refuses("a linear last layer is needed here, but the model ends in Conv2d", DEFENSES["fine_pruning"], bare.eval(),
+            victim.data.defense, spc=2, progress=False)
 
 
 # --- synthesised triggers ---

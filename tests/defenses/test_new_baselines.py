@@ -5,10 +5,9 @@ import importlib
 
 import pytest
 import torch
-from conftest import defend
+from conftest import defend, refuses
 from torch import nn
 
-from gradprune.base.errors import InputError
 from gradprune.defenses import DEFENSES, inverse_masks
 from gradprune.defenses.common import Work, logit_layer
 from gradprune.models import evaluating, predict
@@ -118,8 +117,8 @@ def test_the_head_is_drawn_anew_within_its_bound():
 
 def test_fst_needs_a_linear_head(victim):
     bare = nn.Sequential(nn.Linear(16, 16), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    with pytest.raises(InputError, match="a linear last layer is needed here, but the model ends in Conv2d"):
-        DEFENSES["fst"](bare, victim.data.defense, spc=2, progress=False)
+    refuses("a linear last layer is needed here, but the model ends in Conv2d", DEFENSES["fst"], bare,
+            victim.data.defense, spc=2, progress=False)
     assert logit_layer(victim.model, torch.rand(1, 3, 16, 16))[0] is victim.model.linear
 
 

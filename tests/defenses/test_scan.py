@@ -9,7 +9,6 @@ import torch
 from conftest import card_of, refuses, run, same, write_npz
 from torch import nn
 
-from gradprune.base.errors import InputError
 from gradprune.cli import scan as cli_scan
 from gradprune.cli.jobs import defend_and_save
 from gradprune.datasets import ImageSet
@@ -144,8 +143,8 @@ def test_defend_with_a_synthesised_trigger(store, tmp_path):
     told = defend_and_save(str(store / "victim"), tmp_path / "cleaned", trigger="synthesised", recipe="paper", progress=False)
     assert told["scan"].startswith("Suspected: 'north east'") and told["tuned"]["asr"] < 0.2
     assert read_card(tmp_path / "cleaned")["defense"]["scan"] == told["scan"]
-    with pytest.raises(InputError, match="Unknown kind of trigger 'synthesized'; did you mean synthesised"):
-        defend_and_save(str(store / "victim"), None, trigger="synthesized")
+    refuses("Unknown kind of trigger 'synthesized'; did you mean synthesised", defend_and_save, str(store / "victim"),
+            None, trigger="synthesized")
 
 
 def test_defend_says_that_nobody_is_suspected(store, monkeypatch, nothing):

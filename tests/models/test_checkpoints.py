@@ -10,7 +10,6 @@ import torch
 from conftest import refuses, same
 from safetensors.torch import load_file
 
-from gradprune.base.errors import InputError
 from gradprune.cli.bench import departures
 from gradprune.datasets.published import PUBLISHED
 from gradprune.models import build
@@ -76,8 +75,8 @@ def test_a_disk_that_fills_before_the_card_is_written_keeps_the_old_pair(saved, 
         raise OSError(28, "No space left on device")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
-        with pytest.raises(InputError, match=r"Cannot write .*model\.json: No space left on device\."):
-            save_checkpoint(path, model, {"model": MODEL})
+        refuses(r"Cannot write .*model\.json: No space left on device\.", save_checkpoint, path, model,
+                {"model": MODEL})
     loaded, _ = load_checkpoint(path)
     assert same(old, loaded)
     assert len(list(path.parent.iterdir())) == 2

@@ -8,7 +8,6 @@ import torch
 from conftest import refuses
 from torch import nn
 
-from gradprune.base.errors import InputError
 from gradprune.models import build, predict
 from gradprune.models import export as export_module
 from gradprune.models.export import check_export, export
@@ -90,9 +89,9 @@ def test_a_file_that_answers_otherwise_is_not_kept(tmp_path, monkeypatch):
 
 def test_bad_input(tmp_path, monkeypatch):
     refuses(r"exported as .onnx or .pt2, and 'model.pth' is neither", check_export, "model.pth")
-    with pytest.raises(InputError, match="two images at least, got 1"):
-        export(build("preact_resnet", 4, width=4), tmp_path / "model.pt2", IMAGES[:1])
+    refuses("two images at least, got 1", export, build("preact_resnet", 4, width=4), tmp_path / "model.pt2",
+            IMAGES[:1])
     monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs onnx, onnxruntime, onnxscript; install with: pip install 'gradprune\[export\]'"):
-        check_export("model.onnx")
+    refuses(r"needs onnx, onnxruntime, onnxscript; install with: pip install 'gradprune\[export\]'", check_export,
+            "model.onnx")
     check_export("model.pt2")

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from conftest import lived_in, refuses, same
 from torch import nn
 
-from gradprune.base.errors import InputError
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.models import build
 from gradprune.pruning import FilterMask, Filters, Layer, Pairs, Validation, filter_scores, pair_up, paper, validate
@@ -111,13 +110,13 @@ class Steep(nn.Module):
 def test_gradients_that_are_nan_rank_no():
     """... filters: of NaN, the largest is the first, and `paper` would remove one layer's filters in order."""
     model = Steep()
-    with pytest.raises(InputError, match=r"^the gradient of the unlearning loss is not finite, so it ranks no filter\.$"):
-        filter_scores(model, filters(model), torch.rand(8, 3, 6, 6), torch.arange(8) % 4)
+    refuses(r"^the gradient of the unlearning loss is not finite, so it ranks no filter\.$", filter_scores, model,
+            filters(model), torch.rand(8, 3, 6, 6), torch.arange(8) % 4)
 
 
 def test_a_score_that_does_not_exist():
-    with pytest.raises(InputError, match=r"^Unknown score 'gradeint'; did you mean gradient\?$"):
-        filter_scores(Steep(), filters(Steep()), torch.rand(1, 3, 6, 6), torch.zeros(1).long(), "gradeint")
+    refuses(r"^Unknown score 'gradeint'; did you mean gradient\?$", filter_scores, Steep(), filters(Steep()),
+            torch.rand(1, 3, 6, 6), torch.zeros(1).long(), "gradeint")
 
 
 @pytest.mark.parametrize(("trigger", "words"), [

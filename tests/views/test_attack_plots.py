@@ -7,7 +7,6 @@ import torch
 from conftest import holds, refuses, shown
 
 from gradprune.attacks import make_trigger, poison
-from gradprune.base.errors import InputError
 from gradprune.datasets import ImageSet
 from gradprune.evaluation import Metrics, evaluate
 from gradprune.views.figures import attack_plots
@@ -25,8 +24,8 @@ def test_poisoned_images_tell_how_many_and_the_new_label(data):
     assert {"north west", "south west", "south east"} <= set(texts), "each class once before another comes twice"
     shifted = poison(data.train, make_trigger("badnets"), None, 0.1, label_map="all_to_all")
     assert "label of the next class" in attack_plots.poisoned_images(data.train, shifted).summary
-    with pytest.raises(InputError, match="no image was poisoned"):
-        attack_plots.poisoned_images(data.train, poison(data.train, make_trigger("badnets"), 1, 0.0))
+    refuses("no image was poisoned", attack_plots.poisoned_images, data.train,
+            poison(data.train, make_trigger("badnets"), 1, 0.0))
 
 
 class Reads(torch.nn.Module):
