@@ -1,6 +1,5 @@
 """Small data and models that the tests share."""
 
-import copy
 import json
 import os
 from html.parser import HTMLParser
@@ -19,6 +18,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import nn
+from toys import silenced
 from typer.testing import CliRunner
 
 from gradprune.attacks import fit, make_trigger, poison
@@ -28,7 +28,7 @@ from gradprune.datasets import Dataset, ImageSet, draw_defense_images
 from gradprune.defenses import DEFENSES, DefenseResult, grad_prune
 from gradprune.evaluation import Metrics, der
 from gradprune.models import build
-from gradprune.pruning.filters import filters, silence
+from gradprune.pruning.filters import filters
 from gradprune.search import Inversion, invert
 from gradprune.victims import Victim
 from gradprune.views import DefenceComparer, OneNeuron, Picture, PruningPlayer, ScanExplorer
@@ -308,10 +308,15 @@ def card_of(victim: Victim, data="data.npz", **more) -> dict:
             "attack": {"trigger": "badnets", "settings": victim.trigger.settings, "target": victim.target}, **more}
 
 
+def edit(path: Path, change) -> None:
+    """Change what a JSON file holds."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
 def without(victim: Victim, *positions: int) -> nn.Module:
-    model = copy.deepcopy(victim.model)
-    silence(model, filters(model, victim.data.test.floats()[:1]), positions)
-    return model
+    return silenced(victim.model, filters(victim.model, victim.data.test.floats()[:1]), *positions)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ import torch
 from conftest import QUICK, lived_in, same
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from toys import ReadsTheCorner
 
 from gradprune.attacks import TRIGGERS, make_trigger, poison
 from gradprune.attacks.poisoning import LABEL_MAPS, attack_labels
@@ -25,6 +25,7 @@ from gradprune.pruning import RECIPES, SCORES, FilterMask, filter_scores, fine_t
 from gradprune.pruning.filters import filters, own_tensors
 from gradprune.pruning.loop import Validation
 from gradprune.search import invert, outliers, perturb
+from gradprune.victims.save_cleaned import slimmed
 
 SEEDS = st.integers(0, 2**16)
 FILTERS = st.integers(0, 11)  # of `network`
@@ -50,23 +51,9 @@ def state(module):
 # ---- metrics
 
 
-class Says(nn.Module):
-    """Answers what stands in an image's first pixel; `order` gives its classes other numbers."""
-
-    def __init__(self, classes, order):
-        super().__init__()
-        self.anchor, self.classes, self.order = nn.Parameter(torch.zeros(())), classes, order
-
-    def forward(self, images):
-        answers = (images[:, 0, 0, 0] * 255).round().long()
-        return nn.functional.one_hot(self.order[answers], self.classes).float() + self.anchor
-
-
-class Second(nn.Module):
+def second(images):
     """A trigger that puts the second pixel into the place of the first."""
-
-    def forward(self, images):
-        return torch.cat([images[..., 1:], images[..., :1]], dim=-1)
+    return torch.cat([images[..., 1:], images[..., :1]], dim=-1)
 
 
 @st.composite
@@ -81,7 +68,7 @@ def measured(classes, labels, clean, triggered, target, label_map="all_to_one", 
     order = torch.arange(classes) if order is None else order
     images = torch.stack([clean, triggered], -1)[:, None, None].to(torch.uint8)
     names = tuple(string.ascii_lowercase[:classes])
-    return evaluate(Says(classes, order), ImageSet(images, order[labels], names), Second(),
+    return evaluate(ReadsTheCorner(classes, order), ImageSet(images, order[labels], names), second,
                     None if target is None else int(order[target]), label_map=label_map)
 
 
@@ -332,8 +319,6 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path_factory, seed, name, more,
 @given(SEEDS, st.sets(FILTERS, min_size=1, max_size=8))
 def test_a_slim_checkpoint_answers_as_before(tmp_path_factory, seed, dead):
     pytest.importorskip("torch_pruning", reason="slimming needs torch-pruning")
-    from gradprune.victims.save_cleaned import slimmed
-
     model, images = network(seed), noise(seed, 4).floats()
     silence(model, filters(model), dead)
     card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 4, "blocks": [1]}}

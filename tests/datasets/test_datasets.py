@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,15 +108,7 @@ def test_a_part_without_images_is_refused():
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache folder; `cache.drawn` lists the seeds that were drawn and not read."""
-    class Cache:
-        def __init__(self):
-            self.folder, self.drawn = tmp_path / "cache", []
-
-        def file(self):
-            (only,) = self.folder.iterdir()
-            return only
-
-    cache = Cache()
+    cache = SimpleNamespace(folder=tmp_path / "cache", drawn=[])
     monkeypatch.setenv("GRADPRUNE_CACHE", str(cache.folder))
     monkeypatch.setattr(sources, "render_signs", lambda seed: cache.drawn.append(seed) or small_once(seed))
     return cache
@@ -147,17 +140,14 @@ def flip_a_byte(path):
     path.write_bytes(content)
 
 
-def exchange_an_array(path):
-    with np.load(path) as file:
-        arrays = dict(file)
-    arrays["y_train"] = arrays["y_train"][::-1].copy()
-    np.savez(path, **arrays)
-
-
-def drop_an_array(path):
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files if name != "digest"}
-    np.savez(path, **arrays)
+def rewritten(change):
+    """A damage that changes the arrays."""
+    def damage(path):
+        with np.load(path) as file:
+            arrays = dict(file)
+        change(arrays)
+        np.savez(path, **arrays)
+    return damage
 
 
 def take_another_seed(path):
@@ -165,16 +155,14 @@ def take_another_seed(path):
     path.with_name(path.name.replace("seed0", "seed9")).replace(path)
 
 
-def put_an_object(path):
-    np.savez(path, digest=np.array([{"a": 1}], dtype=object))
-
-
 @pytest.mark.parametrize("damage", [
-    truncate, flip_a_byte, exchange_an_array, drop_an_array, take_another_seed, put_an_object,
-    lambda path: path.write_bytes(b""), lambda path: path.write_text("not an archive")])
+    truncate, flip_a_byte, take_another_seed,
+    rewritten(lambda arrays: arrays.update(y_train=arrays["y_train"][::-1].copy())),
+    rewritten(lambda arrays: arrays.pop("digest")),
+    lambda path: np.savez(path, digest=np.array([{"a": 1}], dtype=object)), lambda path: path.write_bytes(b""), lambda path: path.write_text("not an archive")])
 def test_a_damaged_cache_is_drawn_again_and_mended(cache, damage, caplog, recwarn):
     good = load("signs")
-    path = cache.file()
+    [path] = cache.folder.iterdir()
     damage(path)
     cache.drawn.clear()
     with caplog.at_level(logging.INFO, "gradprune"):
@@ -188,7 +176,7 @@ def test_a_damaged_cache_is_drawn_again_and_mended(cache, damage, caplog, recwar
 
 def test_every_flipped_byte_is_noticed_or_harmless(cache):
     good = load("signs")
-    path = cache.file()
+    [path] = cache.folder.iterdir()
     content = path.read_bytes()
     for position in torch.randint(len(content), (40,), generator=torch.Generator().manual_seed(0)).tolist():
         path.write_bytes(content[:position] + bytes([content[position] ^ 0x41]) + content[position + 1:])
@@ -385,6 +373,7 @@ def test_draw_depends_on_the_seed_alone():
 
 
 def test_draw_names_the_class_with_too_few_images():
+    """Fault 5 of the released code: classes with at most spc images vanished."""
     pool = numbered(10)
     pool = pool.subset(torch.tensor([i for i in range(30) if i % 3 != 1 or i < 6]))
     draw_defense_images(pool, 1)

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -32,10 +33,6 @@ def test_the_registry():
     refuses("Unknown defense 'fine_prunning'; did you mean fine_pruning", defense, "fine_prunning")
 
 
-def untouchable(_):
-    raise AssertionError("the trigger was used")
-
-
 def all_settings(name):
     """What shapes a result: every keyword, and what stands behind **changes."""
     function = DEFENSES[name]
@@ -51,7 +48,8 @@ def test_the_contract(victim, name, monkeypatch):
     given = copy.deepcopy(victim.model).train().requires_grad_(False)
     before = {key: tensor.clone() for key, tensor in given.state_dict().items()}
     state = torch.get_rng_state()
-    other = victim if name in KNOWS_TRIGGER else dataclasses.replace(victim, trigger=untouchable)
+    other = victim if name in KNOWS_TRIGGER else dataclasses.replace(
+        victim, trigger=Mock(side_effect=AssertionError("the trigger was used")))
     one, two = defend(name, victim, given), defend(name, other, given)
     assert same(before, given)
     assert given.training and torch.equal(torch.get_rng_state(), state)
@@ -146,17 +144,24 @@ def test_a_second_name_of_a_block_changes_nothing(victim, name):
     refuses(r"through DataParallel: give it the network inside, model\.module", defend, name, victim, model=nn.DataParallel(Twice(False)))
 
 
-def test_fine_pruning_does_not_take_an_excitation_for_the_last_layer(victim):
-    class Excited(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.squeeze, self.last = nn.Conv2d(3, 6, 3), nn.Linear(6, 6), nn.Conv2d(6, 4, 1)
+class Excited(nn.Module):
+    """Its linear layer is an excitation, and not the last one."""
 
-        def forward(self, images):
-            maps = self.conv(images)
-            return self.last(maps * self.squeeze(maps.mean((2, 3)))[:, :, None, None]).mean((2, 3))
+    def __init__(self):
+        super().__init__()
+        self.conv, self.squeeze, self.last = nn.Conv2d(3, 6, 3), nn.Linear(6, 6), nn.Conv2d(6, 4, 1)
 
-    refuses("the model ends in Conv2d", defend, "fine_pruning", victim, model=Excited().eval())
+    def forward(self, images):
+        maps = self.conv(images)
+        return self.last(maps * self.squeeze(maps.mean((2, 3)))[:, :, None, None]).mean((2, 3))
+
+
+@pytest.mark.parametrize("name", ["fine_pruning", "fst"])
+@pytest.mark.parametrize("model", [
+    Excited(), *(nn.Sequential(first, nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+                 for first in (nn.Identity(), nn.Linear(16, 16)))])
+def test_a_linear_last_layer_is_needed(victim, name, model):
+    refuses("a linear last layer is needed here, but the model ends in Conv2d", defend, name, victim, model.eval())
 
 
 def test_a_suspect_beyond_the_classes_of_the_images_has_a_name(victim, monkeypatch):
@@ -531,12 +536,6 @@ def test_ctrl_c_in_fine_pruning_keeps_what_was_measured_last(victim, monkeypatch
     outcome = fine_pruning.close_features(work.model, work.found, layer, order, work.validation, alpha=1.0, once=2 / len(order))
     assert outcome.interrupted and [row["channels"] for row in outcome.history] == [0, 2]
     assert (layer.weight[:, order[:2]] == 0).all() and (layer.weight[:, order[2:]] != 0).any(0).all()
-
-
-def test_fine_pruning_needs_a_linear_layer(victim):
-    bare = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    refuses("a linear last layer is needed here, but the model ends in Conv2d", DEFENSES["fine_pruning"], bare.eval(),
-            victim.data.defense, spc=2, progress=False)
 
 
 # --- synthesised triggers ---

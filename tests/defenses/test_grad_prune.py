@@ -24,6 +24,9 @@ def test_the_main_job(victim, result):
     before, after = victim.evaluate(), victim.evaluate(result.model)
     assert before.asr >= 0.95 and after.asr <= 0.1
     assert after.acc >= before.acc - 0.1
+    rows = result.rows("prune")
+    assert victim.evaluate(result.pruned).asr < before.asr / 2
+    assert rows[len(result.mask.positions)]["val_acc"] > rows[0]["val_acc"] - 0.1
 
 
 def test_removed_filters_stay_dead_through_fine_tuning(result):
@@ -72,15 +75,6 @@ def test_interruption_keeps_the_best_epoch(victim, monkeypatch):
 
 
 # --- bad input ---
-
-
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"recipe": "papr"}, "Unknown recipe 'papr'; did you mean paper"),
-    ({"score": "grad"}, "Unknown score 'grad'"),
-    ({"alpha": 2.0}, "alpha must lie in"),
-])
-def test_bad_settings(victim, settings, words):
-    refuses(words, grad_prune, victim.model, victim.data.defense, victim.trigger, progress=False, **settings)
 
 
 def test_models_that_do_not_fit(victim, data):

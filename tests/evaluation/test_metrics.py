@@ -4,43 +4,27 @@ import pytest
 import torch
 from conftest import defend, refuses
 from torch import nn
+from toys import ReadsTheCorner
 
 from gradprune.datasets import ImageSet
+from gradprune.defenses import grad_prune
 from gradprune.evaluation import Metrics, der, evaluate, replay
-from gradprune.evaluation import replay as replay_function
 from gradprune.evaluation.metrics import BATCH, exam, measure, verdict
 from gradprune.models import predict
 
 
-class ReadsTheCorner(nn.Module):
-    """Answers with the class that the first pixel's value names (value * 255 = class)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.anchor = nn.Parameter(torch.zeros(()))
-
-    def forward(self, images):
-        return nn.functional.one_hot((images[:, 0, 0, 0] * 255).round().long(), 3).float() + self.anchor
-
-
-class AddOne(nn.Module):
+def add_one(images):
     """A trigger that raises every pixel by one class."""
-
-    def forward(self, images):
-        return images + 1 / 255
+    return images + 1 / 255
 
 
-class Stamp(nn.Module):
-    """A trigger that makes the model above give these answers."""
-
-    def __init__(self, answers) -> None:
-        super().__init__()
-        self.answers = answers
-
-    def forward(self, images):
+def stamp(answers):
+    """A trigger that makes the model give these answers."""
+    def trigger(images):
         images = images.clone()
-        images[:, 0, 0, 0] = torch.tensor(self.answers) / 255
+        images[:, 0, 0, 0] = torch.tensor(answers) / 255
         return images
+    return trigger
 
 
 def toy(answers, labels):
@@ -54,23 +38,23 @@ def test_counts_by_hand():
     # triggered:      1 2 1 2 2 ; target 2, so image 5 (label 2) does not count
     # of the first four: answers 1 2 1 2 -> 2 go to the target; labels 0 1 1 1 -> 1 right
     test = toy([0, 1, 0, 1, 1], [0, 1, 1, 1, 2])
-    assert evaluate(ReadsTheCorner(), test, AddOne(), target=2) == Metrics(acc=3 / 5, asr=2 / 4, ra=1 / 4)
+    assert evaluate(ReadsTheCorner(3), test, add_one, target=2) == Metrics(acc=3 / 5, asr=2 / 4, ra=1 / 4)
 
 
 def test_the_target_class_never_counts_in_asr():
     alone = toy([1, 1], [2, 2])
-    refuses("every test image is of the target class", evaluate, ReadsTheCorner(), alone, AddOne(), target=2)
+    refuses("every test image is of the target class", evaluate, ReadsTheCorner(3), alone, add_one, target=2)
     mixed = toy([1, 1, 0], [2, 2, 0])
-    assert evaluate(ReadsTheCorner(), mixed, AddOne(), target=2).asr == 0
+    assert evaluate(ReadsTheCorner(3), mixed, add_one, target=2).asr == 0
 
 
 def test_all_to_all_counts_every_image_against_its_next_class():
     # clean answers: 0 1 2 0 1 ; labels 0 1 2 1 1     -> 4 of 5 right
     # triggered:     1 2 0 1 0 ; wanted 1 2 0 2 2     -> 3 of 5 are what the attacker wants, 1 is right
     test = toy([0, 1, 2, 0, 1], [0, 1, 2, 1, 1])
-    counted = evaluate(ReadsTheCorner(), test, Stamp([1, 2, 0, 1, 0]), target=None, label_map="all_to_all")
+    counted = evaluate(ReadsTheCorner(3), test, stamp([1, 2, 0, 1, 0]), target=None, label_map="all_to_all")
     assert counted == Metrics(acc=4 / 5, asr=3 / 5, ra=1 / 5)
-    refuses("Unknown label map", evaluate, ReadsTheCorner(), test, AddOne(), target=1, label_map="one_to_one")
+    refuses("Unknown label map", evaluate, ReadsTheCorner(3), test, add_one, target=1, label_map="one_to_one")
 
 
 def test_batch_size_does_not_matter(victim):
@@ -80,17 +64,17 @@ def test_batch_size_does_not_matter(victim):
 
 def test_no_more_images_at_once_than_the_batch_size_says():
     """An evaluation on a small graphics card rests on it; without a word the size is `BATCH`."""
-    model, seen = ReadsTheCorner(), []
+    model, seen = ReadsTheCorner(3), []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     test = toy([0, 1, 0, 1, 1], [0, 1, 1, 1, 2])
-    evaluate(model, test, AddOne(), 2, batch_size=3)
+    evaluate(model, test, add_one, 2, batch_size=3)
     assert seen == [3, 2, 3, 1], "clean, then triggered without the target class"
     seen.clear()
     test = toy([0] * 65, [0] * 65)
-    questions = exam(test, AddOne(), 2)
+    questions = exam(test, add_one, 2)
     measure(model, questions, 33)
     measure(model, questions)
-    evaluate(model, test, AddOne(), 2)
+    evaluate(model, test, add_one, 2)
     assert BATCH == 64 and seen == [33, 32] * 2 + [64, 1] * 4
 
 
@@ -129,24 +113,21 @@ def test_prediction_restores_each_modules_mode():
 
 def test_bad_input():
     test = toy([0], [0])
-    refuses(r"^test must be an ImageSet, got list: ", evaluate, ReadsTheCorner(), [], AddOne(), target=0)
-    refuses("target must be a class", evaluate, ReadsTheCorner(), test, AddOne(), target=3)
-    refuses(r"^the test set is empty\.$", evaluate, ReadsTheCorner(), test.subset(torch.tensor([], dtype=torch.long)),
-            AddOne(), target=0)
+    refuses(r"^test must be an ImageSet, got list: ", evaluate, ReadsTheCorner(3), [], add_one, target=0)
+    refuses("target must be a class", evaluate, ReadsTheCorner(3), test, add_one, target=3)
+    refuses(r"^the test set is empty\.$", evaluate, ReadsTheCorner(3), test.subset(torch.tensor([], dtype=torch.long)),
+            add_one, target=0)
     refuses(r"cannot take images of shape \(1, 2, 2\)", predict, nn.Conv2d(3, 1, 1), torch.rand(1, 1, 2, 2))
 
 
 def test_replay_ends_where_the_pruned_model_is(victim):
-    from gradprune.defenses import grad_prune
-
     result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, recipe="paper", tune=False, progress=False)
-    rows = replay_function(victim.model, result.history, victim.data.test, victim.trigger, victim.target)
+    rows = replay(victim.model, result.history, victim.data.test, victim.trigger, victim.target)
     kept = rows[len(result.mask.positions)]
     measured = victim.evaluate(result.pruned)
     assert (kept["acc"], kept["asr"], kept["ra"]) == tuple(measured)
     assert [row["round"] for row in rows] == list(range(len(result.rows("prune"))))
     assert Metrics(*(rows[0][key] for key in ("acc", "asr", "ra"))) == victim.evaluate()
-    assert replay is replay_function
 
 
 def test_closed_channels_cannot_be_replayed(victim):

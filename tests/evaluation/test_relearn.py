@@ -12,6 +12,14 @@ from gradprune.evaluation.relearn import relearn
 from gradprune.views.figures.pruning_plots import relearn_curve
 
 
+@pytest.fixture
+def trained(monkeypatch):
+    """The images and settings of each fine-tuning, none of which is done."""
+    seen, module = [], sys.modules["gradprune.evaluation.relearn"]
+    monkeypatch.setattr(module, "fit", lambda model, images, **settings: seen.append((images, settings)))
+    return seen
+
+
 def attack(model, victim, **settings):
     return relearn(model, victim.data.train, victim.data.test, victim.trigger, victim.target, **settings)
 
@@ -28,11 +36,9 @@ def test_more_poison_plants_more_backdoor(honest, victim):
     assert rows == attack(honest, victim, k=(0, 60), seeds=(0, 1), epochs=12, shift=1)
 
 
-def test_exactly_k_images_of_the_training_part_are_poisoned(honest, victim, monkeypatch):
-    seen = []
-    monkeypatch.setattr(sys.modules["gradprune.evaluation.relearn"], "fit", lambda model, images, **settings: seen.append((images, settings)))
+def test_exactly_k_images_of_the_training_part_are_poisoned(honest, victim, trained):
     attack(honest, victim, k=(0, 5, 7), seeds=(3,), count=40)
-    clean, *poisoned = [images for images, _ in seen]
+    clean, *poisoned = [images for images, _ in trained]
     assert len(clean) == 40
     train = {image.numpy().tobytes() for image in victim.data.train.images}
     assert all(image.numpy().tobytes() in train for image in clean.images)
@@ -43,28 +49,25 @@ def test_exactly_k_images_of_the_training_part_are_poisoned(honest, victim, monk
         assert (images.labels[places] == victim.target).all()
         same = (images.images == clean.images).flatten(1).all(1)
         assert (~same).nonzero().flatten().tolist() == places
-    assert seen[0][1]["epochs"] == 5 and seen[0][1]["seed"] == 3
+    assert trained[0][1]["epochs"] == 5 and trained[0][1]["seed"] == 3
 
 
-def test_all_to_all_relearns_the_next_class(honest, victim, monkeypatch):
-    seen = []
-    monkeypatch.setattr(sys.modules["gradprune.evaluation.relearn"], "fit", lambda model, images, **settings: seen.append(images))
+def test_all_to_all_relearns_the_next_class(honest, victim, trained):
     rows = relearn(honest, victim.data.train, victim.data.test, victim.trigger, None, label_map="all_to_all", k=(0, 9), seeds=(3,),
                    count=40)
-    clean, poisoned = seen
+    (clean, _), (poisoned, _) = trained
     touched = poisoned.labels != clean.labels
     assert touched.sum() == 9 and torch.equal(poisoned.labels[touched], (clean.labels[touched] + 1) % 4)
     wanted = evaluate(honest, victim.data.test, victim.trigger, None, label_map="all_to_all")
     assert {key: rows[0][key] for key in ("acc", "asr", "ra")} == wanted._asdict()
 
 
-def test_a_clean_label_attack_relearns_from_wrong_labels(honest, victim, monkeypatch):
+def test_a_clean_label_attack_relearns_from_wrong_labels(honest, victim, trained):
     """As all others do: of k images with right labels next to nothing could be learned."""
-    seen = []
-    monkeypatch.setattr(sys.modules["gradprune.evaluation.relearn"], "fit", lambda model, images, **settings: seen.append(images))
     for label_map in ("all_to_one", "clean_label"):
         attack(honest, victim, label_map=label_map, k=(9,), seeds=(3,), count=40)
-    assert torch.equal(seen[0].labels, seen[1].labels) and torch.equal(seen[0].images, seen[1].images)
+    (one, _), (other, _) = trained
+    assert torch.equal(one.labels, other.labels) and torch.equal(one.images, other.images)
 
 
 @pytest.mark.parametrize(("settings", "words"), [

@@ -9,12 +9,13 @@ import torch
 import torchvision
 from conftest import lived_in, refuses, same
 from torch import nn
-from toys import assert_trials
+from toys import assert_trials, behind, silenced
 
 from gradprune.models import MODELS, build, evaluating, normalized, predict
 from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
 from gradprune.pruning.candidate_removals import CandidateRemovals
-from gradprune.pruning.filters import filters, silence, silent
+from gradprune.pruning.filters import filters, silent
+from gradprune.victims.slimming import slim
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 NETWORKS = {
@@ -59,18 +60,11 @@ def test_filters_are_found_and_paired(named):
 
 
 def test_silence_is_exactly_zero_and_nothing_else(named):
-    _, model = named
-    model = copy.deepcopy(model)
-    found = filters(model, IMAGES[:1])
+    _, given = named
+    found, before = filters(given, IMAGES[:1]), given.state_dict()
     chosen = [layer.start + layer.count // 2 for layer in found.layers]
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    silence(model, found, chosen)
-    seen = {}
-    for position in chosen:
-        layer = found.layer_of(position)
-        model.get_submodule(layer.norm or layer.name).register_forward_hook(
-            lambda _, __, out, key=position: seen.__setitem__(key, out.clone()))
-    predict(model, IMAGES)
+    model = silenced(given, found, *chosen)
+    seen = behind(model, found, chosen, IMAGES)
     for position in chosen:
         channel = found[position].index
         assert (seen[position][:, channel] == 0).all(), found[position]
@@ -96,12 +90,10 @@ def test_trials_are_traced_and_right(named):
 
 def test_slimming_keeps_the_answers(named):
     pytest.importorskip("torch_pruning", reason="slimming needs torch-pruning")
-    from gradprune.victims.slimming import slim
     _, model = named
-    model = copy.deepcopy(model)
     found = filters(model, IMAGES[:1])
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(2)).tolist()
-    silence(model, found, order[:round(0.3 * len(found))])
+    model = silenced(model, found, *order[:round(0.3 * len(found))])
     result = slim(model, IMAGES)
     assert result.cut and result.parameters[1] < result.parameters[0]
     assert torch.allclose(predict(result.model, IMAGES), predict(model, IMAGES), atol=1e-4)

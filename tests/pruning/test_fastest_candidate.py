@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import same
-from toys import Grouped, Shared, Untraceable, network, parts
+from toys import Grouped, Shared, Untraceable, network, parts, silenced
 
 from gradprune.pruning import Pairs, candidate_removals, filter_scores
 from gradprune.pruning import verified as recipe
@@ -46,8 +46,7 @@ def by_hand(model, found, train, alpha, rounds, k=8, weight=3):
         scores[fallen] = -torch.inf
         tried = {}
         for position in scores.topk(min(k, len(found) - len(fallen) - 1)).indices.tolist():
-            trial = copy.deepcopy(model)
-            silence(trial, found, [position])
+            trial = silenced(model, found, position)
             with torch.no_grad():
                 clean, loss = trial(train.clean), F.cross_entropy(trial(train.triggered), train.labels)
             kept = F.kl_div(clean.log_softmax(1), wanted, log_target=True, reduction="batchmean")

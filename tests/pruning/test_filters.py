@@ -7,6 +7,7 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small, resnet18
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FrozenBatchNorm2d
+from toys import behind
 
 from gradprune.models import build
 from gradprune.pruning import SCORES, FilterMask, filter_scores, silence
@@ -71,12 +72,7 @@ def test_silenced_filters_give_exactly_zero(name):
     found = filters(model)
     positions = [found.layers[0].start + 1, found.layers[1].start + 2, found.layers[-1].start]
     silence(model, found, positions)
-    seen = {}
-    for position in positions:
-        layer = found.layer_of(position)
-        module = model.get_submodule(layer.norm or layer.name)
-        module.register_forward_hook(lambda _, __, out, key=position: seen.__setitem__(key, out))
-    model(torch.rand(2, 3, 32, 32))
+    seen = behind(model, found, positions, torch.rand(2, 3, 32, 32))
     for position in positions:
         assert (seen[position][:, found[position].index] == 0).all()
         assert (seen[position] != 0).any()

@@ -1,20 +1,17 @@
 """The unlearning loss, the scores against a naive loop, and the recipe `paper`."""
 
 import copy
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import lived_in, refuses, same
 from torch import nn
+from toys import parts
 
-from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.models import build
-from gradprune.pruning import FilterMask, Filters, Layer, Pairs, Validation, filter_scores, pair_up, paper, validate
+from gradprune.pruning import filter_scores, pair_up, paper, validate
 from gradprune.pruning.filters import filters
-
-PAPER = sys.modules["gradprune.pruning.paper"]  # the package exports the function of the same name
 
 
 def test_images_stay_as_they_are_where_a_model_normalises_in_place():
@@ -77,8 +74,7 @@ def test_taylor_predicts_what_a_small_step_does(victim):
     for position in (0, 9, len(found) - 1):
         changed = copy.deepcopy(model)
         conv = changed.get_submodule(found[position].layer)
-        with torch.no_grad():
-            conv.weight[found[position].index] *= 1 - 1e-5
+        conv.weight.data[found[position].index] *= 1 - 1e-5
         fall = loss - F.cross_entropy(changed(x), pairs.labels).item()
         assert fall / 1e-5 == pytest.approx(scores[position].item(), rel=1e-2, abs=1e-6)
 
@@ -128,50 +124,12 @@ def test_bad_triggers(data, trigger, words):
     refuses(words, pair_up, data.test, trigger)
 
 
-# --- recipe `paper` on a scripted model: every number of the rounds is chosen by hand ---
-
-FOUND = Filters([Layer("conv", None, 20, 0, (1, 1, 1))])
-PAIRS = Pairs(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long))
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Run `paper` with scripted validation figures; scores always favour the same filters in the same order."""
-
-    def run(figures, **settings):
-        model = nn.Sequential()
-        model.conv = nn.Conv2d(1, 20, 1)
-        run.before = model.conv.weight.clone()
-        remaining = iter(figures)
-        monkeypatch.setattr(PAPER, "validate", lambda *_: Validation(*next(remaining)))
-        monkeypatch.setattr(PAPER, "filter_scores", lambda *_: (torch.arange(20.0), 1.0))
-        return model, paper(model, FOUND, PAIRS, PAIRS, progress=False, **settings)
-
-    return run
-
-
-def test_removed_filters_are_never_picked_again(script):
-    """Fault 2 of the released code: without a mask it re-picked dead filters (34 of 40 rounds)."""
-    model, result = script([(1.0, 0, 30 - i) for i in range(20)])
-    assert result.mask.positions == list(range(19, 0, -1)), "the scores always favour filter 19"
-    assert result.stopped == "one filter was left"
-    assert (model.conv.weight[1:] == 0).all() and (model.conv.weight[0] != 0).all()
-
-
-def test_stops_after_patience_and_returns_to_the_best_round(script):
-    losses = [9, 8, 5, 6, 6, 6]
-    model, result = script([(1.0, 0, loss) for loss in losses], patience=3)
-    assert result.stopped == "3 rounds without a lower validation loss"
-    assert result.mask.positions == [19, 18], "two rounds led to the lowest loss"
-    assert len(result.history) == 6, "the rounds that were taken back stay in the history"
-    assert torch.equal(model.conv.weight[:18], script.before[:18]), "a filter taken back has its weights again"
-    assert (model.conv.weight[18:] == 0).all()
+# --- recipe `paper` ---
 
 
 def test_rounds_cost_no_test_images_and_no_copies(victim, monkeypatch):
     """Fault 7 of the released code: the whole test set, twice, and a deep copy of the model every round."""
-    images = draw_defense_images(victim.data.defense, 5)
-    train, validation = (pair_up(part, victim.trigger) for part in images)
+    train, validation = parts(victim, 5)
     model, seen = copy.deepcopy(victim.model), []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     found = filters(model, train.clean[:1])
@@ -180,22 +138,3 @@ def test_rounds_cost_no_test_images_and_no_copies(victim, monkeypatch):
     result = paper(model, found, train, validation, progress=False)
     rounds = len(result.history) - 1
     assert sum(seen) == rounds * len(train.labels) + (rounds + 1) * 2 * len(validation.labels)
-
-
-def test_too_few_images_are_never_dropped_in_silence(data):
-    """Fault 5 of the released code: classes with at most spc images vanished."""
-    few = ImageSet(data.defense.images[:44], data.defense.labels[:44], data.defense.classes)
-    assert len(draw_defense_images(few, 10).train) == 36  # 11 of each class are enough
-    refuses("class 'north west' has 11", draw_defense_images, few, 12)
-
-
-def test_the_victims_backdoor_goes(victim):
-    images = draw_defense_images(victim.data.defense, 10)
-    train, validation = (pair_up(part, victim.trigger) for part in images)
-    model = copy.deepcopy(victim.model)
-    before = victim.evaluate(model)
-    outcome = paper(model, filters(model, train.clean[:1]), train, validation, score="gate", progress=False)
-    assert isinstance(outcome.mask, FilterMask)
-    after = victim.evaluate(model)
-    assert after.asr < before.asr / 2
-    assert outcome.history[len(outcome.mask.positions)]["val_acc"] > outcome.history[0]["val_acc"] - 0.1

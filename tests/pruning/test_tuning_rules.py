@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import interrupt_call, refuses, same
 from torch import nn
-from toys import FOUND, MODEL, Mixed, images_of, pairs_of
+from toys import FOUND, MODEL, Mixed, images_of, pairs_of, silenced
 
 from gradprune.attacks import fit
 from gradprune.attacks.training import portions
@@ -107,8 +107,7 @@ def by_hand(model, train, epochs, lr, momentum, weight_decay, batch_size, seed, 
 @pytest.mark.parametrize("statistics", ["moving", "fixed"])
 def test_steps_equal_steps_by_hand(statistics):
     """Order, loss, optimizer, decay, mask and statistics."""
-    model, train = Mixed(), pairs_of(6)
-    silence(model, FOUND, [6])
+    model, train = silenced(MODEL, FOUND, 6), pairs_of(6)
     wanted = by_hand(copy.deepcopy(model), train, 3, lambda epoch: 0.02 * 0.5**epoch, 0.8, 0.1, 4, 5, statistics)
     history = fine_tune(model, FilterMask(FOUND, [6]), train, train._replace(triggered=train.clean[:0]), lr=0.02, momentum=0.8,
                         weight_decay=0.1, decay=lambda epoch: 0.5**epoch, batch_size=4, max_epochs=3, seed=5,
@@ -288,13 +287,12 @@ def test_flips_are_used_where_they_cost_little():
     assert Augment(Bright(sure=0), nn.Identity(), Pairs(same, same, torch.zeros(20, dtype=torch.long))).flip
 
 
-class Negative(nn.Module):
-    def forward(self, images):
-        return 1 - images
+def negative(images):
+    return 1 - images
 
 
 def test_views_by_hand_and_what_is_added():
-    pairs, augment = pairs_of(40), Augment(MODEL, Negative(), pairs_of(40))
+    pairs, augment = pairs_of(40), Augment(MODEL, negative, pairs_of(40))
     for augment.flip in (True, False):
         one = augment(pairs, torch.Generator().manual_seed(3))
         generator = torch.Generator().manual_seed(3)
@@ -312,7 +310,7 @@ def test_views_by_hand_and_what_is_added():
 def test_mixes_by_hand():
     """Half of the pairs and views get another image laid over them; the trigger comes after, the label is the first's."""
     pairs = pairs_of(3)
-    augment = Augment(MODEL, Negative(), pairs)
+    augment = Augment(MODEL, negative, pairs)
     mixed = augment.mixed(pairs, torch.Generator().manual_seed(6))
     generator = torch.Generator().manual_seed(6)
     views = augment(pairs, generator, 32)
@@ -339,10 +337,7 @@ def test_the_distilled_fine_tuning_is_as_stated(monkeypatch):
     asked, given, pairs = [], Mixed(seed=3), pairs_of(2)
     monkeypatch.setattr(distilled, "fine_tune", lambda *arguments, **settings: asked.append((arguments, settings)) or ["rows"])
     augment, mask, validation, model = Augment(given, nn.Identity(), pairs), FilterMask(FOUND), pairs_of(1), Mixed()
-
-    def watch(model):
-        return 1.0
-
+    watch = object()
     assert distilled_tune(given, model, mask, pairs, validation, augment, watch, progress=False) == ["rows"]
     arguments, settings = asked[0]
     assert all(one is other for one, other in zip(arguments, (model, mask, pairs, validation), strict=True))

@@ -66,8 +66,7 @@ def test_held_out_views_judge_by_both_terms(victim):
     watch = distilled.judge(victim.model, validation, augment, 4)
     views = augment(validation, torch.Generator().manual_seed(4), 8)
     other = copy.deepcopy(victim.model)
-    with torch.no_grad():
-        other.linear.bias[0] += 1
+    other.linear.bias.data[0] += 1
     for model in (victim.model, other):
         with torch.no_grad():
             assert watch(model) == pytest.approx(Distilled(victim.model, 1)(model, views).item(), rel=1e-4)
@@ -87,8 +86,7 @@ def repair(victim, verdicts, positions=(3,), interrupt=False):
         assert rest == (train, validation, augment, verdict) and settings == {"seed": 7, "progress": False}
         name = "pruned and fine-tuned" if held.positions else "fine-tuned"
         assert same(model.state_dict(), (pruned if held.positions else victim.model).state_dict())
-        with torch.no_grad():
-            model.linear.bias += 1 + len(seen)
+        model.linear.bias.data += 1 + len(seen)
         seen[name] = model
         return [{"stage": "tune", "epoch": epoch} for epoch in (0, 1)] + [{"stage": "tune", "interrupted": True}] * interrupt
 

@@ -1,12 +1,11 @@
 """Slimming: the smaller model answers as the masked one does, tells what had to stay, and can be saved and loaded."""
 
 import copy
-import json
 import sys
 
 import pytest
 import torch
-from conftest import lived_in, refuses, same, says
+from conftest import edit, lived_in, refuses, same, says
 from torch import nn
 from torchvision.models import shufflenet_v2_x0_5
 
@@ -16,6 +15,7 @@ from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
 from gradprune.models.cost import macs, parameters, timed
 from gradprune.models.resizing import resize, sizes
 from gradprune.pruning.filters import Filter, filters, silence, silent
+from gradprune.victims import slimming
 
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -24,7 +24,6 @@ IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 def slim():
     """`slim`, whose model must answer as the one that it was given."""
     pytest.importorskip("torch_pruning", reason="slimming needs torch-pruning")
-    from gradprune.victims import slimming
 
     def slim(model, images):
         result = slimming.slim(model, images)
@@ -157,9 +156,8 @@ def test_a_model_whose_channels_are_shuffled_is_told(slim):
 
 
 def test_without_torch_pruning(monkeypatch):
-    from gradprune.victims.slimming import slim
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    refuses(r"pip install 'gradprune\[slim\]'", slim, build("preact_resnet", 4, width=4), IMAGES)
+    refuses(r"pip install 'gradprune\[slim\]'", slimming.slim, build("preact_resnet", 4, width=4), IMAGES)
 
 
 @pytest.mark.slow
@@ -175,9 +173,8 @@ def test_a_shipped_model_pruned_by_the_defence(slim):
 
 
 def test_as_it_is_printed():
-    from gradprune.victims.slimming import Slim
     one, two, three = (Filter("conv", index) for index in range(3))
-    made = Slim(nn.Identity(), [one], [two, three], (12000, 9000), (5000000, 4000))
+    made = slimming.Slim(nn.Identity(), [one], [two, three], (12000, 9000), (5000000, 4000))
     assert str(made) == repr(made) and says(str(made), "1 of 3 silent filters cut out", "2 cannot be cut", "12,000 to 9,000 parameters",
                                             "5,000,000 to 4,000 multiply-adds")
 
@@ -209,8 +206,6 @@ def test_a_frozen_model_in_training_is_slimmed_where_no_gradients_are_kept(slim)
 
 
 def test_which_inputs_are_zero_everywhere():
-    from gradprune.victims.slimming import _zeros
-
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -224,10 +219,10 @@ def test_which_inputs_are_zero_everywhere():
     images[:, :2] = 0
     images[1, 1, 3, 3] = 0.1  # one pixel is enough
     model = Twice().eval()
-    zeros = _zeros(model, images)
+    zeros = slimming._zeros(model, images)
     assert {name: seen.tolist() for name, seen in zeros.items()} == {
         "conv": [False, False, False], "other": [True, False, False], "head": [False, True, True]}, "whatever it is called with"
-    refuses("", _zeros, model, torch.rand(2, 1, 4, 4))
+    refuses("", slimming._zeros, model, torch.rand(2, 1, 4, 4))
     assert not any(module._forward_pre_hooks for module in model.modules()), "no hook stays, whatever happens"
 
 
@@ -246,8 +241,7 @@ def test_saved_and_loaded_again(slim, tmp_path, name, settings):
     assert sizes(loaded) == sizes(smaller) and card["model"]["sizes"] == changed
     assert torch.equal(predict(loaded, IMAGES), predict(smaller.to(memory_format=torch.channels_last), IMAGES))
     assert path.stat().st_size < save_checkpoint(tmp_path / "full", model, {"model": made}).stat().st_size
-    card["model"]["sizes"].popitem()
-    path.with_suffix(".json").write_text(json.dumps(card))
+    edit(path.with_suffix(".json"), lambda card: card["model"]["sizes"].popitem())
     refuses("do not fit the model on their card", load_checkpoint, path)
 
 
