@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import QUICK, card_of, refused, refuses, same, squares, write_npz
+from conftest import QUICK, card_of, edit, refused, refuses, same, squares, write_npz
 from fake_device import CPU, META, FakeDevice, Machine
 from torch import nn
 
@@ -154,9 +154,8 @@ def test_a_folder_from_before_the_choice_is_the_cpus(victim, data, tmp_path):
     save_checkpoint(tmp_path / "model", victim.model, card_of(victim, tmp_path / "data.npz"))
     grid, facts = Grid([str(tmp_path / "model")], ["clp"], [2], 1), tmp_path / "out/bench.json"
     run(grid, tmp_path / "out", progress=False)
-    told = json.loads(facts.read_text())
-    assert told.pop("device") == "cpu"
-    facts.write_text(json.dumps(told))
+    assert json.loads(facts.read_text())["device"] == "cpu"
+    edit(facts, lambda told: told.pop("device"))
     assert len(run(grid, tmp_path / "out", progress=False)) == 1
 
 

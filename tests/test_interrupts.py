@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -89,8 +90,6 @@ def test_a_baseline_that_is_interrupted_gives_a_result(given, monkeypatch, name,
 
 @pytest.mark.slow
 def test_an_export_that_is_interrupted_leaves_the_checkpoint(given, tmp_path, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-    monkeypatch.setattr("gradprune.victims.save_cleaned.export", stop)
+    monkeypatch.setattr("gradprune.victims.save_cleaned.export", Mock(side_effect=KeyboardInterrupt))
     told = demo.defend_and_save("victim", tmp_path / "clean", export=tmp_path / "clean.pt2", spc=2, recipe="paper", progress=False)
     assert told["interrupted"] and told["export"] is None and load_checkpoint(tmp_path / "clean")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import as_json, holds, refused, refuses, write_npz
+from conftest import as_json, holds, listing, refused, refuses, write_npz
 
 from gradprune.attacks import TRIGGERS
 from gradprune.attacks.training import RECIPE
@@ -44,10 +44,6 @@ def done(tmp_path_factory, tiny):
         return out, *run_quickly(out, tiny)
 
 
-def files(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-
-
 def test_the_data_is_sound():
     for name, preset in PRESETS.items():
         assert set(preset) <= {"attacks", "defenses", "spc", "seeds", "train"}
@@ -83,9 +79,9 @@ def test_victims_and_rows(done, tiny):
 @pytest.mark.slow
 def test_nothing_is_done_twice(done, tiny, monkeypatch):
     out, _, table = done
-    before = files(out / "victims")
+    before = listing(out / "victims")
     monkeypatch.setattr(presets, "attack", None)  # who trains again fails
-    assert run_quickly(out, tiny)[1].equals(table) and files(out / "victims") == before
+    assert run_quickly(out, tiny)[1].equals(table) and listing(out / "victims") == before
 
 
 @pytest.mark.slow

@@ -11,20 +11,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from conftest import as_json, holds, interrupt_call, listing, parsed, refused, refuses, run, write_npz
-from torch import nn
+from conftest import as_json, edit, holds, interrupt_call, listing, parsed, refused, refuses, run, write_npz
 
 import gradprune as gp
 from gradprune.attacks import training as training_module
 from gradprune.base import paths
 from gradprune.cli import bench, jobs
 from gradprune.cli import console as screen
-from gradprune.cli import jobs as demo_module
-from gradprune.cli.jobs import attack_and_save, results_in, sentence
 from gradprune.datasets import draw_defense_images
 from gradprune.defenses import DEFENSES
 from gradprune.evaluation import Metrics
@@ -47,7 +45,7 @@ def store(tmp_path_factory, data):
     """A folder with a tiny data set, data.npz, and a victim trained on it, victim.safetensors and .json."""
     folder = tmp_path_factory.mktemp("store")
     write_npz(folder / "data.npz", data)
-    attack_and_save(folder / "victim", "badnets", data=str(folder / "data.npz"), target=1, rate=0.15, epochs=8,
+    jobs.attack_and_save(folder / "victim", "badnets", data=str(folder / "data.npz"), target=1, rate=0.15, epochs=8,
                     model={"name": "preact_resnet", "width": 12, "blocks": [1, 1]}, batch_size=32, shift=1, seed=1,
                     trigger_settings={"margin": 0, "color": "checker"}, progress=False)
     return folder
@@ -63,13 +61,18 @@ def here(tmp_path, monkeypatch):
     return work
 
 
+def copied(store, place):
+    """Put a copy of the victim in another place, or in the current folder."""
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(store / f"victim{suffix}", f"{place}{suffix}")
+
+
 @pytest.fixture
 def shipped(tmp_path, monkeypatch, store):
     """A package whose shipped data is one model, badnets: the tiny victim."""
     folder = tmp_path / "data" / "checkpoints"
     folder.mkdir(parents=True)
-    for suffix in (".safetensors", ".json"):
-        shutil.copy(store / f"victim{suffix}", folder / f"badnets{suffix}")
+    copied(store, folder / "badnets")
     monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "gradprune")
     return folder
 
@@ -199,14 +202,9 @@ def test_demo_defends_the_shipped_model(shipped, monkeypatch):
 
 
 def test_demo_can_train_first(store, monkeypatch):
-    seeds = []
-
-    def attack(trigger, seed, progress):
-        seeds.append(seed)
-        return replace(gp.load_victim(store / "victim"), seconds=1.5)
-
+    seeds, trained = [], replace(gp.load_victim(store / "victim"), seconds=1.5)
     monkeypatch.setattr("gradprune.views.reports.report.write_report", lambda folder, *_: folder / "report.html")
-    monkeypatch.setattr(demo_module, "attack", attack)
+    monkeypatch.setattr(jobs, "attack", lambda trigger, seed, progress: seeds.append(seed) or trained)
     told = as_json("demo", "--train", "--spc", 2, "--seed", 7)
     assert (seeds, told["checkpoint"], told["seconds"]["train"]) == ([7], None, 1.5)
 
@@ -274,10 +272,8 @@ def test_doctor_is_a_command():
 
 
 def test_json_has_no_nan(store, capsys):
-    for suffix in (".safetensors", ".json"):
-        shutil.copy(store / f"victim{suffix}", f"odd{suffix}")
-    card = json.loads(Path("odd.json").read_text())
-    Path("odd.json").write_text(json.dumps({**card, "metrics": {"acc": float("nan"), "asr": 1, "ra": 0}}))
+    copied(store, "odd")
+    edit(Path("odd.json"), lambda card: card.update(metrics={"acc": float("nan"), "asr": 1, "ra": 0}))
     done = run("evaluate", "odd", "--json")
     assert done.exit_code == 2 and "Traceback" not in done.output, "a share that is no number is no card's"
     screen.show(True, {"acc": float("nan"), "deeper": [float("inf"), 1]}, "")
@@ -326,9 +322,7 @@ def test_interrupted_zoo_build_names_what_is_finished(store, monkeypatch):
 
 
 def test_unexpected_errors_stay_tracebacks(store, monkeypatch):
-    def broken(*arguments, **more):
-        raise ZeroDivisionError
-    monkeypatch.setattr(PAPER, "validate", broken)
+    monkeypatch.setattr(PAPER, "validate", Mock(side_effect=ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
         run("defend", store / "victim", "--spc", 3, "--recipe", "paper")
 
@@ -384,7 +378,7 @@ def test_a_cleaned_model_goes_into_a_folder_that_is_there(store, here):
 def test_a_demo_whose_training_was_cut_short_writes_nothing(here, store, monkeypatch):
     victim = gp.load_victim(store / "victim")
     victim.card.setdefault("training", {})["interrupted"] = True
-    monkeypatch.setattr(demo_module, "attack", lambda *_, **__: victim)
+    monkeypatch.setattr(jobs, "attack", lambda *_, **__: victim)
     before, result = listing(here), run("demo", "--train")
     assert (result.exit_code, result.stderr) == (130, "Interrupted: training was cut short, so nothing was written.\n")
     assert listing(here) == before
@@ -407,19 +401,10 @@ def test_missing_extras_are_told_before_any_work(store, monkeypatch):
 
 @pytest.mark.slow
 def test_what_cannot_be_exported_leaves_nothing_behind(store, monkeypatch):
-    def fails(*_):
-        raise RuntimeError("No ONNX function found for <OpOverload(op='aten.odd', overload='default')>.")
-    monkeypatch.setattr(export_module, "_write_pt2", fails)
+    monkeypatch.setattr(export_module, "_write_pt2", Mock(
+        side_effect=RuntimeError("No ONNX function found for <OpOverload(op='aten.odd', overload='default')>.")))
     told = refused("defend", store / "victim", "--spc", 2, "--recipe", "paper", "--out", "deep/model", "--export", "deep/er/model.pt2")
     assert "cannot be exported as .pt2: there is no such form of the operator aten.odd" in told
-
-
-def damage(store, change):
-    """Put a copy of the victim with a changed card, `bad`, in the current folder."""
-    shutil.copy(store / "victim.safetensors", "bad.safetensors")
-    card = json.loads((store / "victim.json").read_text())
-    change(card)
-    Path("bad.json").write_text(json.dumps(card))
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -431,7 +416,8 @@ def damage(store, change):
 ])
 @pytest.mark.parametrize("command", ["evaluate", "defend"])
 def test_damaged_checkpoints(store, command, change, words):
-    damage(store, change)
+    copied(store, "bad")
+    edit(Path("bad.json"), change)
     out = ["--out", "deep/cleaned"] if command == "defend" else []
     assert words in refused(command, "./bad.safetensors", *out)
 
@@ -444,8 +430,7 @@ def test_unknown_checkpoint_names_are_plain_text(shipped):
 
 def test_weights_that_are_nan(store, here):
     model, card = load_checkpoint(store / "victim")
-    with torch.no_grad():
-        model.linear.weight[0, 0] = float("nan")
+    model.linear.weight.data[0, 0] = float("nan")
     save_checkpoint(here / "broken", model, card)
     for command in ("defend", "evaluate"):
         assert "not finite" in refused(command, "./broken")
@@ -453,11 +438,9 @@ def test_weights_that_are_nan(store, here):
 
 @pytest.mark.parametrize("command", ["demo", "attack", "defend", "zoo build"])
 def test_unwritable_folder_is_found_before_the_work(shipped, here, monkeypatch, command):
-    def work(*arguments, **settings):
-        raise AssertionError("work began before the folder was checked")
-    for name in ("attack", "load_victim"):
-        monkeypatch.setattr(demo_module, name, work)
-    monkeypatch.setattr(zoo, "attack", work)
+    work = Mock(side_effect=AssertionError("work began before the folder was checked"))
+    for module, name in ((jobs, "attack"), (jobs, "load_victim"), (zoo, "attack")):
+        monkeypatch.setattr(module, name, work)
     (here / "file").write_text("a regular file, so nothing can lie below it, even for root")
     inputs = {"attack": ["badnets"], "defend": ["badnets"]}.get(command, [])
     assert "Cannot write to folder 'file" in refused(*command.split(), *inputs, "--out", "file/sub/model")
@@ -465,33 +448,21 @@ def test_unwritable_folder_is_found_before_the_work(shipped, here, monkeypatch, 
 
 def test_results_in_takes_back_what_is_empty(here):
     (here / "old").mkdir()
-    with pytest.raises(RuntimeError), results_in("old/new", None, "old/new/newer", "old/other"):
+    with pytest.raises(RuntimeError), jobs.results_in("old/new", None, "old/new/newer", "old/other"):
         raise RuntimeError
     assert [path.name for path in here.rglob("*")] == ["old"]
 
-    def work():
-        with results_in("kept/new"):
-            Path("kept/file").write_text("finished")
-            raise RuntimeError
-    with pytest.raises(RuntimeError):
-        work()
+    with pytest.raises(RuntimeError), jobs.results_in("kept/new"):
+        Path("kept/file").write_text("finished")
+        raise RuntimeError
     assert sorted(path.name for path in here.rglob("*")) == ["file", "kept", "old"]
 
 
 # ---- bad input to the functions
 
 
-class Crop(nn.Module):
-    def forward(self, images):
-        return images[:, :, 1:]
-
-
-class Glare(nn.Module):
-    def forward(self, images):
-        return images * 300
-
-
-@pytest.mark.parametrize(("trigger", "words"), [(Crop(), "changed the images' shape"), (Glare(), "left the pixel range")])
+@pytest.mark.parametrize(("trigger", "words"), [(lambda images: images[:, :, 1:], "changed the images' shape"),
+                                                (lambda images: images * 300, "left the pixel range")])
 def test_triggers_that_break_the_contract(victim, trigger, words):
     calls = [lambda: gp.grad_prune(victim.model, victim.data.defense, trigger, spc=3, progress=False),
              lambda: gp.poison(victim.data.train, trigger, target=0),
@@ -502,8 +473,7 @@ def test_triggers_that_break_the_contract(victim, trigger, words):
 
 def test_losses_that_are_nan(victim):
     model = gp.build("preact_resnet", 4, width=4)
-    with torch.no_grad():
-        model.linear.bias.fill_(float("nan"))
+    model.linear.bias.data.fill_(float("nan"))
     refuses("not finite", gp.grad_prune, model, victim.data.defense, victim.trigger, spc=3, progress=False)
     refuses("the loss became nan", gp.fit, model, victim.data.train, epochs=1, progress=False)
     found = gp.filters(model)
@@ -520,12 +490,12 @@ def test_losses_that_are_nan(victim):
 ])
 def test_the_sentence_is_honest(before, after, verdict):
     result = SimpleNamespace(mask=SimpleNamespace(positions=[4]), rows=lambda stage: [])
-    told = sentence({"before": before, "pruned": after, "tuned": after}, result, "stop")
+    told = jobs.sentence({"before": before, "pruned": after, "tuned": after}, result, "stop")
     assert told.startswith(verdict)
     assert told.endswith(".")
     assert holds(told, f"{after.asr:.1%}", f"from {before.acc:.1%} to {after.acc:.1%}", "1 filter removed it",
                  "other classes' images to 'stop'; with")
-    assert "images to the next class; with" in sentence({"before": before, "tuned": after}, result, None)
+    assert "images to the next class; with" in jobs.sentence({"before": before, "tuned": after}, result, None)
 
 
 # ---- as a real program

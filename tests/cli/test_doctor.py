@@ -7,6 +7,7 @@ import shutil
 import sys
 from importlib import metadata
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -87,9 +88,7 @@ def test_colours_are_for_terminals(monkeypatch, capsys):
 
 
 def test_a_check_that_breaks_down_is_a_failed_check(monkeypatch):
-    def broken():
-        raise ImportError("libtorch.so:\n cannot open")
-    monkeypatch.setattr(doctor, "CHECKS", {"GPU": broken})
+    monkeypatch.setattr(doctor, "CHECKS", {"GPU": Mock(side_effect=ImportError("libtorch.so:\n cannot open"))})
     check, = doctor.checks()
     sick(check, "ImportError: libtorch.so: cannot open")
     assert check.name == "GPU"
@@ -134,9 +133,8 @@ def test_missing_notebooks_are_a_warning_with_the_command(monkeypatch):
 
 
 def test_torch_and_torchvision_of_different_builds(monkeypatch):
-    def nms(*arguments):
-        raise RuntimeError("operator torchvision::nms does not exist")
-    monkeypatch.setattr(torchvision.ops, "nms", nms)
+    error = RuntimeError("operator torchvision::nms does not exist")
+    monkeypatch.setattr(torchvision.ops, "nms", Mock(side_effect=error))
     assert sick(doctor.torch_pair(), "do not work together", "torchvision::nms").ok is False
 
 

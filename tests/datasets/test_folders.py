@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -96,9 +97,7 @@ def test_more_than_the_memory_holds_is_refused(tmp_path, monkeypatch):
 
 
 def test_memory_that_runs_out_is_no_fault_of_the_picture(tmp_path, monkeypatch):
-    def full(path, size):
-        raise MemoryError
-    monkeypatch.setattr(folder_module, "decode", full)
+    monkeypatch.setattr(folder_module, "decode", Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
         load(folder(tmp_path / "pets", count=3))
 
@@ -201,24 +200,22 @@ def test_pictures_are_decoded_once(tmp_path, decoded, cache):
     assert len(decoded) == 36, "a damaged copy is made again"
 
 
-@pytest.mark.parametrize("change", ["touch", "rename", "remove", "add", "content"])
+def other_pixels(path):
+    """... of the same size and time."""
+    state = path.stat()
+    picture(path, seed=77)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+
+
+@pytest.mark.parametrize("change", [
+    lambda path: os.utime(path, ns=(1, 1)), lambda path: path.rename(path.with_name("zz.bmp")), Path.unlink,
+    lambda path: picture(path.with_name("new.bmp")), other_pixels])
 def test_a_changed_folder_is_read_again(tmp_path, decoded, change):
     root = folder(tmp_path / "pets", count=4, ending=".bmp")
     load(root)
     decoded.clear()
-    path, state = root / "cat" / "00.bmp", (root / "cat" / "00.bmp").stat()
-    if change == "touch":
-        os.utime(path, ns=(1, 1))
-    elif change == "rename":
-        path.rename(path.with_name("zz.bmp"))
-    elif change == "remove":
-        path.unlink()
-    elif change == "add":
-        picture(root / "cat" / "new.bmp")
-    else:  # the same size and time, other pixels
-        picture(path, seed=77)
-        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-        assert path.stat().st_size == state.st_size
+    change(root / "cat" / "00.bmp")
     load(root)
     assert decoded
 
@@ -253,18 +250,14 @@ def flatten(root):
         shutil.rmtree(root / name)
 
 
-def keep_one(root):
-    for name in ("dog", "owl"):
-        shutil.rmtree(root / name)
-
-
 @pytest.mark.parametrize(("change", "sentence"), [
     (empty, r"class 'owl' is empty: there is no picture in .*owl \(\.png, "),
     (spoil(), r"none of the 9 pictures in .* can be read \(cat/00\.png: it is empty\)\.$"),
     (spoil("dog"), r"class 'dog' in .* has 0 pictures that can be read; it takes 3, one for each part\."),
     (lambda root: (root / "dog" / "01.png").unlink(), r"class 'dog' in .* has 2 pictures"),
     (flatten, r"holds pictures, but no class folders"),
-    (keep_one, r"has one class folder only, 'cat'; a classifier takes two or more\.$"),
+    (lambda root: [shutil.rmtree(root / name) for name in ("dog", "owl")],
+     r"has one class folder only, 'cat'; a classifier takes two or more\.$"),
     (lambda root: shutil.copytree(root, root / "pets") and [shutil.rmtree(root / name) for name in ("cat", "dog", "owl")],
      r"has one class folder only, 'pets'; .* Are the classes in .*pets/pets\?$"),
     (lambda root: [shutil.rmtree(path) for path in list(root.iterdir())], r"is no data set: it holds no class folders\."),

@@ -20,8 +20,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, as_json, refused, refuses, run, write_pictures
+from conftest import SHARED, as_json, interrupt_call, refused, refuses, run, write_pictures
 from PIL import Image
+from torchvision.datasets import CIFAR10, GTSRB, FashionMNIST
 
 from gradprune.base import paths
 from gradprune.base.errors import InputError
@@ -73,17 +74,12 @@ def cifar_binary(path, x, y, extra=()):
 class Old(pickle._Pickler):
     """Writes strings as Python 2 did, which made the true batches."""
 
-    def save_str(self, text):
-        self.save_bytes_as(text.encode("latin1"))
-
-    def save_bytes(self, content):
-        self.save_bytes_as(content)
-
-    def save_bytes_as(self, content):
+    def save_text(self, text):
+        content = text.encode("latin1") if isinstance(text, str) else text
         self.write(pickle.BINSTRING + len(content).to_bytes(4, "little") + content)
         self.memoize(content)
 
-    dispatch: ClassVar = {**pickle._Pickler.dispatch, str: save_str, bytes: save_bytes}
+    dispatch: ClassVar = {**pickle._Pickler.dispatch, str: save_text, bytes: save_text}
 
 
 def dumped(batch):
@@ -184,7 +180,6 @@ def test_where_sets_lie_unless_told(monkeypatch, tmp_path):
 
 
 def test_the_table_agrees_with_torchvision():
-    from torchvision.datasets import CIFAR10, GTSRB, FashionMNIST
     binary, python = (choice[0] for choice in PUBLISHED["cifar10"].choices)
     assert (python.urls[0], python.md5) == (CIFAR10.url, CIFAR10.tgz_md5)
     assert binary.urls[0] == python.urls[0].replace("python", "binary")
@@ -213,7 +208,6 @@ def test_cifar10_from_its_archive(cifar, store):
 
 
 def test_cifar10_for_python_serves_as_well(cifar, store, expect):
-    from torchvision.datasets import CIFAR10
     x, y = cifar
     (store / "cifar-10-binary.tar.gz").unlink()
     cifar_python(store / "cifar-10-python.tar.gz", x, y)
@@ -246,8 +240,8 @@ def test_a_pickle_that_asks_for_code_is_refused(cifar, store, expect, batch, tmp
     (store / "cifar-10-binary.tar.gz").unlink()
     cifar_python(store / "cifar-10-python.tar.gz", *cifar, batch=batch)
     expect("cifar10", store)
-    refuses(r"cifar-10-python\.tar\.gz cannot be read \(it asks for (posix\.mkdir|os\.system|numpy\.load|builtins\.eval)\)",
-            load, "cifar10")
+    refuses(r"cifar-10-python\.tar\.gz cannot be read \(it asks for "
+            r"(posix\.mkdir|os\.system|numpy\.load|builtins\.eval)\)", load, "cifar10")
     assert not list(tmp_path.rglob("pwned"))
 
 
@@ -278,7 +272,6 @@ def test_true_cifar10_images_through_the_archive(store, expect):
 
 
 def test_gtsrb_from_its_zips_is_what_torchvision_reads(store, expect, tmp_path):
-    from torchvision.datasets import GTSRB
     random = np.random.default_rng(0)
     pictures = [random.integers(0, 256, (20 + i % 9, 30 + i % 7, 3)).astype(np.uint8) for i in range(140)]
     gtsrb_zips(store / "gtsrb", {label: pictures[label * 3:label * 3 + 3] for label in range(43)},
@@ -305,7 +298,6 @@ def test_gtsrb_from_its_zips_is_what_torchvision_reads(store, expect, tmp_path):
 
 @pytest.mark.parametrize("pack", [True, False])
 def test_fashion_mnist_gzipped_or_not(store, expect, pack):
-    from torchvision.datasets import FashionMNIST
     x, y = images(260, 28, 1)
     fashion_files(store / "FashionMNIST" / "raw", x[:, 0], y, 200, pack)
     expect("fashion_mnist", store)
@@ -548,10 +540,7 @@ def test_check_names_the_pictures_that_cannot_be_read(tmp_path):
 
 
 def test_an_interrupted_get_says_what_is_kept(remote_cifar, monkeypatch):
-    def stop(*arguments, **settings):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(published, "fetch", stop)
+    interrupt_call(monkeypatch, published, "fetch", 1)
     result = run("data", "get", "cifar10")
     assert result.exit_code == 130 and "what has arrived is kept, and the same command goes on" in result.stderr
 

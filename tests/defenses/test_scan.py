@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -208,9 +209,7 @@ def test_a_card_without_data(store, tmp_path):
 
 def test_the_real_trigger_is_never_loaded(store, found, monkeypatch):
     """A scan gets the model and images alone."""
-    def touched(*_, **__):
-        raise AssertionError("the trigger was made")
-
-    monkeypatch.setattr("gradprune.victims.victim.make_trigger", touched)
+    made = AssertionError("the trigger was made")
+    monkeypatch.setattr("gradprune.victims.victim.make_trigger", Mock(side_effect=made))
     monkeypatch.setattr("gradprune.defenses.scan", lambda model, images, **_: found)
     assert run("scan", store / "victim", "--spc", 2, "--json").exit_code == 0

@@ -5,8 +5,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from gradprune.lessons.runtime import notebook_setup as session
 from gradprune.lessons.runtime import restart_points as restart
 from gradprune.lessons.runtime.check import EXERCISES
 from gradprune.lessons.runtime.feedback import close
-from gradprune.pruning import SCORES, Pairs, filter_scores, pair_up, silence, validate
+from gradprune.pruning import SCORES, filter_scores, pair_up, silence, validate
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
 from gradprune.views.figures import filter_picture, lesson_plots
@@ -65,10 +66,6 @@ def test_each_wrong_answer_gets_its_own_message(exercise, message, wrong, capsys
     assert holds(told, "✘ Not yet right", message)
 
 
-def hang_up(*_):
-    raise SystemExit
-
-
 def unspeakable(*_):
     class Mute(Exception):
         def __str__(self):
@@ -81,11 +78,13 @@ def recurse(*_):
     return recurse()
 
 
-HOSTILE = {"a number": 3, "a string": "score", "a class": torch.nn.Linear, "no arguments": lambda: 1, "raises": lambda *_: 1 / 0,
-           "exits": hang_up, "cannot be printed": unspeakable, "recurses": recurse, "a string back": lambda *_: "0.5",
-           "a list of strings": lambda *_: ["a"], "nan": lambda *_: float("nan"), "infinite": lambda *_: torch.tensor(torch.inf),
-           "empty": lambda *_: torch.zeros(0), "a huge shape": lambda *_: torch.zeros(1, 1).expand(9, 9), "itself": lambda *a: a,
-           "a set": lambda *_: {1}, "not implemented": lambda *_: (_ for _ in ()).throw(NotImplementedError())}
+HOSTILE = {"a number": 3, "a string": "score", "a class": torch.nn.Linear, "no arguments": lambda: 1,
+           "raises": lambda *_: 1 / 0, "exits": lambda *_: sys.exit(), "cannot be printed": unspeakable,
+           "recurses": recurse, "a string back": lambda *_: "0.5", "a list of strings": lambda *_: ["a"],
+           "nan": lambda *_: float("nan"), "infinite": lambda *_: torch.tensor(torch.inf),
+           "empty": lambda *_: torch.zeros(0), "a huge shape": lambda *_: torch.zeros(1, 1).expand(9, 9),
+           "itself": lambda *a: a, "a set": lambda *_: {1},
+           "not implemented": lambda *_: (_ for _ in ()).throw(NotImplementedError())}
 
 
 @each_exercise
@@ -162,18 +161,9 @@ def by_numpy(images, mean, std):
     return torch.from_numpy((images.numpy() - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1)))
 
 
-@told("unlearning_loss", "`.backward()` is called inside")
-def goes_backward(*case):
-    loss = reference("unlearning_loss")(*case)
-    loss.backward()
-    return loss
-
-
-@told("search_loss", "`.backward()` is called inside")
-def searches_backward(*case):
-    loss = reference("search_loss")(*case)
-    loss.backward()
-    return loss
+for one in ("unlearning_loss", "search_loss"):
+    told(one, "`.backward()` is called inside")(
+        lambda *case, name=one: (loss := reference(name)(*case)).backward() or loss)
 
 
 @pytest.mark.parametrize(("name", "attempt", "words"), TOLD)
@@ -236,10 +226,8 @@ def test_plain_python_without_ipython_prints(monkeypatch, capsys):
 
 
 def test_ctrl_c_in_an_attempt_stops_the_cell():
-    def stopped(*_):
-        raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        check.score(stopped)
+        check.score(Mock(side_effect=KeyboardInterrupt))
 
 
 def test_an_attempt_leaves_torch_as_it_was(capsys):
@@ -551,12 +539,8 @@ def test_a_damaged_file_is_set_aside_and_told(own_progress, content, capsys):
 
 
 def test_two_notebooks_at_once_lose_nothing(own_progress):
-    writers = [threading.Thread(target=lambda n=n: [progress.remember("answers", f"0{n}.{i}", i) for i in range(12)])
-               for n in range(4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: [progress.remember("answers", f"0{n}.{i}", i) for i in range(12)], range(4)))
     assert len(json.loads(own_progress.read_text())["answers"]) == 48
 
 
@@ -595,11 +579,8 @@ def test_a_lock_that_another_kernel_holds_is_not_taken_away(own_progress, monkey
 def test_a_file_that_cannot_be_read_is_not_overwritten(own_progress, monkeypatch, capsys):
     progress.remember("answers", "old", 1)
     whole = own_progress.read_bytes()
-
-    def fails(*_, **__):
-        raise OSError(5, "Input/output error")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", fails)
+        patch.setattr(Path, "read_text", Mock(side_effect=OSError(5, "Input/output error")))
         progress.remember("answers", "new", 2)
         assert progress.recall("answers", "new") == 2, "this kernel knows it"
     assert own_progress.read_bytes() == whole
@@ -674,7 +655,7 @@ def test_figures_state_what_they_show(victim: Victim):
         lesson_plots.turned_down([0, 0.5, 1], [8.0, 3.9, 1.0], -8.2, names[best], guess=2.0),
         lesson_plots.predicted_against_real(scores, scores["taylor"] / 2, names),
         lesson_plots.score_maps(found, scores), filter_picture.filter_view(victim.model, found, best, pairs),
-        filter_picture.filter_view(victim.model, found, 0, pairs_without_place(pairs))]
+        filter_picture.filter_view(victim.model, found, 0, pairs._replace(triggered=(pairs.clean + 0.1).clamp(0, 1)))]
     for position, words in ((0, "its colours"), (len(found) - 1, f"one tile per input ({found.layers[-1].shape[0]})")):
         picture = filter_picture.filter_view(victim.model, found, position, pairs)
         assert any(words in text.get_text() for ax in picture.figure.axes for text in ax.texts), words
@@ -686,10 +667,6 @@ def test_figures_state_what_they_show(victim: Victim):
     assert "images the largest change is on the sticker" in told[4]
     assert "covers the whole image" in told[5]
     assert all(picture.png().startswith(b"\x89PNG") for picture in pictures)
-
-
-def pairs_without_place(pairs: Pairs) -> Pairs:
-    return pairs._replace(triggered=(pairs.clean + 0.1).clamp(0, 1))
 
 
 def test_figures_refuse_what_cannot_be_drawn(victim: Victim):

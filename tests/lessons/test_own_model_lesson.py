@@ -140,10 +140,7 @@ def test_restart_points():
 
 
 def test_photographs_are_left_out_in_one_sentence_where_they_are_not_here(monkeypatch, victim, capsys):
-    def absent(name):
-        return gp.load(name.split("/")[0])
-
-    monkeypatch.setattr(workshop, "load_victim", absent)
+    monkeypatch.setattr(workshop, "load_victim", lambda name: gp.load(name.split("/")[0]))
     assert checkpoint("06_photographs") is None
     told = capsys.readouterr().out
     assert told.startswith("cifar10/badnets is left out: The data set cifar10 is not here; run `gradprune data get cifar10`")

@@ -138,12 +138,9 @@ def test_triggers_side_by_side_are_counted(victim, found):
 
 
 def test_the_map_of_alarms_counts_models_not_marks():
-    def scan(model, attacked, *marks):
-        return {"model": model, "attacked": attacked, "mask_share": marks[0], "mask_index": marks[1], "whole_share": marks[2],
-                "whole_index": marks[3]}
-
-    table = pd.DataFrame([scan("a", True, 0.2, 5, 0.3, 4), scan("b", True, 0.6, 2.3, 0.9, 1), scan("c", True, 0.9, 1, 0.9, 1),
-                          scan("d", False, 0.8, 2.5, 0.7, 3), scan("e", False, 0.9, 1, 0.9, 1)])
+    scans = [("a", True, 0.2, 5, 0.3, 4), ("b", True, 0.6, 2.3, 0.9, 1), ("c", True, 0.9, 1, 0.9, 1),
+             ("d", False, 0.8, 2.5, 0.7, 3), ("e", False, 0.9, 1, 0.9, 1)]
+    table = pd.DataFrame(scans, columns=["model", "attacked", "mask_share", "mask_index", "whole_share", "whole_index"])
     picture = scan_plots.alarm_map(table)
     assert picture.summary == ("With an index above 2 alone, 1 of 2 clean and 2 of 3 attacked models are accused; with a norm below 50% of "
                                "the median as well, 0 of 2 clean and 1 of 3 attacked models are accused.")

@@ -61,21 +61,14 @@ class Wrapped(PreActResNet):
     def forward(self, images):
         return self.form(super().forward(images))
 
-def pair(num_classes):
-    return Wrapped(num_classes, lambda logits: (logits, logits))
+def wrapped(form):
+    return lambda num_classes: Wrapped(num_classes, form)
 
-def maps(num_classes):
-    return Wrapped(num_classes, lambda logits: logits[:, :, None, None])
-
-def row(num_classes):
-    return Wrapped(num_classes, lambda logits: logits[:, 0])
-
-def refuses(num_classes):
-    return Wrapped(num_classes, lambda logits: {}["key"])
-
-def soft(num_classes):
-    return Wrapped(num_classes, lambda logits: logits.softmax(1))
-
+pair = wrapped(lambda logits: (logits, logits))
+maps = wrapped(lambda logits: logits[:, :, None, None])
+row = wrapped(lambda logits: logits[:, 0])
+refuses = wrapped(lambda logits: {}["key"])
+soft = wrapped(lambda logits: logits.softmax(1))
 constant = 5
 network = fixed()
 """
@@ -325,9 +318,8 @@ def test_a_folder_of_pictures(here, victim):
 
 def suspecting(label, trigger):
     """A scan that is over at once."""
-    def scan(model, images, *, spc=10, seed=0, progress=True):
-        return Scan([], images.classes, 2.0, label, "mask", trigger, "the verdict", images, {}, [], [])
-    return scan
+    return lambda model, images, **_: Scan([], images.classes, 2.0, label, "mask", trigger, "the verdict", images, {},
+                                           [], [])
 
 
 def test_scan_of_a_model_without_a_card(here, monkeypatch):

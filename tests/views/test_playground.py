@@ -20,12 +20,7 @@ class Small(Panel):
 
     def __init__(self, victim: Victim) -> None:
         super().__init__(victim)
-        self.closed = False
         Small.made.append(self)
-
-    def close(self) -> None:
-        self.closed = True
-        super().close()
 
 
 def broken(victim: Victim) -> Panel:
@@ -52,13 +47,13 @@ def test_panels_follow_the_choice(page):
     assert holds(page.told.value, "60 of 400", "98.0%")
     page.choose.set_state({"index": 1})
     first, second = Small.made
-    assert first.closed
-    assert place.children == (second,)
+    assert first.comm is None, "closed"
+    assert place.children == (second,) and second.comm is not None
     assert second.victim is page.victims["clean"]
     assert "This model was not attacked" in page.told.value
     assert not page.choose.disabled
     page.close()
-    assert second.closed
+    assert second.comm is None
 
 
 def test_a_broken_panel_stops_no_other(page):

@@ -1,12 +1,11 @@
 """The trigger studio and notebook 01's figure over all kinds of triggers: tables, numbers, pictures, what was learned."""
 
 import inspect
-import json
 import math
 
 import pytest
 import torch
-from conftest import card_of, put, refuses, shown
+from conftest import card_of, edit, put, refuses, shown
 
 from gradprune.attacks import TRIGGERS, make_trigger
 from gradprune.attacks.triggers import input_aware, low_frequency, trojannn
@@ -290,9 +289,7 @@ def test_learned_triggers_stand_in_the_figure(learned, capsys):
 
 def test_a_damaged_checkpoint_is_refused(learned, folder):
     assert all(learns(trigger) for trigger in learned.values()) and not learns(make_trigger("wanet"))
-    card = json.loads((folder / "trojannn.json").read_text())
-    card["attack"]["settings"]["size"] = 3
-    (folder / "trojannn.json").write_text(json.dumps(card))
+    edit(folder / "trojannn.json", lambda card: card["attack"]["settings"].update(size=3))
     refuses("do not fit the trigger", shipped, "trojannn")
 
 

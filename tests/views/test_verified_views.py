@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_readable, put, refuses, same, texts, without
+from toys import parts
 
-from gradprune.datasets import draw_defense_images
 from gradprune.defenses import fine_pruning, grad_prune
 from gradprune.evaluation import replay
 from gradprune.models import predict
-from gradprune.pruning import filter_scores, pair_up, unlearning_loss
+from gradprune.pruning import filter_scores, unlearning_loss
 from gradprune.pruning.filters import filters
 from gradprune.views import FilterExplorer, PruningPlayer
 from gradprune.views.figures.pruning_plots import trajectories
@@ -31,11 +31,7 @@ def second(victim):
     return grad_prune(victim.model, victim.data.defense, victim.trigger, spc=9, recipe="verified", tune=False, progress=False)
 
 
-class Names:
-    """Names of filters, without a model."""
-
-    def __getitem__(self, position):
-        return f"stages.{position}"
+NAMES = [f"stages.{position}" for position in range(21)]  # names of filters, without a model
 
 
 def tried(real=(-3.0, -1.0, 8.0), predicted=(-4.0, -3.0, -2.0)) -> Tried:
@@ -46,8 +42,7 @@ def tried(real=(-3.0, -1.0, 8.0), predicted=(-4.0, -3.0, -2.0)) -> Tried:
 
 
 def test_trials_and_predictions_equal_removals_and_gradients_by_hand(victim):
-    train, _ = draw_defense_images(victim.data.defense, 3)
-    pairs = pair_up(train, victim.trigger)
+    pairs, _ = parts(victim, 3)
     found, before = filters(victim.model, pairs.clean[:1]), copy.deepcopy(victim.model.state_dict())
     scores, loss = filter_scores(victim.model, found, pairs.triggered, pairs.labels, "gate")
     seen = try_shortlist(victim.model, found, pairs, scores, k=5)
@@ -64,10 +59,10 @@ def test_trials_and_predictions_equal_removals_and_gradients_by_hand(victim):
 
 
 def test_the_sentence_names_the_best_trial_and_the_harmful_ones():
-    text = describe_tried(tried(), Names())
+    text = describe_tried(tried(), NAMES)
     assert "stages.5 has the best trial, place 1 in the gradient's order (objective -3, predicted -4)" in text
     assert "1 of the trials makes it worse: stages.7 (+8, predicted -2)" in text
-    text = describe_tried(tried(real=(-1.0, -3.0, -0.5)), Names())
+    text = describe_tried(tried(real=(-1.0, -3.0, -0.5)), NAMES)
     assert "stages.6 has the best trial, place 2" in text
     assert text.endswith("none of the trials makes it worse.")
 
@@ -76,8 +71,8 @@ def test_the_sentence_names_the_best_trial_and_the_harmful_ones():
                                    tried([-i / 9 for i in range(16)], [-5.0] * 16),
                                    tried([30.0] + [-1.0] * 14 + [4.0], [-3.0] * 16)])
 def test_predicted_and_real_can_be_read(shown):
-    picture = predicted_and_real(shown, Names())
-    assert picture.summary == describe_tried(shown, Names())
+    picture = predicted_and_real(shown, NAMES)
+    assert picture.summary == describe_tried(shown, NAMES)
     assert_readable(picture)
     words = " ".join(text.get_text() for text in texts(picture))
     assert f"best trial\n{min(shown.real):+.3g}" in words
@@ -90,14 +85,14 @@ def test_predicted_and_real_can_be_read(shown):
 
 def test_the_explorer_shows_the_trials_and_where_the_chosen_filter_stands(make, victim, monkeypatch):
     calls = []
-    real = try_shortlist
-    monkeypatch.setattr("gradprune.views.panels.filter_explorer.try_shortlist", lambda *args: calls.append(1) or real(*args))
+    monkeypatch.setattr("gradprune.views.panels.filter_explorer.try_shortlist",
+                        lambda *args: calls.append(1) or try_shortlist(*args))
     panel = make(FilterExplorer)
     before = panel.figure.value
     assert panel.compute(panel.state()).tried is None and not calls, "nobody pays for trials before they are asked for"
     put(panel.below, True)
     seen = panel.compute(panel.state()).tried
-    assert seen == real(victim.model, panel.found, panel.pairs, panel.scores["gate"])
+    assert seen == try_shortlist(victim.model, panel.found, panel.pairs, panel.scores["gate"])
     assert panel.figure.value != before
     assert describe_tried(seen, panel.found) in panel.sentence
     for place in (0, 3):

@@ -5,6 +5,7 @@ import gc
 import sys
 import weakref
 from importlib import import_module
+from unittest.mock import Mock
 
 import ipywidgets as widgets
 import matplotlib
@@ -17,13 +18,14 @@ from conftest import family, holds, put, refuses, same, without
 from ipywidgets.widgets.widget import _instances
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from toys import parts
 
 from gradprune.attacks import make_trigger
 from gradprune.base.errors import InputError
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.evaluation import evaluate, replay
 from gradprune.models import build, predict
-from gradprune.pruning import pair_up, paper, unlearning_loss
+from gradprune.pruning import paper, unlearning_loss
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
 from gradprune.views import (
@@ -116,11 +118,10 @@ def test_trigger_studio_takes_a_trigger_that_nobody_knows(make, victim):
 
 def test_trigger_studio_measures_asr_on_a_button_that_is_disabled_meanwhile(make, victim, monkeypatch):
     panel, seen = make(TriggerStudio), []
-    real = evaluate
 
     def watched(*args, **settings):
         seen.append((panel.measure.disabled, panel.measure.description))
-        return real(*args, **settings)
+        return evaluate(*args, **settings)
 
     monkeypatch.setattr("gradprune.views.panels.trigger_studio.evaluate", watched)
     panel.measure.click()
@@ -137,8 +138,7 @@ def test_trigger_studio_measures_asr_on_a_button_that_is_disabled_meanwhile(make
 
 def test_filter_explorer_shows_responses_and_the_real_change_of_loss(make, victim):
     panel = make(FilterExplorer)
-    train, _ = draw_defense_images(victim.data.defense, 10)
-    pairs = pair_up(train, victim.trigger)
+    pairs, _ = parts(victim, 10)
     found = filters(victim.model, pairs.clean[:1])
     for position in (0, 17, 40):
         layer, index = found[position]
@@ -161,8 +161,7 @@ def test_filter_explorer_shows_responses_and_the_real_change_of_loss(make, victi
 
 def test_filter_explorer_predicts_what_the_gradient_says(make, victim):
     panel = make(FilterExplorer)
-    train, _ = draw_defense_images(victim.data.defense, 10)
-    pairs = pair_up(train, victim.trigger)
+    pairs, _ = parts(victim, 10)
     weight = victim.model.stages[0][0].conv1.weight
     loss = F.cross_entropy(victim.model(pairs.triggered), pairs.labels)
     gradient, = torch.autograd.grad(loss, [weight])
@@ -331,10 +330,9 @@ def test_beat_grad_prune_compares_at_equal_filter_count_on_the_test_set(make, vi
     for position in (3, 20):
         touch(panel, position)
     panel.finish.click()
-    train, validation = draw_defense_images(victim.data.defense, 10)
     model = copy.deepcopy(victim.model)
     found = filters(model, victim.data.test.floats()[:1])
-    run = paper(model, found, pair_up(train, victim.trigger), pair_up(validation, victim.trigger), alpha=1.0, progress=False)
+    run = paper(model, found, *parts(victim, 10), alpha=1.0, progress=False)
     picks = [found.position(row["layer"], row["index"]) for row in run.history[1:3]]
     assert panel.test == {"given": victim.evaluate(), "you": victim.evaluate(without(victim, 3, 20)),
                           "Grad-Prune": victim.evaluate(without(victim, *picks))}
@@ -395,11 +393,8 @@ def test_an_error_turns_red_and_is_raised_under_strict_alone(make, monkeypatch, 
         assert holds(panel.error.value, f'class="{ERROR_CLASS}"', "ZeroDivisionError: &lt;b&gt;no&lt;/b&gt; such thing",
                      "Traceback (most recent call last)", "in broken")
 
-    def unwilling(state):
-        raise InputError("one must not do that.")
-
     with monkeypatch.context() as patch:
-        patch.setattr(panel, "compute", unwilling)
+        patch.setattr(panel, "compute", Mock(side_effect=InputError("one must not do that.")))
         patch.setenv("GRADPRUNE_STRICT", "0")
         put(slider, values[0])
         assert "one must not do that." in panel.error.value and "Traceback" not in panel.error.value
