@@ -11,8 +11,8 @@ import pdoc
 from gradprune import __version__
 from gradprune.base.paths import output_folder
 
-ROOMS = ("base", "datasets", "models", "attacks", "pruning", "defenses", "evaluation", "victims", "bench", "views",
-         "cli", "lessons")
+ROOMS = ("base", "datasets", "models", "attacks", "pruning", "search", "defenses", "evaluation", "victims", "bench",
+         "views", "cli", "lessons")
 INHERITED = re.compile(r"<p>(Alias for field number|Create new instance of|Initialize internal Module state)[^<]*</p>")
 
 
