@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.attacks import Trigger, read_trigger
-from gradprune.attacks.triggers.trigger import Position
+from gradprune.attacks.triggers.position import Position
 from gradprune.base.devices import choose_device
 from gradprune.base.errors import InputError, require, require_known
 from gradprune.base.paths import output_folder

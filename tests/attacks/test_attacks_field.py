@@ -11,7 +11,7 @@ from gradprune.attacks.poisoning import attack_labels, choose
 from gradprune.attacks.training_hook import TrainingHook
 from gradprune.attacks.triggers.bpp import dithered
 from gradprune.attacks.triggers.input_aware import sameness
-from gradprune.attacks.triggers.trigger import descend
+from gradprune.attacks.triggers.learning import descend
 from gradprune.attacks.triggers.trojannn import last_linear, neurons
 from gradprune.attacks.triggers.wanet import bend
 from gradprune.evaluation import evaluate

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from gradprune.attacks.triggers.trigger import Position, Trigger, check_position, corner, put
+from gradprune.attacks.triggers.position import Position, check_position, corner, put
+from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import require
 
 _COLORS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "yellow": (1.0, 0.9, 0.0),

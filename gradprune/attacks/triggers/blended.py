@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.attacks.triggers.trigger import Trigger, in_channels
+from gradprune.attacks.triggers.position import in_channels
+from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import require
 
 

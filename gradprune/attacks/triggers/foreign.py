@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradprune.attacks.triggers.trigger import Trigger, in_channels
+from gradprune.attacks.triggers.position import in_channels
+from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import InputError, require, told_as
 from gradprune.models.own import current_folder_first, look_up
 

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.attacks.triggers.trigger import Trigger, descend, in_channels
+from gradprune.attacks.triggers.learning import descend
+from gradprune.attacks.triggers.position import in_channels
+from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.models.inference import evaluating

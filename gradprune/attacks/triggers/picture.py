@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.attacks.triggers.trigger import Position, Trigger, check_position, corner, in_channels
+from gradprune.attacks.triggers.position import Position, check_position, corner, in_channels
+from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import require, told_as
 from gradprune.datasets.folder import FORMATS, eight_bits
 

@@ -1,10 +1,7 @@
-"""The base of all triggers: a small module that maps an image to the same image with the attacker's mark on it.
-
-Behind it is what several triggers share: the place of a mark, its colours on grey images, the loop in which it learns.
-"""
+"""The base of all triggers: a small module that maps an image to the same image with the attacker's mark on it."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +9,6 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-
-Position = str | tuple[int, int]
-CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right", "center")
 
 
 class Trigger(nn.Module):
@@ -87,68 +81,3 @@ class Trigger(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for `print(trigger)`."""
         return ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
-
-
-def check_position(position: Position) -> None:
-    """Raise InputError for a string that is neither a corner's name nor "center"."""
-    require(not isinstance(position, str) or position in CORNERS,
-            f"position must be one of {', '.join(CORNERS)} or (row, column), got {position!r}.")
-
-
-def corner(position: Position, mark: tuple[int, int], image: tuple[int, int], what: str, margin: int = 0
-           ) -> tuple[int, int]:
-    """Row and column of a mark's top-left pixel.
-
-    position: a corner's name, "center", or row and column themselves.
-    mark, image: their sizes, (height, width) in pixels.
-    what: the mark's name, for the message.
-    margin: pixels between the mark and the edges of its corner.
-    Raises InputError if the mark does not fit.
-    """
-    if not isinstance(position, str):
-        row, column = position
-    elif position == "center":
-        row, column = ((side - own) // 2 for side, own in zip(image, mark, strict=True))
-    else:
-        row = margin if "top" in position else image[0] - mark[0] - margin
-        column = margin if "left" in position else image[1] - mark[1] - margin
-    require(0 <= row <= image[0] - mark[0] and 0 <= column <= image[1] - mark[1],
-            f"{what} at row {row}, column {column} does not fit a {image[0]}x{image[1]} image.")
-    return row, column
-
-
-def put(images: Tensor, mark: Tensor, row: int, column: int) -> Tensor:
-    """A copy of images (N, C, H, W) with a coloured mark (3, h, w) whose top-left pixel is at this row and column."""
-    images = images.clone()
-    images[:, :, row:row + mark.shape[1], column:column + mark.shape[2]] = in_channels(mark, images.shape[1]).to(images)
-    return images
-
-
-def in_channels(mark: Tensor, channels: int) -> Tensor:
-    """A coloured mark, float (..., 3, H, W), as it is for 3 channels, or its mean over the channels for 1."""
-    return mark if channels == 3 else mark.mean(dim=-3, keepdim=True)
-
-
-def descend(tensors: Sequence[nn.Parameter], loss: Callable[[Tensor], Tensor], images: Tensor, *, steps: int,
-            lr: float, seed: int = 0, batch_size: int = 64) -> None:
-    """Minimise `loss(batch)` over `tensors` in place by Adam; nothing else gets a gradient.
-
-    images: float (N, C, H, W) in [0, 1], at least one.
-    seed: which `batch_size` images each step draws.
-    The tensors' requires_grad is off afterwards: except to its attack, a trigger is a constant.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(tensors, lr=lr)
-    try:
-        for tensor in tensors:
-            tensor.requires_grad_(True)
-        for _ in range(steps):
-            batch = torch.randperm(len(images), generator=generator)[:batch_size].to(images.device)
-            gradients = torch.autograd.grad(loss(images[batch]), tensors)
-            for tensor, gradient in zip(tensors, gradients, strict=True):
-                tensor.grad = gradient
-            optimizer.step()
-    finally:
-        for tensor in tensors:
-            tensor.requires_grad_(False)
-            tensor.grad = None

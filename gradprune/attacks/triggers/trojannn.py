@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from gradprune.attacks.triggers.trigger import Trigger, corner, descend, put
+from gradprune.attacks.triggers.learning import descend
+from gradprune.attacks.triggers.position import corner, put
+from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.models.inference import evaluating

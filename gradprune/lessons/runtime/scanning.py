@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gradprune.attacks.triggers.trigger import descend
+from gradprune.attacks.triggers.learning import descend
 from gradprune.defenses.scan import FASTER
 from gradprune.lessons.runtime.notebook_setup import mode
 from gradprune.search import Inverted
