@@ -10,7 +10,6 @@ from collections.abc import Callable
 from gradprune.base.errors import require_known
 from gradprune.defenses.anp import anp
 from gradprune.defenses.clp import clp
-from gradprune.defenses.common import DefenseResult
 from gradprune.defenses.driven import driven
 from gradprune.defenses.exposure import Reach, exposure
 from gradprune.defenses.fine_pruning import fine_pruning
@@ -23,6 +22,7 @@ from gradprune.defenses.ims import ims
 from gradprune.defenses.nad import nad
 from gradprune.defenses.neural_cleanse import neural_cleanse
 from gradprune.defenses.repair import repair, unsteadiness
+from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.rnp import rnp
 from gradprune.defenses.sau import sau
 from gradprune.defenses.scan import Scan, scan

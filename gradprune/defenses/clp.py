@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import DefenseResult, Work, positive
+from gradprune.defenses.common import Work, positive
+from gradprune.defenses.result import DefenseResult
 from gradprune.pruning import FilterMask, Filters, Pairs, Pruned, validate
 from gradprune.pruning.filters import silent
 from gradprune.pruning.loop import row

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import DefenseResult, Work, logit_layer, positive, sgd_then
+from gradprune.defenses.common import Work, logit_layer, positive, sgd_then
+from gradprune.defenses.result import DefenseResult
 from gradprune.pruning import FilterMask, Filters, Pairs, Pruned, validate
 from gradprune.pruning.filters import silent
 from gradprune.pruning.loop import row

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import DefenseResult, Work, logit_layer, override_positive, sgd_then
+from gradprune.defenses.common import Work, logit_layer, override_positive, sgd_then
+from gradprune.defenses.result import DefenseResult
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
 from gradprune.pruning.fine_tuning import half_cosine, passes
 

@@ -9,7 +9,8 @@ A control is a recipe without its pruning, which the pruning must beat: `ft_unle
 from torch import nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import DefenseResult, Work
+from gradprune.defenses.common import Work
+from gradprune.defenses.result import DefenseResult
 from gradprune.pruning import distilled_tune, fine_tune, judge
 
 

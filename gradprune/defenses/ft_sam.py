@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import DefenseResult, Work, positive
+from gradprune.defenses.common import Work, positive
+from gradprune.defenses.result import DefenseResult
 
 
 class SharpnessAware(torch.optim.SGD):

@@ -11,7 +11,8 @@ from torch import nn
 
 from gradprune.base.errors import require_known
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import DefenseResult, Work
+from gradprune.defenses.common import Work
+from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.scan import Scan
 from gradprune.pruning import RECIPES, SCORES, best_repair, fine_tune
 

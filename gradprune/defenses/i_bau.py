@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import DefenseResult, Work, endless, override_positive
+from gradprune.defenses.common import Work, endless, override_positive
+from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs
 

@@ -14,8 +14,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import DefenseResult, Work, override_positive
+from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.inverse_masks import Masks
+from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import check_unwrapped, evaluating
 from gradprune.pruning.scores import gated
 

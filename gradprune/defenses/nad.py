@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import DefenseResult, Work, override_positive
+from gradprune.defenses.common import Work, override_positive
+from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import evaluating
 from gradprune.pruning import Pairs, clean_loss, fine_tune, validate
 from gradprune.pruning.fine_tuning import Loss, passes

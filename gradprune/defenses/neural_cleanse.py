@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import DefenseResult, Work, positive
+from gradprune.defenses.common import Work, positive
+from gradprune.defenses.result import DefenseResult
 from gradprune.pruning import Pairs
 from gradprune.search import Inversion, invert, outliers
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require, require_known
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import DefenseResult, Work, override_positive
+from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.consistency import CONSISTENCY, consistent_tune
+from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.scan import scan
 from gradprune.defenses.unlearning import UNLEARNING, unlearn_suspect
 from gradprune.models.inference import predict

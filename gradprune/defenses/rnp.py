@@ -20,7 +20,8 @@ from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
 from gradprune.defenses.channels import batch_norms, batch_statistics, close_below, scaled_channels
-from gradprune.defenses.common import DefenseResult, Work, endless, override_positive
+from gradprune.defenses.common import Work, endless, override_positive
+from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import check_unwrapped
 from gradprune.pruning import Pairs
 
