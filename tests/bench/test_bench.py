@@ -309,8 +309,7 @@ def test_an_unreachable_scheduler(small, tmp_path, kind, monkeypatch):
 ])
 def test_bad_grids(toys, tmp_path, settings, words, monkeypatch):
     monkeypatch.setattr(runner, "serial", lambda _: pytest.fail("work began"))
-    refuses(words, run, Grid(**{"attacks": toys, "defenses": ["clp"], "spc": [2], "seeds": 1, **settings}),
-            tmp_path / "out")
+    refuses(words, lambda: run(Grid(**{"attacks": toys, "defenses": ["clp"], "spc": [2], "seeds": 1, **settings}), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

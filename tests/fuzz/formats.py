@@ -26,8 +26,8 @@ from PIL import Image
 
 from gradprune.attacks import Picture
 from gradprune.bench import ranking, summarise
-from gradprune.bench.cells import COLUMNS
-from gradprune.bench.store import FORMAT, Store, _line, _versions, read_facts, read_results
+from gradprune.bench.cells import COLUMNS, versions
+from gradprune.bench.store import FORMAT, Store, _line, read_facts, read_results
 from gradprune.cli import scan as cli_scan
 from gradprune.datasets import load, published, read_folder
 from gradprune.lessons.runtime import predictions, progress
@@ -291,7 +291,7 @@ def _make_bench(folder: Path) -> None:
                 row = {name: 0.5 if kind is float else 1 if kind is int else "1" for name, kind in COLUMNS.items()}
                 lines.append(_line(row | {"attack": attack, "defense": defense, "spc": 2, "seed": seed, "error": ""}))
     (folder / "cells.csv").write_text("\n".join(lines) + "\n")
-    (folder / "bench.json").write_text(json.dumps({"format": FORMAT, **_versions(), "checkpoints": {"badnets": "12", "sig": "34"}}))
+    (folder / "bench.json").write_text(json.dumps({"format": FORMAT, **versions(), "checkpoints": {"badnets": "12", "sig": "34"}}))
 
 
 def _spoil_bench(folder: Path, rng: Random) -> None:
