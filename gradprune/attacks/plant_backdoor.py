@@ -53,7 +53,7 @@ def plant(model: nn.Module, clean: ImageSet, trigger: Trigger, target: int | Non
     trigger.learn(honest, clean, target, seed)
     if honest is not None and trigger.keeps_model:
         model.load_state_dict(honest.state_dict())
-    if trigger.steers():
+    if trigger.hooks_training():
         hook = TrainingHook(trigger, touched, wanted, seed)
         try:
             outcome = fit(model, clean, seed=seed, progress=progress, hook=hook, **training)

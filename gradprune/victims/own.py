@@ -1,4 +1,4 @@
-"""A model from elsewhere, made into a victim like any other from what its user says about it."""
+"""A model of somebody else, made into a victim like any other from what its user says about it."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -107,7 +107,7 @@ class Own:
         attack = None if self._card_missing(path) else read_card(path).get("attack")
         return isinstance(attack, dict) and isinstance(attack.get("trigger"), str)
 
-    def saved(self, weights: Sequence[str], folder: Path) -> list[str]:
+    def save_all(self, weights: Sequence[str], folder: Path) -> list[str]:
         """Save several such models with their triggers as checkpoints in `folder`, with everything said here.
 
         Returns their paths, for a `Grid`; for a model in the user's own code, pass its name to the `Grid` as `code`.

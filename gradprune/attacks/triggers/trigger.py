@@ -58,7 +58,7 @@ class Trigger(nn.Module):
         """
         raise NotImplementedError  # pragma: no cover
 
-    def steers(self) -> bool:
+    def hooks_training(self) -> bool:
         """Whether the attack takes part in training, batch by batch, rather than poisoning the images once."""
         return bool(self.decoys or self.moving())
 

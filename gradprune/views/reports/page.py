@@ -42,7 +42,7 @@ def save_pictures(folder: Path, pictures: Mapping[str, Picture]) -> dict[str, Ma
             for name, picture in pictures.items()}
 
 
-def told(settings: Mapping[str, object]) -> list[list[str]]:
+def setting_rows(settings: Mapping[str, object]) -> list[list[str]]:
     """The rows of a table of settings: those with a value, and the versions that made the page."""
     made = {"gradprune": __version__, "torch": torch.__version__.split("+")[0]}
     return [[key, str(value)] for key, value in {**settings, **made}.items() if str(value)]

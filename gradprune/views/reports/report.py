@@ -22,7 +22,7 @@ from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.plots import before_after, loss_curves, pruning_trajectory, score_heatmap
 from gradprune.views.figures.scan_plots import reach
 from gradprune.views.figures.style import METRICS
-from gradprune.views.reports.page import DEFINITIONS, save_pictures, told, write_page
+from gradprune.views.reports.page import DEFINITIONS, save_pictures, setting_rows, write_page
 
 _REPLAYED = 6000  # images in all rounds of the replay together: about 3 seconds on one core
 _LISTED = 60      # removed filters that are listed one by one
@@ -54,7 +54,7 @@ def write_report(folder: Path, victim: Victim, result: DefenseResult, stages: di
         filters=len(result.mask.filters), removed=_removed(result), listed=_LISTED, tuned=bool(result.rows("tune")),
         chosen=next((row["repair"] for row in choices if row["kept"]), None),
         repairs=", ".join(f"{row['repair']} {row['val_loss']:.2f}" for row in choices),
-        settings=told(_settings(victim, result)), again=_reproduce(victim, result),
+        settings=setting_rows(_settings(victim, result)), again=_reproduce(victim, result),
         figures=save_pictures(folder, _pictures(victim, result, stages, sample)))
 
 
@@ -82,7 +82,7 @@ def write_repair_report(folder: str | Path, given: nn.Module, result: DefenseRes
         heading="Repaired without the trigger", before=before, after=after, known=known, result=result, victim=victim,
         figures=figures, definitions={METRICS[key].name: DEFINITIONS[METRICS[key].name] for key in known},
         shares=shares, reach=reach(images, *led), way=result.stopped.rstrip("."), ignored=IGNORED,
-        unlearned=UNLEARNED, settings=told(settings),
+        unlearned=UNLEARNED, settings=setting_rows(settings),
         suspect=None if result.suspect is None else class_name(result.suspect, images.classes),
         examples=examples({"before": given, "after": result.model}, victim.data.test, victim.trigger, victim.target,
                           label_map=victim.label_map) if victim else None)

@@ -16,7 +16,7 @@ from gradprune.views.figures.drawing import show_image
 from gradprune.views.figures.example_images import amplified, first_of_each
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.scan_plots import norms
-from gradprune.views.reports.page import told, write_page
+from gradprune.views.reports.page import setting_rows, write_page
 
 
 def write_scan_report(folder: str | Path, scanned: Scan, facts: Mapping[str, object], card_says: str = "") -> Path:
@@ -39,7 +39,8 @@ def write_scan_report(folder: str | Path, scanned: Scan, facts: Mapping[str, obj
     return write_page(
         output_folder(folder) / "scan.html", "scan.html", title=f"Scan: {facts.get('checkpoint', 'a model')}",
         heading=heading, scanned=scanned, card_says=card_says, standings=standings, rows=rows,
-        settings=told(settings), small=SMALL, outlier=OUTLIER, loud=LOUD, norms=norms(scanned.rows, scanned.classes),
+        settings=setting_rows(settings), small=SMALL, outlier=OUTLIER, loud=LOUD,
+        norms=norms(scanned.rows, scanned.classes),
         synthesised=None if scanned.trigger is None else synthesised(scanned, scanned.trigger))
 
 
