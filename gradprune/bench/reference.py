@@ -1,7 +1,5 @@
 """Figures published by others, to compare with ours with care."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from gradprune.base.errors import require
@@ -11,15 +9,14 @@ _SETTINGS = {"cifar10": "CIFAR-10, PreActResNet-18, 10 % poisoned, about 250 cle
              "gtsrb": "GTSRB, PreActResNet-18, 10 % poisoned, about 45 clean images a class on average"}
 
 
-def published(path: str | Path | None = None) -> pd.DataFrame:
+def published() -> pd.DataFrame:
     """Published rows of attacks and defences that are here, too; they are not directly comparable, see `setting`.
 
-    path: another file of the same form; None takes data/reference/backdoorbench.csv, whose README names the source and
-        every difference.
+    They are read from data/reference/backdoorbench.csv, whose README names the source and every difference.
     Columns: dataset, attack, defense (our names), acc_before, asr_before, ra_before, acc, asr, ra, der (computed from
     their figures), setting. Raises InputError if the file is missing.
     """
-    path = Path(path) if path else data_folder() / "reference" / "backdoorbench.csv"
+    path = data_folder() / "reference" / "backdoorbench.csv"
     require(path.is_file(), f"there is no table of published figures at {str(path)!r}.")
     rows = pd.read_csv(path)
     asr, acc = (rows[f"{key}_before"] - rows[key] for key in ("asr", "acc"))

@@ -52,6 +52,12 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def check_closing(alpha: float, threshold: float) -> None:
+    """Raise InputError for a limit of `close_below` that is outside 0..1, before the masks are learned."""
+    check_limits(alpha)
+    require(threshold <= 1, f"threshold must lie in 0..1, got {threshold}.")
+
+
 def close_below(model: nn.Module, found: Filters, mask: Tensor, validation: Pairs, *, alpha: float,
                 top: float) -> Pruned:
     """Close the channels up to the highest threshold at which validation accuracy falls by less than `alpha`, in place.
@@ -62,8 +68,6 @@ def close_below(model: nn.Module, found: Filters, mask: Tensor, validation: Pair
     No filter counts as removed, so the result's mask is empty; history rows have `threshold` and `channels`, and the
     one that was taken says `kept`. Ctrl-C takes the best of those tried so far.
     """
-    check_limits(alpha)
-    require(0 <= top <= 1, f"threshold must lie in 0..1, got {top}.")
     norms = [model.get_submodule(name) for name in batch_norms(model)]
     given = [norm.weight.detach().clone() for norm in norms]  # type: ignore[operator]
 

@@ -64,7 +64,7 @@ def fine_pruning(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = 
     Raises InputError for bad arguments, too few images, a loss that is not finite, or a model whose last
     layer is not linear.
     """
-    positive(alpha=alpha, once=once)
+    positive(alpha=alpha, once=once, lr=lr, steps=steps)
     work = Work(model, clean, None, spc, seed)
     layer, inputs = logit_layer(work.model, work.train.clean)
     work.validation = work.augment.add_to(work.validation, seed)

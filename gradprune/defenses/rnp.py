@@ -19,7 +19,7 @@ from torch.func import functional_call
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.channels import batch_norms, batch_statistics, close_below, scaled_channels
+from gradprune.defenses.channels import batch_norms, batch_statistics, check_closing, close_below, scaled_channels
 from gradprune.defenses.common import Work, endless, override_positive
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import check_unwrapped
@@ -90,6 +90,7 @@ def rnp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     Raises InputError for bad arguments, too few images, or a network without BatchNorm.
     """
     paper = override_positive("rnp", DEFAULTS, changes)
+    check_closing(alpha, paper["threshold"])
     check_unwrapped(model)
     work = Work(model, clean, None, spc, seed)
     work.validation = work.augment.add_to(work.validation, seed)

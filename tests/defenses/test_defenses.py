@@ -80,6 +80,8 @@ def test_bad_arguments_are_named(victim, name):
 @pytest.mark.parametrize(("name", "settings", "words"), [
     ("anp", {"epsilon": 1}, "Unknown anp setting epsilon; known: eps"),
     ("anp", {"eps": 0}, "eps must be above 0, got 0"),
+    ("anp", {"alpha": 2}, "alpha must lie in"),
+    ("anp", {"threshold": 2}, "threshold must lie in"),
     ("rnp", {"alpha": 2}, "alpha must lie in"),
     ("clp", {"u": -1}, "u must be above 0, got -1"),
     ("ft", {"lr": 0}, "lr must be above 0, got 0"),
@@ -93,7 +95,8 @@ def test_bad_arguments_are_named(victim, name):
     ("repair", {"lr": 0}, "lr must be above 0"),
     ("repair", {"turns": 1}, "Unknown repair setting turns"),
 ])
-def test_bad_settings(victim, name, settings, words):
+def test_bad_settings(victim, name, settings, words, monkeypatch):
+    monkeypatch.setattr(Work, "prune", lambda *_, **__: pytest.fail("it pruned first"))
     refuses(words, defend, name, victim, **settings)
 
 
