@@ -131,13 +131,13 @@ def test_without_a_word_fine_tuning_takes_the_papers_settings():
     assert same(one, two)
     fine_tune(two, FilterMask(FOUND), pairs, alone, max_epochs=1, progress=False, seed=1)
     with pytest.MonkeyPatch.context() as patch:
-        sizes = []
-        patch.setattr(fine_tuning, "batches", lambda pairs, size, generator: sizes.append(size) or [])
+        asked = []
+        patch.setattr(fine_tuning, "batches", lambda pairs, size, generator: asked.append((size, generator.initial_seed())) or [])
         rows = iter([(1.0, 0, 1.0)] + [(1.0, 0, 2.0)] * 200)
         patch.setattr(fine_tuning, "validate", lambda *_: Validation(*next(rows)))
         assert len(fine_tune(one, FilterMask(FOUND), pairs, pairs, progress=False)) == 11, "patience is ten epochs"
         assert len(fine_tune(one, FilterMask(FOUND), pairs, alone, progress=False)) == 101, "or a hundred in all"
-        assert set(sizes) == {128}
+        assert set(asked) == {(128, 0)}, "batches of 128, and seed 0"
 
 
 @pytest.mark.parametrize(("losses", "keep", "kept", "rows"), [
