@@ -154,7 +154,7 @@ def test_bad_tables_are_told_apart():
     refuses("Unknown metric 'derr'", ranking, table, "derr")
 
 
-def test_published_rows_carry_our_names_and_their_setting(tmp_path):
+def test_published_rows_carry_our_names_and_their_setting(tmp_path, monkeypatch):
     rows = published()
     assert set(rows["attack"]) <= set(TRIGGERS)
     assert set(rows["defense"]) <= set(DEFENSES)
@@ -165,4 +165,5 @@ def test_published_rows_carry_our_names_and_their_setting(tmp_path):
     assert rows["setting"].str.contains("PreActResNet-18, 10 % poisoned").all()
     for row in rows.itertuples():
         assert row.der == pytest.approx(der(Metrics(row.acc_before, row.asr_before, 0), Metrics(row.acc, row.asr, 0)))
-    refuses(r"no table of published figures at .*absent\.csv", published, tmp_path / "absent.csv")
+    monkeypatch.setattr("gradprune.bench.reference.data_folder", lambda: tmp_path)
+    refuses(r"no table of published figures at .*backdoorbench\.csv", published)
