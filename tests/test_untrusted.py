@@ -16,12 +16,13 @@ from rich.console import Console
 from gradprune.base.errors import InputError, unknown
 from gradprune.base.pickles import check_pickle
 from gradprune.bench.cells import COLUMNS
-from gradprune.bench.store import FORMAT, Store, _line, _parse, read_results, versions
+from gradprune.bench.store import FORMAT, Store, _line, _parse, read_results
 from gradprune.cli.console import say
 from gradprune.datasets import load
 from gradprune.lessons.runtime import predictions, progress
 from gradprune.models import build, load_weights
 from gradprune.models.checkpoints import load_checkpoint, read_card, save_checkpoint
+from gradprune.victims.victim import versions
 from gradprune.views.reports.page import TEMPLATES
 
 QUICK = settings(max_examples=60, deadline=None, database=None, derandomize=True)

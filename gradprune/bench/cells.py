@@ -6,15 +6,12 @@ import time
 from functools import lru_cache
 from typing import Any
 
-import torch
-
-from gradprune import __version__
 from gradprune.base.devices import one_thread
 from gradprune.base.errors import InputError
 from gradprune.bench.grid import Cell
 from gradprune.defenses import defense
 from gradprune.evaluation.metrics import Exam, Metrics, der, measure
-from gradprune.victims.victim import Victim, load_victim
+from gradprune.victims.victim import Victim, load_victim, versions
 
 Row = dict[str, Any]
 _ONE_AT_A_TIME = threading.Lock()  # threads of one process would share torch's random numbers
@@ -82,11 +79,6 @@ def empty_row(cell: Cell, error: str = "") -> Row:
     """A row without figures; with an error, it is the row of a failed cell."""
     return {name: "" if kind is str else None for name, kind in COLUMNS.items()} | cell._asdict() | {
         "error": error, **versions(), "machine": platform.machine(), "threads": 1}
-
-
-def versions() -> dict[str, str]:
-    """The versions that a row and its folder name."""
-    return {"gradprune": __version__, "torch": torch.__version__.split("+")[0]}
 
 
 def sentence(error: BaseException) -> str:

@@ -17,8 +17,9 @@ from filelock import FileLock
 
 from gradprune.base.errors import require, told_as
 from gradprune.base.paths import locked, output_folder, read_bytes, read_json, write_atomic
-from gradprune.bench.cells import COLUMNS, Row, versions
+from gradprune.bench.cells import COLUMNS, Row
 from gradprune.bench.grid import Cell
+from gradprune.victims.victim import versions
 
 FORMAT = 1
 _MOST = 64_000_000  # bytes of cells.csv; a row has about 250

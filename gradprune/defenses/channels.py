@@ -79,8 +79,10 @@ def close_below(model: nn.Module, found: Filters, mask: Tensor, validation: Pair
                 norm.weight.copy_(scale.masked_fill(part, 0))  # type: ignore[operator]
         return int(closed.sum())
 
+    none = FilterMask(found)  # no filter is removed
+
     def measured(**more: float) -> dict[str, Any]:
-        rows.append(row(len(rows), FilterMask(found), validate(model, validation), **more))
+        rows.append(row(len(rows), none, validate(model, validation), **more))
         return rows[-1]
 
     rows: list[dict[str, Any]] = []

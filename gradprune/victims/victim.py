@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradprune import __version__
 from gradprune.attacks import Trigger, make_trigger
 from gradprune.attacks.poisoning import LABEL_MAPS
 from gradprune.base.devices import choose_device
@@ -121,6 +122,11 @@ def data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
     """A card's entry on the images, for `images_of`."""
     size = {"size": told["size"]} if told.get("size") else {}
     return {"name": told["name"], "classes": list(data.test.classes)} | size
+
+
+def versions() -> dict[str, str]:
+    """The versions of gradprune and torch, as rows, cards and pages name them."""
+    return {"gradprune": __version__, "torch": torch.__version__.split("+")[0]}
 
 
 def images_of(told: dict[str, Any], path: str | Path, on_card: bool = False) -> Dataset:

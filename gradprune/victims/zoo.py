@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from gradprune import __version__
 from gradprune.attacks import make_trigger, plant
 from gradprune.attacks.plant_backdoor import RATES
 from gradprune.attacks.training import RECIPE
@@ -18,7 +17,7 @@ from gradprune.evaluation import evaluate
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import Card, read_card, save_checkpoint
 from gradprune.victims import Victim
-from gradprune.victims.victim import data_card, names
+from gradprune.victims.victim import data_card, names, versions
 
 DEFAULT_MODEL: dict[str, Any] = {"name": "preact_resnet", "width": 16, "blocks": [1, 1, 1]}
 TARGET = 2  # "speed limit 80"
@@ -103,9 +102,8 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
         "training": {**RECIPE, **training, "batch_size": outcome.batch_size, "seed": seed,
                      "epochs_done": len(outcome.history), "interrupted": outcome.interrupted},
         "metrics": {name: round(value, 4) for name, value in metrics._asdict().items()},
-        "made_with": {"gradprune": __version__, "torch": torch.__version__.split("+")[0],
-                      "threads": torch.get_num_threads()} | (
-                          {} if where.type == "cpu" else {"device": device_name(where)}),
+        "made_with": {**versions(), "threads": torch.get_num_threads()} | (
+            {} if where.type == "cpu" else {"device": device_name(where)}),
     }
     return Victim(network, mark, target, dataset, card, outcome.seconds)
 

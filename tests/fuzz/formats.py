@@ -26,7 +26,7 @@ from PIL import Image
 
 from gradprune.attacks import Picture
 from gradprune.bench import ranking, summarise
-from gradprune.bench.cells import COLUMNS, versions
+from gradprune.bench.cells import COLUMNS
 from gradprune.bench.store import FORMAT, Store, _line, read_facts, read_results
 from gradprune.cli import scan as cli_scan
 from gradprune.datasets import load, published, read_folder
@@ -36,6 +36,7 @@ from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
 from gradprune.models.resizing import sizes
 from gradprune.victims import Own, load_victim
 from gradprune.victims.backdoorbench import read_attack_result
+from gradprune.victims.victim import versions
 
 NET = {"name": "preact_resnet", "num_classes": 3, "width": 2, "blocks": [1, 1]}
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from gradprune import __version__
 from gradprune.base.paths import write_atomic
+from gradprune.victims.victim import versions
 from gradprune.views.figures.picture import Picture, count
 from gradprune.views.figures.style import METRICS
 
@@ -44,5 +43,4 @@ def save_pictures(folder: Path, pictures: Mapping[str, Picture]) -> dict[str, Ma
 
 def setting_rows(settings: Mapping[str, object]) -> list[list[str]]:
     """The rows of a table of settings: those with a value, and the versions that made the page."""
-    made = {"gradprune": __version__, "torch": torch.__version__.split("+")[0]}
-    return [[key, str(value)] for key, value in {**settings, **made}.items() if str(value)]
+    return [[key, str(value)] for key, value in {**settings, **versions()}.items() if str(value)]
