@@ -18,9 +18,11 @@ from gradprune.base.paths import write_atomic
 from gradprune.defenses.repair import IGNORED, repair
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/length.csv"
-VICTIMS = "badnets_11,sig_11,blended_11,low_frequency_11"
+VICTIMS = ("badnets_11,sig_11,blended_11,low_frequency_11,label_consistent_11,sig_clean_label_11,input_aware_11,wanet_11,"
+           "sig_12,sig_clean_label_12")  # all numbers of optimiser steps were run on the first four alone
 RUNS = {2: [(0, 0), (200, 1), (300, 1), (300, 3), (300, 6)],  # by images per class: steps, steps of each search
-        10: [(0, 0), (75, 6), (150, 6), (200, 6), (300, 6), (450, 6), (300, 3), (300, 1), (200, 1)]}
+        10: [(0, 0), (75, 6), (150, 6), (200, 6), (300, 6), (450, 6), (300, 3), (300, 1), (200, 1)],
+        50: [(0, 0), (300, 6), (300, 1)]}
 KEYS = ["victim", "spc", "steps", "search_steps"]
 
 

@@ -195,13 +195,27 @@ def backs(table):
 
 
 def lengths(table):
-    """Tuning models: ACC / ASR / RA after `repair` by consistency, by the optimiser steps and those of each search."""
-    names = list(dict.fromkeys(table["victim"]))
-    print(f"| images, steps, of a search | CPU seconds | {' | '.join(names)} |\n|{'---|' * (2 + len(names))}")
-    for (spc, steps, searched), rows in table.groupby(["spc", "steps", "search_steps"]):
-        told = {row["victim"]: slashed(row) for row in rows.to_dict("records")}
-        what = f"{spc}, {steps:.0f}, {searched:.0f} | {rows['cpu_seconds'].mean():.0f}" if steps else f"{spc}, given | "
-        print(f"| {what} | {' | '.join(told.get(name, '') for name in names)} |")
+    """Tuning models: ACC / ASR / RA after `repair` by consistency, by the number of optimiser steps."""
+    table = table[table["search_steps"].isin((0, 6)) & (table["spc"] == 10)]
+    by_steps(table[table.groupby("victim")["steps"].transform("nunique") > 2], "steps", "optimiser steps")
+
+
+def searches(table):
+    """Tuning models: ACC / ASR / RA after `repair` by consistency, by the steps of each search."""
+    by_steps(table[table["steps"].isin((0, 300))], "search_steps", "a search")
+
+
+def by_steps(table, column, title):
+    """A row for each model and size, and means over the models for every number of steps in `column` that all have had."""
+    counts = sorted(set(table[column]) - {0})
+    print(f"| images, model | given | {' | '.join(f'{title}: {count:.0f}' for count in counts)} |\n|{'---|' * (2 + len(counts))}")
+    for spc, some in table.groupby("spc"):
+        for name, rows in some.groupby("victim", sort=False):
+            told = {row[column]: slashed(row) for row in rows.to_dict("records")}
+            print(f"| {spc}, {name} | {' | '.join(told.get(count, '') for count in (0, *counts))} |")
+        runs = {count: rows for count, rows in some.groupby(column) if len(rows) == some["victim"].nunique()}
+        told = {count: f"{slashed(rows[list(FIGURES)].mean())}, {rows['cpu_seconds'].mean():.0f} s" for count, rows in runs.items()}
+        print(f"| {spc}, mean | | {' | '.join(told.get(count, '') for count in counts)} |")
 
 
 def by_defense(table):
@@ -273,7 +287,7 @@ def whole(table):
 
 
 TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, leads, peers, paper_network,
-                                     relearned, ways, driven, strengths, backs, lengths)}
+                                     relearned, ways, driven, strengths, backs, lengths, searches)}
 UNFOLDED = ("by_model",)  # tables that show what was not run
 
 
