@@ -16,7 +16,7 @@ from gradprune.base.devices import halving, has_bfloat16
 from gradprune.base.errors import override, require
 from gradprune.datasets import ImageSet
 from gradprune.datasets.image_set import check_images
-from gradprune.models.inference import batch_normalised
+from gradprune.models.inference import batch_normalised, predict
 from gradprune.models.working import lay_out, layout, prefers_channels_last
 
 RECIPE: dict[str, Any] = {
@@ -99,16 +99,22 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     changes: any value of `RECIPE`.
     Ctrl-C stops after the current step and keeps the weights reached. If memory runs out, training starts again with
     half the batch, once.
-    Raises InputError for unknown settings, an empty set, a single image that BatchNorm cannot learn from, a loss that
-    is no longer finite, or too little memory.
+    Raises InputError for settings that are unknown or out of range, an empty set, a class that the model does not know,
+    a model with nothing to train, a single image that BatchNorm cannot learn from, a loss that is no longer finite, or
+    too little memory.
     """
     recipe = override("training", RECIPE, changes)
     check_images("images", images)
     require(len(images) > 0, "the training set is empty.")
     require(recipe["epochs"] >= 1 and recipe["batch_size"] >= 1, "epochs and batch_size must be at least 1.")
+    _check_ranges(recipe, images)
+    require(any(tensor.requires_grad for tensor in model.parameters()),
+            "every parameter of the model is frozen (requires_grad is False), so there is nothing to train.")
     came = layout(model)
     some = images.subset(torch.arange(1)).to(next(model.parameters()).device).floats()
     require(prefers_channels_last(model, some), "the model must return logits (N, classes) alone in training mode.")
+    known, highest = predict(model, some).shape[1], int(images.labels.max())
+    require(highest < known, f"the model knows {known} classes, 0 to {known - 1}, but the labels go up to {highest}.")
     given = copy.deepcopy(model.state_dict())
 
     def train(batch_size: int) -> TrainingResult:
@@ -119,6 +125,16 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
         return halving(train, recipe["batch_size"])
     finally:
         lay_out(model, came)
+        model.eval()
+
+
+def _check_ranges(recipe: dict[str, Any], images: ImageSet) -> None:
+    """Raise InputError for a setting of `RECIPE` that is out of range for these images."""
+    shorter = min(images.images.shape[2:])
+    for name, right, limits in (("max_lr", recipe["max_lr"] > 0, "above 0"),
+                                ("label_smoothing", 0 <= recipe["label_smoothing"] <= 1, "in 0..1"),
+                                ("shift", 0 <= recipe["shift"] < shorter, f"in 0..{shorter - 1} for these images")):
+        require(right, f"{name} must be {limits}, got {recipe[name]}.")
 
 
 def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: Hook | None,
@@ -142,7 +158,6 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
                 history.append({"epoch": epoch, **row})
         except KeyboardInterrupt:
             interrupted = True
-    model.eval()
     require(all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()), "training diverged: the last "
             f"step made weights that are not finite; try a smaller max_lr than {recipe['max_lr']}.")
     return TrainingResult(model, history, time.perf_counter() - start, interrupted, recipe["batch_size"])

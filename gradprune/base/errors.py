@@ -1,8 +1,10 @@
-"""The exception for bad input, and the message that suggests the nearest names."""
+"""Arguments: the exception for bad input, messages that suggest the nearest names, values made plain."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Any
 
 _LONGEST = 1000  # characters in a message
@@ -68,3 +70,12 @@ def override(kind: str, defaults: dict[str, Any], changes: dict[str, Any]) -> di
     extra = set(changes) - set(defaults)
     require(not extra, f"Unknown {kind} setting {', '.join(sorted(extra))}; known: {', '.join(defaults)}.")
     return defaults | changes
+
+
+def plain(value: Any) -> Any:
+    """NumPy's numbers as Python's and a path as text, for torch and for JSON; anything else as it is."""
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return str(value) if isinstance(value, PurePath) else value

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from numbers import Integral
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from gradprune.base.errors import require
+from gradprune.base.errors import plain, require
 from gradprune.datasets import draw_defense_images
 from gradprune.defenses import DEFENSES, defense
 from gradprune.victims.victim import load_victim, names
@@ -23,7 +25,7 @@ class Cell(NamedTuple):
 class Grid:
     """The cells of a bench.
 
-    attacks: zoo names or checkpoint paths, or "all" for every attacked model of the zoo.
+    attacks: zoo names or checkpoint paths, or "all" for every attacked model of the signs.
     defenses: names in `DEFENSES`, or "all".
     spc: clean images per class.
     seeds: how many (3 stands for 0, 1, 2), or which.
@@ -38,19 +40,22 @@ class Grid:
     code: str | None = None
 
     def __post_init__(self) -> None:
-        attacks = [name for name in names() if name != "clean"] if self.attacks == "all" else self.attacks
-        defenses = list(DEFENSES) if self.defenses == "all" else self.defenses
-        if isinstance(self.seeds, int):
-            require(self.seeds >= 1, f"seeds must be at least 1, got {self.seeds}.")
-        seeds = range(self.seeds) if isinstance(self.seeds, int) else self.seeds
-        for name, given in {"attacks": attacks, "defenses": defenses, "spc": self.spc, "seeds": seeds}.items():
-            parts = [given] if isinstance(given, str) else given
+        seeds: Any = self.seeds
+        if isinstance(seeds, Integral):
+            require(int(seeds) >= 1, f"seeds must be at least 1, got {seeds}.")
+            object.__setattr__(self, "seeds", range(int(seeds)))
+        every = {"attacks": [name for name in names() if name != "clean"], "defenses": list(DEFENSES)}
+        for name in ("attacks", "defenses", "spc", "seeds"):
+            given: Any = getattr(self, name)
+            parts = [given] if isinstance(given, str | Path | Integral) else given
+            parts = every.get(name, parts) if isinstance(given, str) and given == "all" else parts
             require(len(parts) > 0, f"the grid is empty: {name} names nothing.")
-            object.__setattr__(self, name, tuple(dict.fromkeys(parts)))
+            object.__setattr__(self, name, tuple(dict.fromkeys(map(plain, parts))))
         for method in self.defenses:
             defense(method)
         require(min(self.spc) >= 1, f"spc (images per class) must be at least 1, got {min(self.spc)}.")
-        require(min(seeds) >= 0, f"seeds must not be negative, got {min(seeds)}.")
+        lowest = min(self.seeds)  # type: ignore[arg-type]  # a tuple by now
+        require(lowest >= 0, f"seeds must not be negative, got {lowest}.")
 
     def cells(self) -> list[Cell]:
         """All cells, by spc, then attack: the fast ones first, and those of one attack together."""

@@ -157,7 +157,7 @@ def _read(path: Path) -> tuple[dict[Cell, Row], int]:
     rows: dict[Cell, Row] = {}
     damaged = 0
     for line in lines[1:]:
-        row = _parse(line.decode("utf-8", "replace"))
+        row = _parse(line.removesuffix(b"\r").decode("utf-8", "replace"))  # an editor or git may end lines so
         if row:
             rows[_cell(row)] = row
         damaged += bool(line.strip()) and row is None

@@ -63,6 +63,7 @@ def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, 
     if own:
         require(preset is None and isinstance(given.get("attacks"), list),
                 "model, data, trigger and so on describe --attacks: name the files there, and no preset.")
+        Grid(**given)  # a wrong word is found before anything is written
         given["attacks"] = own.save_all(given["attacks"], out / "victims")
         given["code"] = own.model if own.model and ":" in own.model else None
     grid = prepare(preset, out, device=where, progress=progress(), **given) if preset else Grid(**given)

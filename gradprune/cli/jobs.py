@@ -12,6 +12,7 @@ from gradprune.defenses import DefenseResult, Scan, grad_prune, prune_scanned, s
 from gradprune.evaluation import Metrics, der, verdict
 from gradprune.models.checkpoints import save_checkpoint
 from gradprune.victims import Own, Victim, load_victim, save_cleaned
+from gradprune.victims.own import bare_name
 from gradprune.victims.victim import SYNTHESISED
 from gradprune.victims.zoo import attack
 
@@ -82,7 +83,7 @@ def defend_and_save(checkpoint: str, path: Path | None, slim: bool = False, expo
     """
     require_known("kind of trigger", trigger, TRIGGERS)
     if path and path.is_dir():
-        path = path / f"{Path(checkpoint).stem}-cleaned"
+        path = path / f"{bare_name(checkpoint)}-cleaned"
     save_cleaned.check(slim, export, checkpoint, path)
     with results_in(path and path.parent, export and export.parent):
         victim, scanned = _attacked(checkpoint, trigger, own, device, settings)

@@ -13,6 +13,7 @@ from gradprune.datasets import ImageSet, class_name, draw_defense_images
 from gradprune.defenses import exposure, repair
 from gradprune.evaluation.metrics import accuracy
 from gradprune.victims import Own, Victim, save_cleaned
+from gradprune.victims.own import bare_name
 from gradprune.victims.victim import checkpoint_path, trigger_of
 
 
@@ -29,7 +30,7 @@ def repair_and_save(checkpoint: str, path: Path | None, export: Path | None = No
     any, and `defense`.
     """
     if path and path.is_dir():
-        path = path / f"{Path(checkpoint).stem}-repaired"
+        path = path / f"{bare_name(checkpoint)}-repaired"
     save_cleaned.check(False, export, checkpoint, path)
     with results_in(path and path.parent, export and export.parent, report):
         model, card, data, notes = (own or Own()).open(checkpoint, device)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save
@@ -31,6 +31,21 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: Card, trigger: nn.
     Raises InputError if the folder is not writable or the disk is full; an old pair then stays.
     """
     weights_path, card_path = paths(path)
+    packed = pack(model, card, trigger)
+    write_together({weights_path: lambda temporary: temporary.write_bytes(packed.weights),
+                    card_path: lambda temporary: temporary.write_text(packed.card, encoding="utf-8")})
+    return weights_path
+
+
+class Packed(NamedTuple):
+    """The content of a checkpoint's two files."""
+
+    weights: bytes
+    card: str
+
+
+def pack(model: nn.Module, card: Card, trigger: nn.Module | None = None) -> Packed:
+    """What `save_checkpoint` writes; its arguments."""
     learned = {} if trigger is None else {_TRIGGER + key: value for key, value in trigger.state_dict().items()}
     own = model.state_dict()
     floats = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}
@@ -38,10 +53,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, card: Card, trigger: nn.
         own = own | {name: tensor.half() for name, tensor in floats.items()}
     weights = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in (own | learned).items()})
     card = {**card, "sha256": hashlib.sha256(weights).hexdigest()}
-    text = json.dumps(card, indent=2) + "\n"
-    write_together({weights_path: lambda temporary: temporary.write_bytes(weights),
-                    card_path: lambda temporary: temporary.write_text(text, encoding="utf-8")})
-    return weights_path
+    return Packed(weights, json.dumps(card, indent=2) + "\n")
 
 
 def read_card(path: str | Path) -> Card:

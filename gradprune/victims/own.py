@@ -1,5 +1,6 @@
 """A model of somebody else, made into a victim like any other from what its user says about it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from gradprune.base.errors import InputError, require, require_known
 from gradprune.base.paths import output_folder
 from gradprune.datasets import Dataset, ImageSet
 from gradprune.models import MODELS, build, predict
-from gradprune.models.checkpoints import Card, load_checkpoint, paths, read_card, save_checkpoint
+from gradprune.models.checkpoints import Card, load_checkpoint, pack, paths, read_card, save_checkpoint
 from gradprune.models.weights import fit_weights, read_file, state_dict
 from gradprune.victims.backdoorbench import NOT_READ, from_content, is_attack_result
 from gradprune.victims.victim import Victim, checkpoint_path, data_card, images_of, in_color, trigger_of, try_on
@@ -111,12 +112,22 @@ class Own:
         """Save several such models with their triggers as checkpoints in `folder`, with everything said here.
 
         Returns their paths, for a `Grid`; for a model in the user's own code, pass its name to the `Grid` as `code`.
-        Raises InputError as `victim` does, or if two files have the same name.
+        Raises InputError as `victim` does, if two files have the same name, or if a bench in the folder above has used
+        a model that was saved under the same name with other weights or settings.
         """
-        names = [Path(path).stem for path in weights]
+        names = [bare_name(path) for path in weights]
         require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
-        return [save_checkpoint(output_folder(folder) / name, victim.model, victim.card, victim.trigger)
-                .with_suffix("").as_posix() for name, victim in zip(names, map(self.victim, weights), strict=True)]
+        victims = dict(zip((folder / name for name in names), map(self.victim, weights), strict=True))
+        if (folder.parent / "bench.json").exists():
+            for path, victim in victims.items():
+                packed = pack(victim.model, victim.card, victim.trigger)
+                require(not paths(path)[1].is_file() or read_card(path) == json.loads(packed.card),
+                        f"{folder.parent} holds results of {path}, which was saved with other weights or settings; "
+                        "nothing was changed. Choose another folder.")
+        output_folder(folder)
+        for path, victim in victims.items():
+            save_checkpoint(path, victim.model, victim.card, victim.trigger)
+        return [path.as_posix() for path in victims]
 
     def _by_card(self, path: Path) -> Opened:
         require((self.mean, self.std, self.stem) == (None, None, None),
@@ -209,6 +220,12 @@ class Own:
         if path.suffix in WEIGHTS:
             return True
         return not paths(path)[1].is_file() and (self.model is not None or path.is_file())
+
+
+def bare_name(weights: str | Path) -> str:
+    """The name of a file of weights, without folder and ending; "net.v1" has none."""
+    path = Path(weights)
+    return path.stem if path.suffix in (*WEIGHTS, ".safetensors", ".json") else path.name
 
 
 def some_of(images: ImageSet) -> ImageSet:

@@ -14,13 +14,14 @@ from gradprune.models.resizing import sizes
 from gradprune.victims import Victim
 from gradprune.victims.own import WEIGHTS
 from gradprune.victims.slimming import NEEDS_TORCH_PRUNING, slim
+from gradprune.victims.victim import checkpoint_path
 
 _IMAGES = 16  # of the defender's images, to trace and to check with
 
 
 def check(slimmer: bool, exported: Path | None, given: str, path: Path | None) -> None:
     """Before any work: InputError for a missing package, an unknown ending, or an output that is the given model."""
-    require(path is None or paths(path)[0].resolve() != paths(given)[0].resolve(),
+    require(path is None or paths(path)[0].resolve() != paths(checkpoint_path(given))[0].resolve(),
             f"out names the given checkpoint {given}, which stays as it is: name another file.")
     require(path is None or path.suffix not in WEIGHTS,
             f"out is a name without {path and path.suffix}: two files are written, .safetensors and .json.")

@@ -1,5 +1,6 @@
 """A victim: an attacked model with its trigger, its data and its card; loaded by zoo name or by path."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gradprune.evaluation.metrics import Exam, Metrics, exam, measure
 from gradprune.models.checkpoints import Card, load_checkpoint, load_learned, paths
 from gradprune.models.limits import AtMost, in_proportion
 
+_log = logging.getLogger(__name__)
 _LARGEST = 4096  # largest number in a trigger's settings: pixels, points, cosines, filters
 SYNTHESISED = "synthesised"  # the name of a trigger that a scan found
 
@@ -160,12 +162,19 @@ def in_color(data: Dataset, model: nn.Module) -> tuple[Dataset, list[str]]:
 
 
 def checkpoint_path(checkpoint: str | Path) -> Path:
-    """The path of a checkpoint given by zoo name or by path; raises InputError for an unknown name."""
-    shipped = data_folder() / "checkpoints" / str(checkpoint)
-    if shipped.with_name(shipped.name + ".json").is_file():
-        return shipped
+    """The path of a checkpoint given by zoo name or by path; raises InputError for an unknown name.
+
+    A name takes precedence over a file of that name; "./badnets" is the file (a warning says so).
+    """
     path = Path(checkpoint)
-    if not path.suffix and not path.with_name(path.name + ".json").is_file():
+    require(path.name not in ("", ".."), f"{str(checkpoint)!r} names no checkpoint: give the name of a shipped one "
+                                         "(`gradprune zoo list`), or a path.")
+    card, shipped = path.with_name(path.name + ".json"), data_folder() / "checkpoints" / path
+    if not str(checkpoint).startswith((".", "~")) and (found := shipped.with_name(card.name)).is_file():
+        if card.is_file() and not card.samefile(found):
+            _log.warning("%r is the shipped model of that name; the file here is './%s'.", str(checkpoint), path)
+        return shipped
+    if not path.suffix and not card.is_file():
         if path.parent == Path():
             raise unknown("checkpoint", checkpoint, names())
         if len(path.parts) == 2 and path.parts[0].isidentifier() and (shipped_of_set := names(path.parts[0])):

@@ -10,7 +10,7 @@ from gradprune.attacks import make_trigger, plant
 from gradprune.attacks.plant_backdoor import RATES
 from gradprune.attacks.training import RECIPE
 from gradprune.base.devices import choose_device, device_name, one_thread
-from gradprune.base.errors import require_known
+from gradprune.base.errors import plain, require_known
 from gradprune.base.paths import data_folder
 from gradprune.datasets import load
 from gradprune.evaluation import evaluate
@@ -57,7 +57,7 @@ REPLICATES: dict[str, dict[str, Any]] = {
     for name in ("badnets", "blended", "sig", "low_frequency") for seed, target in ((1, 4), (2, 9))}
 
 
-def attack(trigger: str, *, data: str = "signs", size: int | None = None, model: dict[str, Any] | None = None,
+def attack(trigger: str, *, data: str | Path = "signs", size: int | None = None, model: dict[str, Any] | None = None,
            target: int = TARGET, rate: float | None = None, seed: int = 0,
            trigger_settings: dict[str, Any] | None = None, label_map: str | None = None, half: bool = False,
            device: str = "cpu", progress: bool = True, **training: Any) -> Victim:
@@ -74,8 +74,9 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
     training: values of `attacks.training.RECIPE`.
     See `attacks.plant` for what each attack does. Raises InputError for bad arguments, before any work.
     """
-    where = choose_device(device)
-    mark = make_trigger(trigger, **(trigger_settings or {}))
+    where, target, rate, seed = choose_device(device), plain(target), plain(rate), plain(seed)
+    training = {name: plain(value) for name, value in training.items()}
+    mark = make_trigger(trigger, **{name: plain(value) for name, value in (trigger_settings or {}).items()})
     dataset = load(data, size=size)
     settings = {**(model or DEFAULT_MODEL), "num_classes": len(dataset.train.classes),
                 "channels": dataset.train.images.shape[1]}
@@ -96,7 +97,7 @@ def attack(trigger: str, *, data: str = "signs", size: int | None = None, model:
     unusual = {"label_map": label_map if label_map != "all_to_one" else "", "decoys": decoys, "departs": mark.departs()}
     card = {
         "model": settings,
-        "data": data_card(dataset, {"name": data, "size": size}),
+        "data": data_card(dataset, {"name": plain(data), "size": plain(size)}),
         "attack": {"trigger": trigger, "settings": mark.settings, "target": target, "rate": rate,
                    "poisoned_images": len(touched)} | {name: value for name, value in unusual.items() if value},
         "training": {**RECIPE, **training, "batch_size": outcome.batch_size, "seed": seed,

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import interrupt_call, refuses, squares
+from torch import nn
 from torchvision.transforms import v2
 
 from gradprune.attacks import TRIGGERS, BadNets, Blended, fit, make_trigger, poison
@@ -138,6 +139,21 @@ def test_a_cpu_without_bfloat16_trains_in_float32(data, monkeypatch):
 def test_a_diverging_run_says_so(data):
     refuses("training diverged", fit, build("preact_resnet", 4, width=4, blocks=(1,)), data.train, epochs=3,
             max_lr=1e30, progress=False)
+
+
+def frozen(model):
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize(("classes", "change", "settings", "words"), [
+    (2, nn.Module.train, {}, "knows 2 classes, 0 to 1, but the labels go up to 3"), (4, frozen, {}, "parameter of the model is frozen"),
+    (4, nn.Module.train, {"max_lr": -1}, "max_lr must be above 0, got -1"), (4, nn.Module.train, {"shift": 16}, "shift must be in 0..15"),
+    (4, nn.Module.train, {"label_smoothing": 2}, "label_smoothing must be in 0..1"),
+    (4, nn.Module.train, {"max_lr": 1e30}, "training diverged")])
+def test_what_cannot_be_trained_gets_one_sentence_and_is_left_in_eval_mode(data, classes, change, settings, words):
+    model = build("preact_resnet", classes, width=4, blocks=(1,))
+    refuses(words, fit, change(model), data.train, epochs=1, progress=False, **settings)
+    assert not model.training or words != "training diverged"
 
 
 def test_unknown_training_settings_are_refused(data):

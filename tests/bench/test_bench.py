@@ -10,9 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
+import numpy as np
 import psutil
 import pytest
 from conftest import refuses, write_npz
@@ -166,6 +168,20 @@ def test_a_damaged_last_row_is_found_and_redone(small, serial, folder, damage, c
     assert again[:3].equals(serial[:3]), "whole rows were made again"
     assert ("damaged" in capsys.readouterr().out) == (damage != "no newline")
     assert len(table.read_bytes().splitlines()) == 5, "the damaged line is still there"
+
+
+def test_lines_that_git_or_an_editor_ended_the_windows_way_are_read(small, serial, folder):
+    table = folder / "cells.csv"
+    table.write_bytes(table.read_bytes().replace(b"\n", b"\r\n"))
+    assert same(read_results(folder), serial)
+    assert run(small, folder, progress=False).equals(serial), "rows were made again"
+
+
+def test_a_grid_takes_numpys_numbers_paths_and_single_values(toys):
+    grid = Grid([Path(toys[0])], np.array(["clp"]), spc=np.int64(2), seeds=np.arange(2))
+    assert grid == Grid(toys[:1], ["clp"], [2], 2)
+    assert (run(grid, progress=False).error == "").all()
+    refuses("the grid is empty", Grid, [])
 
 
 @pytest.mark.parametrize("begun", [b"", b"attack,def"])

@@ -428,6 +428,33 @@ def test_unknown_checkpoint_names_are_plain_text(shipped):
     assert "Unknown checkpoint 'sigg'; did you mean sig?" in refused("zoo", "build", "sigg", "--out", "a/b")
 
 
+def test_a_dot_and_a_slash_name_the_file_where_a_shipped_model_has_its_name(shipped, store, here, caplog):
+    edit(shipped / "badnets.json", lambda card: card["attack"].update(target=0))
+    copied(store, here / "badnets")
+    shown, own = (as_json("evaluate", name)["target"] for name in ("badnets", "./badnets"))
+    assert (shown, own) == (0, 1), "the shipped model took the file's place"
+    assert "the file here is './badnets'" in caplog.text
+    before = listing(shipped)
+    assert "names the given checkpoint" in refused("defend", "badnets", "--spc", 2, "--out", shipped / "badnets")
+    assert listing(shipped) == before
+    assert as_json("defend", "badnets", "--spc", 2, "--recipe", "paper", "--out", "badnets")["out"] == "badnets.safetensors"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "defend", "scan", "repair", "bench --attacks"])
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_checkpoint_without_a_name(command, name):
+    if (command, name) != ("bench --attacks", ""):
+        assert "names no checkpoint" in refused(*command.split(), name)
+
+
+def test_results_of_names_with_a_dot_do_not_overwrite_each_other(store, here):
+    Path("cleaned").mkdir()
+    for name in ("net.v1", "net.v2"):
+        copied(store, here / name)
+        as_json("defend", name, "--spc", 2, "--recipe", "paper", "--out", "cleaned")
+    assert {path.name for path in Path("cleaned").glob("*.json")} == {"net.v1-cleaned.json", "net.v2-cleaned.json"}
+
+
 def test_weights_that_are_nan(store, here):
     model, card = load_checkpoint(store / "victim")
     model.linear.weight.data[0, 0] = float("nan")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import as_json, card_of, refused, refuses, run, same, squares, write_npz, write_pictures
+from conftest import as_json, card_of, listing, refused, refuses, run, same, squares, write_npz, write_pictures
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -664,6 +664,20 @@ def test_a_bench_of_own_code(here):
     again = run("bench", "--attacks", "out/table/victims/weights", "--model", "mypkg.nets:build", "--defenses", "clp", "--spc", 2,
                 "--seeds", 1, "--out", "out/other")
     assert again.exit_code == 0 and ", 0 of them failed" in again.stdout
+
+
+def test_a_bench_of_own_models_mixes_no_rows_of_other_settings(here):
+    Image.new("RGB", Image.open("patch.png").size, "red").save("other.png")
+    arguments = ("bench", "--attacks", "weights.pth", "--model", "mypkg.nets:build", "--data", "data.npz", "--trigger", "patch.png",
+                 "--target", 1, "--spc", 2, "--seeds", 1, "--out", "out/table")
+    refused(*arguments, "--defenses", "nope")
+    assert not Path("out").exists(), "a wrong defence leaves files behind"
+    as_json(*arguments, "--defenses", "clp")
+    before = listing(Path("out"))
+    for changed in (("--target", 0), ("--trigger", "other.png"), ("--opacity", 0.5), ("--position", "top_left")):
+        assert "saved with other weights or settings; nothing was changed" in refused(*arguments, "--defenses", "clp,ft", *changed)
+    assert listing(Path("out")) == before
+    assert as_json(*arguments, "--defenses", "clp")["cells"] == 1
 
 
 def test_benches_of_own_models_that_cannot_be(here):
