@@ -56,7 +56,7 @@ def test_a_defence_that_is_interrupted_anywhere_writes_what_it_has(given, tmp_pa
     moments = Moments(monkeypatch)
 
     def defend(name):
-        return demo.defend_and_save("victim", tmp_path / name, spc=2, recipe=recipe, progress=False)
+        return demo.defend_and_save("badnets", tmp_path / name, spc=2, recipe=recipe, progress=False)
 
     whole = moments.run(None, lambda: defend("whole"))
     began, end = moments.began, moments.count
@@ -91,5 +91,5 @@ def test_a_baseline_that_is_interrupted_gives_a_result(given, monkeypatch, name,
 @pytest.mark.slow
 def test_an_export_that_is_interrupted_leaves_the_checkpoint(given, tmp_path, monkeypatch):
     monkeypatch.setattr("gradprune.victims.save_cleaned.export", Mock(side_effect=KeyboardInterrupt))
-    told = demo.defend_and_save("victim", tmp_path / "clean", export=tmp_path / "clean.pt2", spc=2, recipe="paper", progress=False)
+    told = demo.defend_and_save("badnets", tmp_path / "clean", export=tmp_path / "clean.pt2", spc=2, recipe="paper", progress=False)
     assert told["interrupted"] and told["export"] is None and load_checkpoint(tmp_path / "clean")

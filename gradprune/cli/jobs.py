@@ -11,8 +11,8 @@ from gradprune.base.paths import output_folder
 from gradprune.defenses import DefenseResult, Scan, grad_prune, prune_scanned, scan
 from gradprune.evaluation import Metrics, der, verdict
 from gradprune.models.checkpoints import save_checkpoint
+from gradprune.models.weights import bare_name
 from gradprune.victims import Own, Victim, load_victim, save_cleaned
-from gradprune.victims.own import bare_name
 from gradprune.victims.victim import SYNTHESISED
 from gradprune.victims.zoo import attack
 

@@ -61,7 +61,8 @@ def own(checkpoint: str, model: str | None, data: str | None, size: int | None, 
         raise InputError(f"a {trigger} trigger cannot be measured: give --trigger a picture, or leave it out.")
     if trigger == "synthesised" and target is not None:
         raise InputError("target is what a scan finds; leave it out with a synthesised trigger.")
-    from gradprune.victims.own import WEIGHTS, Own
+    from gradprune.models.weights import WEIGHTS
+    from gradprune.victims.own import Own
     given = (model, data, size, mean, std, stem, picture, target is not None)
     if Path(checkpoint).suffix not in WEIGHTS and not any(given):
         return None

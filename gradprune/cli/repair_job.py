@@ -12,8 +12,8 @@ from gradprune.cli.jobs import results_in
 from gradprune.datasets import ImageSet, class_name, draw_defense_images
 from gradprune.defenses import exposure, repair
 from gradprune.evaluation.metrics import accuracy
+from gradprune.models.weights import bare_name
 from gradprune.victims import Own, Victim, save_cleaned
-from gradprune.victims.own import bare_name
 from gradprune.victims.victim import checkpoint_path, trigger_of
 
 

@@ -131,7 +131,7 @@ def draw_defense_images(pool: ImageSet, spc: int, seed: int = 0) -> DefenseImage
     require(isinstance(spc, Integral), f"spc (images per class) must be a whole number, got {spc!r}.")
     require(spc >= 1, f"spc (images per class) must be at least 1, got {spc}.")
     require(type(seed) is int and abs(seed) < 2**63,
-            f"seed must be a whole number of Python's type int, below 2^63, got {seed!r}.")
+            f"seed must be a whole number below 2^63, as an int, got {seed!r}.")
     validation = max(1, round(0.1 * spc))
     training = spc if spc < 10 else spc - validation
     generator = torch.Generator().manual_seed(seed)

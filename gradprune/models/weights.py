@@ -25,6 +25,7 @@ from gradprune.models.preact_resnet import PreActResNet
 Net = TypeVar("Net", bound=nn.Module)
 _log = logging.getLogger(__name__)
 
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote, which have no card
 _NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the state dict
 _COMPUTED = r"(\.|^)parametrizations\.|_(orig|mask|g|v|u|bar)$"  # names that torch.nn.utils gives, now or earlier
 _DEEPEST = 8  # nested dicts
@@ -35,6 +36,12 @@ _OTHERS = {  # how files begin that are often taken for weights, and what they a
     rb"(?i)\s*<(!doctype|html)": "a web page; download the file itself",
     rb"\x89HDF": "an HDF5 file, as Keras writes them; only weights of PyTorch can be read",
     rb"\x08[\x01-\x0f][\x12\x1a\x22\x2a\x32\x3a\x42]": "an ONNX model; save model.state_dict() in PyTorch"}
+
+
+def bare_name(weights: str | Path) -> str:
+    """The name of a file of weights, without folder and ending; "net.v1" has none."""
+    path = Path(weights)
+    return path.stem if path.suffix in (*WEIGHTS, ".safetensors", ".json") else path.name
 
 
 class _Unread:

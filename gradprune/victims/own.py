@@ -18,11 +18,10 @@ from gradprune.base.paths import output_folder
 from gradprune.datasets import Dataset, ImageSet
 from gradprune.models import MODELS, build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, pack, paths, read_card, save_checkpoint
-from gradprune.models.weights import fit_weights, read_file, state_dict
+from gradprune.models.weights import WEIGHTS, bare_name, fit_weights, read_file, state_dict
 from gradprune.victims.backdoorbench import NOT_READ, from_content, is_attack_result
 from gradprune.victims.victim import Victim, checkpoint_path, data_card, images_of, in_color, trigger_of, try_on
 
-WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # files that torch.save wrote, which have no card
 STEMS = {"small": True, "stock": False}  # word -> `small` of `models.imported`
 _TRIED = 100  # clean images, to check whether a model and its images fit together
 
@@ -220,12 +219,6 @@ class Own:
         if path.suffix in WEIGHTS:
             return True
         return not paths(path)[1].is_file() and (self.model is not None or path.is_file())
-
-
-def bare_name(weights: str | Path) -> str:
-    """The name of a file of weights, without folder and ending; "net.v1" has none."""
-    path = Path(weights)
-    return path.stem if path.suffix in (*WEIGHTS, ".safetensors", ".json") else path.name
 
 
 def some_of(images: ImageSet) -> ImageSet:

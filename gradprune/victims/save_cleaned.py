@@ -11,8 +11,8 @@ from gradprune.models.checkpoints import Card, paths, save_checkpoint
 from gradprune.models.cost import timed
 from gradprune.models.export import check_export, export
 from gradprune.models.resizing import sizes
+from gradprune.models.weights import WEIGHTS
 from gradprune.victims import Victim
-from gradprune.victims.own import WEIGHTS
 from gradprune.victims.slimming import NEEDS_TORCH_PRUNING, slim
 from gradprune.victims.victim import checkpoint_path
 

@@ -258,7 +258,7 @@ def test_a_repair_that_changed_nothing_is_not_saved(store, here, monkeypatch):
     assert done.exit_code == 130 and "had not changed yet" in done.stderr and listing(here) == {}
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"spc": 2.5}, "whole number, got 2.5"), ({"seed": 1.5}, "whole number below 2^63, got 1.5"),
+@pytest.mark.parametrize(("settings", "words"), [({"spc": 2.5}, "whole number, got 2.5"), ({"seed": 1.5}, "whole number below 2^63, as an int, got 1.5"),
                                                  ({"seed": 10 ** 20}, "below 2^63")])
 def test_numbers_of_another_kind(victim, settings, words):
     refuses(re.escape(words), draw_defense_images, victim.data.defense, **{"spc": 2, **settings})
@@ -502,7 +502,7 @@ def test_losses_that_are_nan(victim):
     model = gp.build("preact_resnet", 4, width=4)
     model.linear.bias.data.fill_(float("nan"))
     refuses("not finite", gp.grad_prune, model, victim.data.defense, victim.trigger, spc=3, progress=False)
-    refuses("the loss became nan", gp.fit, model, victim.data.train, epochs=1, progress=False)
+    refuses("the model answers NaN", gp.fit, model, victim.data.train, epochs=1, progress=False)
     found = gp.filters(model)
     refuses("the unlearning loss is nan", gp.filter_scores, model, found, victim.data.test.floats(),
             victim.data.test.labels)
