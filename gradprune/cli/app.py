@@ -118,6 +118,8 @@ def attack(trigger: Trigger, data: Data = "signs", size: options.Size = None, mo
     Stamps the trigger on a share of the training images, gives them the attacker's label, trains, measures.
     About a minute on a laptop with the defaults. Ctrl-C keeps the model reached so far.
     """
+    require(":" not in model,
+            f"attack trains networks by name, not {model!r}: `gradprune.attacks.plant` trains your own.")
     from gradprune.cli.jobs import attack_and_save
     from gradprune.victims.zoo import DEFAULT_MODEL
     settings: dict[str, Any] = DEFAULT_MODEL if model == DEFAULT_MODEL["name"] else {"name": model}

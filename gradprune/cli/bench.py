@@ -85,31 +85,39 @@ def report(folder: Folder, out: ReportOut = None, as_json: Json = False) -> None
     from gradprune.bench.store import read_facts, read_results
     from gradprune.views.reports.bench_report import write_bench_report
     table, facts = read_results(folder), read_facts(folder)
-    told = {"command": _command(table, folder), "device": facts.get("device", "cpu")} | {
+    told = {"command": _command(table, folder, facts["checkpoints"]), "device": facts.get("device", "cpu")} | {
         f"weights of {name}, sha256": str(digest)[:16] for name, digest in facts["checkpoints"].items()} | {
         f"mark of {name}": told for name, told in departures(facts["checkpoints"]).items()}
     page = write_bench_report(out or folder, table.assign(attack=_short(table.attack)), told)
     show(as_json, {"report": page.as_posix()}, f"Report: {page.as_posix()}")
 
 
-def _command(table: Any, folder: Path) -> str:
-    """The command line that makes these cells."""
+def _command(table: Any, folder: Path, checkpoints: Iterable[str]) -> str:
+    """The command line that makes these cells; own code that the checkpoints' cards name is named there, too."""
     parts = {name: ",".join(map(str, dict.fromkeys(table[column]))) for name, column in
              (("attacks", "attack"), ("defenses", "defense"), ("spc", "spc"))}
-    options = parts | {"seeds": str(table.seed.nunique()), "out": folder.as_posix()}
+    code = sorted({name for card in _cards(checkpoints).values() if ":" in (name := str(card["model"]["name"]))})
+    options = parts | {"model": code[0]} if len(code) == 1 else parts
+    options |= {"seeds": str(table.seed.nunique()), "out": folder.as_posix()}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     return shlex.join(["gradprune", "bench", *words])
 
 
 def departures(checkpoints: Iterable[str]) -> dict[str, str]:
     """How marks differ from their paper's, by checkpoint; checkpoints that are no longer there are left out."""
+    told = {name: str(card.get("attack", {}).get("departs", "")) for name, card in _cards(checkpoints).items()}
+    return {name: text for name, text in told.items() if text}
+
+
+def _cards(checkpoints: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The cards of the checkpoints that are still there."""
     from gradprune.models.checkpoints import read_card
     from gradprune.victims.victim import checkpoint_path
     found = {}
     for name in checkpoints:
         with contextlib.suppress(InputError):
-            found[name] = str(read_card(checkpoint_path(name)).get("attack", {}).get("departs", ""))
-    return {name: told for name, told in found.items() if told}
+            found[name] = read_card(checkpoint_path(name))
+    return found
 
 
 def _names(text: str) -> list[str] | str:

@@ -54,6 +54,7 @@ def attack_and_save(path: Path, trigger: str, **settings: Any) -> dict[str, Any]
     If training is cut short, the model reached is saved; in the first epoch KeyboardInterrupt is raised.
     """
     path = path / trigger if path.is_dir() else path
+    save_cleaned.check_ending(path)
     with results_in(path.parent):
         victim = attack(trigger, **settings)
         training = victim.card["training"]

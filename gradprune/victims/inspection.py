@@ -17,7 +17,7 @@ from gradprune.models.inference import check_convolutional
 from gradprune.models.weights import read_file, state_dict
 from gradprune.victims.backdoorbench import is_attack_result
 from gradprune.victims.guessing import USUAL, Guess, guesses, is_folder, likely_networks, refusal
-from gradprune.victims.victim import checkpoint_path
+from gradprune.victims.victim import SYNTHESISED, checkpoint_path
 
 _DOUBTFUL = 0.5  # below this share of right answers a guess is doubtful
 
@@ -75,7 +75,7 @@ def inspect(weights: str | Path, data: str | None = None, *, size: int | None = 
         card = read_card(path)
         inspection.channels, inspection.classes = card["model"].get("channels", 3), card["model"]["num_classes"]
         inspection.holds, inspection.model = "a checkpoint of gradprune with its card", str(card["model"]["name"])
-        known = "attack" in card
+        known = card.get("attack", {}).get("trigger", SYNTHESISED) != SYNTHESISED
     elif is_attack_result(content):
         inspection.holds = f"BackdoorBench's attack_result.pt of a {content['model_name']}"
         options = ["--data", data] if data else []

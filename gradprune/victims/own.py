@@ -137,6 +137,8 @@ class Own:
         told = card.get("data")
         told = told if isinstance(told, dict) and isinstance(told.get("name"), str) else {}
         require(bool(self.data or told), f"the card of {path} does not say which data made the model.")
+        require(self.data is not None or self.size is None,
+                f"the card of {path} says which size its images have; a size goes with --data.")
         told = {"name": self.data, "size": self.size} if self.data else told
         data, notes = in_color(images_of(told, path, on_card=not self.data), model)
         return Opened(model, {**card, "data": data_card(data, told)}, data, notes)

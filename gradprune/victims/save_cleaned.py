@@ -23,11 +23,17 @@ def check(slimmer: bool, exported: Path | None, given: str, path: Path | None) -
     """Before any work: InputError for a missing package, an unknown ending, or an output that is the given model."""
     require(path is None or paths(path)[0].resolve() != paths(checkpoint_path(given))[0].resolve(),
             f"out names the given checkpoint {given}, which stays as it is: name another file.")
-    require(path is None or path.suffix not in WEIGHTS,
-            f"out is a name without {path and path.suffix}: two files are written, .safetensors and .json.")
+    if path:
+        check_ending(path)
     require(not slimmer or importlib.util.find_spec("torch_pruning") is not None, NEEDS_TORCH_PRUNING)
     if exported:
         check_export(exported)
+
+
+def check_ending(path: Path) -> None:
+    """Raise InputError for a checkpoint's name that ends as files of torch.save do, and so would not be found again."""
+    require(path.suffix not in WEIGHTS,
+            f"out is a name without {path.suffix}: two files are written, .safetensors and .json.")
 
 
 def deliver(victim: Victim, model: nn.Module, card: Card, path: Path | None, slimmer: bool,

@@ -236,6 +236,8 @@ def test_the_given_checkpoint_is_no_output(store):
     for command in ("defend", "repair"):
         assert "out names the given checkpoint" in refused(command, store / "victim", "--out", store / "victim")
     assert "out is a name without .pth" in refused("defend", store / "victim", "--out", "cleaned.pth")
+    assert "out is a name without .pth" in refused("attack", "badnets", "--out", "mine.pth")
+    assert "trains networks by name" in refused("attack", "badnets", "--model", "mynet:build")
     assert shlex.split(inspect(store / "victim").command)[-1] == "out/clean"
 
 

@@ -1,9 +1,11 @@
 """A model of one's own: weights from other hands, own code, a picture as the trigger; in Python and on the command line."""
 
 import argparse
+import html
 import importlib
 import json
 import re
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -660,6 +662,10 @@ def test_a_bench_of_own_code(here):
     told = as_json(*arguments, "--spc", 3, "--workers", 2)  # in other processes, the folder goes on
     assert (told["cells"], told["failed"]) == (1, 0), told["errors"]
     assert len(gp.bench.read_results("out/table")) == 2
+    assert run("report", "out/table").exit_code == 0
+    shown = re.search(r"gradprune bench [^<]*", Path("out/table/report.html").read_text()).group()
+    assert as_json(*shlex.split(html.unescape(shown))[1:])["cells"] == 2, "the page's command goes on with the folder"
+    assert "a size goes with --data" in refused("evaluate", "out/table/victims/weights", "--model", "mypkg.nets:build", "--size", 9)
     refused("bench", "--attacks", "out/table/victims/weights", "--out", "out/other")  # its card alone makes no code run
     again = run("bench", "--attacks", "out/table/victims/weights", "--model", "mypkg.nets:build", "--defenses", "clp", "--spc", 2,
                 "--seeds", 1, "--out", "out/other")
@@ -779,6 +785,8 @@ def test_inspect_knows_checkpoints_and_runs_no_code(here, victim):
     found = inspect("mine")
     assert found.model == "mypkg.nets:fails" and "its card" in found.holds
     assert found.command == "gradprune defend mine --model mypkg.nets:fails --out out/clean"
+    save_checkpoint("found", victim.model, card_of(victim, attack={"trigger": "synthesised", "target": 1}))
+    assert inspect("found").command.startswith("gradprune repair found"), "its trigger is not the attacker's"
     assert "mypkg" not in sys.modules
     torch.save({"model_name": "preactresnet18", "num_classes": 4, "model": victim.model.state_dict()}, "attack_result.pt")
     assert "BackdoorBench" in inspect("attack_result.pt").holds
