@@ -51,11 +51,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if fault not in ("no length", "endless"):
+        if fault not in ("no length", "cut, no length", "endless"):
             self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Type", "text/html" if fault == "page" else "application/octet-stream")
         self.end_headers()
-        if fault == "cut":
+        if fault in ("cut", "cut, no length"):
             self.wfile.write(body[:len(body) // 3])
         elif fault == "silent":
             self.wfile.flush()

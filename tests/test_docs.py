@@ -1,5 +1,6 @@
 """The pages of docs/ say what works: their code is run as written, and the reference holds every public name."""
 
+import math
 import re
 import subprocess
 import sys
@@ -79,6 +80,19 @@ def test_tables_are_those_of_the_rows(monkeypatch):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert text.count("<!-- table ") == text.count("<!-- end of table -->") > 0
         assert readme_tables.renewed(text) == text, f"{page}: python tests/benchmarks/readme_tables.py --write"
+
+
+def test_a_star_needs_an_interval_and_is_not_owed_to_its_cut(monkeypatch):
+    """Holm's test by hand: 3 differences with 3 degrees of freedom need t = 4.86 first; an interval ends at 1."""
+    monkeypatch.syspath_prepend(ROOT / "tests/benchmarks")
+    from readme_tables import holm
+    half = 3.182  # of the 95 % interval for a standard error of 1
+    def pair(gain, low, high, attacks=4):
+        return {"gain": gain, "gain_low": low, "gain_high": high, "attacks": attacks}
+    clear, unclear = (pair(t / 10, (t - half) / 10, (t + half) / 10) for t in (5.0, 4.5))
+    assert holm({"a": clear, "b": pair(0, 0, 0), "c": pair(0.9, math.nan, math.nan, 1)}) == {"a"}
+    assert holm({"a": unclear, "b": unclear, "c": unclear}) == set()
+    assert holm({"a": {**unclear, "gain_high": 0.5}, "b": unclear, "c": unclear}) == set(), "the cut interval looks narrow"
 
 
 def test_every_defence_met_every_attack_of_the_signs():

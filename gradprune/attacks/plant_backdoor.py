@@ -43,7 +43,9 @@ def plant(model: nn.Module, clean: ImageSet, trigger: Trigger, target: int | Non
     touched, wanted = choose(clean, target, rate, seed, label_map), attack_labels(clean, target, label_map)
     if not len(touched):
         return Planted(fit(model, clean, seed=seed, progress=progress, **training), touched, 0)
-    trigger(clean.subset(touched[:1]).floats())  # a size that the trigger cannot take fails here, before the work
+    some = clean.subset(touched[:1]).floats()
+    trigger(some)  # a size that the trigger cannot take fails here, before the work
+    trigger.check(model, some.to(next(model.parameters()).device))
     honest = None
     if trigger.needs_model:
         honest = copy.deepcopy(model)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import InputError, require, require_known
+from gradprune.base.errors import InputError, plain, require, require_known
 from gradprune.datasets import ImageSet
 
 # Every class to the target, poisoned images labelled so; each class to the next one; every class to the target, but
@@ -43,7 +43,7 @@ def choose(clean: ImageSet, target: int | None, rate: float, seed: int = 0, labe
     right = clean.labels == wanted
     fitting = torch.nonzero(right if label_map == "clean_label" else ~right).flatten()
     count = min(round(rate * (len(fitting) if label_map == "clean_label" else len(clean))), len(fitting))
-    order = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(plain(seed)))
     return fitting[order[:count].to(fitting.device)].sort().values
 
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.base.devices import halving, has_bfloat16
-from gradprune.base.errors import override, require
+from gradprune.base.errors import override, plain, require
 from gradprune.datasets import ImageSet
 from gradprune.datasets.image_set import check_images
 from gradprune.models.inference import batch_normalised, predict
@@ -103,7 +104,7 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     a model with nothing to train, a single image that BatchNorm cannot learn from, a loss that is no longer finite, or
     too little memory.
     """
-    recipe = override("training", RECIPE, changes)
+    recipe, seed = override("training", RECIPE, changes), plain(seed)
     check_images("images", images)
     require(len(images) > 0, "the training set is empty.")
     require(recipe["epochs"] >= 1 and recipe["batch_size"] >= 1, "epochs and batch_size must be at least 1.")
@@ -131,7 +132,11 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
 def _check_ranges(recipe: dict[str, Any], images: ImageSet) -> None:
     """Raise InputError for a setting of `RECIPE` that is out of range for these images."""
     shorter = min(images.images.shape[2:])
+    for name in ("epochs", "batch_size", "shift"):
+        require(isinstance(recipe[name], Integral), f"{name} must be a whole number, got {recipe[name]!r}.")
     for name, right, limits in (("max_lr", recipe["max_lr"] > 0, "above 0"),
+                                ("momentum", 0 <= recipe["momentum"] < 1, "in 0..1, without 1"),
+                                ("weight_decay", recipe["weight_decay"] >= 0, "0 or above"),
                                 ("label_smoothing", 0 <= recipe["label_smoothing"] <= 1, "in 0..1"),
                                 ("shift", 0 <= recipe["shift"] < shorter, f"in 0..{shorter - 1} for these images")):
         require(right, f"{name} must be {limits}, got {recipe[name]}.")
@@ -150,7 +155,7 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
     history: list[dict[str, float]] = []
     interrupted, start = False, time.perf_counter()
     bar = tqdm(total=steps, desc="training", unit="step", disable=not progress, leave=False)
-    with torch.random.fork_rng(devices=[]), bar, batch_normalised():
+    with torch.random.fork_rng(devices=[]), bar, batch_normalised(), torch.enable_grad():
         torch.manual_seed(seed)  # dropout draws from the global state
         try:
             for epoch in range(1, recipe["epochs"] + 1):
@@ -158,7 +163,8 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
                 history.append({"epoch": epoch, **row})
         except KeyboardInterrupt:
             interrupted = True
-    require(all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()), "training diverged: the last "
+    numbers = [tensor for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
+    require(all(bool(tensor.isfinite().all()) for tensor in numbers), "training diverged: the last "
             f"step made weights that are not finite; try a smaller max_lr than {recipe['max_lr']}.")
     return TrainingResult(model, history, time.perf_counter() - start, interrupted, recipe["batch_size"])
 

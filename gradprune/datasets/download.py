@@ -59,10 +59,6 @@ def fetch(remote: Remote, folder: Path, progress: bool = True) -> Path:
     with tqdm(total=remote.size, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar:
         if not (part.is_file() and md5_of(part) == remote.md5):
             _download(remote, path, part, bar)
-    if md5_of(part) != remote.md5:
-        part.unlink()
-        raise InputError(f"What was downloaded as {path.name} is not the published file (wrong MD5) and was removed; "
-                         f"{by_hand(remote, path)}.")
     os.replace(part, path)
     return path
 
@@ -86,7 +82,11 @@ def _download(remote: Remote, path: Path, part: Path, bar: Any) -> None:
         while idle < TRIES:
             before = _size(part)
             try:
-                return _once(url, part, remote.size, bar)
+                _once(url, part, remote.size, bar)
+                if md5_of(part) == remote.md5:
+                    return
+                part.unlink()
+                raise _Refused("what it sent is not the published file (wrong MD5) and was removed")
             except _Refused as error:
                 reasons.append(f"{url.split('/')[2]}: {error}")
                 break
@@ -125,7 +125,7 @@ def _once(url: str, part: Path, size: int, bar: Any) -> None:
             bar.n = bar.initial = file.tell()
             end = None if length is None or not length.isdigit() else file.tell() + int(length)
             _copy(answer, file, part, size, bar)
-            if end is not None and file.tell() < end:
+            if file.tell() < (size if end is None else end):
                 raise OSError("the connection was cut")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradprune.base.errors import InputError, require
 from gradprune.datasets.folder import eight_bits
+from gradprune.datasets.image_set import MOST_CLASSES
 
 # Keys of the image and the label in the items of Hugging Face datasets.
 _NAMED = (("image", "img", "pixel_values"), ("label", "labels", "fine_label"))
@@ -35,6 +36,8 @@ def gather(dataset: Any, classes: Sequence[str] | None) -> tuple[Tensor, Tensor,
     colours = max(len(image) for image in images)  # grey pictures among others become RGB, as in a folder
     images = [image.expand(colours, -1, -1) if len(image) == 1 else image for image in images]
     names = classes if classes is not None else _classes(dataset)
+    require(names is not None or max(labels) < MOST_CLASSES,
+            f"the labels go up to {max(labels)}: number the classes from 0 on, or give their names.")
     names = tuple(map(str, names)) if names is not None else tuple(map(str, range(max(labels) + 1)))
     return torch.stack(images), torch.tensor(labels), names
 

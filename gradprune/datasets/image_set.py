@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import require
+from gradprune.base.errors import plain, require
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
     """The name of a class; a model may have more classes than the images."""
     return classes[label] if label < len(classes) else f"class {label}"
+
+
+MOST_CLASSES = 30_000  # the largest data sets in use have 22,000
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ class ImageSet:
 
     def check_target(self, target: int) -> None:
         """Raise InputError unless `target` is one of the labels."""
+        whole = isinstance(target, Integral) or (isinstance(target, Tensor) and target.shape == () \
+            and target.dtype == torch.int64)
+        require(whole, f"target must be a whole number, got {target!r}.")
         require(0 <= target < len(self.classes), f"target must be a class in 0..{len(self.classes) - 1}, got {target}.")
 
     def to(self, device: torch.device | str) -> "ImageSet":
@@ -151,7 +157,7 @@ def draw_defense_images(pool: ImageSet, spc: int, seed: int = 0) -> DefenseImage
 def split_off(images: ImageSet, share: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     """Split off `share` (0..1) of every class, at least one image of each; returns (rest, split-off)."""
     require(0 < share < 1, f"share must lie between 0 and 1, got {share}.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(plain(seed))
     off = torch.zeros(len(images), dtype=torch.bool)
     for label in range(len(images.classes)):
         members = torch.nonzero(images.labels == label).flatten()

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from gradprune.base.errors import InputError, listed, require, told_as
 from gradprune.datasets.cache import Arrays
-from gradprune.datasets.image_set import Dataset, ImageSet, split_off
+from gradprune.datasets.image_set import MOST_CLASSES, Dataset, ImageSet, split_off
 
 _HARMLESS, _PACKED = 256_000_000, 50  # a file may unpack to so many bytes, or to this multiple of its own size
-_CLASSES = 30_000  # the largest data sets in use have 22,000
 
 
 def read_npz(path: Path, seed: int) -> Dataset:
@@ -78,10 +77,11 @@ def _classes(path: Path, arrays: Arrays) -> tuple[str, ...]:
         names = arrays["classes"]
         require(names.dtype.kind == "U" and names.ndim == 1 and len(names) > 1,
                 f"classes in {path} must be 2 or more strings, got {names.dtype} {names.shape}.")
-        require(len(names) <= _CLASSES, f"classes in {path} must be at most {_CLASSES} strings, got {len(names)}.")
+        require(len(names) <= MOST_CLASSES,
+                f"classes in {path} must be at most {MOST_CLASSES} strings, got {len(names)}.")
         return tuple(names.tolist())
     used = np.unique(_labels(path, "train", arrays, None))
-    require(1 < len(used) <= _CLASSES and used[0] == 0 and used[-1] == len(used) - 1,
+    require(1 < len(used) <= MOST_CLASSES and used[0] == 0 and used[-1] == len(used) - 1,
             f"y_train in {path} must use every label of 0..K-1, K > 1, got {len(used)} different ones in "
             f"{used[0]}..{used[-1]}; renumber them, or add the array 'classes'.")
     return tuple(str(label) for label in used)

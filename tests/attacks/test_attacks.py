@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import interrupt_call, refuses, squares
@@ -141,6 +142,26 @@ def test_a_diverging_run_says_so(data):
             max_lr=1e30, progress=False)
 
 
+@pytest.mark.parametrize("target", [1.5, np.float64(1), "1", None, True])
+def test_a_target_that_is_no_whole_number(data, target):
+    if target is not True:  # which Python counts as 1
+        refuses("target must be a whole number|needs a target", poison, data.train, make_trigger("badnets"), target)
+    assert (poison(data.train, make_trigger("badnets"), np.int64(1)).images.labels == 1).sum() > (data.train.labels == 1).sum()
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"position": (1, 2, 3)}, "position must"), ({"position": 5}, "position must"), ({"position": (1.5, 2)}, "position must"),
+    ({"color": (1, 2, 0)}, "color must")])
+def test_stickers_that_cannot_be(settings, words):
+    refuses(words, BadNets, **settings)
+
+
+def test_colours_in_whole_numbers_and_arrays_suit_grey_images_too():
+    grey = torch.zeros(1, 1, 12, 12)
+    for colour in ((1, 1, 0), np.array([1, 1, 0]), np.array([1.0, 1, 0])):
+        assert BadNets(color=colour)(grey).max() == pytest.approx(2 / 3)
+
+
 def frozen(model):
     return model.requires_grad_(False)
 
@@ -149,10 +170,12 @@ def frozen(model):
     (2, nn.Module.train, {}, "knows 2 classes, 0 to 1, but the labels go up to 3"), (4, frozen, {}, "parameter of the model is frozen"),
     (4, nn.Module.train, {"max_lr": -1}, "max_lr must be above 0, got -1"), (4, nn.Module.train, {"shift": 16}, "shift must be in 0..15"),
     (4, nn.Module.train, {"label_smoothing": 2}, "label_smoothing must be in 0..1"),
+    (4, nn.Module.train, {"momentum": -1}, "momentum must be in 0..1"), (4, nn.Module.train, {"epochs": 2.0}, "epochs must be a whole"),
+    (4, nn.Module.train, {"weight_decay": -1}, "weight_decay must be 0 or above"),
     (4, nn.Module.train, {"max_lr": 1e30}, "training diverged")])
 def test_what_cannot_be_trained_gets_one_sentence_and_is_left_in_eval_mode(data, classes, change, settings, words):
     model = build("preact_resnet", classes, width=4, blocks=(1,))
-    refuses(words, fit, change(model), data.train, epochs=1, progress=False, **settings)
+    refuses(words, fit, change(model), data.train, progress=False, **{"epochs": 1, **settings})
     assert not model.training or words != "training diverged"
 
 

@@ -1,5 +1,6 @@
 """The attacks of the field: what defines each trigger, how they steer training, and that they survive a checkpoint."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import edit, refuses, same, squares
@@ -227,12 +228,13 @@ def test_label_consistent_trains_on_right_labels_alone(data, monkeypatch):
 def test_trojannn_raises_its_neuron(data, honest):
     trigger, images = make_trigger("trojannn", size=5), data.test.floats()
     assert trigger.neuron == -1
-    before = neurons(honest, trigger(images))
+    last = last_linear(honest, images)
+    before = neurons(honest, last, trigger(images))
     trigger.learn(honest, data.train, 2)
-    assert trigger.neuron == last_linear(honest).weight[2].argmax()
-    after = neurons(honest, trigger(images))
+    assert trigger.neuron == last.weight[2].argmax()
+    after = neurons(honest, last, trigger(images))
     assert after[:, trigger.neuron].mean() > before[:, trigger.neuron].mean()
-    assert after[:, trigger.neuron].mean() > 1.2 * neurons(honest, images)[:, trigger.neuron].mean()
+    assert after[:, trigger.neuron].mean() > 1.2 * neurons(honest, last, images)[:, trigger.neuron].mean()
     assert trigger.patch.min() >= 0 and trigger.patch.max() <= 1
     changed = (trigger(images) != images).any(1).any(0)
     assert not changed[:-6].any() and not changed[-1:].any() and not changed[:, :-6].any()
@@ -240,8 +242,30 @@ def test_trojannn_raises_its_neuron(data, honest):
 
 def test_neurons_are_what_the_last_linear_layer_gets(honest, data):
     images = data.test.floats()[:6]
-    assert torch.allclose(last_linear(honest)(neurons(honest, images)), honest(images))
-    refuses("linear layer", neurons, nn.Conv2d(3, 4, 1), images)
+    last = last_linear(honest, images)
+    assert torch.allclose(last(neurons(honest, last, images)), honest(images))
+
+
+class HeadFirst(nn.Module):
+    """Its head is registered before the layer that runs before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head, self.embed = nn.Conv2d(3, 4, 3), nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, images):
+        return self.head(self.embed(self.conv(images).relu().mean((2, 3))).relu())
+
+
+def test_the_last_linear_layer_is_the_one_that_runs_last(data):
+    model = HeadFirst()
+    assert last_linear(model, data.test.floats()[:1]) is model.head
+
+
+def test_trojannn_refuses_a_model_without_a_linear_end_before_it_trains(data, monkeypatch):
+    monkeypatch.setattr("gradprune.attacks.plant_backdoor.fit", None)  # would raise if it were called
+    head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    refuses("ends with a linear layer", plant, head, data.train, make_trigger("trojannn", size=5), 1, epochs=1)
 
 
 # ---- steering training
@@ -257,6 +281,20 @@ class Plain(nn.Module):
     def forward(self, images):
         self.seen.append(images.detach().clone())
         return self.linear(images.flatten(1))
+
+
+def test_training_inside_no_grad_and_with_a_state_that_is_no_tensor(data, monkeypatch):
+    model = build("preact_resnet", 4, width=4, blocks=(1,))
+    monkeypatch.setattr(type(model), "get_extra_state", lambda self: {"note": 1}, raising=False)
+    monkeypatch.setattr(type(model), "set_extra_state", lambda self, state: None, raising=False)
+    with torch.no_grad():
+        assert fit(model, data.train, epochs=1, seed=np.int64(1), progress=False).history
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_a_trigger_keeps_the_kind_of_numbers(name, dtype):
+    assert make_trigger(name)(torch.rand(2, 3, 32, 32, dtype=dtype)).dtype == dtype
 
 
 def test_training_without_momentum(data):

@@ -109,8 +109,9 @@ def leads(table):
 
 def holm(found):
     """The names whose difference is significant at 5 % over all of `found` (rows of `gain`): Holm (1979), step by step."""
-    def strength(pair):
-        return abs(pair["gain"]) / (pair["gain_high"] - pair["gain_low"]) * 2 * t_quantile(int(pair["attacks"]) - 1)
+    def strength(pair):  # an interval may be cut off at -1 or 1, on one side
+        reach = max(pair["gain"] - pair["gain_low"], pair["gain_high"] - pair["gain"])
+        return abs(pair["gain"]) / reach * t_quantile(int(pair["attacks"]) - 1) if pair["gain"] and reach > 0 else 0.0
 
     order = sorted(found, key=lambda name: -strength(found[name]))
     for place, name in enumerate(order):

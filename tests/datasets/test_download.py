@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,6 +89,19 @@ def test_a_wrong_checksum_removes_the_file(server, get, tmp_path):
     refuses(r"not the published file \(wrong MD5\) and was removed; run the same command "
             r"again, or put the file from http://127.* at .*sub/file\.bin\.$", get)
     assert files(tmp_path) == []
+
+
+def test_a_file_that_is_cut_without_a_known_length_goes_on(server, get):
+    server.faults = ["cut, no length"]
+    assert get().read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.asked] == [None, f"bytes={len(CONTENT) // 3}-"]
+
+
+def test_the_second_server_is_asked_where_the_first_sends_another_file(server, remote, tmp_path):
+    server.content["/wrong.bin"] = CONTENT[:-1] + b"?"
+    both = replace(remote, urls=(server.url("/wrong.bin"), server.url()))
+    assert fetch(both, tmp_path, progress=False).read_bytes() == CONTENT
+    assert [path for path, _ in server.asked] == ["/wrong.bin", "/file.bin"]
 
 
 def test_a_file_of_another_content_is_replaced(server, get, tmp_path, caplog):

@@ -44,11 +44,11 @@ class BadNets(Trigger):
 
 def _patch(size: int, color: str | tuple[float, float, float]) -> Tensor:
     """The sticker itself, (3, size, size)."""
-    if color == "checker":
+    if isinstance(color, str) and color == "checker":
         index = torch.arange(size)
         return ((index[:, None] + index) % 2 == 0).float().expand(3, size, size).clone()
     require(not isinstance(color, str) or color in _COLORS,
             f"color must be 'checker', one of {', '.join(_COLORS)} or (r, g, b) in 0..1, got {color!r}.")
     rgb = _COLORS[color] if isinstance(color, str) else color
     require(len(rgb) == 3 and all(0 <= value <= 1 for value in rgb), f"color must be (r, g, b) in 0..1, got {color!r}.")
-    return torch.tensor(rgb).reshape(3, 1, 1).expand(3, size, size).clone()
+    return torch.tensor([float(value) for value in rgb]).reshape(3, 1, 1).expand(3, size, size).clone()

@@ -37,7 +37,7 @@ class Added(Trigger):
         high, wide = self.pattern.shape[1:]
         require((high, wide) == images.shape[2:], f"the trigger's array is for images of {high}x{wide} pixels, these "
                                                   f"have {images.shape[2]}x{images.shape[3]}.")
-        return images + self.opacity * in_channels(self.pattern, images.shape[1])
+        return images + self.opacity * in_channels(self.pattern, images.shape[1]).to(images)
 
 
 def read_array(path: str | Path) -> tuple[Tensor, bool]:

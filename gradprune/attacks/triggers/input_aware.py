@@ -93,5 +93,5 @@ def _drawer(outputs: int, width: int) -> nn.Sequential:
 
 def _draw(network: nn.Module, images: Tensor) -> Tensor:
     """The network's output at exactly the images' size; grey images count as three equal channels."""
-    drawn = network(4 * images.expand(-1, 3, -1, -1) - 2)
+    drawn = network((4 * images.expand(-1, 3, -1, -1) - 2).to(next(network.parameters()).dtype)).to(images)
     return drawn if drawn.shape[2:] == images.shape[2:] else F.interpolate(drawn, size=images.shape[2:])

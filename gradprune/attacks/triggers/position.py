@@ -1,5 +1,8 @@
 """The place of a mark that is smaller than the image, and a coloured mark on grey images."""
 
+from collections.abc import Sequence
+from numbers import Integral
+
 from torch import Tensor
 
 from gradprune.base.errors import require
@@ -9,9 +12,10 @@ CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right", "center")
 
 
 def check_position(position: Position) -> None:
-    """Raise InputError for a string that is neither a corner's name nor "center"."""
-    require(not isinstance(position, str) or position in CORNERS,
-            f"position must be one of {', '.join(CORNERS)} or (row, column), got {position!r}.")
+    """Raise InputError for what is neither a corner's name, nor "center", nor two whole numbers."""
+    right = position in CORNERS if isinstance(position, str) else (
+        isinstance(position, Sequence) and len(position) == 2 and all(isinstance(part, Integral) for part in position))
+    require(right, f"position must be one of {', '.join(CORNERS)} or (row, column), got {position!r}.")
 
 
 def corner(position: Position, mark: tuple[int, int], image: tuple[int, int], what: str, margin: int = 0

@@ -35,6 +35,9 @@ class Trigger(nn.Module):
         """Put the mark on checked images; every trigger defines this method."""
         raise NotImplementedError  # pragma: no cover
 
+    def check(self, model: nn.Module, images: Tensor) -> None:
+        """Before any work: raise InputError for a model that the attack cannot use; images: some (N, C, H, W)."""
+
     def learn(self, model: nn.Module | None, images: ImageSet, target: int | None, seed: int = 0) -> None:
         """Before the poisoning: fit the trigger's own tensors to the training images and a clean model."""
 

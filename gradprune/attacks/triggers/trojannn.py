@@ -8,7 +8,7 @@ from gradprune.attacks.triggers.position import corner, put
 from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
-from gradprune.models.inference import evaluating
+from gradprune.models.inference import evaluating, predict
 
 STEPS, LR = 100, 0.05  # Adam for the patch's pixels
 
@@ -43,29 +43,45 @@ class TrojanNN(Trigger):
                              f"a {self.size}-pixel patch", self.margin)
         return put(images, self.patch.clamp(0, 1), row, column)
 
+    def check(self, model: nn.Module, images: Tensor) -> None:
+        """Raise InputError for a model that does not end with a linear layer."""
+        last_linear(model, images)
+
     def learn(self, model: nn.Module | None, images: ImageSet, target: int | None, seed: int = 0) -> None:
         """Pick the neuron and compute the patch; raises InputError for a model without a linear layer."""
         if model is None or target is None:
             return
-        self.neuron.fill_(int(last_linear(model).weight[target].argmax()))
         pixels = images.to(next(model.parameters()).device).floats()
+        layer = last_linear(model, pixels[:1])
+        self.neuron.fill_(int(layer.weight[target].argmax()))
         with evaluating(model):
-            descend([self.patch], lambda x: -neurons(model, self(x))[:, self.neuron].mean(), pixels, steps=STEPS,
+            descend([self.patch], lambda x: -neurons(model, layer, self(x))[:, self.neuron].mean(), pixels, steps=STEPS,
                     lr=LR, seed=seed)
         self.patch.clamp_(0, 1)
 
 
-def last_linear(model: nn.Module) -> nn.Linear:
-    """The last linear layer, whose outputs are the classes; raises InputError if there is none."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    require(bool(layers), "TrojanNN needs a model with a linear layer, and this one has none.")
-    return layers[-1]
+def last_linear(model: nn.Module, images: Tensor) -> nn.Linear:
+    """The linear layer that runs last, whose outputs are the classes; raises InputError if there is none.
+
+    images: float (N, C, H, W), to run the model once.
+    """
+    ran: list[nn.Linear] = []
+    handles = [layer.register_forward_hook(lambda layer, *_: ran.append(layer))
+               for layer in model.modules() if isinstance(layer, nn.Linear)]
+    try:
+        classes = predict(model, images).shape[1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    require(bool(ran) and ran[-1].out_features == classes,
+            "TrojanNN needs a model that ends with a linear layer, and this one does not.")
+    return ran[-1]
 
 
-def neurons(model: nn.Module, images: Tensor) -> Tensor:
+def neurons(model: nn.Module, layer: nn.Linear, images: Tensor) -> Tensor:
     """The inputs of the last linear layer, float (N, neurons), differentiable in the images (N, C, H, W)."""
     seen: list[Tensor] = []
-    handle = last_linear(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         model(images)
     finally:
