@@ -53,7 +53,7 @@ TUNING: dict[str, Any] = {
     "patience": 10,                  # epochs without a lower validation loss
     "max_epochs": 100,
     "statistics": "moving",          # of BatchNorm: updated from all images of a batch together, or "fixed"
-    "dropout": True,                 # whether the model's dropout is on
+    "dropout": True,                 # False: all but norms is in eval mode, since any module may drop something out
     "keep": "best",                  # or "last": the last epoch with a lower validation loss than the start
 }
 
@@ -126,11 +126,10 @@ def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, gen
            paper: dict[str, Any]) -> None:
     """One pass over the training images and their triggered copies, if any."""
     model.train()
-    still = ([nn.modules.batchnorm._BatchNorm] * (paper["statistics"] == "fixed")
-             + [nn.modules.dropout._DropoutNd] * (not paper["dropout"]))
     for module in model.modules():
-        if isinstance(module, tuple(still)):
-            module.eval()
+        fixed = paper["statistics"] == "fixed" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if fixed or not (paper["dropout"] or hasattr(module, "running_mean")):  # any code may drop out: only norms learn on
+            module.training = False
     for batch in batches(train, paper["batch_size"], generator):
         def again(batch: Pairs = batch) -> Tensor:  # some optimizers call it twice, such as sharpness-aware ones
             optimizer.zero_grad(set_to_none=True)

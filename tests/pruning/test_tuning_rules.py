@@ -383,6 +383,18 @@ def test_dropout_is_on_unless_it_is_told_off(dropout):
     assert states == [False, dropout, False], "validation, one batch, validation"
 
 
+def test_told_off_no_code_drops_anything_out_and_norms_learn_on():
+    class Dropping(Mixed):
+        def forward(self, images):
+            assert not self.training
+            return super().forward(F.dropout(images, 0.9, self.training))
+
+    model, pairs = Dropping(), pairs_of(3)
+    fine_tune(model, FilterMask(FOUND), pairs, pairs._replace(triggered=pairs.clean[:0]), loss=clean_loss, max_epochs=1,
+              dropout=False, progress=False)
+    assert not torch.equal(model.norm.running_mean, Mixed().norm.running_mean)
+
+
 # --- progress ---
 
 
