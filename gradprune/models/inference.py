@@ -157,9 +157,10 @@ def answers(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
         if isinstance(error, InputError | MemoryError) or "memory" in str(error):
             raise
         kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        advice = "model.float()" if images.dtype is torch.float32 else "images.float()"
         require(kinds <= {images.dtype} or "type" not in str(error),
                 f"the model cannot take images of {images.dtype}, since it has weights of "
-                f"{', '.join(sorted(map(str, kinds - {images.dtype})))}: give model.float().")
+                f"{', '.join(sorted(map(str, kinds - {images.dtype})))}: give {advice}.")
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         raise InputError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {kind}{error}") from error
 

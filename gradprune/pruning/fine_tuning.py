@@ -128,7 +128,8 @@ def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, gen
     model.train()
     for module in model.modules():
         fixed = paper["statistics"] == "fixed" and isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if fixed or not (paper["dropout"] or hasattr(module, "running_mean")):  # any code may drop out: only norms learn on
+        norm = hasattr(module, "running_mean")
+        if fixed or not (norm or paper["dropout"]):
             module.training = False
     for batch in batches(train, paper["batch_size"], generator):
         def again(batch: Pairs = batch) -> Tensor:  # some optimizers call it twice, such as sharpness-aware ones

@@ -89,6 +89,10 @@ def test_models_that_cannot_answer_get_one_sentence(images, mark, make, words):
         refuses(words, run, make(), images, mark, 1)
 
 
+def test_images_that_are_wider_than_the_weights_are_told(images):
+    refuses(r"images of torch.float64, since it has weights of torch.float32: give images.float\(\)", predict, small(), images.floats().double())
+
+
 def test_a_squeeze_that_takes_the_batch_away_is_named(images, mark):
     net = Wrapped(small(), lambda x: x.squeeze(0))
     assert predict(net, images.floats()).shape == (24, 4)
