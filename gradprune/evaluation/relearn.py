@@ -39,7 +39,7 @@ def relearn(model: nn.Module, train: ImageSet, test: ImageSet, trigger: nn.Modul
         effect of clean fine-tuning alone.
     seeds: one run for each.
     changes: values of `attacks.training.RECIPE`.
-    Removed filters may change: whoever fine-tunes the model does not know of them.
+    Frozen weights and removed filters may change, too: whoever fine-tunes the model does not know of them.
     Returns rows (k, seed, acc, asr, ra), shares in 0..1 on `test`; the first, with k and seed None, is the given model.
     Raises InputError for a k or count out of range, a bad setting, or what `poison` and `evaluate` refuse.
     """
@@ -56,6 +56,8 @@ def relearn(model: nn.Module, train: ImageSet, test: ImageSet, trigger: nn.Modul
                                              f"changes, got {poisoned}.")
             images = poison(drawn, trigger, target, poisoned / count, seed, dirty).images
             tuned = copy.deepcopy(model)
+            for parameter in tuned.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
             fit(tuned, images, seed=seed, progress=False, **(RECIPE | changes))
             rows.append({"k": poisoned, "seed": seed, **measure(tuned, questions)._asdict()})
     return rows
