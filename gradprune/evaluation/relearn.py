@@ -6,7 +6,6 @@ small part of the training images, 5 of them replaced by poisoned ones, and SGD 
 for 5 epochs over all weights.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from gradprune.attacks.training import fit
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.evaluation.metrics import exam, measure
+from gradprune.models.inference import copy_of
 
 RECIPE: dict[str, Any] = {
     "epochs": 5,
@@ -55,7 +55,7 @@ def relearn(model: nn.Module, train: ImageSet, test: ImageSet, trigger: nn.Modul
             require(0 <= poisoned <= others, f"k must lie in 0..{others}, the drawn images whose label the attacker "
                                              f"changes, got {poisoned}.")
             images = poison(drawn, trigger, target, poisoned / count, seed, dirty).images
-            tuned = copy.deepcopy(model)
+            tuned = copy_of(model)
             for parameter in tuned.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
             fit(tuned, images, seed=seed, progress=False, **(RECIPE | changes))

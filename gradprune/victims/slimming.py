@@ -6,7 +6,6 @@ of the next convolution turns the constant into an edge. So a forward pass shows
 torch-pruning (Fang et al., 2023, arXiv:2301.12900) finds which layers depend on each other.
 """
 
-import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import InputError, require
 from gradprune.models.cost import macs, parameters
-from gradprune.models.inference import evaluating, predict
+from gradprune.models.inference import copy_of, evaluating, predict
 from gradprune.models.working import lay_out, layout
 from gradprune.pruning.filters import Filter, Filters, filters, silent
 
@@ -58,7 +57,7 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
         import torch_pruning
     except ModuleNotFoundError:
         raise InputError(NEEDS_TORCH_PRUNING) from None
-    small, found, wanted = copy.deepcopy(model), filters(model, example[:1]), predict(model, example)
+    small, found, wanted = copy_of(model), filters(model, example[:1]), predict(model, example)
     gone = silent(model, found)
     graph = _follow(torch_pruning.DependencyGraph(), small, example[:1].to(wanted.device, copy=True))
     try:
