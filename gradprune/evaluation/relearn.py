@@ -57,7 +57,7 @@ def relearn(model: nn.Module, train: ImageSet, test: ImageSet, trigger: nn.Modul
             images = poison(drawn, trigger, target, poisoned / count, seed, dirty).images
             tuned = copy_of(model)
             for parameter in tuned.parameters():
-                parameter.requires_grad_(parameter.is_floating_point())
+                parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
             fit(tuned, images, seed=seed, progress=False, **(RECIPE | changes))
             rows.append({"k": poisoned, "seed": seed, **measure(tuned, questions)._asdict()})
     return rows

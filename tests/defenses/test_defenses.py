@@ -170,6 +170,29 @@ def test_a_linear_last_layer_is_needed(victim, name, model):
     refuses("a linear last layer is needed here, but the model ends in Conv2d", defend, name, victim, model.eval())
 
 
+class Foreign(Excited):
+    """Attention among pixels, whole numbers among the parameters, and a norm with a further one."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.last, self.order = nn.BatchNorm2d(6), nn.Linear(6, 4), nn.Parameter(torch.arange(3), requires_grad=False)
+        self.norm.slope = nn.Parameter(torch.ones(1))
+        self.conv.weight.data[0] *= 10  # its channel stands out
+        self.eval()
+
+    def forward(self, images):
+        pixels = self.norm(self.conv(images[:, self.order])).flatten(2).mT[:, None] * self.norm.slope
+        return self.last(F.scaled_dot_product_attention(pixels, pixels, pixels).mean((1, 2)))
+
+
+@pytest.mark.parametrize("name", ["i_bau", "ft_sam", "clp"])
+def test_foreign_parameters_and_attention_are_taken(victim, name):
+    result = defend(name, victim, model=Foreign())
+    assert not same(result.model, Foreign()) and torch.equal(result.model.order, torch.arange(3))
+    assert name != "clp" or result.model.norm.slope == 1
+
+
 class Gated(nn.Module):
     """A learned number of its own, a parametrized convolution, and a last layer that is called by keyword."""
 
