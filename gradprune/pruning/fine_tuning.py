@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.attacks.training import portions
+from gradprune.base.devices import seeded
 from gradprune.base.errors import InputError, override, require, require_known
-from gradprune.models.inference import batch_normalised, evaluating
+from gradprune.models.inference import batch_normalised, device_of, evaluating
 from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.loop import validate
 from gradprune.pruning.scores import Pairs
@@ -94,8 +95,8 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
         return [{**_row(model, 0, validation, watch), "kept": True, "interrupted": True}]
     best, best_state = history[0], copy.deepcopy(model.state_dict())
     bar = tqdm(total=paper["max_epochs"], desc="fine-tuning", unit="epoch", disable=not progress, leave=False)
-    with torch.random.fork_rng(devices=[]), evaluating(model, gradients=True), bar, batch_normalised():
-        torch.manual_seed(seed)  # dropout draws from the global state
+    dropout = seeded(seed, device_of(model))  # which draws from the global state
+    with dropout, evaluating(model, gradients=True), bar, batch_normalised():
         steps = paper["optimizer"](model.parameters(),
                                    **{name: paper[name] for name in ("lr", "momentum", "weight_decay")})
         schedule = torch.optim.lr_scheduler.LambdaLR(steps, paper["decay"])
