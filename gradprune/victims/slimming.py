@@ -137,12 +137,13 @@ def _zeros(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     name_of: dict[nn.Module, str] = {module: name for name, module in model.named_modules()
                                      if isinstance(module, nn.Conv2d | nn.Linear)}
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        empty = (inputs[0] == 0).movedim(1 if isinstance(module, nn.Conv2d) else -1, 0).flatten(1).all(1)
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        given = next(iter([*inputs, *named.values()]))
+        empty = (given == 0).movedim(1 if isinstance(module, nn.Conv2d) else -1, 0).flatten(1).all(1)
         zeros[name_of[module]] = zeros.get(name_of[module], empty) & empty
 
     with ExitStack() as hooks:
         for module in name_of:
-            hooks.enter_context(module.register_forward_pre_hook(look))
+            hooks.enter_context(module.register_forward_pre_hook(look, with_kwargs=True))
         predict(model, images)
     return zeros
