@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,6 +177,36 @@ def test_a_gpu_says_what_the_cpu_says(victim):
         pruned = gp.grad_prune(gpu, victim.data.defense, victim.trigger, spc=2, recipe="paper", tune=False, progress=False)
         assert pruned.mask.positions == gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2, recipe="paper",
                                                       tune=False, progress=False).mask.positions
+
+
+def numbers_of(calls):
+    """What `seeded` uses of torch.cuda or torch.mps, with one number as the random state."""
+    state = [7]
+    return SimpleNamespace(device=lambda where: calls.append(str(where)) or nullcontext(), state=state,
+                           get_rng_state=lambda: state[0], manual_seed=lambda seed: state.__setitem__(0, seed),
+                           set_rng_state=lambda value: state.__setitem__(0, value))
+
+
+@pytest.mark.parametrize(("device", "drawn"), [("cpu", (7, 7)), ("cuda:1", (3, 7)), ("mps", (7, 3))])
+def test_random_numbers_are_seeded_on_one_device_and_go_on_afterwards(monkeypatch, device, drawn):
+    calls, before = [], torch.get_rng_state()
+    cuda, mps = numbers_of(calls), numbers_of(calls)
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(torch, "mps", mps)
+    with devices.seeded(3, torch.device(device)):
+        assert (cuda.state[0], mps.state[0]) == drawn and torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(3).get_state())
+    assert (cuda.state[0], mps.state[0]) == (7, 7) and torch.equal(torch.get_rng_state(), before)
+    assert calls == ["cuda:1"] * (device == "cuda:1")
+
+
+def test_what_runs_on_the_cpu_leaves_the_numbers_of_a_gpu_alone(monkeypatch, victim):
+    seeds = []
+    for library, name in ((torch.cuda, "manual_seed_all"), (torch.mps, "manual_seed"), (torch.xpu, "manual_seed_all")):
+        monkeypatch.setattr(library, name, seeds.append)
+    build(**TINY, num_classes=4)
+    make_trigger("input_aware")
+    gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=1, patience=1, recipe="paper", progress=False)
+    assert not seeds
 
 
 # ---- when the memory ends

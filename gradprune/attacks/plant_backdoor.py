@@ -1,6 +1,5 @@
 """A complete attack in one call: the clean model it may need, the trigger's own learning, poisoning, training."""
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from gradprune.attacks.training_hook import TrainingHook
 from gradprune.attacks.triggers.trigger import Trigger
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
+from gradprune.models.inference import copy_of
 
 RATES = {"all_to_one": 0.1, "all_to_all": 0.1, "clean_label": 0.5}  # poison rate by label map, if none is given
 
@@ -48,7 +48,7 @@ def plant(model: nn.Module, clean: ImageSet, trigger: Trigger, target: int | Non
     trigger.check(model, some.to(next(model.parameters()).device))
     honest = None
     if trigger.needs_model:
-        honest = copy.deepcopy(model)
+        honest = copy_of(model)
         if fit(honest, clean, seed=seed, progress=progress, **training).interrupted:
             raise KeyboardInterrupt("the clean model that the attack needs was not finished, so nothing was written")
     trigger.to(next(model.parameters()).device)

@@ -3,8 +3,8 @@
 import ctypes
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from gradprune.base.errors import InputError, require, unknown
 
 Result = TypeVar("Result")
+CPU = torch.device("cpu")
 
 # How many devices of each kind there are; "auto" takes the first kind with at least one.
 DEVICES: dict[str, Callable[[], int]] = {
@@ -57,6 +58,25 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Draw the CPU's and this device's random numbers from `seed`, then go on where they were.
+
+    Unlike `torch.manual_seed`, it leaves those of other devices alone.
+    """
+    gpu: Any = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
+    with torch.random.fork_rng(devices=[]), torch.cuda.device(device) if gpu is torch.cuda else nullcontext():
+        torch.default_generator.manual_seed(int(seed))
+        state = gpu and gpu.get_rng_state()
+        try:
+            if gpu:
+                gpu.manual_seed(int(seed))
+            yield
+        finally:
+            if gpu:
+                gpu.set_rng_state(state)
 
 
 def keep_freed_memory() -> None:

@@ -42,8 +42,9 @@ def close_standing_out(model: nn.Module, found: Filters, u: float, validation: P
     with torch.no_grad():
         for name, bound in bounds.items():
             open_ = 1.0 - (bound > bound.mean() + u * bound.std()).to(bound)  # std with n - 1, as released
-            for tensor in model.get_submodule(name).parameters():
-                tensor.mul_(open_)
+            for kind, tensor in model.get_submodule(name).named_parameters():
+                if kind in ("weight", "bias"):  # a norm of the user's own may have others
+                    tensor.mul_(open_)
             closed += int((open_ == 0).sum())
     rows.append(row(1, mask, validate(model, validation), channels=closed, kept=True))
     total = sum(map(len, bounds.values()))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from gradprune.base.errors import override, require
 from gradprune.datasets import ImageSet, class_name, draw_defense_images
@@ -138,18 +139,30 @@ def logit_layer(model: nn.Module, images: Tensor) -> tuple[nn.Linear, Tensor]:
 
     images: float (N, C, H, W) in [0, 1]. Raises InputError if the last layer with weights is not such a layer.
     """
-    seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+    seen: list[tuple[nn.Module, Tensor, Tensor]] = [(model, images, images)]
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+        given = [*inputs, *named.values()]
+        if given:  # what computes a parametrized weight takes none
+            seen.append((layer, given[0], output))
+
     with ExitStack() as hooks, evaluating(model), torch.no_grad():
         for module in model.modules():
-            if any(True for _ in module.parameters(recurse=False)):
-                hooks.enter_context(module.register_forward_hook(
-                    lambda layer, inputs, output: seen.append((layer, inputs[0], output))))
+            if _is_layer(module):
+                hooks.enter_context(module.register_forward_hook(look, with_kwargs=True))
         logits = model(images.clone())
     layer, inputs, output = seen[-1]
     require(isinstance(layer, nn.Linear) and isinstance(layer.weight, nn.Parameter) and output.shape == logits.shape,
             f"a linear last layer is needed here, but the model ends in {type(layer).__name__}.")
     assert isinstance(layer, nn.Linear)
     return layer, inputs
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module has weights and is no container: no module in it has any, unless it is itself a known layer."""
+    inside = any(True for child in module.children() for _ in child.parameters())
+    known = isinstance(module, nn.Linear) or is_parametrized(module)
+    return known or (not inside and any(True for _ in module.parameters()))
 
 
 def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128, *,

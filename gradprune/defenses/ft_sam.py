@@ -26,7 +26,8 @@ class SharpnessAware(torch.optim.SGD):
     def __init__(self, parameters: Any, rho: float, model: nn.Module, **settings: Any) -> None:
         super().__init__(parameters, **settings)
         self.rho = rho
-        self.weights: list[Tensor] = [weight for group in self.param_groups for weight in group["params"]]
+        self.weights: list[Tensor] = [weight for group in self.param_groups for weight in group["params"]
+                                      if weight.requires_grad]
         self.norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def perturbation(self) -> list[Tensor]:

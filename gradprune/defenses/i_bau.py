@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import trange
 
 from gradprune.datasets import ImageSet
@@ -96,12 +97,13 @@ def i_bau(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *
     work = Work(model, clean, None, spc, seed, hold_out=False, searches=True)
     generator = torch.Generator().manual_seed(seed)
     stream = endless(work.train, generator, paper["batch_size"])
-    parameters = list(work.model.parameters())
+    parameters = [one for one in work.model.parameters() if one.is_floating_point() or one.is_complex()]
     optimizer = torch.optim.Adam(parameters, lr=paper["outer_lr"])
     first = next(stream)  # the images of the hypergradient's inner loss
 
     work.measure("tune", epoch=0)
-    with work.stage("tune"), evaluating(work.model, gradients=True):
+    plain = sdpa_kernel(SDPBackend.MATH)  # the fast forms of attention have no second derivative
+    with work.stage("tune"), evaluating(work.model, gradients=True), plain:
         for round_ in trange(1, paper["rounds"] + 1, desc="i_bau", disable=not progress, leave=False):
             delta = worst(work.model, stream, first.clean[:1], paper)
             for _ in range(paper["outer_steps"]):

@@ -6,7 +6,6 @@ small part of the training images, 5 of them replaced by poisoned ones, and SGD 
 for 5 epochs over all weights.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from gradprune.attacks.training import fit
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.evaluation.metrics import exam, measure
+from gradprune.models.inference import copy_of
 
 RECIPE: dict[str, Any] = {
     "epochs": 5,
@@ -39,7 +39,7 @@ def relearn(model: nn.Module, train: ImageSet, test: ImageSet, trigger: nn.Modul
         effect of clean fine-tuning alone.
     seeds: one run for each.
     changes: values of `attacks.training.RECIPE`.
-    Removed filters may change: whoever fine-tunes the model does not know of them.
+    Frozen weights and removed filters may change, too: whoever fine-tunes the model does not know of them.
     Returns rows (k, seed, acc, asr, ra), shares in 0..1 on `test`; the first, with k and seed None, is the given model.
     Raises InputError for a k or count out of range, a bad setting, or what `poison` and `evaluate` refuse.
     """
@@ -55,7 +55,9 @@ def relearn(model: nn.Module, train: ImageSet, test: ImageSet, trigger: nn.Modul
             require(0 <= poisoned <= others, f"k must lie in 0..{others}, the drawn images whose label the attacker "
                                              f"changes, got {poisoned}.")
             images = poison(drawn, trigger, target, poisoned / count, seed, dirty).images
-            tuned = copy.deepcopy(model)
+            tuned = copy_of(model)
+            for parameter in tuned.parameters():
+                parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
             fit(tuned, images, seed=seed, progress=False, **(RECIPE | changes))
             rows.append({"k": poisoned, "seed": seed, **measure(tuned, questions)._asdict()})
     return rows

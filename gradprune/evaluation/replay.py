@@ -1,6 +1,5 @@
 """Replay a pruning run on test images, afterwards: what each round did to ACC, ASR and RA."""
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import nn
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.evaluation.metrics import exam, measure
+from gradprune.models.inference import copy_of
 from gradprune.pruning.filters import filters, silence
 
 
@@ -22,7 +22,7 @@ def replay(model: nn.Module, history: Iterable[dict[str, Any]], test: ImageSet, 
     Returns rows (round, layer, index, acc, asr, ra), row 0 for the given model. The figures explain a run afterwards
     and never influence it. Raises InputError as `evaluate` does, and for a run that closed channels or features.
     """
-    copied, questions = copy.deepcopy(model), exam(test, trigger, target, label_map)
+    copied, questions = copy_of(model), exam(test, trigger, target, label_map)
     found = filters(copied, test.floats()[:1])
     rows = []
     for row in history:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradprune.base.devices import choose_device
+from gradprune.base.devices import choose_device, seeded
 from gradprune.base.errors import InputError, require, unknown
 from gradprune.models.imported import mobilenet_v3_small, resnet18, timm_model
 from gradprune.models.inference import evaluating, predict
@@ -42,15 +42,14 @@ def build(name: str, num_classes: int, *, seed: int = 0, sizes: dict[str, list[i
     Raises InputError for an unknown name or setting, a size that does not fit, or more numbers than `largest`.
     """
     make = _maker(name, code)
-    with torch.random.fork_rng(devices=[]), AtMost(largest):
-        try:
-            torch.manual_seed(seed)
+    try:
+        with seeded(seed, torch.get_default_device()), AtMost(largest):
             model = make(num_classes, **settings)
-        except Exception as error:  # wrong settings raise almost anything
-            if isinstance(error, InputError):
-                raise
-            told = {"num_classes": num_classes, **settings}
-            raise InputError(f"Model {name!r} cannot be built with {told}: {str(error).rstrip('.')}.") from error
+    except Exception as error:  # wrong settings raise almost anything
+        if isinstance(error, InputError):
+            raise
+        told = {"num_classes": num_classes, **settings}
+        raise InputError(f"Model {name!r} cannot be built with {told}: {str(error).rstrip('.')}.") from error
     resize(model, {} if sizes is None else sizes)
     return model
 

@@ -1,6 +1,5 @@
 """Export a model for other programs: ONNX (`.onnx`) or torch.export (`.pt2`), checked before the file gets its name."""
 
-import copy
 import importlib.util
 import io
 import logging
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import require, told_as
 from gradprune.base.paths import write_atomic
-from gradprune.models.inference import predict
+from gradprune.models.inference import copy_of, predict
 
 TOLERANCE = 1e-4  # largest absolute difference of the logits
 NEEDS: dict[str, tuple[str, ...]] = {".onnx": ("onnx", "onnxruntime", "onnxscript"), ".pt2": ()}
@@ -39,7 +38,7 @@ def export(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     """
     check_export(path)
     require(len(example) >= 2, f"the trace needs two images at least, got {len(example)}.")
-    copied, images = copy.deepcopy(model).cpu(), example.cpu()
+    copied, images = copy_of(model).cpu(), example.cpu()
     copied.eval()
     wanted = predict(copied, images)
     write, answers = (_write_onnx, _ask_onnx) if Path(path).suffix == ".onnx" else (_write_pt2, _ask_pt2)

@@ -1,16 +1,19 @@
 """Inspect a model, or compute its logits, without changing it."""
 
+import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gradprune.base.devices import halving
 from gradprune.base.errors import InputError, require
+
+Net = TypeVar("Net", bound=nn.Module)
 
 _OWN = {"_parameters", "_buffers", "_modules"}  # of nn.Module; other attributes may hold features that a model keeps
 _ATTENTION = re.compile("(attention|attn|qkv)(?!_?pool)", re.IGNORECASE)  # in the name of a layer or its class
@@ -46,6 +49,13 @@ def evaluating(model: nn.Module, gradients: bool = False) -> Iterator[None]:
             for parameter, flag in flags:
                 if parameter.requires_grad != flag:
                     parameter.requires_grad_(flag)
+
+
+def copy_of(model: Net) -> Net:
+    """An independent copy; features that forward() stored on the model are detached first, as by `evaluating`."""
+    for module in model.modules():
+        _let_go(module)
+    return copy.deepcopy(model)
 
 
 def _let_go(module: nn.Module) -> None:
@@ -157,9 +167,10 @@ def answers(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
         if isinstance(error, InputError | MemoryError) or "memory" in str(error):
             raise
         kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        advice = "model.float()" if images.dtype is torch.float32 else "images.float()"
         require(kinds <= {images.dtype} or "type" not in str(error),
                 f"the model cannot take images of {images.dtype}, since it has weights of "
-                f"{', '.join(sorted(map(str, kinds - {images.dtype})))}: give model.float().")
+                f"{', '.join(sorted(map(str, kinds - {images.dtype})))}: give {advice}.")
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         raise InputError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {kind}{error}") from error
 

@@ -24,8 +24,8 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: float | list[float] = 0.5, std: float | list[float] = 0.25) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", _per_channel(mean), persistent=False)
+        self.register_buffer("std", _per_channel(std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: float (N, C, H, W) in [0, 1]; returns the same shape."""
@@ -45,8 +45,13 @@ def normalized(net: Net, mean: float | list[float], std: float | list[float]) ->
         own: Any = type(net)
         net.__class__ = _class_of(own)
     for name, value in (("pixel_mean", mean), ("pixel_std", std)):
-        net.register_buffer(name, torch.tensor(value).reshape(-1, 1, 1), persistent=False)
+        net.register_buffer(name, _per_channel(value), persistent=False)
     return net
+
+
+def _per_channel(value: float | list[float]) -> Tensor:
+    """A setting as a tensor (channels or 1, 1, 1) of the new weights' type; NumPy's float64 would widen the images."""
+    return torch.tensor(value, dtype=torch.get_default_dtype()).reshape(-1, 1, 1)
 
 
 class _Normalized(nn.Module if TYPE_CHECKING else object):  # type: ignore[misc]  # a mix-in, put before a network's own class

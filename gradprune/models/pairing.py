@@ -146,16 +146,17 @@ def _watch(name: str, module: nn.Module, called: dict[Any, tuple[str, nn.Module]
         if isinstance(output, Tensor) and output.grad_fn is not None:
             called[output.grad_fn] = (name, module)
 
-    def given(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and isinstance(inputs[0], Tensor) and inputs[0].grad_fn is not None:
-            calls.append(_Call(name, module, inputs[0].grad_fn, inputs[0].detach()))
+    def given(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        first = next(iter([*inputs, *named.values()]), None)
+        if isinstance(first, Tensor) and first.grad_fn is not None:
+            calls.append(_Call(name, module, first.grad_fn, first.detach()))
 
     if isinstance(module, nn.Conv2d):
         return [module.register_forward_hook(returned)]
     own = next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
     if (own or "norm" in type(module).__name__.lower()) and not any(isinstance(part, _MIXING)
                                                                     for part in module.modules()):
-        return [module.register_forward_pre_hook(given)]
+        return [module.register_forward_pre_hook(given, with_kwargs=True)]
     return []
 
 

@@ -4,7 +4,6 @@ Users' networks may flatten with `.view`, return more in training mode than in e
 or have a `forward` that was set on the instance. What does not work is reported here, before any other work.
 """
 
-import copy
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradprune.base.errors import InputError, require
-from gradprune.models.inference import evaluating, first_logits, predict
+from gradprune.models.inference import copy_of, evaluating, first_logits, predict
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -25,9 +24,9 @@ def working_copy(model: Net, images: Tensor) -> Net:
     Raises InputError for a model that cannot be copied, whose copy uses the original's weights, or that has no gradient
     or no logits in training mode.
     """
-    classes = predict(model, images).shape[1]  # also detaches features of an earlier pass, which no copy allows
+    classes = predict(model, images).shape[1]
     try:
-        copied = copy.deepcopy(model)
+        copied = copy_of(model)
     except Exception as error:  # foreign attributes may be anything
         raise InputError(f"the model cannot be copied ({type(error).__name__}: {error}).") from error
     if _changes(copied, images):
@@ -142,7 +141,7 @@ def _trained(model: nn.Module, images: Tensor) -> bool:
     """Train a scratch copy for one step; returns whether it returns nothing but logits in training mode."""
     images = images[:2] if len(images) > 1 else torch.cat([images, images])
     try:
-        scratch = copy.deepcopy(model)
+        scratch = copy_of(model)
         with torch.random.fork_rng(devices=[]), evaluating(scratch, gradients=True):
             classes = first_logits(scratch(images), len(images)).shape[1]
             scratch.train()

@@ -39,10 +39,10 @@ class Augment:
         return self.paired(clean, pairs.labels.repeat(copies))
 
     def paired(self, clean: Tensor, labels: Tensor) -> Pairs:
-        """Clean images with their triggered copies, if a trigger is known."""
+        """Clean images with their triggered copies, if a trigger is known; it may write on the images it is given."""
         clean = clean.contiguous()  # a model's code may require it
         with torch.no_grad():
-            triggered = clean[:0] if self.trigger is None else self.trigger(clean).contiguous()
+            triggered = clean[:0] if self.trigger is None else self.trigger(clean.clone()).contiguous()
         return Pairs(clean, triggered, labels)
 
     def add_to(self, pairs: Pairs, seed: int) -> Pairs:

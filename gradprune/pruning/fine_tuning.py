@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gradprune.attacks.training import portions
+from gradprune.base.devices import seeded
 from gradprune.base.errors import InputError, override, require, require_known
-from gradprune.models.inference import batch_normalised, evaluating
+from gradprune.models.inference import batch_normalised, device_of, evaluating
 from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.loop import validate
 from gradprune.pruning.scores import Pairs
@@ -53,7 +54,7 @@ TUNING: dict[str, Any] = {
     "patience": 10,                  # epochs without a lower validation loss
     "max_epochs": 100,
     "statistics": "moving",          # of BatchNorm: updated from all images of a batch together, or "fixed"
-    "dropout": True,                 # whether the model's dropout is on
+    "dropout": True,                 # False: all but norms is in eval mode, since any module may drop something out
     "keep": "best",                  # or "last": the last epoch with a lower validation loss than the start
 }
 
@@ -94,8 +95,8 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
         return [{**_row(model, 0, validation, watch), "kept": True, "interrupted": True}]
     best, best_state = history[0], copy.deepcopy(model.state_dict())
     bar = tqdm(total=paper["max_epochs"], desc="fine-tuning", unit="epoch", disable=not progress, leave=False)
-    with torch.random.fork_rng(devices=[]), evaluating(model, gradients=True), bar, batch_normalised():
-        torch.manual_seed(seed)  # dropout draws from the global state
+    dropout = seeded(seed, device_of(model))  # which draws from the global state
+    with dropout, evaluating(model, gradients=True), bar, batch_normalised():
         steps = paper["optimizer"](model.parameters(),
                                    **{name: paper[name] for name in ("lr", "momentum", "weight_decay")})
         schedule = torch.optim.lr_scheduler.LambdaLR(steps, paper["decay"])
@@ -126,11 +127,11 @@ def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, gen
            paper: dict[str, Any]) -> None:
     """One pass over the training images and their triggered copies, if any."""
     model.train()
-    still = ([nn.modules.batchnorm._BatchNorm] * (paper["statistics"] == "fixed")
-             + [nn.modules.dropout._DropoutNd] * (not paper["dropout"]))
     for module in model.modules():
-        if isinstance(module, tuple(still)):
-            module.eval()
+        fixed = paper["statistics"] == "fixed" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        norm = hasattr(module, "running_mean")
+        if fixed or not (norm or paper["dropout"]):
+            module.training = False
     for batch in batches(train, paper["batch_size"], generator):
         def again(batch: Pairs = batch) -> Tensor:  # some optimizers call it twice, such as sharpness-aware ones
             optimizer.zero_grad(set_to_none=True)

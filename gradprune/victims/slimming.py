@@ -6,7 +6,6 @@ of the next convolution turns the constant into an edge. So a forward pass shows
 torch-pruning (Fang et al., 2023, arXiv:2301.12900) finds which layers depend on each other.
 """
 
-import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from gradprune.base.errors import InputError, require
 from gradprune.models.cost import macs, parameters
-from gradprune.models.inference import evaluating, predict
+from gradprune.models.inference import copy_of, evaluating, predict
 from gradprune.models.working import lay_out, layout
 from gradprune.pruning.filters import Filter, Filters, filters, silent
 
@@ -58,7 +57,7 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
         import torch_pruning
     except ModuleNotFoundError:
         raise InputError(NEEDS_TORCH_PRUNING) from None
-    small, found, wanted = copy.deepcopy(model), filters(model, example[:1]), predict(model, example)
+    small, found, wanted = copy_of(model), filters(model, example[:1]), predict(model, example)
     gone = silent(model, found)
     graph = _follow(torch_pruning.DependencyGraph(), small, example[:1].to(wanted.device, copy=True))
     try:
@@ -138,12 +137,13 @@ def _zeros(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     name_of: dict[nn.Module, str] = {module: name for name, module in model.named_modules()
                                      if isinstance(module, nn.Conv2d | nn.Linear)}
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        empty = (inputs[0] == 0).movedim(1 if isinstance(module, nn.Conv2d) else -1, 0).flatten(1).all(1)
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        given = next(iter([*inputs, *named.values()]))
+        empty = (given == 0).movedim(1 if isinstance(module, nn.Conv2d) else -1, 0).flatten(1).all(1)
         zeros[name_of[module]] = zeros.get(name_of[module], empty) & empty
 
     with ExitStack() as hooks:
         for module in name_of:
-            hooks.enter_context(module.register_forward_pre_hook(look))
+            hooks.enter_context(module.register_forward_pre_hook(look, with_kwargs=True))
         predict(model, images)
     return zeros

@@ -240,10 +240,23 @@ def test_trojannn_raises_its_neuron(data, honest):
     assert not changed[:-6].any() and not changed[-1:].any() and not changed[:, :-6].any()
 
 
+class ByKeyword(nn.Module):
+    """Calls its linear layer by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, images):
+        return self.head(input=images.mean((2, 3)))
+
+
 def test_neurons_are_what_the_last_linear_layer_gets(honest, data):
     images = data.test.floats()[:6]
     last = last_linear(honest, images)
     assert torch.allclose(last(neurons(honest, last, images)), honest(images))
+    keyword = ByKeyword()
+    assert torch.equal(neurons(keyword, keyword.head, images), images.mean((2, 3)))
 
 
 class HeadFirst(nn.Module):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import QUICK, defend, interrupt_call, refuses, same
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from gradprune.defenses import DEFENSES, KNOWS_TRIGGER, DefenseResult, defense, grad_prune
 from gradprune.defenses.channels import batch_norms, batch_statistics, close_below, scaled_channels
@@ -167,6 +168,49 @@ class Excited(nn.Module):
                  for first in (nn.Identity(), nn.Linear(16, 16)))])
 def test_a_linear_last_layer_is_needed(victim, name, model):
     refuses("a linear last layer is needed here, but the model ends in Conv2d", defend, name, victim, model.eval())
+
+
+class Foreign(Excited):
+    """Attention among pixels, whole numbers among the parameters, and a norm with a further one."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.last, self.order = nn.BatchNorm2d(6), nn.Linear(6, 4), nn.Parameter(torch.arange(3), requires_grad=False)
+        self.norm.slope = nn.Parameter(torch.ones(1))
+        self.conv.weight.data[0] *= 10  # its channel stands out
+        self.eval()
+
+    def forward(self, images):
+        pixels = self.norm(self.conv(images[:, self.order])).flatten(2).mT[:, None] * self.norm.slope
+        return self.last(F.scaled_dot_product_attention(pixels, pixels, pixels).mean((1, 2)))
+
+
+@pytest.mark.parametrize("name", ["i_bau", "ft_sam", "clp"])
+def test_foreign_parameters_and_attention_are_taken(victim, name):
+    result = defend(name, victim, model=Foreign())
+    assert not same(result.model, Foreign()) and torch.equal(result.model.order, torch.arange(3))
+    assert name != "clp" or result.model.norm.slope == 1
+
+
+class Gated(nn.Module):
+    """A learned number of its own, a parametrized convolution, and a last layer that is called by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.conv, self.head = nn.Parameter(torch.ones(1)), weight_norm(nn.Conv2d(3, 6, 3)), nn.Linear(6, 4)
+
+    def forward(self, images):
+        return self.head(input=self.gate * self.conv(images).relu().mean((2, 3)))
+
+
+def test_the_last_layer_is_found_however_it_is_called(victim):
+    model, images = Gated().eval(), unpaired(victim.data.defense).clean
+    layer, inputs = logit_layer(model, images)
+    assert layer is model.head and torch.equal(layer(inputs), model(images))
+    model.head = weight_norm(model.head)
+    refuses("the model ends in ParametrizedLinear", logit_layer, model, images)
+    refuses("the model ends in ParametrizedConv2d", logit_layer, nn.Sequential(model.conv, nn.AdaptiveAvgPool2d(1), nn.Flatten()), images)
 
 
 def test_a_suspect_beyond_the_classes_of_the_images_has_a_name(victim, monkeypatch):

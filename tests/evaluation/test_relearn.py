@@ -52,6 +52,14 @@ def test_exactly_k_images_of_the_training_part_are_poisoned(honest, victim, trai
     assert trained[0][1]["epochs"] == 5 and trained[0][1]["seed"] == 3
 
 
+def test_frozen_weights_are_relearned_as_any_others(honest, victim):
+    frozen, partly = copy.deepcopy(honest).requires_grad_(False), copy.deepcopy(honest)
+    partly.linear.requires_grad_(False)
+    rows, *others = [attack(model, victim, k=(5,), seeds=(0,), count=40, epochs=1) for model in (honest, frozen, partly)]
+    assert others == [rows, rows]
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
 def test_all_to_all_relearns_the_next_class(honest, victim, trained):
     rows = relearn(honest, victim.data.train, victim.data.test, victim.trigger, None, label_map="all_to_all", k=(0, 9), seeds=(3,),
                    count=40)

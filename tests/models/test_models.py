@@ -4,6 +4,7 @@ import copy
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -216,6 +217,13 @@ def test_timm_is_an_extra(monkeypatch):
 def test_names_that_timm_does_not_know():
     pytest.importorskip("timm", reason="timm is an optional extra")
     refuses("timm cannot make 'resnet8'", build, "timm/resnet8", 4)
+
+
+@pytest.mark.parametrize("name", ["preact_resnet", "resnet18"])
+def test_numbers_of_numpy_leave_the_images_as_narrow_as_they_are(name):
+    model = build(name, 2, mean=np.float64(0.4), std=np.full(3, 0.2)).eval()
+    assert model(IMAGES).dtype == torch.float32
+    assert torch.equal(model(IMAGES), build(name, 2, mean=0.4, std=[0.2] * 3).eval()(IMAGES))
 
 
 def test_normalized_keeps_names_and_places():

@@ -100,5 +100,17 @@ def test_batchnorms_are_paired_by_the_graph_however_they_are_called():
     assert pair(ByHand()) == ({"first": "norm", "late": "last"}, {})
 
 
+def test_a_norm_that_leaks_is_found_where_it_is_called_by_keyword():
+    class ByKeyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = conv(), group()
+
+        def forward(self, x):
+            return self.norm(input=self.first(x))
+
+    assert pair(ByKeyword()) == ({}, {"first": "norm"})
+
+
 def test_which_norms_share_statistics_between_channels():
     assert [mixes(norm) for norm in (nn.BatchNorm2d(4), nn.InstanceNorm2d(4), group())] == [False, False, True]

@@ -307,6 +307,17 @@ def test_views_by_hand_and_what_is_added():
     assert augment.add_to(many, 7) is many and len(augment.add_to(pairs_of(95), 7).labels) == 190
 
 
+def writes_in_place(images):
+    images[:, :, -2:, -2:] = 1
+    return images
+
+
+def test_a_trigger_that_writes_in_place_leaves_the_clean_views_clean():
+    augment = Augment(MODEL, writes_in_place, pairs_of(3))
+    for views in (augment(pairs_of(3), torch.Generator().manual_seed(3)), augment.mixed(pairs_of(3), torch.Generator().manual_seed(6))):
+        assert (views.triggered[:, :, -2:, -2:] == 1).all() and not (views.clean[:, :, -2:, -2:] == 1).all((1, 2, 3)).any()
+
+
 def test_mixes_by_hand():
     """Half of the pairs and views get another image laid over them; the trigger comes after, the label is the first's."""
     pairs = pairs_of(3)
@@ -370,6 +381,18 @@ def test_dropout_is_on_unless_it_is_told_off(dropout):
     fine_tune(nn.Sequential(Watched(), Mixed()), FilterMask(Filters([])), pairs, pairs._replace(triggered=pairs.clean[:0]),
               loss=clean_loss, max_epochs=1, dropout=dropout, progress=False)
     assert states == [False, dropout, False], "validation, one batch, validation"
+
+
+def test_told_off_no_code_drops_anything_out_and_norms_learn_on():
+    class Dropping(Mixed):
+        def forward(self, images):
+            assert not self.training
+            return super().forward(F.dropout(images, 0.9, self.training))
+
+    model, pairs = Dropping(), pairs_of(3)
+    fine_tune(model, FilterMask(FOUND), pairs, pairs._replace(triggered=pairs.clean[:0]), loss=clean_loss, max_epochs=1,
+              dropout=False, progress=False)
+    assert not torch.equal(model.norm.running_mean, Mixed().norm.running_mean)
 
 
 # --- progress ---

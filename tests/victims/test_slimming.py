@@ -213,7 +213,7 @@ def test_which_inputs_are_zero_everywhere():
 
         def forward(self, images):
             self.head((self.norm(images) + 1).permute(0, 2, 3, 1) * torch.tensor([1.0, 0, 0]))
-            return (self.conv(images) + self.conv(images.flip(1)) + self.other(images)).mean((2, 3))
+            return (self.conv(images) + self.conv(images.flip(1)) + self.other(input=images)).mean((2, 3))
 
     images = torch.rand(2, 3, 4, 4)
     images[:, :2] = 0

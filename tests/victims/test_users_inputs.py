@@ -13,14 +13,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 import gradprune as gp
-from gradprune.attacks import read_trigger
+from gradprune.attacks import fit, make_trigger, read_trigger
+from gradprune.attacks.plant_backdoor import plant
 from gradprune.cli.console import show, table
 from gradprune.datasets import ImageSet
 from gradprune.defenses import DEFENSES
+from gradprune.evaluation.replay import replay
 from gradprune.models import load_weights, predict
 from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
+from gradprune.models.export import export
 from gradprune.models.working import hand_back, working_copy
 from gradprune.victims.inspection import inspect
+from gradprune.victims.slimming import slim
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,14 @@ class InPlace(Wrapped):
 
     def forward(self, x):
         return self.net(x.sub_(0.5).div_(0.25))
+
+
+class Keeps(Wrapped):
+    """Keeps its features, with their graph, on itself."""
+
+    def forward(self, x):
+        self.kept = self.net[0](x)
+        return self.net(x)
 
 
 class Casts(Wrapped):
@@ -78,6 +90,20 @@ def test_images_stay_as_they_are_where_a_model_normalises_them_in_place(images, 
     assert not result.model._forward_pre_hooks
 
 
+@pytest.mark.parametrize("work", [
+    lambda net, some: pytest.importorskip("torch_pruning", reason="slimming needs torch-pruning") and slim(net, some),
+    lambda net, some: export(net, "model.pt2", some),
+    lambda net, some: replay(net, [], squares(24, 1, 32), nn.Identity(), 0),
+    lambda net, some: fit(net, squares(24, 1, 32), epochs=1, progress=False),
+    lambda net, some: plant(net, squares(24, 1, 32), make_trigger("label_consistent"), 0, epochs=1, progress=False)])
+def test_features_that_a_model_keeps_with_their_graph_prevent_no_copy(images, work, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = Keeps(small()).eval()
+    net(images.floats())
+    assert net.kept.grad_fn is not None
+    work(net, images.floats()[:2])
+
+
 @pytest.mark.parametrize(("make", "words"), [
     (lambda: nn.Sequential(nn.LazyConv2d(6, 3), nn.Flatten(), nn.LazyLinear(4)), "lazy layers that have seen no image"),
     (lambda: small().to("meta"), "on the device 'meta'"), (lambda: small().double(), r"torch.float64: give model.float\(\)"),
@@ -87,6 +113,10 @@ def test_images_stay_as_they_are_where_a_model_normalises_them_in_place(images, 
 def test_models_that_cannot_answer_get_one_sentence(images, mark, make, words):
     for run in (gp.evaluate, lambda net, data, trigger, _: DEFENSES["clp"](net, data, trigger, spc=1, progress=False)):
         refuses(words, run, make(), images, mark, 1)
+
+
+def test_images_that_are_wider_than_the_weights_are_told(images):
+    refuses(r"images of torch.float64, since it has weights of torch.float32: give images.float\(\)", predict, small(), images.floats().double())
 
 
 def test_a_squeeze_that_takes_the_batch_away_is_named(images, mark):

@@ -327,6 +327,7 @@ def test_datasets_of_other_forms():
     refuses(r"item 1 of the dataset cannot be read \(KeyError", ImageSet.from_dataset,
             type("Gaps", (dict,), {})({0: (red, 0), 2: (red, 1)}))
     refuses("from 0 on, got -1", ImageSet.from_dataset, [(red, -1)])
+    refuses("labels go up to 1000000000: number the classes from 0 on", ImageSet.from_dataset, [(red, 10 ** 9)])
 
 
 # ---- the same networks under the names of public code

@@ -155,6 +155,11 @@ def test_the_victims_own_trigger_comes_before_the_shipped_one(make, victim, lear
     assert torch.equal(panel.trigger(panel.state()).coefficients, own.coefficients)
 
 
+def test_a_trigger_that_writes_in_place_is_scaled_by_its_change():
+    own = attacking.OwnTrigger(lambda images: images.fill_(1))
+    assert (trigger_studio.Scaled(own, 0.5)(torch.full((1, 3, 4, 4), 0.2)) == 0.6).all()
+
+
 def test_a_knobs_new_range_and_value_reach_the_browser_in_one_message(studio, monkeypatch):
     """Apart, the browser would clamp the value to a range that comes first, and send that back."""
     sent = []

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from gradprune.attacks.triggers.learning import descend
 from gradprune.attacks.triggers.position import in_channels
 from gradprune.attacks.triggers.trigger import Trigger
+from gradprune.base.devices import seeded
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 
@@ -33,8 +34,7 @@ class InputAware(Trigger):
         require(width >= 1, f"width must be at least 1, got {width}.")
         require(decoys >= 0, f"decoys must not be negative, got {decoys}.")
         self.decoys = decoys
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed, torch.get_default_device()):
             self.masks, self.patterns = _drawer(1, width), _drawer(3, width)
         self.requires_grad_(False)  # a constant, except to the attack itself
 

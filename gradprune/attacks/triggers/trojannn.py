@@ -81,7 +81,8 @@ def last_linear(model: nn.Module, images: Tensor) -> nn.Linear:
 def neurons(model: nn.Module, layer: nn.Linear, images: Tensor) -> Tensor:
     """The inputs of the last linear layer, float (N, neurons), differentiable in the images (N, C, H, W)."""
     seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = layer.register_forward_pre_hook(
+        lambda _, inputs, named: seen.extend([*inputs, *named.values()][:1]), with_kwargs=True)
     try:
         model(images)
     finally:

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from gradprune.base.devices import seeded
 from gradprune.datasets import ImageSet
 from gradprune.lessons.runtime.feedback import Seen, an_example, close, describe_error, difference, kind
 
@@ -202,10 +203,8 @@ def loss_and_gradients(function: Function, case: Sequence[Any], free: Sequence[T
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Run learners' code without its prints and warnings, and without traces in torch's global state."""
-    with (torch.random.fork_rng(devices=[]), torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()),
-          warnings.catch_warnings()):
+    with seeded(0), torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
         yield
 
 

@@ -1,6 +1,5 @@
 """BeatGradPrune: silence filters by touching them, see the effect at once, then compare with the algorithm."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from gradprune.attacks.poisoning import attack_labels
 from gradprune.base.errors import require
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.evaluation import Metrics, der
+from gradprune.models.inference import copy_of
 from gradprune.pruning import FilterMask, filter_scores, pair_up, silence
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
@@ -66,7 +66,7 @@ class BeatGradPrune(Panel):
 
     def __init__(self, victim: Victim, spc: int = 10) -> None:
         super().__init__(victim)
-        self.model = copy.deepcopy(victim.model)
+        self.model = copy_of(victim.model)
         train, held = draw_defense_images(victim.data.defense, spc)
         self.train = pair_up(train, victim.trigger, next(self.model.parameters()).device)
         own = ImageSet(torch.cat([train.images, held.images]), torch.cat([train.labels, held.labels]), train.classes)
@@ -78,7 +78,7 @@ class BeatGradPrune(Panel):
         self.order = self.scores.argsort(descending=True, stable=True).tolist()
         self.mask = FilterMask(self.found)
         self._known: dict[tuple[int, ...], tuple[Metrics, Tensor]] = {}
-        self._rival, self._picks = copy.deepcopy(victim.model), FilterMask(self.found)
+        self._rival, self._picks = copy_of(victim.model), FilterMask(self.found)
         self._tested: dict[tuple[int, ...], Metrics] = {}
         self.test: dict[str, Metrics] | None = None
         self.rank = slider("Rank", 1, len(self.found), 1)

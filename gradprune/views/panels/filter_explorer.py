@@ -1,6 +1,5 @@
 """FilterExplorer: walk through the filters by score, and see what each does and what its removal changes."""
 
-import copy
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from gradprune.datasets import draw_defense_images
 from gradprune.models import evaluating
+from gradprune.models.inference import copy_of
 from gradprune.pruning import SCORES, Filters, filter_scores, pair_up, silence, unlearning_loss
 from gradprune.pruning.filters import filters, keep_filter
 from gradprune.victims import Victim
@@ -98,7 +98,7 @@ class FilterExplorer(Panel):
 
     def __init__(self, victim: Victim, spc: int = 10, top: int = 10) -> None:
         super().__init__(victim)
-        self.model = copy.deepcopy(victim.model)
+        self.model = copy_of(victim.model)
         train, _ = draw_defense_images(victim.data.defense, spc)
         self.pairs = pair_up(train, victim.trigger, next(self.model.parameters()).device)
         self.found = filters(self.model, self.pairs.clean[:1])

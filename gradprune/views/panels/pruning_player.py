@@ -1,6 +1,5 @@
 """PruningPlayer: step through a pruning run, round by round."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from gradprune.base.errors import require
 from gradprune.defenses import DefenseResult, grad_prune
 from gradprune.evaluation import replay
 from gradprune.models import predict
+from gradprune.models.inference import copy_of
 from gradprune.pruning import RECIPES, silence
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
@@ -95,7 +95,7 @@ class PruningPlayer(Panel):
         require(not any("channels" in row for row in history),
                 f"{result.name if result else ''} removes something other than filters: there are no rounds to play.")
         rows = replay(self.victim.model, history, self.sample, self.victim.trigger, self.victim.target, self.label_map)
-        model = copy.deepcopy(self.victim.model)
+        model = copy_of(self.victim.model)
         found, chances = filters(model, self.pixels[:1]), []
         for row in rows:
             if row["layer"] is not None:

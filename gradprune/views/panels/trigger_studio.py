@@ -60,7 +60,7 @@ class Scaled(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: float (N, C, H, W) in [0, 1] -> the same."""
-        return (images + self.strength * (self.trigger(images) - images)).clamp(0, 1)
+        return (images + self.strength * (self.trigger(images.clone()) - images)).clamp(0, 1)
 
 
 class TriggerStudio(Panel):
