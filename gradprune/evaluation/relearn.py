@@ -14,7 +14,7 @@ from torch import nn
 
 from gradprune.attacks.poisoning import attack_labels, poison
 from gradprune.attacks.training import fit
-from gradprune.base.errors import require
+from gradprune.base.errors import plain, require
 from gradprune.datasets import ImageSet
 from gradprune.evaluation.metrics import exam, measure
 from gradprune.models.inference import copy_of
@@ -48,7 +48,7 @@ def relearn(model: nn.Module, train: ImageSet, test: ImageSet, trigger: nn.Modul
     dirty = "all_to_one" if label_map == "clean_label" else label_map
     rows: list[dict[str, Any]] = [{"k": None, "seed": None, **measure(model, questions)._asdict()}]
     for seed in seeds:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(plain(seed)))
         drawn = train.subset(order[:count].to(train.labels.device))
         others = int((attack_labels(drawn, target, dirty) != drawn.labels).sum())
         for poisoned in k:
