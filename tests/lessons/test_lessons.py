@@ -27,7 +27,7 @@ from gradprune.lessons.runtime import notebook_setup as session
 from gradprune.lessons.runtime import restart_points as restart
 from gradprune.lessons.runtime.check import EXERCISES
 from gradprune.lessons.runtime.feedback import close
-from gradprune.pruning import SCORES, filter_scores, pair_up, silence, validate
+from gradprune.pruning import SCORES, FilterMask, filter_scores, pair_up, silence, validate
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
 from gradprune.views.figures import filter_picture, lesson_plots
@@ -131,6 +131,15 @@ told("unwrap", "changes its input")(lambda content: content.pop("state_dict", co
 told("partners", "a dict is wanted")(lambda reads, convs, norms: [*zip(convs, norms, strict=True)])
 told("prune", "should have no entry, yours has 3 entries")(
     lambda model, found, train, *_: filter_scores(model, found, train.triggered, train.labels)[0].topk(3).indices.tolist())
+
+
+# what the cells that follow in the notebook could not use
+told("alarm_rates", "Return two numbers")(
+    lambda scans: dict(zip(("found", "accused"), reference("alarm_rates")(scans), strict=True)))
+told("prune", "list of positions")(lambda model, found, *rest: FilterMask(found, reference("prune")(model, found, *rest)))
+told("prune", "list of positions")(lambda model, found, *rest: [found[place] for place in reference("prune")(model, found, *rest)])
+told("prune", "list of positions")(lambda model, found, *rest: [float(place) for place in reference("prune")(model, found, *rest)])
+told("find_trigger", "torch.float64 comes back")(lambda *case: [part.double() for part in reference("find_trigger")(*case)])
 
 
 @told("anomaly", "returns nothing (None)")
@@ -260,7 +269,8 @@ RIGHT = [pytest.param(name, attempt, id=name) for name, attempt in (
     ("normalise", lambda x, mean, std: ((x.permute(0, 2, 3, 1) - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)),
     ("normalise", functional.normalize), ("normalise", lambda *case: by_numpy(*case).float()),
     ("search_loss", lambda m, x, k, p, t, c: c * k.norm(p=1) - m(torch.lerp(x, p.expand_as(x), k.expand_as(x))).log_softmax(1)[:, t].mean()),
-    ("trigger", lambda x: torch.roll(x, 1, dims=3)))]
+    ("trigger", lambda x: torch.roll(x, 1, dims=3)),
+    ("prune", lambda *case: torch.tensor(reference("prune")(*case), dtype=torch.long)))]
 
 
 def right(name):

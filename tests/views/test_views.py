@@ -324,6 +324,7 @@ def test_trajectory_without_replay_or_without_success():
     nothing = pruning_trajectory(rows, kept=0)
     assert nothing.summary == "Nothing was pruned: 2 rounds tried and undone."
     assert "kept: the given model; later rounds were undone" in shown(nothing)
+    assert pruning_trajectory(rows, kept=np.int64(2)).summary == pruning_trajectory(rows, kept=2).summary
     assert pruning_trajectory(rows[:1], kept=0).summary == "Nothing was pruned."
     refuses("no pruning rows", pruning_trajectory, tuning(3, 1))
 

@@ -1,10 +1,13 @@
 """The two long exercises of notebook 08: the whole of recipe `paper`, and the search for an unknown trigger."""
 
+import contextlib
 import copy
+import operator
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,13 +47,13 @@ def _small_run(seed: int, alpha: float, patience: int) -> tuple[Any, ...]:
 
 
 def _removed(function: Function, case: Sequence[Any]) -> Seen:
-    """The removed filters; a mask or names will do as well as positions."""
+    """The removed filters, by position: what follows in the notebook can use neither a mask nor names."""
     model, found, *rest = case
     removed = function(copy.deepcopy(model), found, *rest)
-    removed = getattr(removed, "positions", removed)
-    if isinstance(removed, list | tuple):
-        removed = [found.position(*one) if isinstance(one, tuple) else one for one in removed]
-    return [as_tensor(removed)]
+    with contextlib.suppress(TypeError):  # of what is no whole number
+        if isinstance(removed, list | tuple | np.ndarray | Tensor):
+            return [as_tensor([operator.index(position) for position in removed])]
+    raise Complaint("return a list of positions, whole numbers: neither a mask (its `positions` will do) nor names.")
 
 
 @exercise("08", cases=_small_runs, observe=_removed, pure=False,
@@ -142,7 +145,9 @@ def _deeds(function: Function, case: Sequence[Any]) -> Seen:
     sizes = (1, *images.shape[2:]), images.shape[1:]
     if not (isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
         raise Complaint("return two tensors: `return mask, pattern`.")
-    mask, pattern = (part.detach().float() for part in found)
+    if other := [part.dtype for part in found if part.dtype != torch.float32]:
+        raise Complaint(f"{other[0]} comes back, and the network takes torch.float32 alone: end with `.float()`.")
+    mask, pattern = (part.detach() for part in found)
     if (mask.shape, pattern.shape) != sizes:
         raise Complaint(f"mask and pattern should have the shapes {tuple(sizes[0])} and {tuple(sizes[1])}: one mark "
                         f"for all images. Yours have {tuple(mask.shape)} and {tuple(pattern.shape)}.")

@@ -103,6 +103,7 @@ def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None
     """
     rows = [row for row in history if row.get("stage", "prune") == "prune"]
     require(len(rows) > 0, "the history has no pruning rows.")
+    kept = None if kept is None else int(kept)  # a number of NumPy's repeats no text
     rounds, last = [row["round"] for row in rows], rows[-1]["round"]
     names = ["given"] + [f"{row['round']}: {plain(row['layer'])}[{row['index']}]" for row in rows[1:]]
     longest, every = max(map(len, names)), -(-len(rounds) // 48)
