@@ -159,10 +159,33 @@ def writes_into_the_table(scans):
     return 0.5, 0.5
 
 
+@told("slope", "`up = weights` makes no copy")
+def two_names_for_one_tensor(loss, weights, place, step):
+    up = weights
+    up[place] += step
+    above = loss(up)
+    down = weights
+    down[place] -= step
+    return (above - loss(down)) / (2 * step)
+
+
+@told("hold_mask", "your lines change nothing", "A call needs its brackets")
+def forgets_the_brackets(model, optimizer, mask, loss):
+    """After the step the filters are silent."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    mask.apply  # noqa: B018
+
+
 @told("asr", "should be one number, yours holds 54: is a mean or a sum missing?")
 def unreduced(model, images, trigger, target):
     others = images.subset(images.labels != target)
     return model(others.triggered(trigger)).argmax(1) == target
+
+
+told("normalise", "returns a ndarray", "return a tensor")(lambda *case: np.float32(reference("normalise")(*case)))
+told("normalise", "returns a list", "return a tensor")(lambda *case: reference("normalise")(*case).tolist())
 
 
 @told("normalise", "come back as torch.float64")
@@ -295,6 +318,20 @@ class Stripe(torch.nn.Module):
 
 
 RIGHT.append(pytest.param("trigger", Stripe(), id="trigger: a module"))
+
+
+@right("trigger")
+def white_on_white(images):
+    images = images.clone()
+    images[:, :, 12:14, 15:17] = 1.0
+    return images
+
+
+@right("trigger")
+def black_on_black(images):
+    images = images.clone()
+    images[:, :, 29, 27] = 0.0
+    return images
 
 
 @right("asr")

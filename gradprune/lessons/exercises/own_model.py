@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.feedback import Seen, kind
 from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise
 
 # ---- unwrap
@@ -103,7 +103,10 @@ def _pixels() -> list[tuple[Any, ...]]:
 def _for_a_network(function: Function, case: Sequence[Any]) -> Seen:
     """The images, if a network with float32 weights can take them."""
     images = function(*case)
-    if getattr(images, "dtype", torch.float32) != torch.float32:
+    if not isinstance(images, Tensor):
+        raise Complaint(f"your function returns {kind(images)}, and the network takes a tensor: return a tensor, made "
+                        "with `torch.tensor(mean)` and `torch.tensor(std)`.")
+    if images.dtype != torch.float32:
         raise Complaint(f"the images come back as {images.dtype} (NumPy's numbers are float64), and the network takes "
                         "torch.float32 alone: make tensors with `torch.tensor(mean)`, or end with `.float()`.")
     return [as_tensor(images)]
