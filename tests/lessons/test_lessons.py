@@ -159,6 +159,11 @@ def writes_into_the_table(scans):
     return 0.5, 0.5
 
 
+@told("find_trigger", "all labels in the cross-entropy must be `target`")
+def to_class_zero(model, images, target, steps):
+    return reference("find_trigger")(model, images, 0, steps)
+
+
 @told("slope", "`up = weights` makes no copy")
 def two_names_for_one_tensor(loss, weights, place, step):
     up = weights
