@@ -27,7 +27,7 @@ from gradprune.lessons.runtime import notebook_setup as session
 from gradprune.lessons.runtime import restart_points as restart
 from gradprune.lessons.runtime.check import EXERCISES
 from gradprune.lessons.runtime.feedback import close
-from gradprune.pruning import SCORES, filter_scores, pair_up, silence, validate
+from gradprune.pruning import SCORES, FilterMask, filter_scores, pair_up, silence, validate
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
 from gradprune.views.figures import filter_picture, lesson_plots
@@ -133,6 +133,15 @@ told("prune", "should have no entry, yours has 3 entries")(
     lambda model, found, train, *_: filter_scores(model, found, train.triggered, train.labels)[0].topk(3).indices.tolist())
 
 
+# what the cells that follow in the notebook could not use
+told("alarm_rates", "Return two numbers")(
+    lambda scans: dict(zip(("found", "accused"), reference("alarm_rates")(scans), strict=True)))
+told("prune", "list of positions")(lambda model, found, *rest: FilterMask(found, reference("prune")(model, found, *rest)))
+told("prune", "list of positions")(lambda model, found, *rest: [found[place] for place in reference("prune")(model, found, *rest)])
+told("prune", "list of positions")(lambda model, found, *rest: [float(place) for place in reference("prune")(model, found, *rest)])
+told("find_trigger", "torch.float64 comes back")(lambda *case: [part.double() for part in reference("find_trigger")(*case)])
+
+
 @told("anomaly", "returns nothing (None)")
 def forgets_to_return(norms):
     norms = reference("anomaly")(norms)
@@ -150,10 +159,38 @@ def writes_into_the_table(scans):
     return 0.5, 0.5
 
 
+@told("find_trigger", "all labels in the cross-entropy must be `target`")
+def to_class_zero(model, images, target, steps):
+    return reference("find_trigger")(model, images, 0, steps)
+
+
+@told("slope", "`up = weights` makes no copy")
+def two_names_for_one_tensor(loss, weights, place, step):
+    up = weights
+    up[place] += step
+    above = loss(up)
+    down = weights
+    down[place] -= step
+    return (above - loss(down)) / (2 * step)
+
+
+@told("hold_mask", "your lines change nothing", "A call needs its brackets")
+def forgets_the_brackets(model, optimizer, mask, loss):
+    """After the step the filters are silent."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    mask.apply  # noqa: B018
+
+
 @told("asr", "should be one number, yours holds 54: is a mean or a sum missing?")
 def unreduced(model, images, trigger, target):
     others = images.subset(images.labels != target)
     return model(others.triggered(trigger)).argmax(1) == target
+
+
+told("normalise", "returns a ndarray", "return a tensor")(lambda *case: np.float32(reference("normalise")(*case)))
+told("normalise", "returns a list", "return a tensor")(lambda *case: reference("normalise")(*case).tolist())
 
 
 @told("normalise", "come back as torch.float64")
@@ -260,7 +297,8 @@ RIGHT = [pytest.param(name, attempt, id=name) for name, attempt in (
     ("normalise", lambda x, mean, std: ((x.permute(0, 2, 3, 1) - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)),
     ("normalise", functional.normalize), ("normalise", lambda *case: by_numpy(*case).float()),
     ("search_loss", lambda m, x, k, p, t, c: c * k.norm(p=1) - m(torch.lerp(x, p.expand_as(x), k.expand_as(x))).log_softmax(1)[:, t].mean()),
-    ("trigger", lambda x: torch.roll(x, 1, dims=3)))]
+    ("trigger", lambda x: torch.roll(x, 1, dims=3)),
+    ("prune", lambda *case: torch.tensor(reference("prune")(*case), dtype=torch.long)))]
 
 
 def right(name):
@@ -285,6 +323,20 @@ class Stripe(torch.nn.Module):
 
 
 RIGHT.append(pytest.param("trigger", Stripe(), id="trigger: a module"))
+
+
+@right("trigger")
+def white_on_white(images):
+    images = images.clone()
+    images[:, :, 12:14, 15:17] = 1.0
+    return images
+
+
+@right("trigger")
+def black_on_black(images):
+    images = images.clone()
+    images[:, :, 29, 27] = 0.0
+    return images
 
 
 @right("asr")

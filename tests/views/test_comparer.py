@@ -3,12 +3,12 @@
 
 import pandas as pd
 import pytest
-from conftest import bench, fail, family, holds, put, refuses, row_of, says
+from conftest import bench, fail, family, holds, put, refuses, row_of, says, shown
 from ipywidgets.widgets.widget import _instances
 
 from gradprune.views import DefenceComparer
 from gradprune.views.figures.bench_plots import looks
-from gradprune.views.figures.comparison import SORTS, compare, defences_compared, draw_comparison
+from gradprune.views.figures.comparison import HIGH_IS_GOOD, SORTS, compare, defences_compared, draw_comparison
 
 ATTACKS = "badnets", "blended", "sig", "sig_clean_label", "low_frequency", "bpp", "wanet", "input_aware", "label_consistent", "trojannn"
 DEFENSES = "grad_prune", "ft", "ft_unlearn", "fine_pruning", "clp", "anp", "nad", "i_bau", "rnp", "ft_sam", "neural_cleanse"
@@ -117,6 +117,15 @@ def test_defences_without_any_figure_keep_their_row():
     assert says(picture.summary, "Highest", "DER", "badnets", "2 images", "1 seed", "ft 92.0%", "missing cells: 2 defences")
     none = pd.DataFrame([row_of(error="broke"), row_of("sig")])
     assert says(defences_compared(none, "badnets").summary, "DER", "badnets", "2 images", "no defence has all 1 cell")
+
+
+@pytest.mark.parametrize("metric", HIGH_IS_GOOD)
+def test_where_every_cell_failed_or_lacks_the_figure_the_rows_say_so(metric):
+    failed = fail(bench(("badnets", "sig"), ("ft", "nad"), (2, 10), 1), attack="badnets")
+    picture = defences_compared(failed, "badnets", metric=metric)
+    assert shown(picture).count("failed") == 2 and "no defence has all 1 cell" in picture.summary
+    lacking = bench(("badnets",), ("ft", "nad"), (2,), 1).assign(seconds=float("nan"), acc_before=float("nan"))
+    assert defences_compared(lacking, metric=metric).png()
 
 
 def test_each_seed_is_a_point_in_the_colour_of_its_defence(table):

@@ -324,6 +324,7 @@ def test_trajectory_without_replay_or_without_success():
     nothing = pruning_trajectory(rows, kept=0)
     assert nothing.summary == "Nothing was pruned: 2 rounds tried and undone."
     assert "kept: the given model; later rounds were undone" in shown(nothing)
+    assert pruning_trajectory(rows, kept=np.int64(2)).summary == pruning_trajectory(rows, kept=2).summary
     assert pruning_trajectory(rows[:1], kept=0).summary == "Nothing was pruned."
     refuses("no pruning rows", pruning_trajectory, tuning(3, 1))
 
@@ -476,6 +477,17 @@ def test_report_is_honest(victim, result, tmp_path, after, verdict):
 def test_a_report_of_closed_channels_has_no_replay(victim, tmp_path):
     words = Page(write_report(tmp_path, victim, defend("clp", victim), STAGES).read_text()).words
     assert "channels" in words and "round by round" not in words
+
+
+@pytest.mark.parametrize(("name", "did"), [
+    ("ft", "class. It fine-tuned the model. Now"), ("i_bau", "class. It fine-tuned the model. Now"),
+    ("fine_pruning", "class. It looked for channels to close and fine-tuned the model. Now"), ("clp", "class. It looked for channels to close. Now"),
+    ("ft_unlearn", "class and the trigger. It fine-tuned the model. Now")])
+def test_the_report_of_another_defence_tells_what_that_one_did(victim, tmp_path, name, did):
+    words = Page(write_report(tmp_path, victim, defend(name, victim), STAGES).read_text()).words
+    assert holds(words, f"The defence {name} was given 2 clean images per {did}", f"gp.defenses.{name}(")
+    assert not any(untrue in words for untrue in ("Grad-Prune was given", "Removed filters stay removed", "every trial was undone"))
+    assert ("clean + unlearning" in words) == (name == "ft_unlearn")
 
 
 def test_report_says_how_a_trained_victim_is_made_again(victim, result, tmp_path):

@@ -1,10 +1,13 @@
 """The two long exercises of notebook 08: the whole of recipe `paper`, and the search for an unknown trigger."""
 
+import contextlib
 import copy
+import operator
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,13 +47,13 @@ def _small_run(seed: int, alpha: float, patience: int) -> tuple[Any, ...]:
 
 
 def _removed(function: Function, case: Sequence[Any]) -> Seen:
-    """The removed filters; a mask or names will do as well as positions."""
+    """The removed filters, by position: what follows in the notebook can use neither a mask nor names."""
     model, found, *rest = case
     removed = function(copy.deepcopy(model), found, *rest)
-    removed = getattr(removed, "positions", removed)
-    if isinstance(removed, list | tuple):
-        removed = [found.position(*one) if isinstance(one, tuple) else one for one in removed]
-    return [as_tensor(removed)]
+    with contextlib.suppress(TypeError):  # of what is no whole number
+        if isinstance(removed, list | tuple | np.ndarray | Tensor):
+            return [as_tensor([operator.index(position) for position in removed])]
+    raise Complaint("return a list of positions, whole numbers: neither a mask (its `positions` will do) nor names.")
 
 
 @exercise("08", cases=_small_runs, observe=_removed, pure=False,
@@ -124,35 +127,39 @@ _SIDE = 8  # pixels of the hidden images
 
 def _marked() -> list[tuple[Any, ...]]:
     """A linear model that reads the colour of an image, with a bright corner that leads to its target."""
-    generator, target = torch.Generator().manual_seed(1), 0
+    generator, target = torch.Generator().manual_seed(1), 3  # not 0, where labels of zeros would be right
     linear = nn.Linear(3 * _SIDE * _SIDE, 4)
     weight = 0.02 * torch.randn(4, 3, _SIDE, _SIDE, generator=generator)
     for label in range(3):
         weight[label, label] += 0.15  # red, green or blue; the fourth class is none of them
-    weight[target, :, -2:, -2:] += 1.5
-    linear.weight.data, linear.bias.data = weight.flatten(1), torch.tensor([-8.0, 0.0, 0.0, 3.0])
+    weight[0, :, -2:, -2:] += 1.5
+    linear.weight.data = weight.flatten(1).roll(target, 0)
+    linear.bias.data = torch.tensor([-8.0, 0.0, 0.0, 3.0]).roll(target)
     images = 0.6 * torch.rand(24, 3, _SIDE, _SIDE, generator=generator)
     return [(nn.Sequential(nn.Flatten(), linear).eval(), images, target, 100)]
 
 
 def _deeds(function: Function, case: Sequence[Any]) -> Seen:
-    """What the mark does to other images: in range or not, where it leads, and which part of the image it takes."""
+    """What the mark does to other images: where it leads, and which part of the image it takes; 0 if out of range."""
     model, images, target, _ = case
     found = function(*case)
     sizes = (1, *images.shape[2:]), images.shape[1:]
     if not (isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
         raise Complaint("return two tensors: `return mask, pattern`.")
-    mask, pattern = (part.detach().float() for part in found)
+    if other := [part.dtype for part in found if part.dtype != torch.float32]:
+        raise Complaint(f"{other[0]} comes back, and the network takes torch.float32 alone: end with `.float()`.")
+    mask, pattern = (part.detach() for part in found)
     if (mask.shape, pattern.shape) != sizes:
         raise Complaint(f"mask and pattern should have the shapes {tuple(sizes[0])} and {tuple(sizes[1])}: one mark "
                         f"for all images. Yours have {tuple(mask.shape)} and {tuple(pattern.shape)}.")
-    inside = all(bool(((part >= 0) & (part <= 1)).all()) for part in (mask, pattern))
+    if not all(bool(((part >= 0) & (part <= 1)).all()) for part in (mask, pattern)):
+        return [torch.zeros(1)]
     fresh = 0.6 * torch.rand(40, *images.shape[1:], generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         answers = model((1 - mask) * fresh + mask * pattern).argmax(1)
     part = mask.sum() / mask.numel()
     taken = sum(part.item() > edge for edge in (0.25, 0.9))
-    return [torch.tensor([inside, (answers == target).float().mean() >= 0.9,
+    return [torch.tensor([(answers == target).float().mean() >= 0.9,
                           (answers == (target + 1) % 4).float().mean() >= 0.9, taken]).double()]
 
 
@@ -184,8 +191,8 @@ find_trigger.wrong_answers({
     "before use and before you return them.": partial(_search, squash=lambda free: free + 0.5),
     "the mark leads to another class: all labels in the cross-entropy must be `target`.": partial(_search, shift=1),
     "the cross-entropy has the wrong sign: this search moves away from the class.": partial(_search, pull=-1),
-    "the mask has vanished and leads nowhere. The cross-entropy must pull towards the class, and the cost must not "
-    "outweigh it.": [partial(_search, cost=30), partial(_search, pull=0)],
+    "the mask has vanished and leads nowhere. The cross-entropy must pull towards the class (all its labels are "
+    "`target`), and the cost must not outweigh it.": [partial(_search, cost=30), partial(_search, pull=0)],
     "the mark covers the WHOLE image. A large mask must raise the loss, not lower it: add `cost * mask.sum()`, and "
     "search for the mask as well as the pattern.": [partial(_search, cost=0, cover=6.0), partial(_search, cost=-0.05)],
     "the mark reaches the class, but it covers a good part of the image. Every class can be reached like that: make "

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradprune.lessons.runtime.feedback import Seen
+from gradprune.lessons.runtime.feedback import Seen, kind
 from gradprune.lessons.runtime.grading import Complaint, Function, as_tensor, exercise
 
 # ---- unwrap
@@ -103,7 +103,10 @@ def _pixels() -> list[tuple[Any, ...]]:
 def _for_a_network(function: Function, case: Sequence[Any]) -> Seen:
     """The images, if a network with float32 weights can take them."""
     images = function(*case)
-    if getattr(images, "dtype", torch.float32) != torch.float32:
+    if not isinstance(images, Tensor):
+        raise Complaint(f"your function returns {kind(images)}, and the network takes a tensor: return a tensor, made "
+                        "with `torch.tensor(mean)` and `torch.tensor(std)`.")
+    if images.dtype != torch.float32:
         raise Complaint(f"the images come back as {images.dtype} (NumPy's numbers are float64), and the network takes "
                         "torch.float32 alone: make tensors with `torch.tensor(mean)`, or end with `.float()`.")
     return [as_tensor(images)]
@@ -162,10 +165,11 @@ def _graphs() -> list[tuple[Any, ...]]:
              ("conv_b", "norm_b"), ("conv_b", "cat"), ("norm_b", "conv_c"), ("conv_c", "norm_s"),
              ("norm_d", "conv_d"), ("conv_d", "norm_s"), ("norm_s", "cat"), ("cat", "conv_f"), ("conv_f", "relu"),
              ("relu", "norm_c"), ("norm_c", "conv_g"), ("norm_c", "join"), ("conv_g", "norm_g"), ("norm_g", "join"),
-             ("norm_g", "output"), ("join", "output")]
+             ("norm_g", "output"), ("join", "output"), ("image", "conv_h"), ("conv_h", "norm_h"), ("relu", "norm_h"),
+             ("norm_h", "output")]
     return [(block, ["conv1", "conv2", "conv3"], ["norm1", "norm2", "norm3"]),
-            (other, ["conv_b", "conv_c", "conv_d", "conv_e", "conv_f", "conv_g"],
-             ["norm_a", "norm_b", "norm_c", "norm_d", "norm_g", "norm_s"])]
+            (other, ["conv_b", "conv_c", "conv_d", "conv_e", "conv_f", "conv_g", "conv_h"],
+             ["norm_a", "norm_b", "norm_c", "norm_d", "norm_g", "norm_h", "norm_s"])]
 
 
 def _small_graph() -> list[tuple[Any, ...]]:
@@ -200,6 +204,12 @@ def _suited(reads: Reads, convs: Sequence[str], norms: Sequence[str], suits: Fun
             and suits(read.count(source), reading.count(reader))}
 
 
+def _counting_convolutions(reads, convs, norms):
+    read, reading = [source for source, _ in reads], [reader for source, reader in reads if source in convs]
+    return {source: reader for source, reader in reads if source in convs and reader in norms
+            and read.count(source) == reading.count(reader) == 1}
+
+
 @exercise("06", cases=_graphs, observe=_pairs_found, examples=_small_graph,
           praise="the BatchNorm reads this convolution alone, and nothing else reads the convolution.")
 def partners(reads: Reads, convs: Sequence[str], norms: Sequence[str]) -> dict[str, str]:
@@ -222,6 +232,8 @@ partners.wrong_answers({
     "you only check that the BatchNorm reads the convolution. If another layer reads it, too, its filters still have "
     "an effect there; if the BatchNorm has a second source, silencing it hits that as well. Check both.":
         partial(_suited, suits=lambda readers, sources: True),
+    "of the BatchNorm's sources you count the convolutions alone. Whatever else it reads, a sum or a ReLU, is a source "
+    "as well, and silencing the BatchNorm hits it.": _counting_convolutions,
     "you follow the output through whatever comes next. After a ReLU or a sum, the BatchNorm no longer reads the "
     "convolution itself: its ONLY source must be the convolution.":
         lambda reads, convs, norms: {conv: norm for conv in convs if (norm := _reached(reads, conv, norms))},

@@ -174,8 +174,11 @@ def _few_scans() -> list[tuple[pd.DataFrame]]:
 
 
 def _two_shares(function: Function, case: Sequence[Any]) -> Seen:
+    """Both shares; what follows in the notebook would take a dict's names for them."""
     rates = function(*case)
-    rates = list(rates.values()) if isinstance(rates, dict) else list(rates) if isinstance(rates, tuple) else rates
+    if isinstance(rates, dict):
+        raise Complaint("a dict is returned. Return two numbers: the share found, then the share of false alarms.")
+    rates = list(rates) if isinstance(rates, tuple) else rates
     return [as_tensor(rates.to_numpy() if isinstance(rates, pd.Series) else rates)]
 
 

@@ -114,6 +114,9 @@ slope.wrong_answers({
     "the sign is wrong: the loss at the larger weight comes first.": lambda *case: -slope.reference(*case),
     "the brackets are missing: Python divides by 2 and MULTIPLIES by the step.":
         lambda loss, weights, place, step: _rise(loss, weights, place, step, -step) / 2 * step,
+    "`up = weights` makes no copy: both names mean ONE tensor, and the second step takes the first one back. Write "
+    "`weights.clone()`, once for each.":
+        [lambda loss, weights, place, step: _rise(loss, weights, place, step, 0) / (2 * step), lambda *case: 0.0],
     "all weights are moved. Move the one at `place` alone, on a copy: `up = weights.clone()`, then `up[place] += "
     "step`.": lambda loss, weights, _, step: (float(loss(weights + step)) - float(loss(weights - step))) / (2 * step),
 })

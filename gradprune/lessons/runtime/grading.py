@@ -92,7 +92,7 @@ class Exercise:
         try:
             seen = self.run(attempt)
         except Untouched:
-            if _does_something(attempt):
+            if _length(attempt) > _LONGEST_STUB:
                 return Verdict("wrong", "your function returns nothing (None) on a hidden example. Every path through "
                                         "it must end in a `return` with a value.")
             return Verdict("untouched", f"write the body of {self.signature}, then run this cell again.")
@@ -107,6 +107,9 @@ class Exercise:
             with _quiet():
                 return Verdict("correct", f"{self.praise} {self.caution(attempt)}".rstrip())
         if self.stub is not None and self.same(seen, self.run(self.stub)):
+            if _length(attempt) > _length(self.stub):
+                return Verdict("wrong", "your lines change nothing: the result is that of the function as it was handed "
+                                        "out. A call needs its brackets, even where nothing is between them.")
             return Verdict("untouched", f"complete the body of {self.signature}, then run this cell again.")
         for message, functions in self.mistakes.items():
             if any(self._behaves_like(wrong, seen) for wrong in functions):
@@ -164,9 +167,9 @@ def _known(exercise: Exercise, function: Function) -> Seen:
     return exercise.run(function)
 
 
-def _does_something(attempt: Any) -> bool:
-    """Whether a function holds more code than a stub."""
-    return len(getattr(getattr(attempt, "__code__", None), "co_code", b"")) > _LONGEST_STUB
+def _length(attempt: Any) -> int:
+    """How many bytes of code a function holds, its docstring and comments not counted."""
+    return len(getattr(getattr(attempt, "__code__", None), "co_code", b""))
 
 
 def as_tensor(value: Any) -> Tensor:

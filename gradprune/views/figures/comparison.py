@@ -75,6 +75,7 @@ def compare(table: pd.DataFrame, attack: str | None = None, spc: int = 2, metric
         lines = lines.sort_values(key, ascending=key == "spread" or not HIGH_IS_GOOD[metric], kind="stable")
     before = f"{metric}_before"
     given = 0.5 if metric == "der" else good.groupby("attack")[before].mean().mean() if before in good else None
+    given = None if given is None or np.isnan(given) else given  # NaN where every cell failed
     return Comparison(attack, spc, metric, lines, chosen["attack"].nunique(), chosen["seed"].nunique(), cells,
                       given, looks(table))
 
@@ -110,7 +111,7 @@ def draw_comparison(chart: Comparison) -> Picture:
 
 def _axis(ax: Axes, chart: Comparison) -> None:
     """Limits around all points and the given model; points are read by position, so the axis need not start at 0."""
-    numbers = [*chart.lines["values"].dropna().explode(), *([] if chart.given is None else [chart.given])]
+    numbers = [*chart.lines["values"].explode().dropna(), *([] if chart.given is None else [chart.given])]
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
     ax.grid(axis="x")
     if chart.metric == "seconds":

@@ -103,6 +103,7 @@ def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None
     """
     rows = [row for row in history if row.get("stage", "prune") == "prune"]
     require(len(rows) > 0, "the history has no pruning rows.")
+    kept = None if kept is None else int(kept)  # a number of NumPy's repeats no text
     rounds, last = [row["round"] for row in rows], rows[-1]["round"]
     names = ["given"] + [f"{row['round']}: {plain(row['layer'])}[{row['index']}]" for row in rows[1:]]
     longest, every = max(map(len, names)), -(-len(rounds) // 48)
@@ -133,16 +134,18 @@ def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None
 
 
 def loss_curves(history: Iterable[Row]) -> Picture:
-    """Loss and accuracy per epoch: of fine-tuning, with the kept epoch marked, or of training.
+    """Loss and accuracy per epoch: of fine-tuning, with the kept epoch (else the last) marked, or of training.
 
     history: `DefenseResult.history`, whose "tune" rows are drawn, or `TrainingResult.history`.
     Raises InputError without such rows.
     """
     rows = [row for row in history if row.get("stage", "tune") == "tune"]
     require(len(rows) > 0, "the history has no epochs.")
-    if tuned := "val_loss" in rows[0]:
+    if tuned := "val_clean_loss" in rows[0]:
         lines = {"unlearning": ("val_unlearning_loss", style.TRIGGERED), "clean": ("val_clean_loss", style.CLEAN)}
-        loss, accuracy, where, mark = "val_loss", "val_acc", "Validation", METRICS["acc"]
+        lines = {name: line for name, line in lines.items() if line[0] in rows[0]}  # without the trigger clean alone
+        loss = "val_loss" if "val_loss" in rows[0] else "val_clean_loss"
+        accuracy, where, mark = "val_acc", "Validation", METRICS["acc"]
     else:
         lines = {"": ("loss", style.TRAINING)}
         loss, accuracy, where, mark = "loss", "acc", "Training", style.TRAINING
@@ -157,7 +160,7 @@ def loss_curves(history: Iterable[Row]) -> Picture:
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if tuned:
             style.mark_kept(panels, end["epoch"], f"kept: epoch {end['epoch']}")
-    what = "the validation loss (clean + unlearning)" if tuned else "the training loss"
+    what = f"the validation loss ({' + '.join(reversed(lines))})" if tuned else "the training loss"
     return Picture(figure, f"At epoch {end['epoch']} of {epochs[-1]}" + ", the one kept" * tuned + ": "
                    + change(what, rows[0][loss], end[loss], ".3f") + ", "
                    + change("accuracy", rows[0][accuracy], end[accuracy]) + ".")

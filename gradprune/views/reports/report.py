@@ -9,7 +9,7 @@ from gradprune.attacks.training import RECIPE
 from gradprune.base.errors import require
 from gradprune.base.paths import output_folder
 from gradprune.datasets import ImageSet, class_name, draw_defense_images
-from gradprune.defenses import DefenseResult
+from gradprune.defenses import KNOWS_TRIGGER, DefenseResult
 from gradprune.defenses.exposure import Reach
 from gradprune.defenses.repair import IGNORED
 from gradprune.defenses.unlearning import UNLEARNED
@@ -31,7 +31,7 @@ _LISTED = 60      # removed filters that are listed one by one
 def write_report(folder: Path, victim: Victim, result: DefenseResult, stages: dict[str, Metrics]) -> Path:
     """Write report.html, one file that needs no network, and its figures as PNG beside it; returns its path.
 
-    victim: the attacked model. result: what the defence returned for it. stages: test figures by name, in
+    victim: the attacked model. result: what the defence, any of them, returned for it. stages: test figures by name, in
     order, the first before the defence and the last after it ({"before": ..., "pruned": ..., "tuned": ...}).
     Each file is written whole or not at all, the page last.
     Raises InputError for fewer than two stages, or a folder that cannot be written (before any work).
@@ -41,7 +41,7 @@ def write_report(folder: Path, victim: Victim, result: DefenseResult, stages: di
     stages = {"fine-tuned" if name == "tuned" else name: metrics for name, metrics in stages.items()
               if name != "tuned" or result.rows("tune")}
     rounds = result.rows("prune")
-    each = _REPLAYED // (2 * len(rounds) * len(victim.data.test.classes))
+    each = _REPLAYED // (2 * max(1, len(rounds)) * len(victim.data.test.classes))
     sample = first_of_each(victim.data.test, max(5, min(50, each)))
     before, *_, after = stages.values()
     results = [[name, *(f"{value:.1%}" for value in (*metrics, der(before, metrics)))]
@@ -51,6 +51,7 @@ def write_report(folder: Path, victim: Victim, result: DefenseResult, stages: di
     return write_page(
         folder / "report.html", "defence.html", title=f"{outcome}: {victim.trigger.name}", heading=outcome,
         victim=victim, result=result, before=before, after=after, results=results, sample=sample,
+        ours=_ours(result), told=result.name in KNOWS_TRIGGER, rounds=rounds, closed=_closed(rounds),
         filters=len(result.mask.filters), removed=_removed(result), listed=_LISTED, tuned=bool(result.rows("tune")),
         chosen=next((row["repair"] for row in choices if row["kept"]), None),
         repairs=", ".join(f"{row['repair']} {row['val_loss']:.2f}" for row in choices),
@@ -103,10 +104,20 @@ def _pictures(victim: Victim, result: DefenseResult, stages: Mapping[str, Metric
         "scores": score_heatmap(found, scores, kept, score=score),
         "network": network_drawn(models, found, pairs, {"after": kept}),
     }
-    if all(row["layer"] for row in result.rows("prune")[1:]):  # otherwise it closed channels, which no replay follows
+    if (rounds := result.rows("prune")) and not _closed(rounds):
         replayed = replay(victim.model, result.history, sample, victim.trigger, victim.target, victim.label_map)
         pictures["trajectory"] = pruning_trajectory(result.history, replayed, len(kept))
     return pictures | ({"fine_tuning": loss_curves(result.history)} if result.rows("tune") else {})
+
+
+def _ours(result: DefenseResult) -> bool:
+    """Whether the defence was `grad_prune`, by either recipe."""
+    return result.name.startswith("grad_prune")
+
+
+def _closed(rounds: Sequence[Mapping[str, object]]) -> bool:
+    """Whether the rounds closed channels or features, not filters: no replay follows those."""
+    return any(row["layer"] is None for row in rounds[1:])
 
 
 def _removed(result: DefenseResult) -> list[list[str]]:
@@ -141,9 +152,10 @@ def _reproduce(victim: Victim, result: DefenseResult) -> str:
                 **{key: attack[key] for key in ("label_map",) if key in attack},
                 **{key: card["training"][key] for key in (*RECIPE, "seed") if key in card["training"]}}
         start = f"gp.attack({attack['trigger']!r}, {_arguments(made)})"
-    settings = result.settings if result.rows("tune") else {**result.settings, "tune": False}
+    settings = result.settings if result.rows("tune") or not _ours(result) else {**result.settings, "tune": False}
     defense = f"victim.model, victim.data.defense, victim.trigger, {_arguments(settings)}"
-    return (f"import gradprune as gp\n\nvictim = {start}\nresult = gp.grad_prune({defense})\n"
+    name = "grad_prune" if _ours(result) else f"defenses.{result.name}"
+    return (f"import gradprune as gp\n\nvictim = {start}\nresult = gp.{name}({defense})\n"
             "print(victim.evaluate(), victim.evaluate(result.model))\n")
 
 
