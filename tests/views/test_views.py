@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import io
 import re
+from collections import OrderedDict
 from itertools import combinations
 from unittest.mock import Mock
 
@@ -37,9 +38,10 @@ from gradprune.views import (
     score_heatmap,
     write_report,
 )
-from gradprune.views.figures import style
+from gradprune.views.figures import lesson_plots, style
 from gradprune.views.figures.drawing import written
 from gradprune.views.figures.picture import change, count
+from gradprune.views.panels.filter_explorer import FilterChoice
 from gradprune.views.reports import report as report_module
 from gradprune.views.reports.report import write_repair_report
 
@@ -200,6 +202,29 @@ def test_class_names_that_the_font_lacks_are_numbers_in_pictures(victim):
 
 def test_other_names_that_the_font_lacks_are_spelled_out():
     assert style.plain("猫 net", 40) == r"\u732b net" and style.drawable(style.plain("狗" * 30)) and style.plain("żółw $x") == r"żółw \$x"
+
+
+def deep() -> torch.nn.Module:
+    """A hundred convolutions, and what tells their long names apart is at the end."""
+    names = [f"layer{number}" for number in range(100)]
+    layers = OrderedDict((name, torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))) for name in names)
+    return torch.nn.Sequential(OrderedDict(features_of_a_deep_network=torch.nn.Sequential(layers)))
+
+
+def test_long_names_of_layers_keep_their_end_and_those_without_room_are_left_out():
+    assert style.plain("features.block1.layer12.conv2", 14, tail=True) == "…layer12.conv2"
+    assert style.plain("layer12.conv2", 13, tail=True) == "layer12.conv2"
+    found = filters(deep(), torch.zeros(1, 3, 8, 8))
+    scores = torch.rand(len(found), generator=torch.Generator().manual_seed(0))
+    rows, _ = history(2)
+    shortened = [row | {"layer": row["layer"] and "features.block1." + row["layer"]} for row in rows]
+    assert holds(shown(pruning_trajectory(shortened)), "1: …ck1.stages.1.0.shortcut[1]")
+    for picture in (score_heatmap(found, scores), lesson_plots.score_maps(found, {"one": scores, "two": scores})):
+        assert_readable(picture)
+        names = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
+        assert 5 < len(set(names)) == len(names) < 100 and all(name.endswith(".0") for name in names)
+    options = [name for name, _ in FilterChoice(found, scores).layer.options]
+    assert len(set(options)) == 101
 
 
 def test_examples_pick_the_first_of_each_class_and_the_target_last(victim):

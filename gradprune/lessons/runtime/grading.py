@@ -107,8 +107,8 @@ class Exercise:
                 return Verdict("correct", f"{self.praise} {self.caution(attempt)}".rstrip())
         if self.stub is not None and self.same(seen, self.run(self.stub)):
             if _length(attempt) > _length(self.stub):
-                return Verdict("wrong", "your lines change nothing: the result is that of the function as it was handed "
-                                        "out. A call needs its brackets, even where nothing is between them.")
+                return Verdict("wrong", "your lines change nothing: the result is that of the function as it was "
+                                        "handed out. A call needs its brackets, even where nothing is between them.")
             return Verdict("untouched", f"complete the body of {self.signature}, then run this cell again.")
         for message, functions in self.mistakes.items():
             if any(self._behaves_like(wrong, seen) for wrong in functions):

@@ -52,7 +52,7 @@ def filter_view(model: nn.Module, found: Filters, position: int, pairs: Pairs, c
                 ax.imshow(picture.numpy(), cmap="vlag", vmin=-limit, vmax=limit, extent=(0, width, height, 0))
                 if box and line == 3:
                     _zoom(ax, box, height, width)
-        heading(figure, f"What {plain(name, 40)} sees")
+        heading(figure, f"What {plain(name, 40, tail=True)} sees")
     return Picture(figure, f"{name}: the trigger changes its response by {change.abs().max():.2f} at most and "
                            f"{change.abs().mean():.3f} on average; {_where(change, box, width)}.")
 

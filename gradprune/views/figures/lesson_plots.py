@@ -58,7 +58,7 @@ def turned_down(shares: Sequence[float], losses: Sequence[float], slope: float, 
             style.label(ax, f"your guess: {guess:.1f}", (0, guess), (4, 3))
         if min(line) < 0:
             style.label(ax, "no cross-entropy is below 0", (0, 0), (4, -12), color=style.FAINT)
-        ax.set(title=f"Turning {plain(name, 40)} down", xlabel="share of the filter that is gone",
+        ax.set(title=f"Turning {plain(name, 40, tail=True)} down", xlabel="share of the filter that is gone",
                ylabel="unlearning loss", xlim=(0, 1))
         ax.margins(y=0.06)
     near = next((share for share, value, flat in zip(shares, losses, line, strict=True)

@@ -15,7 +15,7 @@ from gradprune.base.errors import require
 from gradprune.models import evaluating
 from gradprune.pruning import Filters, Pairs
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import bands_of, draw_cells
+from gradprune.views.figures.drawing import bands_of, draw_cells, with_room
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.style import TRIGGERED, plain
 
@@ -121,8 +121,11 @@ def draw_network(ax: Axes, found: Filters, values: np.ndarray, colors: ScalarMap
     draw_cells(ax, corners(found), values, colors, removed, style.EMPTY)
     lefts, rights = np.array(bands_of(found, high, _GAP)[1]).T
     ax.set(xlim=(-0.5, rights[-1] + 0.5), ylim=(high + 0.3, -0.24 * high), yticks=[])
-    names = [plain(layer.name.removeprefix("stages."), 14) + "\n+ norm" * bool(layer.norm) for layer in found.layers]
-    ax.set_xticks((lefts + rights) / 2, names, fontsize=style.SMALL - 1, rotation=20)
+    middles = (lefts + rights) / 2
+    named = with_room(ax, middles, 3 * style.SMALL, across=True)
+    names = [plain(layer.name.removeprefix("stages."), 14, tail=True) + "\n+ norm" * bool(layer.norm)
+             for layer in (found.layers[number] for number in named)]
+    ax.set_xticks(middles[named], names, fontsize=style.SMALL - 1, rotation=20)
     for source, reader in reads:  # straight arrows to the next layer, arcs over the layers skipped
         start, end = (((lefts[layer] + rights[layer]) / 2, -0.2) for layer in (source, reader))
         bend = f"arc3,rad={-0.1375 * high / (end[0] - start[0]):.2f}"  # makes all arcs about equally high

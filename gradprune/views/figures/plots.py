@@ -15,7 +15,7 @@ from gradprune.base.errors import require
 from gradprune.evaluation import Metrics
 from gradprune.pruning.filters import Filters
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import bands_of, draw_cells
+from gradprune.views.figures.drawing import bands_of, draw_cells, with_room
 from gradprune.views.figures.picture import Picture, Row, about_rounds, about_scores, change, changes, count
 from gradprune.views.figures.style import METRICS, plain
 
@@ -45,7 +45,7 @@ def score_heatmap(found: Filters, scores: Tensor, removed: Iterable[int] = (), s
         ax.set(xlim=(-0.3, columns + 0.3), ylim=(bands[-1][1] + 0.3, -0.3), title="Scores by layer")
         ax.set_xlabel("filter index in the layer" + f" (a new line every {columns})" * wrapped)
         ax.set_xticks(np.arange(0, columns, 8) + 0.5, [str(index) for index in range(0, columns, 8)])
-        ax.set_yticks([sum(band) / 2 for band in bands], [plain(layer.name) for layer in found.layers])
+        _name_layers(ax, found, [sum(band) / 2 for band in bands])
         figure.colorbar(colors, ax=ax, location="bottom", aspect=45, pad=0.02,
                         label=f"{score} score, higher = removed first{note}")
         _list_highest(side, found, values, ranking[:_LISTED], colors.to_rgba(values), removed, height / 0.33)
@@ -59,7 +59,7 @@ def _list_highest(ax: Axes, found: Filters, values: np.ndarray, best: Sequence[i
         value, across = values[position], ax.get_yaxis_transform()
         ax.barh(row, value, height=0.3, color=colors[position])
         style.label(ax, f"{value:.2g}", (max(0, value), row), (4, 0), va="center", color=style.FAINT)
-        ax.text(0.01, row - 0.25, f"{row + 1}. {plain(found[position], 28)}", transform=across, va="bottom",
+        ax.text(0.01, row - 0.25, f"{row + 1}. {plain(found[position], 28, tail=True)}", transform=across, va="bottom",
                 fontsize=style.SMALL)
         if position in removed:
             ax.scatter([-0.05], [row - 0.47], transform=across, clip_on=False, s=34, **style.REMOVED)
@@ -81,8 +81,9 @@ def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: I
     colors, note = style.score_colors(values)
     shades = colors.cmap.with_extremes(bad=style.EMPTY)(colors.norm(np.ma.masked_invalid(sheet)), bytes=True)
     ax.imshow(shades, aspect="auto")  # colours are computed per cell here, not per pixel
-    ax.hlines([upper - 0.5 for upper, _ in bands[1:]], -0.5, columns - 0.5, color=style.PAPER, linewidth=3)
-    ax.set_yticks([(sum(band) - 1) / 2 for band in bands], [plain(layer.name) for layer in found.layers])
+    line_height = 72 * ax.bbox.height / style.DPI / len(sheet)  # points: in a deep network less than a gap of 3
+    ax.hlines([upper - 0.5 for upper, _ in bands[1:]], -0.5, columns - 0.5, color=style.PAPER,
+              linewidth=min(3, 0.3 * line_height))
     style.score_bar(ax, colors)
     ax.set_xlabel("filter index in the layer")
     style.bare(ax)
@@ -90,7 +91,15 @@ def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: I
     ax.scatter(column[list(removed)], line[list(removed)], s=34, **style.REMOVED)
     ax.add_patch(Rectangle(tuple(places[selected] - 0.6), 1.2, 1.2, **style.SELECTED))
     ax.set(xlim=(-0.7, columns - 0.3), ylim=(len(sheet) - 0.4, -0.6))
+    _name_layers(ax, found, [(sum(band) - 1) / 2 for band in bands])
     return note
+
+
+def _name_layers(ax: Axes, found: Filters, middles: Sequence[float]) -> None:
+    """The layers' names beside their bands; in a deep network those that have room."""
+    named = with_room(ax, middles)
+    ax.set_yticks([middles[number] for number in named],
+                  [plain(found.layers[number].name, tail=True) for number in named])
 
 
 def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None = None,
@@ -105,7 +114,7 @@ def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None
     require(len(rows) > 0, "the history has no pruning rows.")
     kept = None if kept is None else int(kept)  # a number of NumPy's repeats no text
     rounds, last = [row["round"] for row in rows], rows[-1]["round"]
-    names = ["given"] + [f"{row['round']}: {plain(row['layer'])}[{row['index']}]" for row in rows[1:]]
+    names = ["given"] + [f"{row['round']}: {plain(row['layer'], tail=True)}[{row['index']}]" for row in rows[1:]]
     longest, every = max(map(len, names)), -(-len(rounds) // 48)
     upright = len(names) * longest > 105
     heights = [1.5, 1.0, 1.5] if replay_rows else [1.5, 1.0]

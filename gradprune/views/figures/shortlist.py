@@ -81,7 +81,7 @@ def pairs_of_bars(ax: Axes, tried: Tried, selected: int | None = None) -> None:
 
 def describe_tried(tried: Tried, found: Filters) -> str:
     """Which trial is the best, where the gradient ranks it, and which removals do harm."""
-    names = [plain(found[position], 40) for position in tried.positions]
+    names = [plain(found[position], 40, tail=True) for position in tried.positions]
     best, worst = tried.real.index(min(tried.real)), tried.real.index(max(tried.real))
     harmful = sum(value > 0 for value in tried.real)
     harm = f"{harmful or 'none'} of the trials {'make' if harmful > 1 else 'makes'} it worse"

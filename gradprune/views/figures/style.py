@@ -103,12 +103,13 @@ def drawable(text: str) -> bool:
     return {ord(letter) for letter in text if letter.isprintable()} <= _letters()
 
 
-def plain(text: object, limit: int = 24) -> str:
+def plain(text: object, limit: int = 24, tail: bool = False) -> str:
     """A user's name as literal text on one line: no mathematics, letters that our font lacks escaped, at most `limit`
-    characters."""  # noqa: D209
+    characters, the first or (`tail`) the last: layers of a deep network differ at the end."""  # noqa: D209
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     line = "".join(c if ord(c) in _letters() else c.encode("ascii", "backslashreplace").decode() for c in line)
-    line = line if len(line) <= limit else line[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    if len(line) > limit:
+        line = f"\u2026{line[1 - limit:]}" if tail else f"{line[:limit - 1]}\u2026"
     return line.replace("$", r"\$")
 
 

@@ -32,7 +32,7 @@ class FilterChoice:
 
     def __init__(self, found: Filters, scores: Tensor) -> None:
         self.found, self.position = found, int(scores.argmax())
-        layers = [(plain(layer.name), layer.start) for layer in found.layers]
+        layers = [(plain(layer.name, tail=True), layer.start) for layer in found.layers]
         self.layer = choice("Layer", [("all layers", ALL), *layers], ALL)
         self.rank = slider("Rank", 1, len(found), 1)
         self.rescore(scores)

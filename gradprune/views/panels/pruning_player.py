@@ -146,7 +146,7 @@ class PruningPlayer(Panel):
             if rounds[-1] == 0:
                 ax.set(xlim=(-0.2, 9), xticks=[0])
                 style.write(ax, "the rounds will appear here", (0.55, 0.5), (0, 0), ha="center", color=style.FAINT)
-            removed = f"{plain(row['layer'])}[{row['index']}] removed" if row["layer"] else "the given model"
+            removed = f"{plain(row['layer'], tail=True)}[{row['index']}] removed" if row["layer"] else "the given model"
             when = f"Round {computed.round} of {rounds[-1]}" if rounds[-1] else "Nothing pruned yet"
             style.write(ax, f"{when}: {removed}", (0, 1), (-30, 24), fontsize=style.LARGE, fontweight="bold")
             style.write(ax, why, (0, 1), (-30, 12), color=style.FAINT)
