@@ -205,8 +205,8 @@ def test_other_names_that_the_font_lacks_are_spelled_out():
 
 
 def deep() -> torch.nn.Module:
-    """Sixty convolutions, and what tells their long names apart is at the end."""
-    names = [f"layer{number}" for number in range(60)]
+    """A hundred convolutions, and what tells their long names apart is at the end."""
+    names = [f"layer{number}" for number in range(100)]
     layers = OrderedDict((name, torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))) for name in names)
     return torch.nn.Sequential(OrderedDict(features_of_a_deep_network=torch.nn.Sequential(layers)))
 
@@ -218,13 +218,13 @@ def test_long_names_of_layers_keep_their_end_and_those_without_room_are_left_out
     scores = torch.rand(len(found), generator=torch.Generator().manual_seed(0))
     rows, _ = history(2)
     shortened = [row | {"layer": row["layer"] and "features.block1." + row["layer"]} for row in rows]
-    assert holds(shown(pruning_trajectory(shortened)), "1: …lock1.stages.1.0.shortcut[1]")
+    assert holds(shown(pruning_trajectory(shortened)), "1: …ck1.stages.1.0.shortcut[1]")
     for picture in (score_heatmap(found, scores), lesson_plots.score_maps(found, {"one": scores, "two": scores})):
         assert_readable(picture)
         names = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
-        assert 5 < len(set(names)) == len(names) < 60 and all(name.endswith(".0") for name in names)
+        assert 5 < len(set(names)) == len(names) < 100 and all(name.endswith(".0") for name in names)
     options = [name for name, _ in FilterChoice(found, scores).layer.options]
-    assert len(set(options)) == 61
+    assert len(set(options)) == 101
 
 
 def test_examples_pick_the_first_of_each_class_and_the_target_last(victim):

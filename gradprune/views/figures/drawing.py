@@ -67,6 +67,17 @@ def bands_of(found: Filters, columns: int, gap: float = 0) -> tuple[np.ndarray, 
     return np.concatenate(places), edges
 
 
+def with_room(ax: Axes, places: Sequence[float], points: float = style.SMALL, across: bool = False) -> list[int]:
+    """Which of the places along the vertical (`across`: the horizontal) axis can be named, `points` apart at least."""
+    ends, size = (ax.get_xlim(), ax.bbox.width) if across else (ax.get_ylim(), ax.bbox.height)
+    gap = points * style.DPI / 72 * abs(ends[1] - ends[0]) / size
+    named: list[int] = []
+    for number, place in enumerate(places):
+        if not named or place - places[named[-1]] >= gap:
+            named.append(number)
+    return named
+
+
 def draw_cells(ax: Axes, corners: np.ndarray, values: np.ndarray, colors: ScalarMappable, removed: Sequence[int] = (),
                edge: str = style.PAPER) -> None:
     """A square cell at each upper left corner (N, 2), coloured by its value, with crosses on the removed ones."""

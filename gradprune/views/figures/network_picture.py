@@ -15,7 +15,7 @@ from gradprune.base.errors import require
 from gradprune.models import evaluating
 from gradprune.pruning import Filters, Pairs
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import bands_of, draw_cells
+from gradprune.views.figures.drawing import bands_of, draw_cells, with_room
 from gradprune.views.figures.picture import Picture
 from gradprune.views.figures.style import TRIGGERED, plain
 
@@ -122,7 +122,7 @@ def draw_network(ax: Axes, found: Filters, values: np.ndarray, colors: ScalarMap
     lefts, rights = np.array(bands_of(found, high, _GAP)[1]).T
     ax.set(xlim=(-0.5, rights[-1] + 0.5), ylim=(high + 0.3, -0.24 * high), yticks=[])
     middles = (lefts + rights) / 2
-    named = style.with_room(ax, middles, 3 * style.SMALL, across=True)
+    named = with_room(ax, middles, 3 * style.SMALL, across=True)
     names = [plain(layer.name.removeprefix("stages."), 14, tail=True) + "\n+ norm" * bool(layer.norm)
              for layer in (found.layers[number] for number in named)]
     ax.set_xticks(middles[named], names, fontsize=style.SMALL - 1, rotation=20)

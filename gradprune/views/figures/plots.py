@@ -15,7 +15,7 @@ from gradprune.base.errors import require
 from gradprune.evaluation import Metrics
 from gradprune.pruning.filters import Filters
 from gradprune.views.figures import style
-from gradprune.views.figures.drawing import bands_of, draw_cells
+from gradprune.views.figures.drawing import bands_of, draw_cells, with_room
 from gradprune.views.figures.picture import Picture, Row, about_rounds, about_scores, change, changes, count
 from gradprune.views.figures.style import METRICS, plain
 
@@ -81,7 +81,7 @@ def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: I
     colors, note = style.score_colors(values)
     shades = colors.cmap.with_extremes(bad=style.EMPTY)(colors.norm(np.ma.masked_invalid(sheet)), bytes=True)
     ax.imshow(shades, aspect="auto")  # colours are computed per cell here, not per pixel
-    line_height = 72 * ax.bbox.height / ax.figure.dpi / len(sheet)  # points: in a deep network less than a gap of 3
+    line_height = 72 * ax.bbox.height / style.DPI / len(sheet)  # points: in a deep network less than a gap of 3
     ax.hlines([upper - 0.5 for upper, _ in bands[1:]], -0.5, columns - 0.5, color=style.PAPER,
               linewidth=min(3, 0.3 * line_height))
     style.score_bar(ax, colors)
@@ -97,7 +97,7 @@ def heat_map(ax: Axes, found: Filters, scores: Tensor, selected: int, removed: I
 
 def _name_layers(ax: Axes, found: Filters, middles: Sequence[float]) -> None:
     """The layers' names beside their bands; in a deep network those that have room."""
-    named = style.with_room(ax, middles)
+    named = with_room(ax, middles)
     ax.set_yticks([middles[number] for number in named],
                   [plain(found.layers[number].name, tail=True) for number in named])
 

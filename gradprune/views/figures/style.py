@@ -109,8 +109,7 @@ def plain(text: object, limit: int = 24, tail: bool = False) -> str:
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     line = "".join(c if ord(c) in _letters() else c.encode("ascii", "backslashreplace").decode() for c in line)
     if len(line) > limit:
-        dots = "\N{HORIZONTAL ELLIPSIS}"
-        line = dots + line[1 - limit:] if tail else line[: limit - 1] + dots
+        line = f"\u2026{line[1 - limit:]}" if tail else f"{line[:limit - 1]}\u2026"
     return line.replace("$", r"\$")
 
 
@@ -224,17 +223,6 @@ def spread(places: Sequence[float], low: float, high: float, gap: float = 0.12) 
     heights = np.array([np.mean(block) for block in blocks for _ in block]) + room
     moved[order] = heights.clip(low + room, high - room[::-1])
     return moved.tolist()
-
-
-def with_room(ax: Axes, places: Sequence[float], points: float = SMALL, across: bool = False) -> list[int]:
-    """Which of the places along the vertical (`across`: the horizontal) axis can be named, `points` apart at least."""
-    ends, size = (ax.get_xlim(), ax.bbox.width) if across else (ax.get_ylim(), ax.bbox.height)
-    gap = points * cast(Figure, ax.figure).dpi / 72 * abs(ends[1] - ends[0]) / size
-    named: list[int] = []
-    for number, place in enumerate(places):
-        if not named or place - places[named[-1]] >= gap:
-            named.append(number)
-    return named
 
 
 def mark_kept(panels: Sequence[Axes], kept: float, text: str) -> None:
