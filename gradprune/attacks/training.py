@@ -111,11 +111,11 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     _check_ranges(recipe, images)
     require(any(tensor.requires_grad for tensor in model.parameters()),
             "every parameter of the model is frozen (requires_grad is False), so there is nothing to train.")
-    came = layout(model)
     some = images.subset(torch.arange(1)).to(next(model.parameters()).device).floats()
-    require(prefers_channels_last(model, some), "the model must return logits (N, classes) alone in training mode.")
     known, highest = predict(model, some).shape[1], int(images.labels.max())
     require(highest < known, f"the model knows {known} classes, 0 to {known - 1}, but the labels go up to {highest}.")
+    came = layout(model)
+    require(prefers_channels_last(model, some), "the model must return logits (N, classes) alone in training mode.")
     given = copy.deepcopy(model.state_dict())
 
     def train(batch_size: int) -> TrainingResult:

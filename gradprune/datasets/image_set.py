@@ -90,9 +90,8 @@ class ImageSet:
 
     def check_target(self, target: int) -> None:
         """Raise InputError unless `target` is one of the labels."""
-        whole = isinstance(target, Integral) or (isinstance(target, Tensor) and target.shape == () \
-            and target.dtype == torch.int64)
-        require(whole, f"target must be a whole number, got {target!r}.")
+        index = isinstance(target, Tensor) and target.shape == () and target.dtype == torch.int64
+        require(isinstance(target, Integral) or index, f"target must be a whole number, got {target!r}.")
         require(0 <= target < len(self.classes), f"target must be a class in 0..{len(self.classes) - 1}, got {target}.")
 
     def to(self, device: torch.device | str) -> "ImageSet":

@@ -15,6 +15,7 @@ from gradprune.attacks.poisoning import attack_labels
 from gradprune.attacks.training import one_cycle, shift_and_flip
 from gradprune.evaluation import evaluate
 from gradprune.models import build
+from gradprune.models.working import layout
 
 
 @pytest.mark.parametrize("name", sorted(TRIGGERS))
@@ -175,8 +176,10 @@ def frozen(model):
     (4, nn.Module.train, {"max_lr": 1e30}, "training diverged")])
 def test_what_cannot_be_trained_gets_one_sentence_and_is_left_in_eval_mode(data, classes, change, settings, words):
     model = build("preact_resnet", classes, width=4, blocks=(1,))
+    came = layout(model)
     refuses(words, fit, change(model), data.train, progress=False, **{"epochs": 1, **settings})
     assert not model.training or words != "training diverged"
+    assert layout(model) == came, "its weights lie as they did"
 
 
 def test_unknown_training_settings_are_refused(data):
