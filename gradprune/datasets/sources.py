@@ -35,7 +35,7 @@ def load(source: str | Path, *, seed: int = 0, size: int | None = None) -> Datas
     Raises InputError for an unknown name, or for a file with a missing or wrong array; the message names both.
     """
     require(isinstance(source, str | Path), f"source must be a name or a path, got {type(source).__name__}.")
-    require(isinstance(seed, int) and seed >= 0, f"seed must be a whole number from 0 on, got {seed!r}.")
+    require(isinstance(seed, int) and 0 <= seed < 2**61, f"seed must be a whole number from 0 to 2^61, got {seed!r}.")
     path = _path(source)
     if source not in SOURCES and path.is_dir():
         return read_folder(path, size=SIZE if size is None else size, seed=seed).data

@@ -15,7 +15,8 @@ from gradprune.defenses.scan import moved
 from gradprune.models.inference import predict
 from gradprune.search import FAMILIES, Change, Part, draw, inflow, search_changes
 
-FEW = 16  # images for drawing and searching changes
+FEW = 16      # images for drawing and searching changes
+SEARCHED = 2  # searches per family, each from the change that leads furthest to another class
 
 
 class Reach(NamedTuple):
@@ -28,14 +29,12 @@ class Reach(NamedTuple):
 
 
 def exposure(model: nn.Module, images: Tensor, *, families: Sequence[str] = tuple(FAMILIES), seed: int = 0,
-             drawn: int = 24, searched: int = 2, steps: int = 6, toward: int | None = None) -> list[Reach]:
+             drawn: int = 24, toward: int | None = None) -> list[Reach]:
     """The reach of each family of changes, one row per family, the furthest first; the model is not changed.
 
     images: float (N, C, H, W) in [0, 1], clean, on the model's device; they are split in two.
     families: names in `FAMILIES`.
     drawn: changes per family.
-    searched: searches per family, each from the change that leads furthest to another class.
-    steps: of such a search.
     toward: a class; only ways there are searched for and counted. None: each family shows its furthest class.
     Raises InputError for fewer than two images, or a class that the model does not have.
     """
@@ -52,12 +51,12 @@ def exposure(model: nn.Module, images: Tensor, *, families: Sequence[str] = tupl
         led = inflow(model, [part] * drawn, changes)
         if toward is None:
             furthest, places = led.max(0)
-            labels = furthest.argsort(descending=True)[:searched].cpu().tolist()
+            labels = furthest.argsort(descending=True)[:SEARCHED].cpu().tolist()
             begun = [changes[places[label]] for label in labels]
         else:
-            nearest = led[:, toward].argsort(descending=True)[:searched].cpu().tolist()
+            nearest = led[:, toward].argsort(descending=True)[:SEARCHED].cpu().tolist()
             begun, labels = [changes[place] for place in nearest], [toward] * len(nearest)
-        found = search_changes(model, [part._replace(target=label) for label in labels], begun, steps)
+        found = search_changes(model, [part._replace(target=label) for label in labels], begun)
         reached = [Reach(family, label, moved(model, change.__call__, others[usual != label], label), change)
                    for label, change in zip(labels * 2, begun + found, strict=True)]
         rows.append(max(reached, key=lambda row: row.share))

@@ -333,9 +333,9 @@ def test_unknown_sources(source, sentence):
     refuses(sentence, load, source)
 
 
-@pytest.mark.parametrize("seed", [-1, 1.5, "0", None])
+@pytest.mark.parametrize("seed", [-1, 1.5, "0", None, 2**70])
 def test_seeds_are_whole_numbers(seed):
-    refuses("seed must be a whole number from 0 on", load, "signs", seed=seed)
+    refuses("seed must be a whole number from 0 to", load, "signs", seed=seed)
 
 
 # ---- the defender's images
