@@ -96,7 +96,7 @@ class Filters:
         for layer in self.layers:
             looks = "x".join(map(str, layer.shape))
             norm = layer.norm or "its own weights alone"
-            norm += f"; not silent behind {layer.leak}, which makes a constant of it" if layer.leak else ""
+            norm += f"; not zero but constant behind {layer.leak}" if layer.leak else ""
             norm += "".join(f"; {name}, which has the same weights" for name, _ in layer.twins)
             lines.append(f"  {layer.name:<{width}}  {layer.count:>7}  {looks:>13}  {norm}")
         return "\n".join(lines)
