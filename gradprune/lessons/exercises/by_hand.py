@@ -112,8 +112,8 @@ prune.wrong_answers({
     "left to judge with: score on `train`.": partial(_loop, own=False),
     "the scores come from clean images. Those say nothing about the backdoor: use `train.triggered` with the true "
     "labels.": partial(_loop, scored="clean"),
-    "removed filters are picked again. The loss would fall if they came back, so their gradient is large: look for "
-    "the highest score among the living filters.": partial(_loop, living=False),
+    "removed filters are picked again. With other weights they would lower the loss, so their gradient is large: look "
+    "for the highest score among the living filters.": partial(_loop, living=False),
     "the scores are computed only once. Each removal changes the model, and with it the gradient: score again in "
     "every round.": partial(_loop, again=False),
 })

@@ -203,9 +203,9 @@ def driven_bars(reached: Mapping[str, Sequence[float]], classes: Sequence[str], 
             style.name_rows(ax, [written(label, classes) for label in range(len(classes))])
             style.percent(ax.xaxis)
             ax.set(xlim=(0, 1.15 * max(map(max, reached.values()))), xlabel="rise in probability", title=plain(name))
-            told.append(f"{name}: “{classes[first]}”, {times:.1f} times as far as "
-                        f"“{classes[second]}”{', which accuses it' * accused}")
-    return Picture(figure, "Driven filters lead furthest to: " + "; ".join(told) + ".")
+            told.append(f"{name}: “{classes[first]}”, {times:.1f} times as much as "
+                        f"“{classes[second]}”{', enough for an alarm' * accused}")
+    return Picture(figure, "Filters turned up raise one class most: " + "; ".join(told) + ".")
 
 
 def reach(images: ImageSet, given: Sequence[Reach], repaired: Sequence[Reach] = ()) -> Picture:
@@ -235,5 +235,5 @@ def reach(images: ImageSet, given: Sequence[Reach], repaired: Sequence[Reach] = 
     most = max(given, key=lambda row: row.share)
     told = f"The family {most.family} moves the most images: {most.share:.0%} to “{images.classes[most.label]}”"
     left = max(repaired, key=lambda row: row.share, default=None)
-    return Picture(figure, f"{told}; after the repair it is {left.family}, with {left.share:.0%}." if left else
+    return Picture(figure, f"{told}; after the repair, {left.family} moves the most: {left.share:.0%}." if left else
                    f"{told}.")
