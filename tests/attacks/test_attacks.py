@@ -27,8 +27,7 @@ def test_trigger_is_deterministic_and_rebuilt_from_its_settings(name):
 
 
 def test_triggers_compose_with_torchvision_transforms():
-    pipeline = v2.Compose([v2.Resize(16), make_trigger("badnets")])
-    assert pipeline(torch.rand(2, 3, 32, 32)).shape == (2, 3, 16, 16)
+    assert v2.Compose([v2.Resize(16), make_trigger("badnets")])(torch.rand(2, 3, 32, 32)).shape == (2, 3, 16, 16)
 
 
 def test_badnets_changes_exactly_its_square():
@@ -48,14 +47,12 @@ def test_badnets_checker_alternates_and_colours_are_as_named():
 
 def test_blended_mixes_by_alpha():
     trigger = Blended(alpha=0.25, seed=3)
-    images = torch.full((1, 3, 16, 16), 0.4)
-    torch.testing.assert_close(trigger(images)[0], 0.75 * 0.4 + 0.25 * trigger.pattern(16, 16))
+    torch.testing.assert_close(trigger(torch.full((1, 3, 16, 16), 0.4))[0], 0.75 * 0.4 + 0.25 * trigger.pattern(16, 16))
     assert not torch.equal(Blended(seed=1).pattern(8, 8), Blended(seed=2).pattern(8, 8))
 
 
 def test_sig_is_the_sinusoid_of_the_paper():
-    images = torch.full((1, 3, 8, 40), 0.5)
-    out = make_trigger("sig", delta=0.1, frequency=5)(images)
+    out = make_trigger("sig", delta=0.1, frequency=5)(torch.full((1, 3, 8, 40), 0.5))
     for column in (0, 2, 7, 39):
         assert out[0, 1, 3, column].item() == pytest.approx(0.5 + 0.1 * math.sin(2 * math.pi * 5 * column / 40), abs=1e-5)
 
@@ -138,11 +135,6 @@ def test_a_cpu_without_bfloat16_trains_in_float32(data, monkeypatch):
     assert losses[0] == losses[1]
 
 
-def test_a_diverging_run_says_so(data):
-    refuses("training diverged", fit, build("preact_resnet", 4, width=4, blocks=(1,)), data.train, epochs=3,
-            max_lr=1e30, progress=False)
-
-
 @pytest.mark.parametrize("target", [1.5, np.float64(1), "1", None, True])
 def test_a_target_that_is_no_whole_number(data, target):
     if target is not True:  # which Python counts as 1
@@ -158,9 +150,8 @@ def test_stickers_that_cannot_be(settings, words):
 
 
 def test_colours_in_whole_numbers_and_arrays_suit_grey_images_too():
-    grey = torch.zeros(1, 1, 12, 12)
     for colour in ((1, 1, 0), np.array([1, 1, 0]), np.array([1.0, 1, 0])):
-        assert BadNets(color=colour)(grey).max() == pytest.approx(2 / 3)
+        assert BadNets(color=colour)(torch.zeros(1, 1, 12, 12)).max() == pytest.approx(2 / 3)
 
 
 def frozen(model):
@@ -196,8 +187,7 @@ def test_shift_moves_whole_images_and_flip_mirrors_them():
     assert len(seen) > 10
     flipped = shift_and_flip(images, 0, True, torch.Generator().manual_seed(0))
     mirrored = sum(torch.equal(image, images[0].flip(2)) for image in flipped)
-    kept = sum(torch.equal(image, images[0]) for image in flipped)
-    assert mirrored + kept == 50 and 10 < mirrored < 40
+    assert mirrored + sum(torch.equal(image, images[0]) for image in flipped) == 50 and 10 < mirrored < 40
 
 
 def test_one_cycle_climbs_to_the_peak_and_falls_to_zero():
