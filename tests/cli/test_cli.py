@@ -98,8 +98,7 @@ def test_help_teaches(command):
 def test_defend_prints_a_table_and_a_sentence(store):
     result = run("defend", store / "victim", "--spc", 5, "--recipe", "paper")
     assert result.exit_code == 0
-    for word in ("given model", "pruned (", "fine-tuned", "ACC ↑", "ASR ↓", "RA ↑"):
-        assert word in result.stdout
+    assert holds(result.stdout, "given model", "pruned (", "fine-tuned", "ACC ↑", "ASR ↓", "RA ↑")
     assert "clean accuracy went from" in result.stdout.splitlines()[-1]
     assert "\x1b" not in result.output, "colours where nobody is looking"
 
@@ -175,12 +174,10 @@ def test_attack_saves_a_checkpoint_that_evaluate_reads(store):
     assert told["out"] == "out/blended.safetensors"
     assert told["attack"] | {"settings": None} == {"trigger": "blended", "settings": None, "target": 3, "rate": 0.2,
                                                    "poisoned_images": 80}
-    assert told["model"]["width"] == 4
-    assert told["training"]["seed"] == 5
-    assert told["target_name"] == "south east"
+    assert (told["model"]["width"], told["training"]["seed"], told["target_name"]) == (4, 5, "south east")
     assert as_json("evaluate", "out/blended")["card"] == told["metrics"]
-    text = run(*arguments, "--out", "out").stdout  # an existing folder stands for a file in it
-    assert holds(text, "80 of 400 training images", "Saved: out/blended.safetensors")
+    # an existing folder stands for a file in it
+    assert holds(run(*arguments, "--out", "out").stdout, "80 of 400 training images", "Saved: out/blended.safetensors")
 
 
 def test_attack_fits_a_vgg_to_the_images(store):
@@ -288,8 +285,7 @@ def test_json_has_no_nan(store, capsys):
 def test_interrupted_training_keeps_whole_epochs(store, monkeypatch):
     interrupt_call(monkeypatch, training_module, "_epoch", 2)
     result = run("attack", "badnets", "--data", store / "data.npz", "--target", 1)
-    assert result.exit_code == 130
-    assert result.stderr == "Interrupted: the model reached in epoch 2 is saved.\n"
+    assert (result.exit_code, result.stderr) == (130, "Interrupted: the model reached in epoch 2 is saved.\n")
     assert read_card("out/badnets")["training"]["interrupted"] is True
 
 
@@ -318,8 +314,7 @@ def test_interrupted_zoo_build_names_what_is_finished(store, monkeypatch):
     monkeypatch.setattr(zoo, "attack", tiny_attack(store))
     interrupt_call(monkeypatch, zoo, "attack", 2)
     result = run("zoo", "build", "clean", "sig", "--out", "built")
-    assert result.exit_code == 130
-    assert result.stderr == "Interrupted: finished and saved: clean.\n"
+    assert (result.exit_code, result.stderr) == (130, "Interrupted: finished and saved: clean.\n")
     assert sorted(path.name for path in Path("built").iterdir()) == ["clean.json", "clean.safetensors"]
 
 
@@ -356,8 +351,7 @@ def test_sizes_that_a_model_or_trigger_cannot_take():
                                ((3, 3), "preact_resnet", "sticker")):
         pictures = np.random.default_rng(0).integers(0, 256, (8, 3, *size)).astype(np.uint8)
         np.savez("odd.npz", x_train=pictures, y_train=labels, x_test=pictures, y_test=labels)
-        told = refused("attack", "badnets", "--data", "odd.npz", "--target", 1, "--model", model)
-        assert words in told
+        assert words in refused("attack", "badnets", "--data", "odd.npz", "--target", 1, "--model", model)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -420,8 +414,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(store, monkeypatch):
 def test_damaged_checkpoints(store, command, change, words):
     copied(store, "bad")
     edit(Path("bad.json"), change)
-    out = ["--out", "deep/cleaned"] if command == "defend" else []
-    assert words in refused(command, "./bad.safetensors", *out)
+    assert words in refused(command, "./bad.safetensors", *(["--out", "deep/cleaned"] if command == "defend" else []))
 
 
 def test_unknown_checkpoint_names_are_plain_text(shipped):
@@ -467,9 +460,8 @@ def test_weights_that_are_nan(store, here):
 
 @pytest.mark.parametrize("command", ["demo", "attack", "defend", "zoo build"])
 def test_unwritable_folder_is_found_before_the_work(shipped, here, monkeypatch, command):
-    work = Mock(side_effect=AssertionError("work began before the folder was checked"))
     for module, name in ((jobs, "attack"), (jobs, "load_victim"), (zoo, "attack")):
-        monkeypatch.setattr(module, name, work)
+        monkeypatch.setattr(module, name, Mock(side_effect=AssertionError("work began before the folder was checked")))
     (here / "file").write_text("a regular file, so nothing can lie below it, even for root")
     inputs = {"attack": ["badnets"], "defend": ["badnets"]}.get(command, [])
     assert "Cannot write to folder 'file" in refused(*command.split(), *inputs, "--out", "file/sub/model")
@@ -505,8 +497,7 @@ def test_losses_that_are_nan(victim):
     model.linear.bias.data.fill_(float("nan"))
     refuses("not finite", gp.grad_prune, model, victim.data.defense, victim.trigger, spc=3, progress=False)
     refuses("the model answers NaN", gp.fit, model, victim.data.train, epochs=1, progress=False)
-    found = gp.filters(model)
-    refuses("the unlearning loss is nan", gp.filter_scores, model, found, victim.data.test.floats(),
+    refuses("the unlearning loss is nan", gp.filter_scores, model, gp.filters(model), victim.data.test.floats(),
             victim.data.test.labels)
 
 
