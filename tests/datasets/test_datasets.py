@@ -66,8 +66,7 @@ def test_the_size_of_one_part_does_not_touch_the_others(changed):
 
 def test_labels_belong_to_the_pictures(full):
     train, test = class_means(full.train), class_means(full.test)
-    distance = torch.cdist(test.flatten(1), train.flatten(1))
-    assert distance.argmin(1).tolist() == list(range(12))
+    assert torch.cdist(test.flatten(1), train.flatten(1)).argmin(1).tolist() == list(range(12))
     for kind in ("turn", "bend"):
         left, right = (train[signs.CLASSES.index(f"{kind} {side}"), :, 9:22] for side in ("left", "right"))
         mirrored = left.flip(-1)[..., 10:23]  # signs stand half a pixel left of the middle
@@ -230,8 +229,7 @@ def saved(path, **content):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_both_layouts_give_the_same_images(tmp_path, channels):
     last = load(saved(tmp_path / "last.npz", **arrays(channels=channels)))
-    first = load(str(saved(tmp_path / "first.npz", **arrays(channels=channels, first=True))))
-    assert same_data(last, first)
+    assert same_data(last, load(str(saved(tmp_path / "first.npz", **arrays(channels=channels, first=True)))))
     assert last.test.images.shape == (30, channels, 6, 6)
     assert last.test.images[4, 0, 2, 5] == arrays(channels=channels)["x_test"][4, 2, 5, 0]
     assert last.test.classes == ("0", "1", "2")
@@ -253,8 +251,7 @@ def test_a_tenth_of_each_class_becomes_the_defense_part(tmp_path):
     assert defense.labels.bincount().tolist() == [2] * 3
     assert len(test) == 60
     rejoined = sorted(image.numpy().tobytes() for part in (train, defense) for image in part.images)
-    original = arrays(per_class=20, first=True)["x_train"]
-    assert rejoined == sorted(image.tobytes() for image in original)
+    assert rejoined == sorted(image.tobytes() for image in arrays(per_class=20, first=True)["x_train"])
     assert same_data(load(path), load(path))
     assert not same_data(load(path), load(path, seed=1))
 
@@ -308,8 +305,7 @@ def test_files_that_are_no_archive(tmp_path):
     (tmp_path / "empty.npz").touch()
     np.save(tmp_path / "one.npy", np.zeros(3))
     np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object))
-    truncated = saved(tmp_path / "cut.npz", **arrays())
-    truncate(truncated)
+    truncate(saved(tmp_path / "cut.npz", **arrays()))
     torch.save({"a": torch.zeros(3)}, tmp_path / "weights.npz")
     for name in ("text.npz", "empty.npz", "one.npy", "pickle.npy", "cut.npz", "weights.npz"):
         refuses(rf"{name} is not a readable \.npz file", load, tmp_path / name)
@@ -354,8 +350,7 @@ def numbers(part: ImageSet) -> list[int]:
 
 @pytest.mark.parametrize(("spc", "training", "validation"), [(1, 1, 1), (2, 2, 1), (9, 9, 1), (10, 9, 1), (100, 90, 10)])
 def test_draw_has_the_papers_sizes(spc, training, validation):
-    pool = numbered(100)
-    train, held = draw_defense_images(pool, spc)
+    train, held = draw_defense_images(numbered(100), spc)
     assert train.labels.bincount().tolist() == [training] * 3
     assert held.labels.bincount().tolist() == [validation] * 3
     drawn = numbers(train) + numbers(held)
@@ -365,8 +360,7 @@ def test_draw_has_the_papers_sizes(spc, training, validation):
 
 
 def test_draw_depends_on_the_seed_alone():
-    pool = numbered(50)
-    a, b, c = (draw_defense_images(pool, 5, seed=seed) for seed in (0, 0, 1))
+    a, b, c = (draw_defense_images(numbered(50), 5, seed=seed) for seed in (0, 0, 1))
     assert numbers(a.train) == numbers(b.train)
     assert numbers(a.validation) == numbers(b.validation)
     assert numbers(a.train) != numbers(c.train)
