@@ -15,17 +15,7 @@ from gradprune.defenses.consistency import CONSISTENCY, Consistent, settle, step
 from gradprune.defenses.repair import kept_on_trial
 from gradprune.models import build, evaluating, predict
 from gradprune.pruning import Pairs, unpaired
-from gradprune.search import (
-    FAMILIES,
-    SEARCHABLE,
-    Alternating,
-    Change,
-    Inverted,
-    Part,
-    draw,
-    inflow,
-    search_changes,
-)
+from gradprune.search import FAMILIES, SEARCHABLE, Alternating, Change, Inverted, Part, draw, inflow, search_changes
 from gradprune.search.changes import every_wave
 
 repairing = importlib.import_module("gradprune.defenses.repair")
@@ -187,8 +177,7 @@ def test_what_led_far_is_used_again_and_forgotten_when_it_leads_no_more(loss, vi
     loss, part = loss
     before = {family: [change for _, change in pool] for family, pool in loss.pools.items()}
     weakest = {family: pool[-1][0] for family, pool in loss.pools.items()}
-    changes = loss.find(victim.model, [part] * 2)
-    for change in changes:
+    for change in loss.find(victim.model, [part] * 2):
         assert furthest(victim.model, part, change) >= weakest[change.family] - 1e-4, "drawn or of the pool: the further"
     numb = nn.Sequential(nn.Flatten(), nn.Linear(part.images[0].numel(), 4)).eval()
     nn.init.zeros_(numb[1].weight)
