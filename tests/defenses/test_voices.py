@@ -45,5 +45,4 @@ def test_margins_of_a_known_model():
         def forward(self, images):
             return self.scale * images.mean((2, 3))
 
-    told = margins(Means(), (3, 4, 4), 3)
-    assert told == pytest.approx([1.0, 1.0, 3.0], abs=0.05)
+    assert margins(Means(), (3, 4, 4), 3) == pytest.approx([1.0, 1.0, 3.0], abs=0.05)
