@@ -44,8 +44,7 @@ def test_counts_by_hand():
 def test_the_target_class_never_counts_in_asr():
     alone = toy([1, 1], [2, 2])
     refuses("every test image is of the target class", evaluate, ReadsTheCorner(3), alone, add_one, target=2)
-    mixed = toy([1, 1, 0], [2, 2, 0])
-    assert evaluate(ReadsTheCorner(3), mixed, add_one, target=2).asr == 0
+    assert evaluate(ReadsTheCorner(3), toy([1, 1, 0], [2, 2, 0]), add_one, target=2).asr == 0
 
 
 def test_all_to_all_counts_every_image_against_its_next_class():
@@ -124,8 +123,7 @@ def test_replay_ends_where_the_pruned_model_is(victim):
     result = grad_prune(victim.model, victim.data.defense, victim.trigger, spc=5, recipe="paper", tune=False, progress=False)
     rows = replay(victim.model, result.history, victim.data.test, victim.trigger, victim.target)
     kept = rows[len(result.mask.positions)]
-    measured = victim.evaluate(result.pruned)
-    assert (kept["acc"], kept["asr"], kept["ra"]) == tuple(measured)
+    assert (kept["acc"], kept["asr"], kept["ra"]) == tuple(victim.evaluate(result.pruned))
     assert [row["round"] for row in rows] == list(range(len(result.rows("prune"))))
     assert Metrics(*(rows[0][key] for key in ("acc", "asr", "ra"))) == victim.evaluate()
 
