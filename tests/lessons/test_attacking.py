@@ -15,8 +15,7 @@ from gradprune.models import build
 
 
 def test_an_own_trigger_is_held_in_range():
-    trigger = attacking.OwnTrigger(lambda images: images + 0.7)
-    assert trigger(torch.rand(2, 3, 8, 8)).max() == 1
+    assert attacking.OwnTrigger(lambda images: images + 0.7)(torch.rand(2, 3, 8, 8)).max() == 1
 
 
 def test_answers_are_counted_by_class(data):
@@ -34,16 +33,14 @@ def test_the_tables_are_there_and_agree_with_themselves():
     assert len(rates) == len(attacking.RATES) * len(attacking.SEEDS)
     assert (rates.groupby("rate")["asr"].mean() > 0.9).any(), "the question of notebook 01 has an answer"
     assert rates[["acc", "asr", "ra"]].to_numpy().min() >= 0 and (rates["asr"] + rates["ra"] <= 1 + 1e-6).all()
-    maps = attacking.table("label_maps")
-    for _, rows in maps.groupby("label_map"):
+    for _, rows in attacking.table("label_maps").groupby("label_map"):
         assert len(rows) == 144 and rows["images"].sum() == 2400
     refuses("no measured table", attacking.table, "weather")
 
 
 def test_the_short_training_goes_on_from_the_honest_model(monkeypatch, capsys):
     monkeypatch.setenv("GRADPRUNE_MODE", "ci")
-    images = attacking.load("signs").train.subset(torch.arange(300))
-    model = attacking.train_on(images, progress=False)
+    model = attacking.train_on(attacking.load("signs").train.subset(torch.arange(300)), progress=False)
     assert not model.training
     assert re.match(r"Trained further, from the honest model: 1 epochs, 200 images, \d+ s\.", capsys.readouterr().out)
 
