@@ -62,8 +62,7 @@ def test_the_reference_is_correct_and_nothing_is_untouched(exercise):
 def test_each_wrong_answer_gets_its_own_message(exercise, message, wrong, capsys):
     assert exercise.judge(wrong) == ("wrong", message)
     assert getattr(check, exercise.name)(wrong) is exercise.reference
-    told = capsys.readouterr().out
-    assert holds(told, "✘ Not yet right", message)
+    assert holds(capsys.readouterr().out, "✘ Not yet right", message)
 
 
 def unspeakable(*_):
@@ -185,8 +184,7 @@ def forgets_the_brackets(model, optimizer, mask, loss):
 
 @told("asr", "should be one number, yours holds 54: is a mean or a sum missing?")
 def unreduced(model, images, trigger, target):
-    others = images.subset(images.labels != target)
-    return model(others.triggered(trigger)).argmax(1) == target
+    return model(images.subset(images.labels != target).triggered(trigger)).argmax(1) == target
 
 
 told("normalise", "returns a ndarray", "return a tensor")(lambda *case: np.float32(reference("normalise")(*case)))
@@ -778,9 +776,8 @@ def test_restart_points_hand_out_copies_over_shared_images(victim: Victim, monke
 def test_the_measured_bench_is_read_from_the_data_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(restart, "data_folder", lambda: tmp_path)
     refuses(r"signs holds no bench", checkpoint, "05_table")
-    cell = Cell("badnets", "ft", 2, 0)
     with Store(tmp_path / "results" / "signs", {}) as store:
-        store.add(empty_row(cell) | {"der": 0.9})
+        store.add(empty_row(Cell("badnets", "ft", 2, 0)) | {"der": 0.9})
     for name in ("05_table", "05_rank", "05_more"):
         table = checkpoint(name)
         assert (table["der"].tolist(), table["error"].tolist()) == ([0.9], [""])
