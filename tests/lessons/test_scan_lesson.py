@@ -83,8 +83,7 @@ def test_what_the_index_alone_would_have_named():
     columns = ["mask_class", "mask_share", "mask_index_alone_alarms", "whole_class", "whole_share", "whole_index_alone_alarms"]
     rows = ((1, 0.3, True, 2, 0.6, True), (1, 0.7, True, 0, 0.6, True), (1, 0.3, False, 2, 0.6, True),
             (1, 0.3, True, 2, 0.2, False), (1, 0.3, False, 2, 0.6, False))
-    named = scanning.index_alone(pd.DataFrame(rows, columns=columns))["suspect"]
-    assert named.fillna(-1).tolist() == [1, 0, 2, 1, -1]
+    assert scanning.index_alone(pd.DataFrame(rows, columns=columns))["suspect"].fillna(-1).tolist() == [1, 0, 2, 1, -1]
     assert SCAN["suspect"].notna().sum() <= scanning.index_alone(SCAN)["suspect"].notna().sum()
 
 
@@ -122,8 +121,7 @@ def test_the_line_of_the_alarm_needs_both_conditions():
     norms = [100.0, 99.0, 98.0, 60.0, 101.0]
     assert outliers(norms)[1] == [3]
     assert scan_plots.alarm_line(norms) == pytest.approx(SMALL * 99)
-    scattered = [100.0, 80.0, 130.0, 60.0, 105.0]
-    assert scan_plots.alarm_line(scattered) == pytest.approx(100 - 2 * 1.4826 * 20)
+    assert scan_plots.alarm_line([100.0, 80.0, 130.0, 60.0, 105.0]) == pytest.approx(100 - 2 * 1.4826 * 20)
     assert scan_plots.alarm_line([1.0, 2.0]) is scan_plots.alarm_line([1.0, 5.0, 9.0, 14.0]) is None
 
 
@@ -183,12 +181,10 @@ def test_the_panel_says_what_the_model_says(panel, victim, found):
         marked = found[label].trigger(images.floats())
         answers = predict(victim.model, marked).argmax(1)
         moved = (answers == label)[images.labels != label].float().mean()
-        seen = panel.compute(panel.state())
-        assert torch.equal(seen.images, torch.stack([images.floats()[image], marked[image]]))
+        assert torch.equal(panel.compute(panel.state()).images, torch.stack([images.floats()[image], marked[image]]))
         assert f"its trigger moves {moved:.0%} of the images" in panel.sentence
         assert f"with the trigger for “{images.classes[answers[image]]}”." in panel.sentence
-        index = outliers([one.norm for one in found])[0][label]
-        assert f"anomaly index {index:.1f} " in panel.sentence
+        assert f"anomaly index {outliers([one.norm for one in found])[0][label]:.1f} " in panel.sentence
 
 
 def test_the_panel_tells_a_search_that_failed(make, victim, found):
