@@ -192,8 +192,7 @@ def test_cards_say_what_the_model_does(name):
     if name == "clean":
         assert measured.asr <= 0.02
     else:
-        clean_label = victim.card["attack"].get("label_map") == "clean_label"
-        assert measured.asr >= (0.70 if clean_label else 0.90)
+        assert measured.asr >= (0.70 if victim.card["attack"].get("label_map") == "clean_label" else 0.90)
 
 
 @pytest.mark.parametrize(("name", "words"), [
@@ -210,5 +209,4 @@ def test_build_saves_each_victim_with_its_card(tmp_path, monkeypatch, data):
     [(name, victim)] = zoo.build_zoo(out=tmp_path, progress=False)
     card = read_card(tmp_path / name)
     assert card["attack"]["trigger"] == "badnets" and card["metrics"].keys() == {"acc", "asr", "ra"}
-    loaded = victims.load_victim(tmp_path / name)
-    assert loaded.evaluate() == victim.evaluate()
+    assert victims.load_victim(tmp_path / name).evaluate() == victim.evaluate()
