@@ -59,8 +59,7 @@ def test_preact_resnet_pairs():
 def test_torchvision_models_pair_every_convolution(build_model):
     model = build_model(num_classes=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    layers = filters(model).layers
-    unpaired = [layer.name for layer in layers if layer.norm is None and "fc" not in layer.name]
+    unpaired = [layer.name for layer in filters(model).layers if layer.norm is None and "fc" not in layer.name]
     assert unpaired == [], "in these networks each convolution (but squeeze-excitation's) has its BatchNorm"
     assert same(before, model)
     assert model.training
@@ -241,8 +240,7 @@ def test_a_silent_filter_is_zero_behind_every_norm_or_told_not_to_be(kind, bias)
     assert (net.eval()[1](net[0](images))[:, positions] == 0).all(), "exactly zero from then on"
     trials = CandidateRemovals(net, found, images)
     assert trials.traced
-    wanted = trials._whole(images, [0, 3, 9])[1]
-    assert torch.allclose(trials.logits(images, [0, 3, 9])[1], wanted, atol=1e-5)
+    assert torch.allclose(trials.logits(images, [0, 3, 9])[1], trials._whole(images, [0, 3, 9])[1], atol=1e-5)
     for score in SCORES:
         assert filter_scores(net, found, images, labels, score)[0].isfinite().all()
 
