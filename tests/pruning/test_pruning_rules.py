@@ -15,27 +15,11 @@ from toys import FOUND, MODEL, Mixed, assert_trials, images_of, pairs_of, silenc
 
 from gradprune.datasets import ImageSet
 from gradprune.models import predict
-from gradprune.pruning import (
-    SCORES,
-    FilterMask,
-    Layer,
-    Pairs,
-    Validation,
-    filter_scores,
-    gated,
-    in_order,
-    loop,
-    pair_up,
-    paper,
-    silence,
-    unpaired,
-    validate,
-    verified,
-)
+from gradprune.pruning import SCORES, Pairs, Validation, filter_scores, gated, in_order, loop, pair_up, paper, unpaired
 from gradprune.pruning.candidate_removals import CandidateRemovals, _overwrites, _trace
-from gradprune.pruning.filters import Filter, filters, keep_filter, own_tensors, silent
-from gradprune.pruning.loop import undo_to_round
-from gradprune.pruning.verified import Objective
+from gradprune.pruning.filters import Filter, FilterMask, Layer, filters, keep_filter, own_tensors, silence, silent
+from gradprune.pruning.loop import undo_to_round, validate
+from gradprune.pruning.verified import Objective, verified
 
 SECOND = (1, torch.tensor([1.0, 2.0]))  # of a race: the place on the list, and what it lost on two images
 PAPER, VERIFIED = (sys.modules[recipe.__module__] for recipe in (paper, verified))  # the package exports the functions
@@ -117,8 +101,7 @@ class Picky(nn.Module):
     def forward(self, images):
         if images.shape[2:] != (self.size, self.size):
             raise ValueError(f"{images.shape[2]} pixels")
-        out = self.norm(self.conv(images))
-        return self.wrap(self.late(out))
+        return self.wrap(self.late(self.norm(self.conv(images))))
 
 
 @pytest.mark.parametrize("wrap", [lambda out: out, lambda out: {"note": "a text", "logits": [out]}, lambda out: (None, out), lambda out: SimpleNamespace(logits=out)])
@@ -340,9 +323,8 @@ def test_the_score_asked_for_is_the_one_that_decides():
 
 
 def test_what_was_silent_before_is_not_picked(figures):
-    model = silenced(MODEL, FOUND, 10, 8)
     figures([(1.0, 0, 9.0 - i) for i in range(12)])
-    result = paper(model, FOUND, blank(), blank(), progress=False)
+    result = paper(silenced(MODEL, FOUND, 10, 8), FOUND, blank(), blank(), progress=False)
     assert result.mask.before == (8, 10) and result.mask.positions == [9, 7, 6, 5, 4, 3, 2, 1]
 
 
@@ -492,8 +474,7 @@ def test_verified_equals_rounds_by_hand_down_to_the_last_filter():
         scores[fallen] = -torch.inf
         tried = []
         for position in scores.topk(min(4, 10 - len(fallen))).indices.tolist():
-            trial = silenced(now, FOUND, position)
-            tried.append((round(goal(predict(trial, goal.images)).item(), 5), position))
+            tried.append((round(goal(predict(silenced(now, FOUND, position), goal.images)).item(), 5), position))
         lowest, winner = min(tried, key=lambda one: one[0])  # of two alike the first on the list
         silence(now, FOUND, [winner])
         fallen.append(winner)
@@ -513,16 +494,14 @@ def test_verified_equals_rounds_by_hand_down_to_the_last_filter():
 def test_the_objective_by_hand():
     pairs, weight = pairs_of(3)._replace(labels=torch.tensor([1, 0, 0])), 2.0  # class 2 stands in no label
     goal = Objective(MODEL, pairs, weight)
-    other = Mixed(seed=5)
-    logits = predict(other, goal.images)
+    logits = predict(Mixed(seed=5), goal.images)
     given, now, triggered = (logits.softmax(1) for logits in (predict(MODEL, pairs.clean), *logits.split(3)))
     kept, asked = (given * (given / now).log()).sum(1), -triggered[range(3), pairs.labels].log()
     torch.testing.assert_close(goal.terms(logits), torch.cat([weight * kept, asked]))
     torch.testing.assert_close(goal(logits), (asked.sum() + weight * kept.sum()) / 3)
     wrong = (now.argmax(1) != pairs.labels).tolist()
     assert goal.wrong(logits).tolist() == [*wrong, False, False, False] and goal.pairs == 3
-    stacked = torch.stack([logits, -logits])
-    torch.testing.assert_close(goal(stacked), torch.stack([goal(logits), goal(-logits)]))
+    torch.testing.assert_close(goal(torch.stack([logits, -logits])), torch.stack([goal(logits), goal(-logits)]))
     chosen = torch.tensor([4, 0])
     part = goal.of(chosen)
     torch.testing.assert_close(part.terms(logits[chosen]), goal.terms(logits)[chosen])
