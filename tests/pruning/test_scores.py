@@ -73,8 +73,7 @@ def test_taylor_predicts_what_a_small_step_does(victim):
     scores, loss = filter_scores(model, found, x, pairs.labels, "taylor")
     for position in (0, 9, len(found) - 1):
         changed = copy.deepcopy(model)
-        conv = changed.get_submodule(found[position].layer)
-        conv.weight.data[found[position].index] *= 1 - 1e-5
+        changed.get_submodule(found[position].layer).weight.data[found[position].index] *= 1 - 1e-5
         fall = loss - F.cross_entropy(changed(x), pairs.labels).item()
         assert fall / 1e-5 == pytest.approx(scores[position].item(), rel=1e-2, abs=1e-6)
 
