@@ -16,28 +16,12 @@ from toys import FOUND, MODEL, Mixed, images_of, pairs_of, silenced
 from gradprune.attacks import fit
 from gradprune.attacks.training import portions
 from gradprune.datasets import ImageSet
-from gradprune.pruning import (
-    Augment,
-    Distilled,
-    FilterMask,
-    Filters,
-    Pairs,
-    Validation,
-    clean_loss,
-    distilled,
-    distilled_tune,
-    fine_tune,
-    fine_tuning,
-    in_order,
-    loop,
-    paper,
-    silence,
-    validate,
-    verified,
-)
+from gradprune.pruning import Augment, Pairs, Validation, distilled, fine_tuning, loop, paper, verified
 from gradprune.pruning import augment as augmenting
-from gradprune.pruning.filters import filters
-from gradprune.pruning.fine_tuning import batches, both_losses
+from gradprune.pruning.distilled import Distilled, distilled_tune
+from gradprune.pruning.filters import FilterMask, Filters, filters, silence
+from gradprune.pruning.fine_tuning import batches, both_losses, clean_loss, fine_tune
+from gradprune.pruning.loop import in_order, validate
 from gradprune.search import invert
 
 # --- fine-tuning ---
