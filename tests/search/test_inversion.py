@@ -137,8 +137,7 @@ def test_what_the_search_leaves_alone():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for kind, shapes in ((invert, {"mask": (1, 4, 6), "pattern": (3, 4, 6)}), (perturb, {"pattern": (3, 4, 6)})):
-        found = kind(model, torch.rand(4, 3, 4, 6), 0, steps=2, progress=False)
-        tensors = found.trigger.state_dict()
+        tensors = kind(model, torch.rand(4, 3, 4, 6), 0, steps=2, progress=False).trigger.state_dict()
         assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes, "kept with the trigger"
         assert not any(tensor.requires_grad for tensor in tensors.values())
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
