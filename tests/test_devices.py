@@ -115,8 +115,7 @@ def test_a_synthesised_trigger_goes_where_the_images_are(victim, machine):
     assert found.images.images.device.type == "cpu"
     for kind in (gp.search.invert, gp.search.perturb):
         mark = kind(model, images.floats().to(META), 1, steps=2, progress=False).trigger
-        answers = measure(model, exam(images, mark, 1))
-        assert all(0 <= share <= 1 for share in answers)
+        assert all(0 <= share <= 1 for share in measure(model, exam(images, mark, 1)))
         found = found._replace(trigger=mark)
         assert prune_scanned(model, victim.data.defense, found, spc=2, recipe="paper", patience=1, tune=False, progress=False).mask
 
@@ -141,8 +140,7 @@ def test_a_bench_keeps_to_one_device(few, machine, tmp_path):
     victim = attack("badnets", data=str(tmp_path / "data.npz"), model=TINY, target=1, epochs=1, shift=1, progress=False)
     save_checkpoint(tmp_path / "model", victim.model, victim.card, victim.trigger)
     grid = Grid([str(tmp_path / "model")], ["clp"], [2], 1)
-    table = run(grid, tmp_path / "out", device="meta", progress=False)
-    assert list(table.error) == [""]
+    assert list(run(grid, tmp_path / "out", device="meta", progress=False).error) == [""]
     assert json.loads((tmp_path / "out/bench.json").read_text())["device"] == "meta"
     refuses("device meta there, cpu here", run, grid, tmp_path / "out", progress=False)
     refuses("on meta the cells run one after the other", run, grid, tmp_path / "other", device="meta", workers=2,
