@@ -177,8 +177,7 @@ def test_poisoning_touches_the_stated_images_alone(name, label_map, rate, target
     fitting = int((wanted == labels).sum() if label_map == "clean_label" else (wanted != labels).sum())
     assert len(touched) == min(round(rate * (fitting if label_map == "clean_label" else 24)), fitting)
     if len(touched):
-        stamped = (trigger(clean.floats()[touched]) * 255).round()
-        assert torch.equal(poisoned.images[touched].float(), stamped)
+        assert torch.equal(poisoned.images[touched].float(), (trigger(clean.floats()[touched]) * 255).round())
 
 
 # ---- masks and defences
@@ -323,8 +322,7 @@ def test_a_slim_checkpoint_answers_as_before(tmp_path_factory, seed, dead):
     silence(model, filters(model), dead)
     card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 4, "blocks": [1]}}
     small, card, _ = slimmed(model, card, images)
-    path = save_checkpoint(tmp_path_factory.mktemp("slim") / "model", small, card)
-    loaded, read = load_checkpoint(path)
+    loaded, read = load_checkpoint(save_checkpoint(tmp_path_factory.mktemp("slim") / "model", small, card))
     assert same(state(loaded), state(small)) and read == {**card, "sha256": read["sha256"]}
     lay_out(loaded, layout(small))  # the order of the sums depends on how weights lie in memory
     assert torch.equal(predict(loaded, images), predict(small, images))
