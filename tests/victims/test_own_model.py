@@ -225,11 +225,9 @@ def test_a_patch_equals_the_sticker_it_shows(victim, here):
 @pytest.mark.parametrize(("position", "row", "column"), [
     ("top_left", 0, 0), ("top_right", 0, 8), ("bottom_left", 6, 0), ("bottom_right", 6, 8), ("center", 3, 4), ((1, 5), 1, 5)])
 def test_places_of_a_patch(drawn, position, row, column):
-    trigger = Picture.read(drawn(np.full((4, 2, 3), 255)), position)
-    stamped = trigger(torch.zeros(1, 3, 10, 10))
     wanted = torch.zeros(1, 3, 10, 10)
     wanted[:, :, row:row + 4, column:column + 2] = 1
-    assert torch.equal(stamped, wanted)
+    assert torch.equal(Picture.read(drawn(np.full((4, 2, 3), 255)), position)(torch.zeros(1, 3, 10, 10)), wanted)
 
 
 def test_transparency_and_opacity_mix(drawn):
@@ -505,8 +503,7 @@ def test_a_function_may_import_when_called_and_take_anything(here, victim):
 
 
 def test_a_model_and_images_that_do_not_go_together_are_told(here, victim):
-    order = torch.tensor([1, 2, 3, 0])
-    parts = (type(part)(part.images, order[part.labels], part.classes) for part in victim.data)
+    parts = (type(part)(part.images, torch.tensor([1, 2, 3, 0])[part.labels], part.classes) for part in victim.data)
     write_npz(here / "other.npz", Dataset(*parts))
     notes = Own(model="mypkg.nets:build", data="other.npz").open("weights.pth").notes
     assert len(notes) == 1 and re.fullmatch(r"Of (\d+) clean images the given model gets \d right\. .* \(--mean, --std\) .*", notes[0])
@@ -545,8 +542,7 @@ def test_the_page_works_as_written(here, victim, capsys, monkeypatch):
     exec(textwrap.dedent(code), {})
     del sys.modules["mynet"]
     assert "ASR" in capsys.readouterr().out
-    cleaned = torch.load("cleaned.pth", weights_only=True)
-    assert set(cleaned) == set(victim.model.state_dict())
+    assert set(torch.load("cleaned.pth", weights_only=True)) == set(victim.model.state_dict())
 
 
 def test_a_network_of_a_fixed_size_gets_that_of_the_images(here, victim):
@@ -614,9 +610,8 @@ def test_masks_of_zeros_and_ones(tmp_path, mask):
     Image.new("RGB", (3, 3), (255, 255, 255)).save(tmp_path / "white.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
     np.save(tmp_path / "mask.npy", mask)
-    images = torch.full((1, 3, 3, 3), 0.5)
     for name in ("mask.png", "mask.npy"):
-        shown = read_trigger(str(tmp_path / "white.png"), mask=str(tmp_path / name))(images)
+        shown = read_trigger(str(tmp_path / "white.png"), mask=str(tmp_path / name))(torch.full((1, 3, 3, 3), 0.5))
         assert torch.equal(shown[0, 0], 0.5 + 0.5 * torch.eye(3)), name
     np.save(tmp_path / "noise.npy", np.array([[-1, 1]], np.int8))
     assert read_array(tmp_path / "noise.npy")[0].abs().max() == pytest.approx(1 / 255)
@@ -700,8 +695,7 @@ def test_benches_of_own_models_that_cannot_be(here):
 
 def test_inspect_finds_the_network_and_its_normalisation(here, victim):
     shifted = build("resnet18", 4, small=False, seed=1, mean=0.0, std=1 / 255)
-    data = Dataset(squares(60, 1, 32), squares(40, 2, 32), squares(40, 3, 32))
-    write_npz(here / "large.npz", data)
+    write_npz(here / "large.npz", Dataset(squares(60, 1, 32), squares(40, 2, 32), squares(40, 3, 32)))
     fit_head(shifted, squares(200, 2, 32))
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in shifted.state_dict().items()}, "epoch": 3}, "resnet.pth")
     found = inspect("resnet.pth", "large.npz")
