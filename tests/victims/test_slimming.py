@@ -59,8 +59,7 @@ def test_the_smaller_model_answers_as_the_masked_one(slim, name, settings, share
 
 
 def test_a_plain_chain_loses_every_silent_filter(slim):
-    model = masked(lived_in(build("small_vgg", 4, width=6, size=16), IMAGES), 0.4)
-    result = slim(model, IMAGES)
+    result = slim(masked(lived_in(build("small_vgg", 4, width=6, size=16), IMAGES), 0.4), IMAGES)
     assert not result.left
     last = sizes(result.model)["features.19"][0]
     assert sizes(result.model)["classifier"] == [4, last * 4], "four places of the flattened picture for each channel"
@@ -87,8 +86,7 @@ def test_what_silence_becomes_decides_on_a_shortcut_channel(slim, layers, channe
 
 def test_one_filter_of_a_layer_stays(slim):
     model = lived_in(build("small_vgg", 4, width=4, size=16), IMAGES)
-    found = filters(model, IMAGES[:1])
-    silence(model, found, range(4))
+    silence(model, filters(model, IMAGES[:1]), range(4))
     result = slim(model, IMAGES)
     assert [len(result.cut), len(result.left)] == [3, 1] and sizes(result.model)["features.0"] == [1, 3]
 
@@ -110,8 +108,7 @@ class Net(nn.Module):
     (nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, groups=6))])                                 # depthwise
 def test_strangers_keep_what_cannot_go(slim, layers):
     model = Net(*layers).eval()
-    found = filters(model, IMAGES[:1])
-    silence(model, found, [1])
+    silence(model, filters(model, IMAGES[:1]), [1])
     result = slim(model, IMAGES)
     assert [str(filter_) for filter_ in result.left] == ["layers.0[1]"] and not result.cut
 
@@ -165,8 +162,7 @@ def test_a_shipped_model_pruned_by_the_defence(slim):
     victim = gp.load_victim("blended")
     pruned = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=2, recipe="paper", tune=False, progress=False).model
     images = victim.data.test.floats()[:200]
-    result = slim(pruned, images[:8])
-    assert torch.allclose(predict(result.model, images), predict(pruned, images), rtol=0, atol=1e-4)
+    assert torch.allclose(predict(slim(pruned, images[:8]).model, images), predict(pruned, images), rtol=0, atol=1e-4)
 
 
 # ---- its pieces
@@ -194,8 +190,7 @@ def test_a_frozen_model_in_training_is_slimmed_where_no_gradients_are_kept(slim)
     model = Net(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()).train()
     model.idle = nn.Conv2d(3, 2, 1)
     model.requires_grad_(False)
-    found = filters(model, IMAGES[:1])
-    silence(model, found, [4, 1, 7])
+    silence(model, filters(model, IMAGES[:1]), [4, 1, 7])
     with torch.no_grad():
         result = slim(model, IMAGES)
     assert result.cut == [("layers.0", 1), ("layers.0", 4)], "in the order of the model"
