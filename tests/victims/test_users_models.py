@@ -199,8 +199,7 @@ def test_the_stem_of_foreign_weights_is_found_and_told(tmp_path, monkeypatch, ca
     assert not caplog.records
     load_weights(build(name, 4), "stock.pth")
     assert "small=False" in caplog.text
-    notes = Own(name, "data.npz", stem="small").open("stock.pth").notes
-    assert "stem" not in str(notes)
+    assert "stem" not in str(Own(name, "data.npz", stem="small").open("stock.pth").notes)
 
 
 def test_stems_that_nobody_knows(tmp_path, monkeypatch):
@@ -237,8 +236,7 @@ def test_images_from_what_people_have():
     pairs = torch.utils.data.TensorDataset(plain.floats(), plain.labels[:, None])
     assert torch.equal(ImageSet.from_dataset(Pictures()[place] for place in range(6)).images, plain.images)
     assert ImageSet.from_dataset(pairs).classes == ("0", "1") and ImageSet.from_dataset(pairs, ["x", "y"]).classes == ("x", "y")
-    grey = ImageSet.from_dataset(Pictures(lambda picture: picture.convert("L")))
-    assert grey.images.shape == (6, 1, 9, 9)
+    assert ImageSet.from_dataset(Pictures(lambda picture: picture.convert("L"))).images.shape == (6, 1, 9, 9)
 
 
 def test_a_loader_gives_the_images_that_its_sampler_yields():
@@ -353,8 +351,7 @@ def test_the_same_network_under_the_names_of_public_code(tmp_path, images, name,
     torch.manual_seed(0)
     theirs = lived_in(make(), images.floats()[:16])
     torch.save({"net": {prefix + key: tensor for key, tensor in theirs.state_dict().items()}, "acc": 95.0, "epoch": 3}, tmp_path / "ckpt.pth")
-    found = inspect(tmp_path / "ckpt.pth")
-    assert found.model == name
+    assert inspect(tmp_path / "ckpt.pth").model == name
     write_npz(tmp_path / "data.npz", Dataset(images, images, images))
     opened = Own(name, str(tmp_path / "data.npz"), mean=[0.0], std=[1.0]).open(tmp_path / "ckpt.pth")
     assert torch.allclose(predict(opened.model, images.floats()), predict(theirs, images.floats()), atol=1e-4)
