@@ -26,8 +26,7 @@ RATES = pd.DataFrame([(0.0, 0, 0, 0.99, 0.01), (0.0, 1, 0, 0.97, 0.03), (0.1, 0,
 
 
 def test_poisoned_images_tell_how_many_and_the_new_label(data):
-    poisoned = poison(data.train, make_trigger("badnets"), 1, 0.1)
-    picture = attack_plots.poisoned_images(data.train, poisoned)
+    picture = attack_plots.poisoned_images(data.train, poison(data.train, make_trigger("badnets"), 1, 0.1))
     assert picture.summary.startswith("40 of 400 training images (10.0%) now carry the trigger and the label “north east”")
     texts = shown(picture)
     assert sum("north east" in text for text in texts) == 6, "each shown image has the new label below"
@@ -55,10 +54,8 @@ def test_counting_counts_by_hand():
     trigger = make_trigger("badnets", size=1, margin=0, color="white")
     picture = attack_plots.counting(Reads(4), four, trigger, 1)
     assert holds(picture.summary, "ACC: 3 of 4", "ASR: 2 of 3", "RA: 1 of 3", "the “b” (–) counts in neither")
-    texts = shown(picture)
-    assert {"ACC 75%", "ASR 67%", "RA 33%"} <= set(texts)
-    metrics = evaluate(Reads(4), four, trigger, 1)
-    assert metrics == Metrics(3 / 4, 2 / 3, 1 / 3), "the figure counts as evaluate does"
+    assert {"ACC 75%", "ASR 67%", "RA 33%"} <= set(shown(picture))
+    assert evaluate(Reads(4), four, trigger, 1) == Metrics(3 / 4, 2 / 3, 1 / 3), "the figure counts as evaluate does"
     alone = four.subset(torch.tensor([1]))
     refuses("a class other than the target", attack_plots.counting, Reads(4), alone, trigger, 1)
 
@@ -68,8 +65,7 @@ def test_poison_rates_tell_the_mean_and_the_own_point():
     assert "ASR rose from 2.0% to 96.0%" in picture.summary and "first passed 90% at 10.0%" in picture.summary
     assert "ACC stayed between 97.0% and 98.0%" in picture.summary and "yours at 5.0%: ACC 90.0%" in picture.summary
     assert any("★ yours" in text for text in shown(picture))
-    never = attack_plots.poison_rates(RATES[RATES["rate"] == 0])
-    assert "never passed 90%" in never.summary
+    assert "never passed 90%" in attack_plots.poison_rates(RATES[RATES["rate"] == 0]).summary
     refuses("empty", attack_plots.poison_rates, RATES[:0])
 
 
