@@ -43,5 +43,4 @@ def test_a_repair_that_is_refused_is_said_in_red(make, monkeypatch):
 
 def test_bad_settings_are_refused_when_asked_to_raise(make, monkeypatch):
     monkeypatch.setenv("GRADPRUNE_STRICT", "1")
-    panel = make(RepairPanel, spc=9, step=3)
-    refuses("step", panel.unknown.click)
+    refuses("step", make(RepairPanel, spc=9, step=3).unknown.click)
