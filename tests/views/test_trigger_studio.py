@@ -102,8 +102,7 @@ def test_every_kind_is_shown_with_its_knobs_and_true_numbers(studio, victim, kin
     assert KINDS[kind].idea in studio.sentence
     assert f"shown × {amplified(clean, marked)[1]})" in studio.sentence
     assert torch.equal(studio.compute(studio.state()).rows[0].images[1], marked)
-    texts = shown(studio.picture)
-    assert f"difference × {amplified(clean, marked)[1]}" in texts
+    assert f"difference × {amplified(clean, marked)[1]}" in shown(studio.picture)
     assert ("The untrained trigger is shown" in studio.sentence) == (kind in LEARNING)
 
 
@@ -135,8 +134,7 @@ def test_a_shipped_trigger_is_shown_as_it_learned(studio, victim, learned):
         assert "untrained" not in studio.sentence
         clean = victim.data.test.floats()[:2]
         assert torch.equal(studio.trigger(studio.state())(clean), trigger(clean))
-        fresh = make_trigger(kind, **trigger.settings)
-        assert not torch.equal(fresh(clean), trigger(clean)), "it did learn"
+        assert not torch.equal(make_trigger(kind, **trigger.settings)(clean), trigger(clean)), "it did learn"
     put(studio.kind, "trojannn")
     put(studio.knobs[1], 4)  # another place, the same patch
     moved = studio.trigger(studio.state())
@@ -207,8 +205,7 @@ def test_a_clean_label_image_is_disguised_from_an_honest_model(make, studio, vic
     put(studio.below, True)
     below = studio.compute(studio.state()).rows[1]
     assert below.truth == victim.target, "only images of the target class are poisoned"
-    change = (below.images[1] - below.images[0]).abs().max()
-    assert 0 < change <= 16 / 255 + 1e-6
+    assert 0 < (below.images[1] - below.images[0]).abs().max() <= 16 / 255 + 1e-6
     assert "hard to recognise for this model" in studio.sentence
     honest = build("preact_resnet", 4, width=4, blocks=(1,))
     card = {"model": {"name": "preact_resnet", "num_classes": 4, "width": 4, "blocks": [1]},
@@ -223,8 +220,7 @@ def test_a_clean_label_image_is_disguised_from_an_honest_model(make, studio, vic
 
 def test_all_to_all_victims_are_told_apart(make, victim):
     card = {"attack": {"label_map": "all_to_all"}}
-    shifted = Victim(victim.model, victim.trigger, 2, victim.data, card)
-    panel = make(TriggerStudio, shifted)
+    panel = make(TriggerStudio, Victim(victim.model, victim.trigger, 2, victim.data, card))
     assert "the attacker's class is always the next one" in panel.summary.value.replace("&#x27;", "'")
     row = panel.compute(panel.state()).rows[0]
     assert row.wanted == (row.truth + 1) % 4
