@@ -112,8 +112,7 @@ def test_the_explorer_shows_the_trials_and_where_the_chosen_filter_stands(make, 
 def test_the_player_shows_the_recipe_that_is_chosen(make, victim, second):
     panel = make(PruningPlayer, result=second)
     assert panel.recipe.value == "verified"
-    test = panel.sample
-    rows = replay(victim.model, second.history, test, victim.trigger, victim.target)
+    rows = replay(victim.model, second.history, panel.sample, victim.trigger, victim.target)
     assert panel.current.rows == rows
     for number in range(1, len(rows)):
         put(panel.round, number)
@@ -125,8 +124,7 @@ def test_the_player_counts_the_next_class_where_an_attack_is_all_to_all(make, vi
     panel = make(PruningPlayer, moved, result=second)
     assert panel.current.rows == replay(victim.model, second.history, panel.sample, victim.trigger, None, "all_to_all")
     put(panel.round, 0)
-    answers = predict(victim.model, panel.pixels).argmax(1)
-    hits = int((answers == (panel.shown.labels + 1) % 4).sum())
+    hits = int((predict(victim.model, panel.pixels).argmax(1) == (panel.shown.labels + 1) % 4).sum())
     assert f"{hits} taken for the next class." in panel.sentence
     assert set(panel.shown.labels.tolist()) == {0, 1, 2, 3}, "no class is left out: all go elsewhere"
 
