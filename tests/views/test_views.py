@@ -29,21 +29,13 @@ from gradprune.models import build, predict
 from gradprune.pruning import FilterMask, filter_scores, pair_up
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
-from gradprune.views import (
-    Picture,
-    before_after,
-    examples,
-    loss_curves,
-    pruning_trajectory,
-    score_heatmap,
-    write_report,
-)
+from gradprune.views import Picture, before_after, examples, loss_curves, pruning_trajectory, score_heatmap
 from gradprune.views.figures import lesson_plots, style
 from gradprune.views.figures.drawing import written
 from gradprune.views.figures.picture import change, count
 from gradprune.views.panels.filter_explorer import FilterChoice
 from gradprune.views.reports import report as report_module
-from gradprune.views.reports.report import write_repair_report
+from gradprune.views.reports.report import write_repair_report, write_report
 
 HOSTILE = ("<script>alert(1)</script>", 'a" onerror="x', "$\\frac{1}{0$ & co", "line\nbreak \x07" + "long " * 30)
 STAGES = {"before": Metrics(0.995, 0.98, 0.012), "pruned": Metrics(0.971, 0.104, 0.8), "tuned": Metrics(0.98, 0.02, 0.96)}
@@ -115,9 +107,7 @@ def test_words():
 def test_labels_are_spread_without_crossing_or_leaving():
     for places in ([0.5, 0.5, 0.5], [1, 0.99, 0], [0, 0, 0], [1, 1, 1], [0.2], [0.1, 0.9, 0.12], [0.3, 0.3]):
         moved = style.spread(places, 0, 1, gap=0.1)
-        order = np.argsort(places, kind="stable")
-        gaps = np.diff(np.array(moved)[order])
-        assert (gaps >= 0.1 - 1e-9).all()
+        assert (np.diff(np.array(moved)[np.argsort(places, kind="stable")]) >= 0.1 - 1e-9).all()
         assert min(moved) >= 0
         assert max(moved) <= 1
     assert style.spread([0.5, 0.5], 0, 1, gap=0.1) == pytest.approx([0.45, 0.55])
@@ -180,8 +170,7 @@ def test_answers_are_marked_by_colour_and_symbol(victim):
 def test_examples_under_an_attack_that_sends_each_class_to_the_next(victim):
     """The given model answers the target; that is what the attacker wanted of the class before alone."""
     images, target = victim.data.test.subset(torch.tensor([0, 0, 0])), victim.target
-    truths = torch.tensor([(target - 1) % 4, (target + 1) % 4, target])
-    shown = ImageSet(images.images, truths, images.classes)
+    shown = ImageSet(images.images, torch.tensor([(target - 1) % 4, (target + 1) % 4, target]), images.classes)
     picture = examples(victim.model, shown, victim.trigger, target, label_map="all_to_all")
     for column, verdict in enumerate((style.ATTACKED, style.WRONG, style.RIGHT)):
         assert any(text.get_text().startswith(verdict.symbol) for text in picture.figure.axes[3 + column].texts)
@@ -270,8 +259,7 @@ def test_heat_map_shows_every_score_and_marks_the_right_cells(victim):
     for position, (x, y) in zip(removed, crosses(picture), strict=True):
         assert x == found[position].index + 0.5
         assert np.argmin(abs(ax.get_yticks() - y)) == layers.index(found[position].layer)
-        path = cells(picture).get_paths()[position]
-        assert path.contains_point((x, y))
+        assert cells(picture).get_paths()[position].contains_point((x, y))
     assert says(picture.summary, str(found[first]), "highest gradient score", f"{len(found)} filters")
     assert f"{float(scores[first]):.3g}, " in picture.summary
     assert says(picture.summary, "2 removed filters", "cross", str(found[first]), "stages.0.0.conv2[3]")
@@ -309,8 +297,7 @@ def test_heat_map_wraps_wide_layers():
 
 @pytest.mark.parametrize("scores", [torch.zeros(3), torch.full((12,), torch.nan), torch.full((12,), torch.inf)])
 def test_heat_map_refuses_bad_scores(scores):
-    found = filters(torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3)))
-    refuses("scores must", score_heatmap, found, scores)
+    refuses("scores must", score_heatmap, filters(torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3))), scores)
 
 
 # ---- histories
@@ -436,9 +423,8 @@ def test_figures_stay_as_they_are_in_any_style_and_pyplot_knows_none():
 
 @pytest.fixture(scope="module")
 def report(hostile, result, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("out") / "report"
     stages = {"before": hostile.evaluate(), "pruned": hostile.evaluate(result.pruned), "tuned": hostile.evaluate(result.model)}
-    path = write_report(folder, hostile, result, stages)
+    path = write_report(tmp_path_factory.mktemp("out") / "report", hostile, result, stages)
     return path, stages, path.read_text(encoding="utf-8")
 
 
@@ -453,8 +439,7 @@ def test_report_is_one_safe_page(report):
     assert len(page.all("h1")) == 1
     assert {name for name, _ in page.tags if re.fullmatch(r"h\d", name)} == {"h1", "h2"}
     assert str(path.parent) not in text
-    for name in HOSTILE[:3]:
-        assert name not in text
+    assert not any(name in text for name in HOSTILE[:3])
 
 
 def test_report_embeds_the_pictures_that_lie_beside_it(report):
@@ -477,9 +462,7 @@ def test_report_tells_the_figures(report, hostile, result):
     assert holds(words, f"{der(before, after):.1%}", f"Now the trigger works on {after.asr:.1%}")
     assert f"{len(result.mask.positions)} of {len(result.mask.filters)} filters" in words or "found no filter" in words
     assert all(str(removed) in words for removed in result.mask.removed)
-    for definition in ("Clean accuracy", "Attack success rate", "Robust accuracy"):
-        assert definition in words
-    assert result.stopped in words
+    assert holds(words, "Clean accuracy", "Attack success rate", "Robust accuracy", result.stopped)
     settings = ", ".join(f"{key}={value!r}" for key, value in result.settings.items())
     assert holds(words, settings, HOSTILE[hostile.target])
 
