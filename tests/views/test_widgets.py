@@ -28,21 +28,13 @@ from gradprune.models import build, predict
 from gradprune.pruning import paper, unlearning_loss
 from gradprune.pruning.filters import filters
 from gradprune.victims import Victim
-from gradprune.views import (
-    BeatGradPrune,
-    DefenceComparer,
-    FilterExplorer,
-    OneNeuron,
-    PruningPlayer,
-    ScanExplorer,
-    TriggerStudio,
-)
+from gradprune.views import BeatGradPrune, DefenceComparer, OneNeuron, PruningPlayer, ScanExplorer, TriggerStudio
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import ERROR_CLASS, blank, place
 from gradprune.views.figures.network_picture import corners
 from gradprune.views.figures.plots import heat_map
 from gradprune.views.panels import beat_grad_prune
-from gradprune.views.panels.filter_explorer import ALL
+from gradprune.views.panels.filter_explorer import ALL, FilterExplorer
 
 PANELS = [TriggerStudio, FilterExplorer, PruningPlayer, BeatGradPrune]
 ALL_PANELS = [*PANELS, OneNeuron, DefenceComparer, ScanExplorer]
@@ -163,8 +155,7 @@ def test_filter_explorer_predicts_what_the_gradient_says(make, victim):
     panel = make(FilterExplorer)
     pairs, _ = parts(victim, 10)
     weight = victim.model.stages[0][0].conv1.weight
-    loss = F.cross_entropy(victim.model(pairs.triggered), pairs.labels)
-    gradient, = torch.autograd.grad(loss, [weight])
+    gradient, = torch.autograd.grad(F.cross_entropy(victim.model(pairs.triggered), pairs.labels), [weight])
     panel.chosen.go(21)
     assert f"predicted {-(weight * gradient)[5].sum():+.3g} by taylor" in panel.sentence
 
@@ -217,8 +208,7 @@ def test_the_heat_map_holds_models_with_many_filters():
         ax = place(figure, 1, 1, 6, 3)
     heat_map(ax, found, torch.rand(len(found)), 4000, removed=[1, 2], top=[5, 6])
     shades = ax.images[0].get_array()
-    filled = (shades[..., :3] != (np.array(to_rgb(style.EMPTY)) * 255).astype(int)).any(2)
-    assert filled.sum() == len(found)
+    assert (shades[..., :3] != (np.array(to_rgb(style.EMPTY)) * 255).astype(int)).any(2).sum() == len(found)
     assert shades.shape[0] < 60
 
 
@@ -321,8 +311,7 @@ def test_a_press_meets_the_cell_that_is_drawn_there(make):
     assert np.allclose(inside, corners(panel.found) + 0.5, atol=1e-6)
     cells = panel.map.cells
     assert list(cells.options) == [str(name) for name in panel.found] and len(set(cells.options)) == len(panel.found)
-    rules = panel.map.children[-1].value
-    assert all(f'button[value="{number}"]' in rules for number in range(len(panel.found)))
+    assert all(f'button[value="{number}"]' in panel.map.children[-1].value for number in range(len(panel.found)))
 
 
 def test_beat_grad_prune_compares_at_equal_filter_count_on_the_test_set(make, victim):
@@ -471,8 +460,7 @@ def test_two_hundred_updates_leave_no_memory_behind(make):
     assert gc.isenabled()
     assert (process.memory_info().rss - before) / 2**20 < 20
     assert len(_instances) == alive
-    figures = [thing for thing in gc.get_objects() if type(thing) is Figure and thing.axes and thing not in older]
-    assert not figures
+    assert not [thing for thing in gc.get_objects() if type(thing) is Figure and thing.axes and thing not in older]
     assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
 
 
