@@ -5,7 +5,7 @@
     result = gp.grad_prune(victim.model, victim.data.defense, victim.trigger, spc=10)
     print(result, victim.evaluate(result.model))
 
-The rooms, in reading order, which is import order:
+The subpackages, in reading order, which is import order:
 
     base/        errors, paths and atomic writing, devices, checks of pickles
     datasets/    images as two tensors; rendered signs, published sets, folders
@@ -21,7 +21,7 @@ The rooms, in reading order, which is import order:
     cli/         the command `gradprune`, one file per command
     lessons/     runtime/ (checks, predictions, progress), exercises/
 
-Each is a module: `gradprune.base`, `gradprune.datasets`, `gradprune.models`, `gradprune.attacks`, `gradprune.pruning`,
+Import them as `gradprune.base`, `gradprune.datasets`, `gradprune.models`, `gradprune.attacks`, `gradprune.pruning`,
 `gradprune.search`, `gradprune.defenses`, `gradprune.evaluation`, `gradprune.victims`, `gradprune.bench`,
 `gradprune.views`, `gradprune.cli`, `gradprune.lessons`.
 Method: Dunnett et al., 2024, arXiv:2405.03918.

@@ -71,7 +71,7 @@ def test_the_first_kind_that_is_there(monkeypatch, there, name, chosen):
 @pytest.mark.parametrize(("name", "sentence"), [
     ("cuda", "there is no device 'cuda' here; there is cpu."), ("mps", "there is no device 'mps' here; there is cpu."),
     ("cuda:3", "there is no device 'cuda:3' here"), ("cpu:1", "there is no device 'cpu:1' here"),
-    ("gpu", "Unknown device 'gpu'; did you mean cpu?"), ("cuda:x", "Unknown device 'cuda:x'"),
+    ("gpu", "Unknown device 'gpu'; known: auto, cuda, mps, cpu"), ("cuda:x", "Unknown device 'cuda:x'"),
     ("", "Unknown device ''"), ("cuda:", "Unknown device 'cuda:'")])
 def test_a_device_that_is_not_there(monkeypatch, name, sentence):
     for kind in ("cuda", "mps"):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm.auto import tqdm
 
-from gradprune.base.errors import InputError, require, unknown
+from gradprune.base.errors import InputError, require
 
 Result = TypeVar("Result")
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def choose_device(name: str = "auto") -> torch.device:
         name = next(kind for kind, count in there.items() if count)
     kind, colon, number = name.partition(":")
     if kind not in DEVICES or (colon and not number.isdecimal()):
-        raise unknown("device", name, ("auto", *DEVICES))
+        raise InputError(f"Unknown device {name!r}; known: auto, {', '.join(DEVICES)}.")
     found = ", ".join(kind if count == 1 else f"{kind}:0 to {count - 1}" for kind, count in there.items() if count)
     require(int(number or 0) < there[kind], f"there is no device {name!r} here; there is {found}.")
     return torch.device(name)

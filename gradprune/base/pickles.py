@@ -73,7 +73,7 @@ def check_pickle(file: Any, path: str | Path, size: int | None = None) -> None:
     values, for a call that allocates memory without content for it, and for a truncated or damaged pickle.
     """
     content, steps = _Pickle(), 0
-    damaged = f"{path} is no file of weights that torch.save wrote: its pickle is damaged."
+    damaged = f"{path} is no file of weights that torch.save wrote, or it is damaged."
     with told_as(lambda _: damaged):  # a damaged pickle raises almost anything
         for operation, argument, _ in pickletools.genops(file):
             steps += 1

@@ -144,8 +144,9 @@ def defend(checkpoint: options.Checkpoint, spc: Spc = 10, recipe: Recipe = None,
            out: Cleaned = None, slim: Slim = False, export: Export = None, as_json: Json = False) -> None:
     """Remove a backdoor from a checkpoint.
 
-    Prunes the filters with the largest gradient of the unlearning loss, fine-tunes, and measures the given,
-    the pruned and the fine-tuned model; the given checkpoint is not changed. About a minute on a laptop
+    By default tries the removal of filters with a large gradient of the unlearning loss, fine-tunes, and keeps
+    the pruning only if held-out images show that it helps (--recipe paper always prunes). Measures the given,
+    the pruned and the final model; the given checkpoint is not changed. About a minute on a laptop
     for the shipped models. Ctrl-C keeps the state reached so far. For your own model give --model and --data;
     `gradprune inspect WEIGHTS --data FOLDER` finds most of these out, and prints the command. Give --trigger and
     --target, too, if you know them: without a trigger it does the same as `gradprune repair`.

@@ -45,9 +45,9 @@ def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, 
 
     Every defence meets every attack with the same few clean images, several times; none sees the test images. Each
     run is written to OUT/cells.csv at once as one row, so nothing finished is lost: the same command resumes where it
-    stopped, and repeats the runs that failed. A run takes some seconds; `gradprune report OUT` begins with the main
-    results. For your own models give --model, --data, --trigger and --target, which apply to all --attacks; the
-    models are first saved with these in OUT/victims.
+    stopped, and repeats the runs that failed. A run takes seconds to minutes, the default bench about a day of one
+    core; `gradprune report OUT` begins with the main results. For your own models give --model, --data, --trigger
+    and --target, which apply to all --attacks; the models are first saved with these in OUT/victims.
     """
     from gradprune.bench import Grid, run
     from gradprune.bench.presets import prepare

@@ -24,9 +24,9 @@ def scan(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: o
     """Look for a backdoor without knowing its trigger.
 
     Eight searches measure how easily every class is reached: by the smallest mark, by the smallest pattern over
-    the whole image, by noise, waves, warping and patches, and without any image. The class that stands out
-    is suspected. Only clean images are used; what the checkpoint's card says about an attack is only printed
-    next to the verdict. One to two minutes on a laptop.
+    the whole image, by noise, waves, warping and patches, and without any image. The filters are asked, too: each
+    one's output is pushed far up. The class that stands out is suspected. Only clean images are used; what the
+    checkpoint's card says about an attack is only printed next to the verdict. One to two minutes on a laptop.
     """
     from gradprune.cli.jobs import results_in
     from gradprune.defenses import scan

@@ -145,8 +145,8 @@ def draw_defense_images(pool: ImageSet, spc: int, seed: int = 0) -> DefenseImage
         members = torch.nonzero(pool.labels.cpu() == label).flatten()
         require(len(members) >= training + validation,
                 f"spc={spc} needs {training + validation} images of each class ({training} to train, {validation} to "
-                f"validate), but class {name!r} has {len(members)} in the defender's part: lower spc, or give more "
-                "images.")
+                f"validate), but class {name!r} has {len(members)} in the defender's part: lower spc, give more "
+                "images, or give the folder a part defense/CLASS/.")
         chosen = members[torch.randperm(len(members), generator=generator)]
         train.append(chosen[:training])
         held.append(chosen[training:training + validation])

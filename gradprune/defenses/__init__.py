@@ -43,5 +43,5 @@ __all__ = ["DEFENSES", "KNOWS_TRIGGER", "DefenseResult", "Reach", "Scan", "anp",
 
 def defense(name: str) -> Callable[..., DefenseResult]:
     """A defence by name; raises InputError, with the nearest names, for an unknown one."""
-    require_known("defense", name, DEFENSES)
+    require_known("defence", name, DEFENSES)
     return DEFENSES[name]

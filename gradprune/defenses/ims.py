@@ -1,4 +1,4 @@
-"""IMS: learn a soft mask of the filters whose inverse keeps the backdoor, and build the mask into the network.
+"""IMS (Invertible Masking using Selection): a soft mask of the filters, whose inverse keeps the backdoor.
 
 Source: Dunnett et al., 2025, "Backdoor Mitigation via Invertible Pruning Masks", arXiv:2509.15497, by the authors of
 gradient-based unlearning pruning. The inverse mask looks for small changes of the images that change the given model's

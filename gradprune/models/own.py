@@ -48,7 +48,8 @@ def look_up(place: str) -> Callable[..., nn.Module]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name + ".").startswith(error.name + "."):
-            raise InputError(f"no module {module_name!r} lies in the current folder or is installed.") from None
+            raise InputError(f"there is no module {module_name!r} in the current folder or among the installed "
+                             "packages.") from None
         raise InputError(f"importing {module_name} failed: {error}.") from error
     except SystemExit as error:
         raise InputError(f"importing {module_name} ended the program, as a script does: put what it runs under "

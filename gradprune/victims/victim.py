@@ -175,6 +175,7 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
             _log.warning("%r is the shipped model of that name; the file here is './%s'.", str(checkpoint), path)
         return shipped
     if not path.suffix and not card.is_file():
+        require(not path.is_dir(), f"{path} is a folder: give a checkpoint's name without suffix, or weights.")
         if path.parent == Path():
             raise unknown("checkpoint", checkpoint, names())
         if len(path.parts) == 2 and path.parts[0].isidentifier() and (shipped_of_set := names(path.parts[0])):

@@ -313,7 +313,7 @@ def test_an_unreachable_scheduler(small, tmp_path, kind, monkeypatch):
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"defenses": ["clpp"]}, "Unknown defense 'clpp'; did you mean clp"),
+    ({"defenses": ["clpp"]}, "Unknown defence 'clpp'; did you mean clp"),
     ({"attacks": ["badnet"]}, "Unknown checkpoint 'badnet'; did you mean badnets"),
     ({"defenses": []}, "the grid is empty: defenses names nothing"),
     ({"attacks": []}, "the grid is empty: attacks names nothing"),

@@ -113,7 +113,7 @@ def test_the_command_and_its_report(done, tiny, monkeypatch):
 @pytest.mark.parametrize(("name", "options", "sentence"), [
     ("papers", {}, "Unknown preset 'papers'; did you mean paper?"),
     ("paper", {"attacks": ["badnet"]}, "Unknown trigger 'badnet'; did you mean badnets?"),
-    ("paper", {"defenses": ["ftt"]}, "Unknown defense 'ftt'"),
+    ("paper", {"defenses": ["ftt"]}, "Unknown defence 'ftt'"),
     ("paper", {"spc": [500]}, "spc=500 needs"),
     ("cifar10", {"epochs": 3}, "the preset 'cifar10' trains nothing, so it takes no epochs.")])
 def test_bad_arguments_come_before_any_work(tmp_path, tiny, name, options, sentence):

@@ -30,7 +30,7 @@ anp, clp, common, fine_pruning, ft_sam, i_bau, nad, neural_cleanse, rnp = (impor
 
 def test_the_registry():
     assert set(QUICK) == set(DEFENSES) and defense("clp") is DEFENSES["clp"]
-    refuses("Unknown defense 'fine_prunning'; did you mean fine_pruning", defense, "fine_prunning")
+    refuses("Unknown defence 'fine_prunning'; did you mean fine_pruning", defense, "fine_prunning")
 
 
 def untouchable(_):
