@@ -1,8 +1,20 @@
 """Every panel, in JupyterLab and as a web page, with a real browser, by keyboard and mouse."""
 
-import pages
 import pytest
-from pages import BLANK, ERRORS, OWN, RUN, changed, needs_browser, panels, sentence, shot, touch
+from pages import (
+    BLANK,
+    ERRORS,
+    OWN,
+    RUN,
+    answers_to_the_keyboard,
+    changed,
+    needs_browser,
+    panels,
+    sentence,
+    shot,
+    sync_api,
+    touch,
+)
 from servers import voila
 
 pytest_plugins = ("lab_fixtures",)  # no conftest here: other tests import the one above by that name
@@ -12,7 +24,7 @@ QUICK, SLOW = "07_playground.ipynb", pytest.mark.slow  # the one that `make test
 
 @pytest.mark.parametrize("opened", [QUICK, pytest.param(OWN, marks=SLOW)], indirect=True)
 def test_the_panels_answer_to_the_keyboard(opened, books, request):
-    pages.answers_to_the_keyboard(opened, books / request.node.callspec.params["opened"])
+    answers_to_the_keyboard(opened, books / request.node.callspec.params["opened"])
 
 
 @SLOW
@@ -43,7 +55,7 @@ def test_panels_do_not_flicker_and_their_buttons_come_back(opened):
             changed(panel, before)
             continue
         panel.locator("table").wait_for(timeout=RUN)
-        pages.sync_api.expect(button).to_be_enabled(timeout=RUN)
+        sync_api.expect(button).to_be_enabled(timeout=RUN)
         opened.keyboard.press("Shift+Tab")  # it was disabled while it ran: the keyboard has not lost its place
         assert text in opened.evaluate("document.activeElement.innerText")
     assert "Grad-Prune" in panel.locator("table").inner_text()

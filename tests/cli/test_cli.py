@@ -414,7 +414,8 @@ def test_what_cannot_be_exported_leaves_nothing_behind(store, monkeypatch):
 def test_damaged_checkpoints(store, command, change, words):
     copied(store, "bad")
     edit(Path("bad.json"), change)
-    assert words in refused(command, "./bad.safetensors", *(["--out", "deep/cleaned"] if command == "defend" else []))
+    out = ["--out", "deep/cleaned"] if command == "defend" else []
+    assert words in refused(command, "./bad.safetensors", *out)
 
 
 def test_unknown_checkpoint_names_are_plain_text(shipped):

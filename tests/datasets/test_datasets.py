@@ -360,7 +360,8 @@ def test_draw_has_the_papers_sizes(spc, training, validation):
 
 
 def test_draw_depends_on_the_seed_alone():
-    a, b, c = (draw_defense_images(numbered(50), 5, seed=seed) for seed in (0, 0, 1))
+    pool = numbered(50)
+    a, b, c = (draw_defense_images(pool, 5, seed=seed) for seed in (0, 0, 1))
     assert numbers(a.train) == numbers(b.train)
     assert numbers(a.validation) == numbers(b.validation)
     assert numbers(a.train) != numbers(c.train)

@@ -184,7 +184,8 @@ def test_the_panel_says_what_the_model_says(panel, victim, found):
         assert torch.equal(panel.compute(panel.state()).images, torch.stack([images.floats()[image], marked[image]]))
         assert f"its trigger moves {moved:.0%} of the images" in panel.sentence
         assert f"with the trigger for “{images.classes[answers[image]]}”." in panel.sentence
-        assert f"anomaly index {outliers([one.norm for one in found])[0][label]:.1f} " in panel.sentence
+        index = outliers([one.norm for one in found])[0][label]
+        assert f"anomaly index {index:.1f} " in panel.sentence
 
 
 def test_the_panel_tells_a_search_that_failed(make, victim, found):

@@ -197,6 +197,7 @@ def test_cards_say_what_the_model_does(name):
 
 @pytest.mark.parametrize(("name", "words"), [
     *((name, f"Unknown checkpoint '{name}'; did you mean {name}s") for name in ("badnet", "gtsrb/badnet")),
+    (str(Path(__file__).parent), "is a folder: give a checkpoint's name"),
     *((f"nowhere/model{ending}", "there is no checkpoint card at") for ending in ("", ".safetensors"))])
 def test_names_that_nobody_knows(name, words):
     refuses(words, victims.load_victim, name)

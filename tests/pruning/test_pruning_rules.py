@@ -474,7 +474,8 @@ def test_verified_equals_rounds_by_hand_down_to_the_last_filter():
         scores[fallen] = -torch.inf
         tried = []
         for position in scores.topk(min(4, 10 - len(fallen))).indices.tolist():
-            tried.append((round(goal(predict(silenced(now, FOUND, position), goal.images)).item(), 5), position))
+            trial = silenced(now, FOUND, position)
+            tried.append((round(goal(predict(trial, goal.images)).item(), 5), position))
         lowest, winner = min(tried, key=lambda one: one[0])  # of two alike the first on the list
         silence(now, FOUND, [winner])
         fallen.append(winner)

@@ -107,7 +107,9 @@ def test_words():
 def test_labels_are_spread_without_crossing_or_leaving():
     for places in ([0.5, 0.5, 0.5], [1, 0.99, 0], [0, 0, 0], [1, 1, 1], [0.2], [0.1, 0.9, 0.12], [0.3, 0.3]):
         moved = style.spread(places, 0, 1, gap=0.1)
-        assert (np.diff(np.array(moved)[np.argsort(places, kind="stable")]) >= 0.1 - 1e-9).all()
+        order = np.argsort(places, kind="stable")
+        gaps = np.diff(np.array(moved)[order])
+        assert (gaps >= 0.1 - 1e-9).all()
         assert min(moved) >= 0
         assert max(moved) <= 1
     assert style.spread([0.5, 0.5], 0, 1, gap=0.1) == pytest.approx([0.45, 0.55])
@@ -439,7 +441,8 @@ def test_report_is_one_safe_page(report):
     assert len(page.all("h1")) == 1
     assert {name for name, _ in page.tags if re.fullmatch(r"h\d", name)} == {"h1", "h2"}
     assert str(path.parent) not in text
-    assert not any(name in text for name in HOSTILE[:3])
+    for name in HOSTILE[:3]:
+        assert name not in text
 
 
 def test_report_embeds_the_pictures_that_lie_beside_it(report):

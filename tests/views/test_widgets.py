@@ -208,7 +208,8 @@ def test_the_heat_map_holds_models_with_many_filters():
         ax = place(figure, 1, 1, 6, 3)
     heat_map(ax, found, torch.rand(len(found)), 4000, removed=[1, 2], top=[5, 6])
     shades = ax.images[0].get_array()
-    assert (shades[..., :3] != (np.array(to_rgb(style.EMPTY)) * 255).astype(int)).any(2).sum() == len(found)
+    filled = (shades[..., :3] != (np.array(to_rgb(style.EMPTY)) * 255).astype(int)).any(2)
+    assert filled.sum() == len(found)
     assert shades.shape[0] < 60
 
 
@@ -311,7 +312,8 @@ def test_a_press_meets_the_cell_that_is_drawn_there(make):
     assert np.allclose(inside, corners(panel.found) + 0.5, atol=1e-6)
     cells = panel.map.cells
     assert list(cells.options) == [str(name) for name in panel.found] and len(set(cells.options)) == len(panel.found)
-    assert all(f'button[value="{number}"]' in panel.map.children[-1].value for number in range(len(panel.found)))
+    rules = panel.map.children[-1].value
+    assert all(f'button[value="{number}"]' in rules for number in range(len(panel.found)))
 
 
 def test_beat_grad_prune_compares_at_equal_filter_count_on_the_test_set(make, victim):
@@ -460,7 +462,8 @@ def test_two_hundred_updates_leave_no_memory_behind(make):
     assert gc.isenabled()
     assert (process.memory_info().rss - before) / 2**20 < 20
     assert len(_instances) == alive
-    assert not [thing for thing in gc.get_objects() if type(thing) is Figure and thing.axes and thing not in older]
+    figures = [thing for thing in gc.get_objects() if type(thing) is Figure and thing.axes and thing not in older]
+    assert not figures
     assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
 
 
