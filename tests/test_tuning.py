@@ -10,7 +10,7 @@ import gradprune as gp
 from gradprune.datasets import Dataset, ImageSet
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
-TUNING = ("ablation.py", "length_table.py", "strength_table.py")  # scripts whose tables choose something
+TUNING = ("ablation.py", "length_table.py", "strength_table.py", "weights_table.py")  # scripts whose tables choose something
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, 
     told = {"out": out.as_posix(), "cells": len(table), "failed": len(failed), "errors": errors, "der": means}
     lines = [f"{name:<16} DER {mean:.3f}" for name, mean in means.items()]
     show(as_json, told, f"{len(table)} cells in {out.as_posix()}, {len(failed)} of them failed.",
-        "Mean defence effectiveness (0.5 is no effect, 1 is perfect):" if lines else "", *lines,
+        "Mean defence effectiveness (0.5 is no net gain, 1 is perfect):" if lines else "", *lines,
         *(f"failed: {error}" for error in errors), f"Next: gradprune report {out.as_posix()}")
 
 

@@ -82,7 +82,7 @@ def evaluate(model: nn.Module, test: ImageSet, trigger: nn.Module, target: int |
 
 
 def der(before: Metrics, after: Metrics) -> float:
-    """Defence effectiveness rating: (max(0, ASR drop) - max(0, ACC drop) + 1) / 2, in 0..1; 0.5 is no effect.
+    """Defence effectiveness rating: (max(0, ASR drop) - max(0, ACC drop) + 1) / 2, in 0..1; 0.5 is no net gain.
 
     Source: Zhu et al., 2023 (FT-SAM, arXiv:2304.11823).
     """

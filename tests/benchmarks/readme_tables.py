@@ -187,12 +187,22 @@ def strengths(table):
 
 def backs(table):
     """Tuning models: ACC / ASR / RA after one round of unlearning, by the share of the way back to the given weights."""
+    settings = ["strength", "steps"] if "strength" in table else ["barred", "restored"]
     shares = sorted(set(table["back"]))
     print(f"| tuning model | given | {' | '.join(f'back {share:g}' for share in shares)} |\n|{'---|' * (2 + len(shares))}")
-    table = table[(table["strength"] == 0) | (table["strength"] == 2.5) & (table["steps"] == 224)]
     for name, rows in table.groupby("victim", sort=False):
-        told = [slashed(row) for row in rows.sort_values(["strength", "back"]).to_dict("records")]
+        stepped = rows[rows.groupby(settings)["back"].transform("nunique") > 1].sort_values("back")
+        told = [slashed(row) for row in [*rows[rows[settings[0]] == 0].to_dict("records"), *stepped.to_dict("records")]]
         print(f"| {name} | {' | '.join(told)} |")
+
+
+def weights(table):
+    """Tuning models: ACC / ASR / RA after one round of unlearning, by the weights of KL_suspect and KL_others."""
+    columns = [rows.set_index(["barred", "restored"]) for _, rows in table[table["back"] == 0].groupby("victim", sort=False)]
+    print(f"| weights | {' | '.join(table['victim'].unique())} |\n|{'---|' * (1 + len(columns))}")
+    for barred, restored in columns[0].index:
+        title = f"{barred:g} and {restored:g}" if barred else "given"
+        print(f"| {title} | {' | '.join(slashed(column.loc[barred, restored]) for column in columns)} |")
 
 
 def lengths(table):
@@ -288,7 +298,7 @@ def whole(table):
 
 
 TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, leads, peers, paper_network,
-                                     relearned, ways, driven, strengths, backs, lengths, searches)}
+                                     relearned, ways, driven, strengths, backs, weights, lengths, searches)}
 UNFOLDED = ("by_model",)  # tables that show what was not run
 
 

@@ -34,8 +34,9 @@ BACK = (0, 0.1, 0.2, 0.3, 0.5)
 WHOLE = {"barred": 1.0, "restored": 1.0}  # the divergence of all classes, as when these settings were chosen
 
 
-def measure(victim):
+def measure(folder, kind, training):
     """The rows of one victim; none but the given model's if the scan suspects no class."""
+    victim = tuning_victim(folder, kind, training)
     yield {"strength": 0, "steps": 0, "back": 0, **victim.evaluate(victim.model)._asdict()}
     scanned = scan(victim.model, victim.data.defense, spc=SPC, seed=SEED, progress=False, steps=DEFAULTS["scan_steps"])
     for strength, steps in RUNS if scanned.suspect == victim.target else ():
@@ -48,16 +49,20 @@ def measure(victim):
             yield {"strength": strength, "steps": steps, "back": back, **victim.evaluate(model)._asdict()}
 
 
-def main(folder, victims=VICTIMS):
-    """Measure what is missing, then print the figures."""
+def fill(out, measured, folder, victims):
+    """Measure the victims that the file `out` lacks, then print the figures."""
     for name in victims.split(","):
-        table = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame(columns=["victim"])
+        table = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=["victim"])
         if name not in set(table["victim"]):
             kind, training = name.rsplit("_", 1)
-            rows = pd.DataFrame(measure(tuning_victim(folder, kind, int(training)))).assign(victim=name)
+            rows = pd.DataFrame(measured(folder, kind, int(training))).assign(victim=name)
             table = pd.concat([table, rows])
-            write_atomic(OUT, lambda temporary, table=table: table.round(4).to_csv(temporary, index=False))
+            write_atomic(out, lambda temporary, table=table: table.round(4).to_csv(temporary, index=False))
             print(rows.round(3), flush=True)
+
+
+def main(folder, victims=VICTIMS):
+    fill(OUT, measure, folder, victims)
 
 
 if __name__ == "__main__":

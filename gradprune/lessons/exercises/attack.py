@@ -64,7 +64,7 @@ def _will_it_be_learned(trigger: Function) -> str:
 
 @exercise("01", cases=lambda: [(_signs()[:7].clone(),), (_signs()[7:].clone(),)],
           observe=_facts, same=_same_first_fault, caution=_will_it_be_learned,
-          praise="same shape, pixels in 0..1, and the same small mark on each image every time.")
+          praise="same shape, pixels in 0..1, and the same small change of each image every time.")
 def trigger(images: Tensor) -> Tensor:
     """The images with a white square."""
     images = images.clone()

@@ -107,7 +107,7 @@ mean_rank.wrong_answers({
         lambda scores: _ranks(scores, na_option="keep").fillna(scores.shape[1] + 1).mean(),
     "every block in which something failed is thrown away. One weak defence would decide on which attacks all others "
     "are judged: keep the block and rank the failure last.": lambda scores: _ranks(scores.dropna()).mean(),
-    "failures are scored 0.5, no effect. That beats a defence that does harm, although both leave the user with a "
+    "failures are scored 0.5, no net gain. That beats a defence that does harm, although both leave the user with a "
     "working backdoor: rank failures last.": lambda scores: _ranks(scores.fillna(0.5)).mean(),
     "these are the ranks of the mean scores. One easy attack with large differences would decide everything: rank in "
     "each block first, then take the mean.": lambda scores: scores.mean().rank(ascending=False),

@@ -64,7 +64,7 @@ def der_heatmap(table: pd.DataFrame, spc: int) -> Picture:
         figure.suptitle(f"DER in per cent, {per_class(spc)}", x=0.015, ha="left", fontweight="bold",
                         fontsize=style.LARGE)
     partly, common = int(((failed > 0) & values.notna()).sum(axis=None)), count(best["attacks"].iloc[0], "attack")
-    return Picture(figure, f"Mean DER at {per_class(spc)} over {common}: {_ends(best, 'der')}; 50 is no effect"
+    return Picture(figure, f"Mean DER at {per_class(spc)} over {common}: {_ends(best, 'der')}; 50 is no net gain"
                    + f"; * in {count(partly, 'cell')} some seeds failed" * (partly > 0) + ".")
 
 

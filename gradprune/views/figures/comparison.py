@@ -100,7 +100,7 @@ def draw_comparison(chart: Comparison) -> Picture:
         style.name_rows(ax, [plain(name, 20) for name in lines.index])
         ax.spines["left"].set_visible(False)
         if chart.given is not None:
-            what = "no effect" if chart.metric == "der" else "given model"
+            what = "no net gain" if chart.metric == "der" else "given model"
             side = "right" if chart.given > sum(ax.get_xlim()) / 2 else "left"
             style.rule(ax, chart.given, f"{what} {form(chart.given)}", ha=side, color=style.INK, linewidth=1.2,
                        linestyle="--", zorder=1)

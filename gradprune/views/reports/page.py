@@ -20,7 +20,7 @@ DEFINITIONS = {
     "RA": "Robust accuracy: of the same triggered images, the share still classified correctly. Higher "
           "is better. A model that answers wrongly, but not with the target, has a low ASR and a low RA.",
     "DER": "Defence effectiveness rating: the fall in ASR, less the loss in ACC, on a scale from 0% to 100% "
-           "where 50% means no effect.",
+           "where 50% means no net gain.",
 }
 
 TEMPLATES = Environment(loader=PackageLoader("gradprune.views.reports"), autoescape=True, undefined=StrictUndefined,
