@@ -64,4 +64,4 @@ def _maker(name: str, code: bool) -> Callable[..., nn.Module]:
     if ":" in name:
         require(code, f"the model {name!r} is somebody's own code, which runs only if you name it: --model {name}")
         return partial(own_model, name)
-    raise InputError(f"{unknown('model', name, MODELS)} Or name your own code: module:function.")
+    raise InputError(f"{unknown('model', name, MODELS)}{' Or name your own code: module:function.' * code}")

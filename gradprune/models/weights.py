@@ -90,7 +90,8 @@ def read_file(path: str | Path) -> Any:
     Raises InputError for a missing, damaged or refused file.
     """
     path = Path(path)
-    require(not re.match("https?:/", str(path)), f"{path} is an address; nothing is downloaded, so fetch it first.")
+    require(not re.match("https?:/", str(path)),
+            f"{str(path).replace(':/', '://', 1)} is an address; nothing is downloaded, so fetch it first.")
     require(path.is_file(), f"there is no file of weights at {path}.")
     with path.open("rb") as file:
         start = file.read(99)
