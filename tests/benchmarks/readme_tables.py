@@ -27,7 +27,7 @@ FIGURES = ("acc", "asr", "ra")
 
 
 PAIRS = (("grad_prune", "ft_unlearn"), ("grad_prune_verified", "ft_distilled"), ("grad_prune_verified", "ft_unlearn"),
-         ("grad_prune_verified", "grad_prune"), ("ft_distilled", "ft_unlearn"))
+         ("grad_prune_verified", "grad_prune"), ("ft_distilled", "ft_unlearn"), ("ft_distilled", "grad_prune"))
 
 
 def slashed(row, before=""):
@@ -82,13 +82,15 @@ def headline(table):
 
 
 def pairs(table):
-    """Paired differences of DER with their intervals, one line a pair and size."""
+    """Paired differences of DER with their intervals, one line a pair and size; a star where Holm's test holds."""
     print("| pair | spc | difference of DER, points (95 % interval) | attacks, models, blocks | |\n|---|---|---|---|---|")
-    for one, other in PAIRS:
-        for _, pair in gain(table, one, other).iterrows():
-            words = significance(pair).split(" (")[0]
-            print(f"| {one} minus {other} | {pair['spc']:.0f} | {100 * pair['gain']:+.2f} ({100 * pair['gain_low']:+.2f} to "
-                  f"{100 * pair['gain_high']:+.2f}) | {pair['attacks']:.0f}, {pair['models']:.0f}, {pair['blocks']:.0f} | {words} |")
+    rows = [(both, pair) for both in PAIRS for _, pair in gain(table, *both).iterrows()]
+    clear = {(spc, both) for spc in table["spc"].unique() for both in holm({both: pair for both, pair in rows if pair["spc"] == spc})}
+    for (one, other), pair in rows:
+        words = significance(pair).split(" (")[0] + " \\*" * ((pair["spc"], (one, other)) in clear)
+        print(f"| {one} minus {other} | {pair['spc']:.0f} | {100 * pair['gain']:+.2f} ({100 * pair['gain_low']:+.2f} to "
+              f"{100 * pair['gain_high']:+.2f}) | {pair['attacks']:.0f}, {pair['models']:.0f}, {pair['blocks']:.0f} | {words} |")
+
 
 
 def leads(table):
