@@ -22,11 +22,15 @@ from gradprune.base import devices
 from gradprune.bench import Grid, run
 from gradprune.datasets import Dataset
 from gradprune.defenses import DEFENSES, prune_scanned, scan
+from gradprune.defenses.common import logit_layer
+from gradprune.defenses.consistency import settle
 from gradprune.evaluation import evaluate, exam, measure
 from gradprune.models import build, choose_device, predict
 from gradprune.models.checkpoints import save_checkpoint
-from gradprune.pruning import distilled, filter_scores, pair_up
+from gradprune.pruning import Augment, distilled, filter_scores, pair_up, unpaired
+from gradprune.pruning.augment import copies_for
 from gradprune.pruning.filters import filters
+from gradprune.search import Change, Part, inflow
 from gradprune.victims import load_victim
 from gradprune.victims.zoo import attack
 
@@ -286,6 +290,21 @@ def test_predictions_and_scores_with_half_the_batch(data, victim, capsys):
     torch.testing.assert_close(scores, again)
     assert loss == pytest.approx(again_loss)
     refuses("not enough memory", predict, Limited(8), images.floats(), 32)
+
+
+def test_the_parts_of_a_repair_that_take_many_images_halve_them_too(data):
+    """The changes tried before the first step, BatchNorm's statistics, and the inputs of the last layer."""
+    images, roomy = data.test.subset(slice(0, 40)).floats(), Limited(10**6)
+    part, changes = Part(images[:8], predict(roomy, images[:8]).log_softmax(1)), [Change("patches", torch.zeros(1), lambda images, _: 1 - images)] * 64
+    torch.testing.assert_close(inflow(Limited(256), [part] * 64, changes), inflow(roomy, [part] * 64, changes))
+    torch.testing.assert_close(*(logit_layer(model, images)[1] for model in (Limited(20), roomy)))
+    train = unpaired(data.test.subset(slice(0, 40)), "cpu")
+    few = 40 * (1 + copies_for(40))
+    settled = [Limited(most) for most in (few // 2, few)]
+    for model in settled:
+        settle(model, train, Augment(roomy, None, train), 2, 0)
+    means = [next(norm.running_mean for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)) for model in settled]
+    torch.testing.assert_close(*means, rtol=0, atol=1e-4)
 
 
 # ---- memory in the workers of a cluster

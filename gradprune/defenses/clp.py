@@ -22,14 +22,15 @@ def lipschitz_bounds(model: nn.Module) -> dict[str, Tensor]:
 
     The bound is the largest singular value of the filter's weights as a matrix (inputs, height * width), times |scale|
     / sqrt(running variance + eps); without eps, as in the release, a dead channel hides its whole layer. A BatchNorm
-    counts if the last convolution listed before it has as many channels.
+    counts if the last convolution listed before it has as many channels; those of linear layers do not.
     """
     bounds, last = {}, None
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             last = module
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and last is not None and module.affine \
-                and module.running_var is not None and module.num_features == last.out_channels:
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.BatchNorm1d) \
+                and last is not None and module.affine and module.running_var is not None \
+                and module.num_features == last.out_channels:
             size = torch.linalg.matrix_norm(last.weight.detach().flatten(2), ord=2)
             bounds[name] = size * module.weight.detach().abs() / (module.running_var + module.eps).sqrt()
     return bounds

@@ -8,12 +8,14 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from gradprune.base.devices import halving
 from gradprune.base.errors import override, require
 from gradprune.datasets import ImageSet, class_name, draw_defense_images
 from gradprune.defenses.result import DefenseResult
@@ -139,23 +141,30 @@ def logit_layer(model: nn.Module, images: Tensor) -> tuple[nn.Linear, Tensor]:
 
     images: float (N, C, H, W) in [0, 1]. Raises InputError if the last layer with weights is not such a layer.
     """
-    seen: list[tuple[nn.Module, Tensor, Tensor]] = [(model, images, images)]
+    seen = list[tuple[nn.Module, Tensor, Tensor]]()
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
         given = [*inputs, *named.values()]
         if given:  # what computes a parametrized weight takes none
             seen.append((layer, given[0], output))
 
+    def last(size: int) -> list[tuple[Tensor, nn.Module, Tensor, Tensor]]:
+        ends = list[tuple[Tensor, nn.Module, Tensor, Tensor]]()
+        for part in images.split(size):
+            seen[:] = [(model, part, part)]
+            ends.append((model(part.clone()), *seen[-1]))
+        return ends
+
     with ExitStack() as hooks, evaluating(model), torch.no_grad():
         for module in model.modules():
             if _is_layer(module):
                 hooks.enter_context(module.register_forward_hook(look, with_kwargs=True))
-        logits = model(images.clone())
-    layer, inputs, output = seen[-1]
+        ends = halving(last, len(images))
+    logits, layer, _, output = ends[0]
     require(isinstance(layer, nn.Linear) and isinstance(layer.weight, nn.Parameter) and output.shape == logits.shape,
             f"a linear last layer is needed here, but the model ends in {type(layer).__name__}.")
     assert isinstance(layer, nn.Linear)
-    return layer, inputs
+    return layer, torch.cat([inputs for _, _, inputs, _ in ends])
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -185,14 +194,24 @@ def sgd_then(after: Callable[[], None]) -> Callable[..., torch.optim.SGD]:
     return make
 
 
+def known(trigger: nn.Module) -> nn.Module:
+    """The trigger; raises InputError for None, such as that of a scan that suspects no class."""
+    require(trigger is not None, "this method needs the trigger, got None; without one, use `repair`.")
+    return trigger
+
+
 def override_positive(name: str, defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A method's settings with the caller's changes; raises InputError for unknown names or values not above zero."""
     paper = override(name, defaults, changes)
     positive(**changes)
+    for key in changes:
+        if isinstance(defaults[key], int):
+            require(paper[key] == int(paper[key]), f"{key} must be a whole number, got {paper[key]}.")
+            paper[key] = int(paper[key])
     return paper
 
 
 def positive(**values: float) -> None:
     """Raise InputError for the first value that is not above zero."""
     for name, value in values.items():
-        require(value > 0, f"{name} must be above 0, got {value}.")
+        require(isinstance(value, Real) and value > 0, f"{name} must be above 0, got {value!r}.")

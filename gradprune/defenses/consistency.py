@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradprune.base.devices import halving
 from gradprune.models.inference import evaluating, predict
-from gradprune.pruning import Augment, Distilled, FilterMask, Pairs
+from gradprune.pruning import Augment, Distilled, FilterMask, Pairs, validate
+from gradprune.pruning.augment import copies_for
 from gradprune.pruning.distilled import epochs_for, tune_on_views
 from gradprune.search.changes import FAMILIES, Change, Part, draw, every_wave, inflow, search_changes
 
@@ -147,6 +149,8 @@ def consistent_tune(given: nn.Module, model: nn.Module, mask: FilterMask, train:
         settle(model, train, augment, settings["settle"], seed)
     except KeyboardInterrupt:
         history.append({**history[-1], "interrupted": True})
+    now = validate(model, validation)
+    next(row for row in history if row.get("kept")).update(now.figures(), val_loss=now.clean_loss)
     return history
 
 
@@ -170,16 +174,23 @@ def settle(model: nn.Module, train: Pairs, augment: Augment, passes: int, seed: 
     """
     norms = [module for module in model.modules()
              if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats]
-    generator, usual = torch.Generator().manual_seed(seed), [norm.momentum for norm in norms]
+    usual = [norm.momentum for norm in norms]
     former = [copy.deepcopy(norm.state_dict()) for norm in norms]
+
+    def renew(size: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train()
+            norm.momentum = None  # a plain mean of all batches
+        for _ in range(passes if norms else 0):
+            images = augment.mixed(train, generator).clean
+            for part in images.tensor_split(-(-len(images) // size)):
+                model(part)
+
     try:
         with evaluating(model):
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.train()
-                norm.momentum = None  # a plain mean of all batches
-            for _ in range(passes if norms else 0):
-                model(augment.mixed(train, generator).clean)
+            halving(renew, len(train.labels) * (1 + copies_for(len(train.labels))))
     except KeyboardInterrupt:
         for norm, state in zip(norms, former, strict=True):
             norm.load_state_dict(state)

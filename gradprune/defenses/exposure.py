@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import require
+from gradprune.base.errors import require, require_known
 from gradprune.defenses.scan import moved
 from gradprune.models.inference import predict
 from gradprune.search import FAMILIES, Change, Part, draw, inflow, search_changes
@@ -40,6 +40,8 @@ def exposure(model: nn.Module, images: Tensor, *, families: Sequence[str] = tupl
     """
     require(len(images) >= 2,
             "exposure needs two images or more: changes are found on one half and measured on the other.")
+    for family in families:
+        require_known("family", family, FAMILIES)
     generator = torch.Generator().manual_seed(seed)
     some, others = images[::2][:FEW], images[1::2]
     part, usual = Part(some, predict(model, some).log_softmax(1)), predict(model, others).argmax(1)

@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gradprune.base.errors import require
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, logit_layer, positive, sgd_then
 from gradprune.defenses.result import DefenseResult
 from gradprune.pruning import FilterMask, Filters, Pairs, Pruned, validate
 from gradprune.pruning.filters import silent
-from gradprune.pruning.loop import row
+from gradprune.pruning.loop import check_limits, row
 
 DEFAULTS: dict[str, Any] = {
     "alpha": 0.10,  # share of the given model's clean accuracy at which pruning ends
@@ -65,6 +66,8 @@ def fine_pruning(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = 
     layer is not linear.
     """
     positive(alpha=alpha, once=once, lr=lr, steps=steps)
+    check_limits(alpha)
+    require(once <= 1, f"once must lie in 0..1, got {once}.")
     work = Work(model, clean, None, spc, seed)
     layer, inputs = logit_layer(work.model, work.train.clean)
     work.validation = work.augment.add_to(work.validation, seed)

@@ -9,7 +9,7 @@ A control is a recipe without its pruning, which the pruning must beat: `ft_unle
 from torch import nn
 
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work
+from gradprune.defenses.common import Work, known
 from gradprune.defenses.result import DefenseResult
 from gradprune.pruning import distilled_tune, fine_tune, judge
 
@@ -39,7 +39,7 @@ def ft_unlearn(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     lr, epochs, patience: see `fine_tune`; the best epoch on the validation images is kept.
     Raises InputError for bad arguments, too few images, or a loss that is not finite.
     """
-    work = Work(model, clean, trigger, spc, seed)
+    work = Work(model, clean, known(trigger), spc, seed)
     with work.stage("tune"):
         work.history = fine_tune(work.model, work.mask, work.train, work.validation, lr=lr, max_epochs=epochs,
                                  patience=patience, seed=seed, progress=progress)
@@ -54,7 +54,7 @@ def ft_distilled(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: 
     trigger: float images (N, C, H, W) in [0, 1] -> the same shape and range.
     Raises InputError for bad arguments, too few images, or a loss that is not finite.
     """
-    work = Work(model, clean, trigger, spc, seed)
+    work = Work(model, clean, known(trigger), spc, seed)
     with work.stage("tune"):
         watch = judge(model, work.validation, work.augment, seed)
         work.history = distilled_tune(model, work.model, work.mask, work.train, work.validation, work.augment, watch,

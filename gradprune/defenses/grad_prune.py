@@ -11,7 +11,7 @@ from torch import nn
 
 from gradprune.base.errors import require_known
 from gradprune.datasets import ImageSet
-from gradprune.defenses.common import Work
+from gradprune.defenses.common import Work, known
 from gradprune.defenses.result import DefenseResult
 from gradprune.defenses.scan import Scan
 from gradprune.pruning import RECIPES, SCORES, best_repair, fine_tune
@@ -41,7 +41,7 @@ def grad_prune(model: nn.Module, clean: ImageSet, trigger: nn.Module, *, spc: in
     require_known("recipe", recipe, RECIPES)
     score = score or OWN_SCORE[recipe]
     require_known("score", score, SCORES)
-    work = Work(model, clean, trigger, spc, seed)
+    work = Work(model, clean, known(trigger), spc, seed)
     train, given = work.train, copy.deepcopy(work.model)
     if recipe == "verified":
         train = work.augment.add_to(train, seed)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradprune.base.errors import require
+from gradprune.base.errors import InputError, require
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, override_positive
 from gradprune.defenses.result import DefenseResult
@@ -97,7 +97,12 @@ def nad(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     with work.stage("teacher"):
         for lr in (paper["lr"], paper["lr_later"]):
             teacher = copy.deepcopy(work.model)
-            taught = tune(teacher, work.train, clean_loss, paper["teacher_steps"], lr)
+            try:
+                taught = tune(teacher, work.train, clean_loss, paper["teacher_steps"], lr)
+            except InputError:  # it diverged
+                if lr == paper["lr_later"]:
+                    raise
+                continue
             cost = validate(work.model, views).acc - validate(teacher, views).acc
             if cost < paper["alpha"] or "interrupted" in taught[-1]:
                 break

@@ -63,5 +63,5 @@ class DefenseResult:
             kept = (row for row in prune if row.get("kept"))  # defences that close channels have an empty mask
             points.append(("pruned", next(kept, prune[len(self.mask.positions)])))
         if tune:
-            points.append(("fine-tuned", next((row for row in tune if row.get("kept")), tune[-1])))
+            points.append(("fine-tuned", next((row for row in reversed(tune) if row.get("kept")), tune[-1])))
         return points

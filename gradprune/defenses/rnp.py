@@ -98,7 +98,7 @@ def rnp(model: nn.Module, clean: ImageSet, trigger: nn.Module | None = None, *, 
     scratch, mask = copy.deepcopy(work.model), torch.ones(sum(batch_norms(work.model).values()))
     with work.stage("unlearn"):
         unlearn(scratch, stream, paper["unlearn_lr"], paper["unlearn_steps"], paper["decay_steps"],
-                paper["unlearned"] / work.classes)
+                min(paper["unlearned"] / work.classes, (1 + 1 / work.classes) / 2))  # below 1 with two classes, too
     if not work.interrupted:
         with work.stage("recover"):
             mask = recover(scratch, stream, paper["recover_lr"], paper["recover_weight"], paper["recover_steps"],

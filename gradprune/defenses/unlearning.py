@@ -57,9 +57,10 @@ def unlearn_suspect(work: Work, scanned: Scan, settings: dict[str, Any], seed: i
             return f" {UNLEARNED}: {turn}; then it was no easier to reach than the other classes."
         ways += [Strengthened(way, settings["strength"], generator) for way in easy]
         augment = Augment(work.given, Alternating(ways), work.train)
-        work.history += tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
-                                      work.validation, augment, loss, lr=settings["suspect_lr"], epochs=epochs,
-                                      batch_size=settings["batch_size"], seed=seed + turn, progress=progress)
+        rows = tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
+                             work.validation, augment, loss, lr=settings["suspect_lr"], epochs=epochs,
+                             batch_size=settings["batch_size"], seed=seed + turn, progress=progress)
+        work.history += [{**row, "epoch": row["epoch"] + turn * epochs} for row in rows]
         if "interrupted" in work.history[-1]:
             raise KeyboardInterrupt
     return f" {UNLEARNED}: {settings['rounds']}, the most allowed; the last one was not checked."

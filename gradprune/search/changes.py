@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradprune.base.devices import halving
 from gradprune.models.inference import evaluating
 from gradprune.pruning.distilled import divergence
 
@@ -93,14 +94,19 @@ def inflow(model: nn.Module, parts: Sequence[Part], changes: Sequence[Change]) -
     model: not changed; its dropout is off.
     parts, changes: equally many.
     """
-    rows = []
-    with evaluating(model), torch.no_grad():
-        for start in range(0, len(parts), 64):
-            some = parts[start:start + 64]
-            worn = [change(part.images) for part, change in zip(some, changes[start:start + 64], strict=True)]
+    largest = max(len(part.images) for part in parts)
+
+    def led(size: int) -> Tensor:
+        rows, many = list[Tensor](), max(1, size // largest)
+        for start in range(0, len(parts), many):
+            some = parts[start:start + many]
+            worn = [change(part.images) for part, change in zip(some, changes[start:start + many], strict=True)]
             answers = model(torch.cat(worn)).softmax(1).split([len(images) for images in worn])
             rows += [said.mean(0) - part.wanted.exp().mean(0) for said, part in zip(answers, some, strict=True)]
-    return torch.stack(rows)
+        return torch.stack(rows)
+
+    with evaluating(model), torch.no_grad():
+        return halving(led, 64 * largest)
 
 
 def every_wave(shape: Shape, generator: torch.Generator) -> list[Change]:

@@ -184,6 +184,10 @@ def test_a_grid_takes_numpys_numbers_paths_and_single_values(toys):
     refuses("the grid is empty", Grid, [])
 
 
+def test_a_large_seed_is_kept(toys, tmp_path):
+    assert len(run(Grid(toys[:1], ["clp"], [2], [2**62]), tmp_path, progress=False)) == len(read_results(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("begun", [b"", b"attack,def"])
 def test_the_first_row_after_a_torn_beginning_is_no_header(tmp_path, begun):
     with Store(tmp_path, {}):

@@ -13,11 +13,12 @@ from conftest import QUICK, defend, interrupt_call, refuses, same
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from gradprune.base.errors import InputError
 from gradprune.defenses import DEFENSES, KNOWS_TRIGGER, DefenseResult, defense, grad_prune
 from gradprune.defenses.channels import batch_norms, batch_statistics, close_below, scaled_channels
 from gradprune.defenses.common import Work, endless, logit_layer
 from gradprune.models import build, evaluating
-from gradprune.pruning import Pairs, Validation, distilled, unpaired, validate
+from gradprune.pruning import Pairs, Validation, distilled, fine_tune, unpaired, validate
 from gradprune.pruning.fine_tuning import passes
 from gradprune.search import invert, outliers
 
@@ -76,6 +77,8 @@ def test_bad_arguments_are_named(victim, name):
     parameters = set(inspect.signature(DEFENSES[name]).parameters)
     assert {"model", "clean", "trigger", "spc", "seed", "progress"} <= parameters
     assert not {word for word in parameters if "test" in word or "asr" in word or "target" in word}
+    if name in KNOWS_TRIGGER:
+        refuses("needs the trigger, got None", DEFENSES[name], victim.model, victim.data.defense, None, spc=2)
 
 
 @pytest.mark.parametrize(("name", "settings", "words"), [
@@ -87,6 +90,10 @@ def test_bad_arguments_are_named(victim, name):
     ("clp", {"u": -1}, "u must be above 0, got -1"),
     ("ft", {"lr": 0}, "lr must be above 0, got 0"),
     ("fine_pruning", {"steps": 0}, "steps must be above 0, got 0"),
+    ("fine_pruning", {"alpha": 10}, "alpha must lie in"),
+    ("fine_pruning", {"once": 2}, "once must lie in"),
+    ("ft", {"lr": "0.1"}, "lr must be above 0, got '0.1'"),
+    ("sau", {"steps": 2.5}, "steps must be a whole number, got 2.5"),
     ("ft_sam", {"rho": 0}, "rho must be above 0"),
     ("neural_cleanse", {"step": 3}, "Unknown search setting step"),
     ("sau", {"rounds": 3}, "Unknown sau setting rounds; known: steps"),
@@ -284,7 +291,7 @@ def test_clp_closes_exactly_what_stands_out_in_the_order_of_the_network(victim):
 
 def test_clp_passes_over_a_batch_norm_that_no_convolution_can_feed():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False),
-                          nn.Conv2d(4, 6, 1), nn.BatchNorm2d(4))
+                          nn.Conv2d(4, 6, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(6, 6), nn.BatchNorm1d(6))
     assert list(clp.lipschitz_bounds(model)) == ["2"]
 
 
@@ -407,6 +414,17 @@ def test_nad_takes_the_slower_rate_where_a_teacher_loses_too_much(victim):
     assert defend("nad", victim, **quick, lr=50.0, alpha=0.1).stopped == "all steps were made, from a rate of 0.01 on"
 
 
+def test_nad_takes_the_slower_rate_where_the_teacher_diverges(victim, monkeypatch):
+    def diverging(*arguments, lr, **settings):
+        if lr > 0.01:
+            raise InputError("fine-tuning diverged")
+        return fine_tune(*arguments, lr=lr, **settings)
+
+    monkeypatch.setattr(nad, "fine_tune", diverging)
+    assert defend("nad", victim, spc=10, teacher_steps=3, steps=3, alpha=1.1).stopped.endswith("from a rate of 0.01 on")
+    refuses("diverged", defend, "nad", victim, lr_later=0.02)
+
+
 def test_ft_sam_steps_rho_along_the_adaptive_gradient():
     weights = [torch.tensor([1.0, -2.0]).requires_grad_(), torch.tensor([0.5]).requires_grad_()]
     weights[0].grad, weights[1].grad = torch.tensor([3.0, 1.0]), torch.tensor([-4.0])
@@ -477,6 +495,15 @@ def test_rnp_unlearns_then_recovers(victim):
     assert mask.min() >= 0 and mask.max() <= 1 and (mask < 1).any()
     assert all(torch.equal(*pair) for pair in zip(weights, work.model.parameters(), strict=True))
     assert now(mask)[1] < after[1]
+
+
+def test_rnp_unlearns_with_two_classes_too(victim, monkeypatch):
+    goals, images = [], victim.data.defense.subset(victim.data.defense.labels < 2)
+    monkeypatch.setattr(rnp, "unlearn", lambda *arguments: goals.append(arguments[-1]))
+    DEFENSES["rnp"](build("preact_resnet", 2, width=4, blocks=(1,)), dataclasses.replace(images, classes=images.classes[:2]),
+                    spc=2, recover_steps=1, progress=False)
+    defend("rnp", victim, recover_steps=1)
+    assert goals == [0.75, 0.5], "halfway between chance and always right, or twice chance"
 
 
 def test_the_ascents_rate_falls_to_a_tenth():

@@ -9,12 +9,12 @@ from conftest import defend, interrupt_call, refuses
 from torch import nn
 
 import gradprune as gp
-from gradprune.datasets import ImageSet
+from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import Scan, exposure, unsteadiness
 from gradprune.defenses.consistency import CONSISTENCY, Consistent, settle, step_back
 from gradprune.defenses.repair import kept_on_trial
 from gradprune.models import build, evaluating, predict
-from gradprune.pruning import Pairs, unpaired
+from gradprune.pruning import Pairs, unpaired, validate
 from gradprune.search import FAMILIES, SEARCHABLE, Alternating, Change, Inverted, Part, draw, inflow, search_changes
 from gradprune.search.changes import every_wave
 
@@ -234,6 +234,13 @@ def test_ctrl_c_there_keeps_the_history(victim, monkeypatch):
     interrupt_call(monkeypatch, importlib.import_module("gradprune.defenses.consistency"), "settle", 1)
     result = defend("repair", victim)
     assert result.interrupted and len(result.rows("tune")) > 1
+
+
+def test_the_figures_shown_are_those_of_the_returned_model(victim):
+    """It steps back, and its statistics are renewed, after the last epoch."""
+    result, held = defend("repair", victim, steps=3, first=2, sturdy=1.0), draw_defense_images(victim.data.defense, 2).validation
+    shown = next(row for row in result.history if row.get("kept"))
+    assert shown["val_clean_loss"] == pytest.approx(validate(result.model, unpaired(held, "cpu")).clean_loss, rel=1e-4)
 
 
 # --- the roads ---

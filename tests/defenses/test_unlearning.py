@@ -57,7 +57,9 @@ def test_the_suspect_is_unlearned_until_it_needs_what_the_others_need(victim, fo
     after = victim.evaluate(result.model)
     assert result.stopped.endswith(told) and found[1] == list(range(len(norms))) and result.suspect == victim.target
     assert after.asr < 0.3 and after.acc > 0.9
-    assert sum(row["epoch"] == 0 for row in result.history) == (1 if ": 1;" in told else 3)
+    assert sum("kept" in row for row in result.history) == (1 if ": 1;" in told else 3)
+    assert [row["epoch"] for row in result.history] == sorted(row["epoch"] for row in result.history)
+    assert f" {result.history[-1]['val_clean_loss']:.3f}" in str(result).split("fine-tuned")[1], "the last round is shown"
 
 
 def test_what_a_round_unlearns_is_strengthened(victim, found, monkeypatch):

@@ -158,7 +158,7 @@ def loss_curves(history: Iterable[Row]) -> Picture:
     else:
         lines = {"": ("loss", style.TRAINING)}
         loss, accuracy, where, mark = "loss", "acc", "Training", style.TRAINING
-    epochs, end = [row["epoch"] for row in rows], next(row for row in rows if row.get("kept") or row is rows[-1])
+    epochs, end = [row["epoch"] for row in rows], next((row for row in reversed(rows) if row.get("kept")), rows[-1])
     with style.sheet(2.9, 1, 2) as (figure, panels):
         drawn = {name: ([row[key] for row in rows], line) for name, (key, line) in lines.items()}
         style.draw_lines(panels[0], epochs, drawn)
