@@ -1,12 +1,10 @@
 """Unlearn every easy way to a suspected class, round by round, with the trigger unknown.
 
-    loss = 2 KL_suspect(g(x) || f(T(x))) + 0.2 KL_others(g(x) || f(T(x))) + 3 KL(g(x) || f(x))
+    loss = KL(g(x) || f(T(x))) + 3 KL(g(x) || f(x))
 
 g is the given model, f the copy that learns, x views and mixes of the defender's few images, and T one of the triggers
-and changes that lead f to the class more easily than to the others, strengthened. KL_suspect compares the probabilities
-of the suspect and of all other classes together, KL_others how the rest is shared among these; with equal weights the
-two add up to KL. A new search decides whether another round follows. Source of the searches: Wang et al., 2019, "Neural
-Cleanse"; the rest is ours.
+and changes that lead f to the class more easily than to the others, strengthened. A new search decides whether another
+round follows. Source of the searches: Wang et al., 2019, "Neural Cleanse"; the rest is ours.
 """
 
 from typing import Any
@@ -18,7 +16,7 @@ from gradprune.defenses.common import Work
 from gradprune.defenses.scan import FASTER, KINDS, Scan
 from gradprune.models.inference import predict
 from gradprune.pruning import Augment, Distilled
-from gradprune.pruning.distilled import divergence, epochs_for, tune_on_views
+from gradprune.pruning.distilled import epochs_for, tune_on_views
 from gradprune.search import SEARCHABLE, Alternating, Change, Part, draw, inflow, search_changes
 
 Way = nn.Module | Change  # a trigger or another change of images: (N, C, H, W) -> the same
@@ -33,8 +31,6 @@ UNLEARNING: dict[str, Any] = {
     "suspect_lr": 2e-3,   # of SGD with momentum, half a cosine per round
     "suspect_steps": 224,  # optimiser steps per round
     "strength": 2.5,      # what is unlearned is up to so many times as strong as what was found
-    "barred": 2.0,        # weight of KL_suspect on changed images
-    "restored": 0.2,      # weight of KL_others: a strong change costs accuracy if it must not alter anything
 }
 
 
@@ -42,14 +38,13 @@ def unlearn_suspect(work: Work, scanned: Scan, settings: dict[str, Any], seed: i
     """Search for ways to the suspected class and unlearn all easy ones, round by round; returns how it ended.
 
     settings: as in `UNLEARNING`, and `batch_size`.
-    The copy learns to answer an image with one of them as the original model answers the clean image (see `Barred`).
+    The copy learns to answer an image with one of them as the original model answers the clean image (see `Distilled`).
     Ctrl-C ends the rounds and keeps what has been reached.
     """
     assert scanned.suspect is not None
     others, ways = work.train.clean[work.train.labels != scanned.suspect], list[nn.Module]()
     generator = torch.Generator().manual_seed(seed)
     epochs = epochs_for(len(work.train.labels), settings["suspect_steps"], settings["batch_size"])
-    loss = Barred(work.given, scanned.suspect, settings["barred"], settings["restored"])
     for turn in range(settings["rounds"]):
         easy = small_triggers(work.model, others, scanned, settings, seed + turn * settings["searches"], progress)
         easy += far_leading(work.model, others, scanned.suspect, settings, seed + turn)
@@ -58,7 +53,7 @@ def unlearn_suspect(work: Work, scanned: Scan, settings: dict[str, Any], seed: i
         ways += [Strengthened(way, settings["strength"], generator) for way in easy]
         augment = Augment(work.given, Alternating(ways), work.train)
         rows = tune_on_views(work.model, work.mask, augment.paired(work.train.clean, work.train.labels),
-                             work.validation, augment, loss, lr=settings["suspect_lr"], epochs=epochs,
+                             work.validation, augment, Distilled(work.given), lr=settings["suspect_lr"], epochs=epochs,
                              batch_size=settings["batch_size"], seed=seed + turn, progress=progress)
         work.history += [{**row, "epoch": row["epoch"] + turn * epochs} for row in rows]
         if "interrupted" in work.history[-1]:
@@ -102,30 +97,6 @@ def far_leading(model: nn.Module, others: Tensor, suspect: int, settings: dict[s
         if 2 * len(leading) >= len(found):
             far += leading
     return far
-
-
-class Barred(Distilled):
-    """The loss above, for `fine_tune`.
-
-    suspect: the class that no change may lead to.
-    barred, restored: weights of the two terms on changed images.
-    """
-
-    def __init__(self, given: nn.Module, suspect: int, barred: float, restored: float) -> None:
-        super().__init__(given)
-        self.suspect, self.barred, self.restored = suspect, barred, restored
-
-    def between(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        """The loss of logits (2N, classes), clean images first, against log-probabilities `wanted` (N, classes)."""
-        clean, changed = logits.log_softmax(1).split(len(wanted))
-        suspect = divergence(*map(self._suspect_or_not, (wanted, changed)))
-        others = divergence(wanted, changed) - suspect
-        return self.barred * suspect + self.restored * others + self.weight * divergence(wanted, clean)
-
-    def _suspect_or_not(self, answers: Tensor) -> Tensor:
-        """Log-probabilities (N, classes) -> (N, 2), of the suspect and of all others together."""
-        others = answers[:, torch.arange(answers.shape[1], device=answers.device) != self.suspect]
-        return torch.stack([answers[:, self.suspect], others.logsumexp(1)], dim=1)
 
 
 class Strengthened(nn.Module):

@@ -41,13 +41,9 @@ class Distilled:
 
     def between(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """The loss of logits (2N, classes), clean images first, against log-probabilities `wanted` (N, classes)."""
-        kept, unlearned = (divergence(wanted, now.log_softmax(1)) for now in logits.split(len(wanted)))
+        kept, unlearned = (F.kl_div(now.log_softmax(1), wanted, log_target=True, reduction="batchmean")
+                           for now in logits.split(len(wanted)))
         return unlearned + self.weight * kept
-
-
-def divergence(wanted: Tensor, now: Tensor) -> Tensor:
-    """KL(wanted || now), the mean over the rows of log-probabilities (N, classes); a scalar tensor, in nats."""
-    return F.kl_div(now, wanted, log_target=True, reduction="batchmean")
 
 
 def judge(given: nn.Module, validation: Pairs, augment: Augment, seed: int) -> Judge:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from gradprune.base.devices import halving
 from gradprune.models.inference import evaluating
-from gradprune.pruning.distilled import divergence
 
 Shape = Sequence[int]  # channels, height, width
 Content = Callable[[Tensor, Tensor], Tensor]  # images (N, C, H, W), numbers -> images, not yet clamped to [0, 1]
@@ -84,7 +83,7 @@ def search_changes(model: nn.Module, parts: Sequence[Part], changes: Sequence[Ch
 def _led(answers: Tensor, part: Part) -> Tensor:
     """How far the answers (log-probabilities) have come towards the part's goal, a scalar tensor."""
     if part.target is None:
-        return divergence(part.wanted, answers)
+        return F.kl_div(answers, part.wanted, log_target=True, reduction="batchmean")
     return answers[:, part.target].mean()
 
 

@@ -31,7 +31,6 @@ VICTIMS = "photo_resnet_badnets_11,photo_resnet_low_frequency_11,photo_resnet_bp
 SPC, SEED = 10, DEFENSE_SEEDS[0]
 RUNS = [*itertools.product((1.0, 2.5), (112, 224))]
 BACK = (0, 0.1, 0.2, 0.3, 0.5)
-WHOLE = {"barred": 1.0, "restored": 1.0}  # the divergence of all classes, as when these settings were chosen
 
 
 def measure(folder, kind, training):
@@ -41,8 +40,7 @@ def measure(folder, kind, training):
     scanned = scan(victim.model, victim.data.defense, spc=SPC, seed=SEED, progress=False, steps=DEFAULTS["scan_steps"])
     for strength, steps in RUNS if scanned.suspect == victim.target else ():
         work = Work(victim.model, victim.data.defense, None, SPC, SEED, hold_out=False, searches=True)
-        settings = {"rounds": 1, "strength": strength, "suspect_steps": steps, **WHOLE}
-        unlearn_suspect(work, scanned, DEFAULTS | settings, SEED, False)
+        unlearn_suspect(work, scanned, DEFAULTS | {"rounds": 1, "strength": strength, "suspect_steps": steps}, SEED, False)
         for back in BACK if (strength, steps) == RUNS[-1] else BACK[:1]:
             model = copy.deepcopy(work.model)
             step_back(model, work.given, back)
