@@ -70,15 +70,12 @@ def signal(model: nn.Module, found: Filters, pairs: Pairs) -> tuple[Tensor, Tens
     Also returns the model's outputs for the clean and the triggered images, float (N, classes). All on the CPU.
     """
     kept: dict[str, Tensor] = {}
-
-    def keep(name: str) -> torch.utils.hooks.RemovableHandle:
-        return model.get_submodule(name).register_forward_hook(lambda _, __, output: kept.update({name: output}))
-
     ends = [layer.ends[0] for layer in found.layers]
     moved, answers = torch.zeros(len(found)), []
     with ExitStack() as hooks, evaluating(model), torch.inference_mode():
         for name in ends:
-            hooks.enter_context(keep(name))
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(
+                lambda _, __, output, name=name: kept.update({name: output})))
         for clean, triggered in zip(pairs.clean.split(_FEW), pairs.triggered.split(_FEW), strict=True):
             answers.append(model(torch.cat([clean, triggered])).cpu().split(len(clean)))
             halves = [kept[name].split(len(clean)) for name in ends]
