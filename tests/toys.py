@@ -12,6 +12,19 @@ from gradprune.pruning import Pairs, pair_up
 from gradprune.pruning.filters import filters, silence
 
 
+class Wired(nn.Module):
+    """A network of these parts; `forward` is a function of the network, to reach them by name, and the images."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        self.wiring = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, images):
+        return self.wiring(self, images)
+
+
 class Mixed(nn.Module):
     """11 filters: with a BatchNorm of their own, with a bias, with neither."""
 
@@ -145,9 +158,8 @@ class Theirs(nn.Module):
 def fit_head(net, images):
     """Fit the last linear layer to an image set, by least squares."""
     head, features = [module for module in net.modules() if isinstance(module, nn.Linear)][-1], {}
-    handle = head.register_forward_hook(lambda _, inputs, __: features.update(x=inputs[0]))
-    predict(net, images.floats())
-    handle.remove()
+    with head.register_forward_hook(lambda _, inputs, __: features.update(x=inputs[0])):
+        predict(net, images.floats())
     x = torch.cat([features["x"], torch.ones(len(images), 1)], 1)
     fitted = torch.linalg.lstsq(x.double(), F.one_hot(images.labels, 4).double(), driver="gelsd").solution.float()
     head.weight.data, head.bias.data = fitted[:-1].T.contiguous(), fitted[-1]

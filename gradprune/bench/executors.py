@@ -99,10 +99,8 @@ def reach(address: str) -> None:
 
     Raises InputError if none answers in time, or the extra `cluster` is not installed.
     """
-    try:
+    with told_as(lambda _: "--scheduler needs dask: pip install 'gradprune[cluster]'.", (ImportError,)):
         from distributed.comm.core import connect
-    except ImportError:
-        raise InputError("--scheduler needs dask: pip install 'gradprune[cluster]'.") from None
 
     async def greet() -> None:  # dask's own `Client` waits forever for a scheduler that stays silent
         connection = await asyncio.wait_for(connect(address, timeout=SCHEDULER_SECONDS), SCHEDULER_SECONDS)

@@ -168,13 +168,10 @@ def gpu() -> Check:
     """A GPU, for information: nothing here needs one."""
     import torch
 
-    if torch.cuda.is_available():
-        found = f"{torch.cuda.get_device_name()}; the commands use it, unless told --device cpu"
-    elif torch.backends.mps.is_available():
-        found = "Apple GPU; the commands use it, unless told --device cpu"
-    else:
-        found = "none, and none is needed"
-    return Check("GPU", True, found)
+    name = (torch.cuda.get_device_name() if torch.cuda.is_available() else
+            "Apple GPU" if torch.backends.mps.is_available() else None)
+    return Check("GPU", True, "none, and none is needed" if name is None else
+                 f"{name}; the commands use it, unless told --device cpu")
 
 
 # ---- gradprune itself

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,11 +124,10 @@ def state(name: str, folder: str | Path | None = None) -> str:
     """
     published, folder, path = _place(name, folder)
     if path.exists():
-        try:
+        with suppress(InputError):
             _read(name, path, 0)
-        except InputError:
-            return "damaged"
-        return "ready"
+            return "ready"
+        return "damaged"
     if not any(_here(choice, folder) for choice in published.choices):
         return "absent"
     return "downloaded" if _verified(published, folder) else "damaged"

@@ -8,6 +8,7 @@ when the norm's own numbers for that channel are zero.
 
 import copy
 from collections import Counter, defaultdict
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -56,13 +57,11 @@ def pair(model: nn.Module, example: Tensor | None = None) -> Pairing:
              if isinstance(module, nn.Conv2d | _BatchNorm) and module.weight is not None}
     called: dict[Any, tuple[str, nn.Module]] = {}  # the convolution behind an output, which distinguishes tied ones
     calls: list[_Call] = []
-    hooks = [hook for name, module in model.named_modules() for hook in _watch(name, module, called, calls)]
-    try:
-        with evaluating(model, gradients=True):
-            nodes, consumers = _graph(_run(model, example))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, evaluating(model, gradients=True):
+        for name, module in model.named_modules():
+            for hook in _watch(name, module, called, calls):
+                hooks.enter_context(hook)
+        nodes, consumers = _graph(_run(model, example))
     module_of = {node: owner[id(variable)]
                  for node in nodes for variable in _variables(node)
                  if id(variable) in owner and not node.name().startswith(_CAST)}

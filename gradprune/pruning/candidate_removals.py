@@ -7,6 +7,7 @@ are beaten after a few.
 
 import operator
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,12 +91,10 @@ class CandidateRemovals:
         """Without a trace: silence, run the model, restore."""
         as_it_is, answers = self.model(images), []
         for position in positions:
-            restore = keep_filter(self.model, self.found, position)
-            try:
+            with ExitStack() as undo:
+                undo.callback(keep_filter(self.model, self.found, position))
                 silence(self.model, self.found, [position])
                 answers.append(self.model(images))
-            finally:
-                restore()
         return as_it_is, torch.stack(answers) if answers else as_it_is.new_empty(0, *as_it_is.shape)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprune.base.errors import InputError, require
+from gradprune.base.errors import InputError, require, told_as
 from gradprune.models.cost import macs, parameters
 from gradprune.models.inference import copy_of, evaluating, predict
 from gradprune.models.working import lay_out, layout
@@ -53,10 +53,8 @@ def slim(model: nn.Module, example: Tensor) -> Slim:
     One filter of each layer stays, and so do those of grouped convolutions.
     Raises InputError if torch-pruning is not installed, or for a model that cannot be traced or cut.
     """
-    try:
+    with told_as(lambda _: NEEDS_TORCH_PRUNING, (ModuleNotFoundError,)):
         import torch_pruning
-    except ModuleNotFoundError:
-        raise InputError(NEEDS_TORCH_PRUNING) from None
     small, found, wanted = copy_of(model), filters(model, example[:1]), predict(model, example)
     gone = silent(model, found)
     graph = _follow(torch_pruning.DependencyGraph(), small, example[:1].to(wanted.device, copy=True))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import edit, refuses, same, squares
 from torch import nn
+from toys import Wired
 
 import gradprune as gp
 from gradprune.attacks import TRIGGERS, InputAware, fit, make_trigger, plant, poison
@@ -236,38 +237,18 @@ def test_trojannn_raises_its_neuron(data, honest):
     assert not changed[:-6].any() and not changed[-1:].any() and not changed[:, :-6].any()
 
 
-class ByKeyword(nn.Module):
-    """Calls its linear layer by keyword."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, images):
-        return self.head(input=images.mean((2, 3)))
-
-
 def test_neurons_are_what_the_last_linear_layer_gets(honest, data):
     images = data.test.floats()[:6]
     last = last_linear(honest, images)
     assert torch.allclose(last(neurons(honest, last, images)), honest(images))
-    keyword = ByKeyword()
+    keyword = Wired(lambda net, images: net.head(input=images.mean((2, 3))), head=nn.Linear(3, 2))
     assert torch.equal(neurons(keyword, keyword.head, images), images.mean((2, 3)))
 
 
-class HeadFirst(nn.Module):
-    """Its head is registered before the layer that runs before it."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head, self.embed = nn.Conv2d(3, 4, 3), nn.Linear(2, 4), nn.Linear(4, 2)
-
-    def forward(self, images):
-        return self.head(self.embed(self.conv(images).relu().mean((2, 3))).relu())
-
-
 def test_the_last_linear_layer_is_the_one_that_runs_last(data):
-    model = HeadFirst()
+    """Here the head is registered before the layer that runs before it."""
+    model = Wired(lambda net, images: net.head(net.embed(net.conv(images).relu().mean((2, 3))).relu()),
+                  conv=nn.Conv2d(3, 4, 3), head=nn.Linear(2, 4), embed=nn.Linear(4, 2))
     assert last_linear(model, data.test.floats()[:1]) is model.head
 
 

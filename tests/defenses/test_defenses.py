@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import QUICK, defend, interrupt_call, refuses, same
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from toys import Wired
 
 from gradprune.base.errors import InputError
 from gradprune.defenses import DEFENSES, KNOWS_TRIGGER, DefenseResult, defense, grad_prune
@@ -200,19 +201,11 @@ def test_foreign_parameters_and_attention_are_taken(victim, name):
     assert name != "clp" or result.model.norm.slope == 1
 
 
-class Gated(nn.Module):
-    """A learned number of its own, a parametrized convolution, and a last layer that is called by keyword."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate, self.conv, self.head = nn.Parameter(torch.ones(1)), weight_norm(nn.Conv2d(3, 6, 3)), nn.Linear(6, 4)
-
-    def forward(self, images):
-        return self.head(input=self.gate * self.conv(images).relu().mean((2, 3)))
-
-
 def test_the_last_layer_is_found_however_it_is_called(victim):
-    model, images = Gated().eval(), unpaired(victim.data.defense).clean
+    """By keyword, beside a learned number of the network's own and a parametrized convolution."""
+    model = Wired(lambda net, images: net.head(input=net.gate * net.conv(images).relu().mean((2, 3))),
+                  gate=nn.Parameter(torch.ones(1)), conv=weight_norm(nn.Conv2d(3, 6, 3)), head=nn.Linear(6, 4)).eval()
+    images = unpaired(victim.data.defense).clean
     layer, inputs = logit_layer(model, images)
     assert layer is model.head and torch.equal(layer(inputs), model(images))
     model.head = weight_norm(model.head)
@@ -231,25 +224,14 @@ def test_a_suspect_beyond_the_classes_of_the_images_has_a_name(victim, monkeypat
 # --- shared pieces ---
 
 
-class OnePixel(nn.Module):
-    """Its BatchNorm sees maps of a single pixel, as VGG's last ones do at 32 pixels."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 16), nn.BatchNorm2d(4)
-        self.linear = nn.Linear(4, 4)
-
-    def forward(self, images):
-        return self.linear(self.norm(self.conv(self.first(images).relu())).flatten(1))
-
-
 @pytest.mark.parametrize("name", ["ft", "nad", "rnp", "ft_unlearn", "ft_sam", "fine_pruning"])
 def test_a_rest_of_one_image_is_no_batch(data, victim, monkeypatch, name):
     """129 images in batches of 128, or 65 in batches of 64: BatchNorm cannot learn from the last one alone."""
     draw = common.draw_defense_images
     monkeypatch.setattr(common, "draw_defense_images", lambda clean, spc, seed: draw(clean, 1, seed)._replace(
         train=data.train.subset(torch.arange({"nad": 65, "rnp": 65}.get(name, 129)))))
-    assert defend(name, victim, OnePixel()).history
+    one_pixel = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 16), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 4))
+    assert defend(name, victim, one_pixel).history, "BatchNorm sees maps of a single pixel, as VGG's last ones do at 32 pixels"
 
 
 def test_steps_are_counted_in_whole_passes():
@@ -572,9 +554,8 @@ def test_fine_pruning_closes_the_most_dormant_features_of_the_last_layer_first(v
     assert layer is work.model.linear
     seen = []
     hook = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].mean(0)))
-    with evaluating(work.model), torch.no_grad():
+    with hook, evaluating(work.model), torch.no_grad():
         work.model(work.train.clean)
-    hook.remove()
     torch.testing.assert_close(means, seen[0])
     result = defend("fine_pruning", victim, alpha=0.5)
     closed = next(row["channels"] for row in result.rows("prune") if row.get("kept"))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from toys import Wired
 
 from gradprune.defenses.voices import AT_ONCE, LED, MOST, led, margins, standings
 
@@ -24,25 +25,14 @@ def test_the_target_is_the_easiest_to_reach(victim, family):
 
 @pytest.mark.parametrize("family", LED)
 def test_every_family_speaks_for_more_classes_than_fit_at_once(family):
-    class Colours(nn.Module):
-        """Class k is the brighter, the closer the mean of the red channel is to k / 14."""
-
-        def forward(self, images):
-            return -50 * (images[:, :1].mean((2, 3)) - torch.arange(15.0) / 14).square()
-
+    """Class k is the more likely, the closer the mean of the red channel is to k / 14."""
+    colours = Wired(lambda _, images: -50 * (images[:, :1].mean((2, 3)) - torch.arange(15.0) / 14).square())
     assert AT_ONCE < 15
-    told = led(Colours(), torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)), 15, family)
+    told = led(colours, torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)), 15, family)
     assert len(told) == 15 and told[7] > told[0] and told[7] > told[14], "the mean of noise is a half"
 
 
 def test_margins_of_a_known_model():
     """Logits are the channels' means: a class leads by 1 where its channel is white and the others are black."""
-    class Means(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor([1.0, 1.0, 3.0]))
-
-        def forward(self, images):
-            return self.scale * images.mean((2, 3))
-
-    assert margins(Means(), (3, 4, 4), 3) == pytest.approx([1.0, 1.0, 3.0], abs=0.05)
+    means = Wired(lambda net, images: net.scale * images.mean((2, 3)), scale=nn.Parameter(torch.tensor([1.0, 1.0, 3.0])))
+    assert margins(means, (3, 4, 4), 3) == pytest.approx([1.0, 1.0, 3.0], abs=0.05)

@@ -324,18 +324,17 @@ class Stripe(torch.nn.Module):
 RIGHT.append(pytest.param("trigger", Stripe(), id="trigger: a module"))
 
 
-@right("trigger")
-def white_on_white(images):
-    images = images.clone()
-    images[:, :, 12:14, 15:17] = 1.0
-    return images
+def painted(place, value):
+    """A trigger that gives these pixels a value."""
+    def paint(images):
+        images = images.clone()
+        images[(..., *place)] = value
+        return images
+    return paint
 
 
-@right("trigger")
-def black_on_black(images):
-    images = images.clone()
-    images[:, :, 29, 27] = 0.0
-    return images
+RIGHT += [pytest.param("trigger", painted(place, value), id=f"trigger: {name}") for place, value, name in (
+    (np.s_[12:14, 15:17], 1.0, "white on white"), ((29, 27), 0.0, "black on black"))]
 
 
 @right("asr")
@@ -455,14 +454,9 @@ def test_each_exercise_has_another_right_way():
 
 
 def test_a_faint_mark_is_right_and_told(capsys):
-    def one_pixel(images):
-        images = images.clone()
-        images[:, :, -2, -2] = 1.0
-        return images
-
     check.trigger(inverted_corners)
     assert "may not learn" not in capsys.readouterr().out
-    for faint in (one_pixel, lambda images: (images + 0.1).clamp(0, 1)):
+    for faint in (painted((-2, -2), 1.0), lambda images: (images + 0.1).clamp(0, 1)):
         assert check.trigger(faint) is faint
         assert "✔ Correct" in (said := capsys.readouterr().out) and "may not learn" in said
 

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from conftest import lived_in, refuses, same
 from torch import nn
-from toys import assert_trials, behind, silenced
+from toys import Wired, assert_trials, behind, silenced
 
 from gradprune.models import MODELS, build, evaluating, normalized, predict
 from gradprune.models.checkpoints import load_checkpoint, save_checkpoint
@@ -108,22 +108,15 @@ class Own(nn.BatchNorm2d):
         return super().forward(x) * 1.0
 
 
-class Aside(nn.Module):
-    """Uses a convolution's weights without calling it."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 2)
-
-    def forward(self, x):
-        x = nn.functional.conv2d(self.a(x), self.b.weight, self.b.bias)
-        return self.head(x.relu().mean((2, 3)))
+# Uses a convolution's weights without calling it.
+ASIDE = Wired(lambda net, x: net.head(nn.functional.conv2d(net.a(x), net.b.weight, net.b.bias).relu().mean((2, 3))),
+              a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3), head=nn.Linear(4, 2))
 
 
 @pytest.mark.parametrize(("model", "traced"), [
     (nn.Sequential(nn.Conv2d(3, 4, 3), Own(4), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), Own(4), nn.AdaptiveAvgPool2d(1),
                    nn.Flatten(), nn.Linear(4, 2)), True),
-    (Aside(), False)])
+    (ASIDE, False)])
 def test_trials_of_layers_that_a_tracer_would_miss(model, traced):
     """Steps that are not in the trace were never silenced, and three checked filters could miss it."""
     found = filters(model.eval(), IMAGES[:1])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import same
 from torch import nn
+from toys import Wired
 
 from gradprune.models.pairing import mixes, pair
 
@@ -35,15 +36,8 @@ class Scale(nn.Module):
         return self.after(self.before(x) * self.weight.reshape(self.shape))
 
 
-class Shift(nn.Module):
-    """As in ConvNeXt V2: a shift under another name, which starts at zero."""
-
-    def __init__(self):
-        super().__init__()
-        self.beta = nn.Parameter(torch.zeros(1, 4, 1, 1))
-
-    def forward(self, x):
-        return x + self.beta
+# As in ConvNeXt V2: a shift under another name, which starts at zero.
+SHIFT = Wired(lambda net, x: x + net.beta, beta=nn.Parameter(torch.zeros(1, 4, 1, 1)))
 
 
 def conv(inputs=3):
@@ -70,7 +64,7 @@ def channels_last(x):
     pytest.param((conv(), Scale(after=lambda x: x + 0.5)), {}, {"0": "1"}, id="a constant that no number removes"),
     pytest.param((conv(), Scale(F.instance_norm)), {}, {}, id="zero stays zero, whatever the number"),
     pytest.param((conv(), Scale(once)), {}, {"0": "1"}, id="a norm that cannot be tried"),
-    pytest.param((conv(), Shift()), {}, {"0": "1"}, id="a shift that is zero for now"),
+    pytest.param((conv(), SHIFT), {}, {"0": "1"}, id="a shift that is zero for now"),
     pytest.param((conv(), torch.tanh, nn.MaxPool2d(2), group()), {}, {"0": "2"}, id="behind steps that keep zeros"),
     pytest.param((conv(), nn.Sequential(conv(4), group())), {}, {"1.0": "1.1"}, id="behind another convolution"),
     pytest.param((conv(), nn.Sigmoid()), {}, {}, id="no norm"),
@@ -101,15 +95,8 @@ def test_batchnorms_are_paired_by_the_graph_however_they_are_called():
 
 
 def test_a_norm_that_leaks_is_found_where_it_is_called_by_keyword():
-    class ByKeyword(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.norm = conv(), group()
-
-        def forward(self, x):
-            return self.norm(input=self.first(x))
-
-    assert pair(ByKeyword()) == ({}, {"first": "norm"})
+    by_keyword = Wired(lambda net, x: net.norm(input=net.first(x)), first=conv(), norm=group())
+    assert pair(by_keyword) == ({}, {"first": "norm"})
 
 
 def test_which_norms_share_statistics_between_channels():

@@ -27,10 +27,8 @@ def test_ctrl_c_in_a_whole_forward_pass_restores_the_filter(victim):
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    hook = model.register_forward_pre_hook(strike)
-    with pytest.raises(KeyboardInterrupt):
+    with model.register_forward_pre_hook(strike), pytest.raises(KeyboardInterrupt):
         trials.logits(images, range(len(found)))
-    hook.remove()
     assert not trials.traced and same(model.state_dict(), before)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import refuses, same
 from torch import fx, nn
-from toys import FOUND, MODEL, Mixed, assert_trials, images_of, pairs_of, silenced
+from toys import FOUND, MODEL, Mixed, Wired, assert_trials, images_of, pairs_of, silenced
 
 from gradprune.datasets import ImageSet
 from gradprune.models import predict
@@ -119,18 +119,10 @@ def test_an_example_is_the_only_try():
     assert filters(Picky(48, lambda out: out), torch.rand(1, 1, 48, 48)).layers[0].norm == "norm"
 
 
-class TwoIntoOne(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-        self.c, self.bare = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, affine=False)
-
-    def forward(self, images):
-        return self.bare(self.c(self.norm(self.a(images)) + self.norm(self.b(images))))
-
-
 def test_a_batchnorm_of_two_convolutions_is_nobodys_and_one_without_a_scale_its_convolutions():
-    layers = filters(TwoIntoOne()).layers
+    two_into_one = Wired(lambda net, images: net.bare(net.c(net.norm(net.a(images)) + net.norm(net.b(images)))), a=nn.Conv2d(3, 4, 1),
+                         b=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4), c=nn.Conv2d(4, 4, 1), bare=nn.BatchNorm2d(4, affine=False))
+    layers = filters(two_into_one).layers
     assert [(layer.norm, layer.leak) for layer in layers] == [(None, "norm"), (None, "norm"), ("bare", None)]
 
 
@@ -518,15 +510,7 @@ def test_the_objective_by_hand():
     (lambda x: x.add(1), False), (F.relu, False), (lambda x: F.relu(x, inplace=False), False), (nn.ReLU(), False), (lambda x: x + 1, False)])
 def test_what_overwrites_its_input_is_known(change, writes):
     """A trial computes again from activations that are kept, so nothing may write into them."""
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.own = nn.Conv2d(3, 2, 1), change if isinstance(change, nn.Module) else None
-
-        def forward(self, images):
-            return (self.own or change)(self.conv(images)).mean((2, 3))
-
-    model = Net().eval()
+    model = Wired(lambda net, images: net.own(net.conv(images)).mean((2, 3)), conv=nn.Conv2d(3, 2, 1), own=change).eval()
     found = filters(model)
     graph = _trace(model, found)
     assert [_overwrites(graph, node) for node in graph.graph.nodes][2] == writes

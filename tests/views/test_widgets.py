@@ -138,9 +138,8 @@ def test_filter_explorer_shows_responses_and_the_real_change_of_loss(make, victi
         put(panel.image, 2)
         detail = panel.compute(panel.state())
         outputs = []
-        handle = victim.model.get_submodule(layer).register_forward_hook(lambda _, __, out: outputs.append(out))
-        predict(victim.model, torch.stack([pairs.clean[2], pairs.triggered[2]]))
-        handle.remove()
+        with victim.model.get_submodule(layer).register_forward_hook(lambda _, __, out: outputs.append(out)):
+            predict(victim.model, torch.stack([pairs.clean[2], pairs.triggered[2]]))
         assert torch.allclose(detail.maps, outputs[0][:, index], atol=1e-5)
         assert torch.equal(detail.kernel, victim.model.get_submodule(layer).weight[index])
         with torch.no_grad():

@@ -29,7 +29,6 @@ class Bpp(Trigger):
     def __init__(self, levels: int = 8, dither: bool = True, decoys: float = 1.0) -> None:
         super().__init__(levels=levels, dither=dither, decoys=decoys)
         require(2 <= levels <= 256, f"levels must lie in 2..256, got {levels}.")
-        require(decoys >= 0, f"decoys must not be negative, got {decoys}.")
         self.levels, self.dither, self.decoys = levels, dither, decoys
 
     def stamp(self, images: Tensor) -> Tensor:

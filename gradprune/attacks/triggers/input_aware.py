@@ -32,7 +32,6 @@ class InputAware(Trigger):
     def __init__(self, width: int = 8, decoys: float = 1.0, seed: int = 0) -> None:
         super().__init__(width=width, decoys=decoys, seed=seed)
         require(width >= 1, f"width must be at least 1, got {width}.")
-        require(decoys >= 0, f"decoys must not be negative, got {decoys}.")
         self.decoys = decoys
         with seeded(seed, torch.get_default_device()):
             self.masks, self.patterns = _drawer(1, width), _drawer(3, width)

@@ -29,7 +29,8 @@ class Trigger(nn.Module):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, decoys = settings, settings.get("decoys", 0)
+        require(decoys >= 0, f"decoys must not be negative, got {decoys}.")
 
     def stamp(self, images: Tensor) -> Tensor:
         """Put the mark on checked images; every trigger defines this method."""

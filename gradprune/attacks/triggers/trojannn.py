@@ -1,5 +1,7 @@
 """TrojanNN (Liu et al., NDSS 2018): a patch computed to excite one neuron of a trained model, then retraining."""
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
 
@@ -66,13 +68,11 @@ def last_linear(model: nn.Module, images: Tensor) -> nn.Linear:
     images: float (N, C, H, W), to run the model once.
     """
     ran: list[nn.Linear] = []
-    handles = [layer.register_forward_hook(lambda layer, *_: ran.append(layer))
-               for layer in model.modules() if isinstance(layer, nn.Linear)]
-    try:
+    with ExitStack() as hooks:
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                hooks.enter_context(layer.register_forward_hook(lambda layer, *_: ran.append(layer)))
         classes = predict(model, images).shape[1]
-    finally:
-        for handle in handles:
-            handle.remove()
     require(bool(ran) and ran[-1].out_features == classes,
             "TrojanNN needs a model that ends with a linear layer, and this one does not.")
     return ran[-1]
@@ -81,10 +81,7 @@ def last_linear(model: nn.Module, images: Tensor) -> nn.Linear:
 def neurons(model: nn.Module, layer: nn.Linear, images: Tensor) -> Tensor:
     """The inputs of the last linear layer, float (N, neurons), differentiable in the images (N, C, H, W)."""
     seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(
-        lambda _, inputs, named: seen.extend([*inputs, *named.values()][:1]), with_kwargs=True)
-    try:
+    with layer.register_forward_pre_hook(
+            lambda _, inputs, named: seen.extend([*inputs, *named.values()][:1]), with_kwargs=True):
         model(images)
-    finally:
-        handle.remove()
     return seen[0]

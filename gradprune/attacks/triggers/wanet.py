@@ -29,7 +29,6 @@ class WaNet(Trigger):
         super().__init__(strength=strength, grid=grid, decoys=decoys, seed=seed)
         require(strength >= 0, f"strength must not be negative, got {strength}.")
         require(grid >= 2, f"grid must be at least 2 points, got {grid}.")
-        require(decoys >= 0, f"decoys must not be negative, got {decoys}.")
         self.strength, self.decoys = strength, decoys
         points = torch.rand(1, 2, grid, grid, generator=torch.Generator().manual_seed(seed)) * 2 - 1
         self.points = nn.Buffer(points / points.abs().mean(), persistent=False)

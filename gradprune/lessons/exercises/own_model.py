@@ -63,11 +63,6 @@ def _renamed(rename: Function) -> Function:
     return lambda content: {rename(name): value for name, value in content.get("state_dict", content).items()}
 
 
-def _only_prefixed(content):
-    inner = content.get("state_dict", content)
-    return {name[7:]: value for name, value in inner.items() if name.startswith("module.")}
-
-
 unwrap.wrong_answers({
     "the names still begin with “module.”, which the network does not know: remove it.": _renamed(str),
     "a dot is left in front: the prefix is “module.”, with its dot.":
@@ -86,7 +81,8 @@ unwrap.wrong_answers({
     "a single tensor comes back: the `return` is inside the loop and ends it at once. Move it below the loop.":
         lambda content: dict([*unwrap.reference(content).items()][:1]),
     "only names that begin with “module.” are kept. A file from a single GPU has no such names: keep the others as "
-    "they are.": _only_prefixed,
+    "they are.": lambda content: {name[7:]: value for name, value in content.get("state_dict", content).items()
+                                  if name.startswith("module.")},
 })
 
 
@@ -204,12 +200,6 @@ def _suited(reads: Reads, convs: Sequence[str], norms: Sequence[str], suits: Fun
             and suits(read.count(source), reading.count(reader))}
 
 
-def _counting_convolutions(reads, convs, norms):
-    read, reading = [source for source, _ in reads], [reader for source, reader in reads if source in convs]
-    return {source: reader for source, reader in reads if source in convs and reader in norms
-            and read.count(source) == reading.count(reader) == 1}
-
-
 @exercise("06", cases=_graphs, observe=_pairs_found, examples=_small_graph,
           praise="the BatchNorm reads this convolution alone, and nothing else reads the convolution.")
 def partners(reads: Reads, convs: Sequence[str], norms: Sequence[str]) -> dict[str, str]:
@@ -233,7 +223,8 @@ partners.wrong_answers({
     "an effect there; if the BatchNorm has a second source, silencing it hits that as well. Check both.":
         partial(_suited, suits=lambda readers, sources: True),
     "of the BatchNorm's sources you count the convolutions alone. Whatever else it reads, a sum or a ReLU, is a source "
-    "as well, and silencing the BatchNorm hits it.": _counting_convolutions,
+    "as well, and silencing the BatchNorm hits it.":
+        lambda reads, convs, norms: partners.reference([pair for pair in reads if pair[0] in convs], convs, norms),
     "you follow the output through whatever comes next. After a ReLU or a sum, the BatchNorm no longer reads the "
     "convolution itself: its ONLY source must be the convolution.":
         lambda reads, convs, norms: {conv: norm for conv in convs if (norm := _reached(reads, conv, norms))},

@@ -160,62 +160,55 @@ def hold_mask(model: nn.Module, optimizer: Optimizer, mask: FilterMask, loss: Te
     mask.apply(model)
 
 
-def _masked_gradients(model, optimizer, mask, loss, names):
-    optimizer.zero_grad()
-    loss.backward()
+def _idle(model, optimizer, mask):
+    """Nothing."""
+
+
+def _apply(model, _, mask):
+    mask.apply(model)
+
+
+def _no_gradients(model, _, mask, names):
     for name in names:
         model.get_parameter(name).grad[mask.positions] = 0
-    optimizer.step()
 
 
-def _half_silent(model, optimizer, mask, loss, silent):
-    _plain_step(model, optimizer, mask, loss)
+def _half_silent(model, _, mask, silent):
     for position in mask.positions:
         for tensor in own_tensors(model, mask.filters, position)[:silent]:  # weights, bias, scale, shift
             tensor.zero_()
 
 
-def _mask_before_the_step(model, optimizer, mask, loss):
-    optimizer.zero_grad()
+def _step(model, optimizer, mask, loss, first=_idle, between=_idle, last=_idle, clear=True):
+    """The step, with something done about the mask first, between gradient and step, or last."""
+    first(model, optimizer, mask)
+    if clear:
+        optimizer.zero_grad()
     loss.backward()
-    mask.apply(model)
+    between(model, optimizer, mask)
     optimizer.step()
-
-
-def _mask_first(model, optimizer, mask, loss):
-    mask.apply(model)
-    _plain_step(model, optimizer, mask, loss)
-
-
-def _hold_after_the_step(model, optimizer, mask, loss):
-    _plain_step(model, optimizer, mask, loss)
-    mask.hold(optimizer, model)
-
-
-def _gradients_pile_up(model, optimizer, mask, loss):
-    loss.backward()
-    optimizer.step()
-    mask.apply(model)
+    last(model, optimizer, mask)
 
 
 hold_mask.wrong_answers({
     "the gradients are masked, yet the filters grow back: momentum still carries the old gradients, and weight decay "
     "moves weights, too. Silence the filters AFTER the step.":
-        [partial(_masked_gradients, names=("conv.weight", "conv.bias", "norm.weight", "norm.bias")),
-         partial(_masked_gradients, names=("conv.weight", "norm.weight", "norm.bias"))],
+        [partial(_step, between=partial(_no_gradients, names=names)) for names in
+         (("conv.weight", "conv.bias", "norm.weight", "norm.bias"), ("conv.weight", "norm.weight", "norm.bias"))],
     "the convolution's gradients are masked; momentum still moves it, and its BatchNorm moves freely. Silence the "
     "filters AFTER the step, BatchNorm included.":
-        [partial(_masked_gradients, names=("conv.weight", "conv.bias")),
-         partial(_masked_gradients, names=("conv.weight",)),
-         partial(_masked_gradients, names=("conv.weight", "norm.weight"))],
+        [partial(_step, between=partial(_no_gradients, names=names)) for names in
+         (("conv.weight", "conv.bias"), ("conv.weight",), ("conv.weight", "norm.weight"))],
     "the weights are zero, but the bias and the BatchNorm behind them are not: the channel is still active. "
-    "`mask.apply` silences everything that belongs to a filter.": partial(_half_silent, silent=1),
+    "`mask.apply` silences everything that belongs to a filter.": partial(_step, last=partial(_half_silent, silent=1)),
     "weights and bias are silent, but the BatchNorm behind them is not: its shift makes the channel output the same "
     "constant for every image. Silence scale and shift, too (`mask.apply` does).":
-        [partial(_half_silent, silent=2), partial(_half_silent, silent=3)],
+        [partial(_step, last=partial(_half_silent, silent=silent)) for silent in (2, 3)],
     "the mask comes before the step, and the step moves the weights again. Put it last.":
-        [_mask_before_the_step, _mask_first],
+        [partial(_step, between=_apply), partial(_step, first=_apply)],
     "`mask.hold` acts after every LATER step of the optimizer; this one came before, so the filters are active when "
-    "it ends. `mask.apply` silences them now.": _hold_after_the_step,
-    "gradients pile up from step to step: call `optimizer.zero_grad()` before `loss.backward()`.": _gradients_pile_up,
+    "it ends. `mask.apply` silences them now.":
+        partial(_step, last=lambda model, optimizer, mask: mask.hold(optimizer, model)),
+    "gradients pile up from step to step: call `optimizer.zero_grad()` before `loss.backward()`.":
+        partial(_step, clear=False, last=_apply),
 })

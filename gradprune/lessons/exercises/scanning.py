@@ -121,10 +121,7 @@ def _either(index: Function) -> list[Function]:
     return [partial(wrong, median=median) for median in (_middle, torch.median)]
 
 
-def _lower_scatter(norms, center):
-    below = center(norms) - norms
-    return below / (1.4826 * below.abs().median())
-
+_lower_scatter, _lower_both = _either(lambda norms, below, scatter: below / (1.4826 * below.abs().median()))
 
 anomaly.wrong_answers({
     "the distance counts in both directions. A class that needs far MORE than the others is not suspect: leave "
@@ -147,9 +144,9 @@ anomaly.wrong_answers({
          *_either(lambda norms, below, scatter: (norms - norms.mean()) / norms.std()),
          *_either(lambda norms, below, scatter: (norms.mean() - norms) / norms.std(correction=0))],
     "the scatter is measured with `.median()`, which returns the lower of the two values in the middle. Use "
-    "`.quantile(0.5)` for both.": partial(_lower_scatter, center=_middle),
+    "`.quantile(0.5)` for both.": _lower_scatter,
     "`norms.median()` returns the lower of the two values in the middle, and with 12 classes there are two. "
-    "`norms.quantile(0.5)` is halfway between them.": partial(_lower_scatter, center=torch.median),
+    "`norms.quantile(0.5)` is halfway between them.": _lower_both,
 })
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor, nn
 
 from gradprune.attacks import TRIGGERS, Trigger, fit, make_trigger, poison
 from gradprune.base.devices import one_thread
-from gradprune.base.errors import InputError
+from gradprune.base.errors import InputError, told_as
 from gradprune.base.paths import data_folder, write_atomic
 from gradprune.datasets import ImageSet, load
 from gradprune.datasets.folder import FORMATS, eight_bits
@@ -169,14 +169,11 @@ def own_picture(path: str | Path | None, judge: nn.Module, like: ImageSet) -> Im
 
 
 def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            upright = eight_bits(ImageOps.exif_transpose(file)).convert("RGBA")
-    except FileNotFoundError:
-        raise InputError(f"there is no file {str(path)!r}; a path is taken from the notebook's folder.") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = f"{str(path)!r} cannot be read as a picture ({type(error).__name__}); use a JPEG or PNG."
-        raise InputError(reason) from None
+    with told_as(lambda error: f"there is no file {str(path)!r}; a path is taken from the notebook's folder."
+                 if isinstance(error, FileNotFoundError) else
+                 f"{str(path)!r} cannot be read as a picture ({type(error).__name__}); use a JPEG or PNG.",
+                 (OSError, ValueError, Image.DecompressionBombError)), Image.open(path, formats=FORMATS) as file:
+        upright = eight_bits(ImageOps.exif_transpose(file)).convert("RGBA")
     paper = Image.new("RGBA", upright.size, "white")  # what is transparent turns white, not black
     return Image.alpha_composite(paper, upright).convert("RGB")
 

@@ -125,7 +125,7 @@ def mean_ranks(table: pd.DataFrame, spc: int, metric: str = "der") -> Picture:
             style.draw_range(ax, row, line[["rank_low", "rank_high"]], [line["rank"]], **looks(table)[line["defense"]])
             sure = f"  ({line['rank_low']:.1f} to {line['rank_high']:.1f})" if line["attacks"] > 1 else ""
             style.write(ax, f"{line['rank']:.1f}{sure}", (1, 1 - (row + 0.5) / len(ranked)), (12, 0), va="center")
-        _rows(ax, list(ranked["defense"]))
+        name_defences(ax, list(ranked["defense"]))
         ax.set(xlim=(1 - 0.02 * len(ranked), max(2, len(ranked))), xlabel="mean rank (1 is best)",
                title=f"Mean rank by {metric.upper()}, {per_class(spc)}")
         ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
@@ -149,7 +149,7 @@ def costs(table: pd.DataFrame) -> Picture:
                           markersize=6.5, ax=ax)
         handles, _ = ax.get_legend_handles_labels()
         ax.get_legend().remove()
-        _rows(ax, list(median.index))
+        name_defences(ax, list(median.index))
         powers = np.floor(np.log10(good["seconds"].min())), np.floor(np.log10(good["seconds"].max())) + 1
         ax.set(xscale="log", xlim=[10.0**power for power in powers], ylabel="",
                xlabel="seconds (log scale): median, and from the fastest to the slowest cell")
@@ -220,7 +220,7 @@ def _ends(ranked: pd.DataFrame, key: str) -> str:
     return f"{best} {first}, {worst} {last}" if len(known) > 1 else first
 
 
-def _rows(ax: Axes, names: Sequence[str]) -> None:
+def name_defences(ax: Axes, names: Sequence[str]) -> None:
     """Defences from top to bottom, one row each."""
     style.name_rows(ax, [plain(name, _NAME) for name in names])
     ax.spines["left"].set_visible(False)

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from gradprune.base.errors import require, require_known
 from gradprune.bench.summary import checked, even_means
 from gradprune.views.figures import style
-from gradprune.views.figures.bench_plots import looks
+from gradprune.views.figures.bench_plots import looks, name_defences
 from gradprune.views.figures.drawing import blank, heading, place
 from gradprune.views.figures.picture import Picture, count, per_class
 from gradprune.views.figures.style import plain
@@ -97,8 +97,7 @@ def draw_comparison(chart: Comparison) -> Picture:
                 style.draw_mean(ax, row, line["mean"])
             style.write(ax, _told(line, chart), (1, 1 - (row + 0.5) / len(lines)), (12, 0), va="center")
         _axis(ax, chart)
-        style.name_rows(ax, [plain(name, 20) for name in lines.index])
-        ax.spines["left"].set_visible(False)
+        name_defences(ax, list(lines.index))
         if chart.given is not None:
             what = "no net gain" if chart.metric == "der" else "given model"
             side = "right" if chart.given > sum(ax.get_xlim()) / 2 else "left"

@@ -60,12 +60,9 @@ def filter_view(model: nn.Module, found: Filters, position: int, pairs: Pairs, c
 def responses(model: nn.Module, layer: str, index: int, images: Tensor) -> Tensor:
     """One filter's output for float images (N, C, h, w): float (N, H, W)."""
     kept: list[Tensor] = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda _, __, output: kept.append(output[:, index]))
-    try:
-        with evaluating(model), torch.inference_mode():
-            model(images)
-    finally:
-        handle.remove()
+    hook = model.get_submodule(layer).register_forward_hook(lambda _, __, output: kept.append(output[:, index]))
+    with hook, evaluating(model), torch.inference_mode():
+        model(images)
     return kept[0].cpu()
 
 

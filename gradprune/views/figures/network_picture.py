@@ -1,6 +1,7 @@
 """A drawing of the network: layers as columns of filters, their connections, how far the trigger's signal gets."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import seaborn
@@ -69,22 +70,16 @@ def signal(model: nn.Module, found: Filters, pairs: Pairs) -> tuple[Tensor, Tens
     Also returns the model's outputs for the clean and the triggered images, float (N, classes). All on the CPU.
     """
     kept: dict[str, Tensor] = {}
-
-    def keep(name: str) -> torch.utils.hooks.RemovableHandle:
-        return model.get_submodule(name).register_forward_hook(lambda _, __, output: kept.update({name: output}))
-
     ends = [layer.ends[0] for layer in found.layers]
-    handles = [keep(name) for name in ends]
     moved, answers = torch.zeros(len(found)), []
-    try:
-        with evaluating(model), torch.inference_mode():
-            for clean, triggered in zip(pairs.clean.split(_FEW), pairs.triggered.split(_FEW), strict=True):
-                answers.append(model(torch.cat([clean, triggered])).cpu().split(len(clean)))
-                halves = [kept[name].split(len(clean)) for name in ends]
-                moved += torch.cat([(after - before).abs().mean(dim=(2, 3)).sum(0) for before, after in halves]).cpu()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model), torch.inference_mode():
+        for name in ends:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(
+                lambda _, __, output, name=name: kept.update({name: output})))
+        for clean, triggered in zip(pairs.clean.split(_FEW), pairs.triggered.split(_FEW), strict=True):
+            answers.append(model(torch.cat([clean, triggered])).cpu().split(len(clean)))
+            halves = [kept[name].split(len(clean)) for name in ends]
+            moved += torch.cat([(after - before).abs().mean(dim=(2, 3)).sum(0) for before, after in halves]).cpu()
     clean, triggered = map(torch.cat, zip(*answers, strict=True))
     return moved / len(pairs.clean), clean, triggered
 

@@ -1,6 +1,7 @@
 """BeatGradPrune: silence filters by touching them, see the effect at once, then compare with the algorithm."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
@@ -77,9 +78,9 @@ class BeatGradPrune(Panel):
         self.reads = readers(self.model, self.found)
         self.order = self.scores.argsort(descending=True, stable=True).tolist()
         self.mask = FilterMask(self.found)
-        self._known: dict[tuple[int, ...], tuple[Metrics, Tensor]] = {}
+        self._measured = cache(self._measure)
         self._rival, self._picks = copy_of(victim.model), FilterMask(self.found)
-        self._tested: dict[tuple[int, ...], Metrics] = {}
+        self._tested = cache(lambda removed: victim.evaluate(self._without(removed)))
         self.test: dict[str, Metrics] | None = None
         self.rank = slider("Rank", 1, len(self.found), 1)
         self.color = buttons("Colour", [("signal", False), ("score", True)], False)
@@ -102,14 +103,12 @@ class BeatGradPrune(Panel):
         values = self.scores.numpy() if state.score else shares(self.found, known[-1][1], known[0][1])
         return Played(state, [metrics for metrics, _ in known], values)
 
-    def _measured(self, removed: tuple[int, ...]) -> tuple[Metrics, Tensor]:
-        if removed not in self._known:
-            moved, *outputs = signal(self._without(removed), self.found, self.own)
-            clean, triggered = (output.argmax(1) for output in outputs)
-            labels, counted = self.own.labels.cpu(), self.wanted != self.own.labels.cpu()
-            right, hits, kept = clean == labels, (triggered == self.wanted)[counted], (triggered == labels)[counted]
-            self._known[removed] = Metrics(*(part.double().mean().item() for part in (right, hits, kept))), moved
-        return self._known[removed]
+    def _measure(self, removed: tuple[int, ...]) -> tuple[Metrics, Tensor]:
+        moved, *outputs = signal(self._without(removed), self.found, self.own)
+        clean, triggered = (output.argmax(1) for output in outputs)
+        labels, counted = self.own.labels.cpu(), self.wanted != self.own.labels.cpu()
+        right, hits, kept = clean == labels, (triggered == self.wanted)[counted], (triggered == labels)[counted]
+        return Metrics(*(part.double().mean().item() for part in (right, hits, kept))), moved
 
     def _without(self, removed: tuple[int, ...]) -> Any:
         self.model.load_state_dict(self.victim.model.state_dict())
@@ -179,8 +178,7 @@ class BeatGradPrune(Panel):
         require(self.test is None, _OVER)
         removed = tuple(self.mask.positions)
         require(len(removed) > 0, "remove at least one filter first.")
-        mine, its = self._tested_without(removed), self._tested_without(tuple(self._rivals(len(removed))))
-        given = self._tested_without(())
+        mine, its, given = map(self._tested, (removed, tuple(self._rivals(len(removed))), ()))
         self.test = {"given": given, "you": mine, "Grad-Prune": its}
         gain = der(given, mine) - der(given, its)
         winner = "a draw" if abs(gain) < 5e-4 else "you" if gain > 0 else "Grad-Prune"
@@ -189,11 +187,6 @@ class BeatGradPrune(Panel):
         BOARD.insert(0, [str(len(BOARD) + 1), name, str(len(removed)), blind, f"{der(given, mine):.1%}",
                          f"{der(given, its):.1%}", winner])
         self.board.value = _board()
-
-    def _tested_without(self, removed: tuple[int, ...]) -> Metrics:
-        if removed not in self._tested:
-            self._tested[removed] = self.victim.evaluate(self._without(removed))
-        return self._tested[removed]
 
     def _rivals(self, number: int) -> list[int]:
         """The algorithm's first picks: the highest gradient score among the filters left, scored again after each."""

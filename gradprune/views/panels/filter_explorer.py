@@ -1,5 +1,7 @@
 """FilterExplorer: walk through the filters by score, and see what each does and what its removal changes."""
 
+from contextlib import ExitStack
+from functools import cache
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -106,8 +108,8 @@ class FilterExplorer(Panel):
                     for score in SCORES}
         self.scores = {score: values for score, (values, _) in measured.items()}
         self.loss = measured["gradient"][1]
-        self._losses: dict[int, float] = {}
-        self._tried: Tried | None = None
+        self._loss_without = cache(self._measure)
+        self._tried = cache(lambda: try_shortlist(self.model, self.found, self.pairs, self.scores["gate"]))
         self.top = top
         self.score = buttons("Score", list(SCORES), "gradient")
         self.image = number("Image", 0, len(train) - 1, 0)
@@ -127,23 +129,16 @@ class FilterExplorer(Panel):
         convolution = cast(nn.Conv2d, self.model.get_submodule(layer))
         images = torch.stack([self.pairs.clean[state.image], self.pairs.triggered[state.image]])
         maps = responses(self.model, layer, index, images)
-        if state.position not in self._losses:
-            self._losses[state.position] = self._loss_without(state.position)
-        if state.trials and self._tried is None:
-            self._tried = try_shortlist(self.model, self.found, self.pairs, self.scores["gate"])
         kernel = convolution.weight[index].detach()
-        return Detail(state, images.cpu(), kernel.cpu(), maps, self._losses[state.position],
-                      self._tried if state.trials else None)
+        return Detail(state, images.cpu(), kernel.cpu(), maps, self._loss_without(state.position),
+                      self._tried() if state.trials else None)
 
-    def _loss_without(self, position: int) -> float:
+    def _measure(self, position: int) -> float:
         """The unlearning loss with one filter silent; the copy is restored afterwards."""
-        restore = keep_filter(self.model, self.found, position)
-        try:
+        with ExitStack() as undo, evaluating(self.model), torch.no_grad():
+            undo.callback(keep_filter(self.model, self.found, position))
             silence(self.model, self.found, [position])
-            with evaluating(self.model), torch.no_grad():
-                return unlearning_loss(self.model, self.pairs.triggered, self.pairs.labels).item()
-        finally:
-            restore()
+            return unlearning_loss(self.model, self.pairs.triggered, self.pairs.labels).item()
 
     def draw(self, computed: Detail) -> Picture:
         """The heat map above; below it the chosen filter, or the shortlist."""
