@@ -180,6 +180,7 @@ def _parse(line: str) -> Row | None:
 
 def _possible(row: Row) -> bool:
     """Whether a run could have written these numbers; a checksum does not prevent invented lines."""
-    whole = all(isinstance(row[name], int) and 0 <= row[name] < 2**63 for name in ("spc", "seed", "threads"))
+    whole = all(isinstance(row[name], int) and 0 <= row[name] < most
+                for name, most in (("spc", 2**31), ("seed", 2**63), ("threads", 2**31)))
     numbers = {name: row[name] for name, kind in COLUMNS.items() if kind is float and row[name] is not None}
     return whole and all(0 <= value <= (1 if name in SHARES else 1e12) for name, value in numbers.items())

@@ -206,7 +206,7 @@ def override_positive(name: str, defaults: dict[str, Any], changes: dict[str, An
     positive(**changes)
     for key in changes:
         if isinstance(defaults[key], int):
-            require(paper[key] == int(paper[key]), f"{key} must be a whole number, got {paper[key]}.")
+            require(paper[key] % 1 == 0, f"{key} must be a whole number, got {paper[key]}.")
             paper[key] = int(paper[key])
     return paper
 

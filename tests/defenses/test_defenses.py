@@ -95,6 +95,7 @@ def test_bad_arguments_are_named(victim, name):
     ("fine_pruning", {"once": 2}, "once must lie in"),
     ("ft", {"lr": "0.1"}, "lr must be above 0, got '0.1'"),
     ("sau", {"steps": 2.5}, "steps must be a whole number, got 2.5"),
+    ("sau", {"steps": float("inf")}, "steps must be a whole number, got inf"),
     ("ft_sam", {"rho": 0}, "rho must be above 0"),
     ("neural_cleanse", {"step": 3}, "Unknown search setting step"),
     ("sau", {"rounds": 3}, "Unknown sau setting rounds; known: steps"),
