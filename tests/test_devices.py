@@ -16,6 +16,7 @@ from torch import nn
 
 import gradprune as gp
 from gradprune.attacks import fit, make_trigger, plant
+from gradprune.attacks.augment import copies_for
 from gradprune.attacks.training import RECIPE
 from gradprune.attacks.triggers import low_frequency
 from gradprune.base import devices
@@ -28,7 +29,6 @@ from gradprune.evaluation import evaluate, exam, measure
 from gradprune.models import build, choose_device, predict
 from gradprune.models.checkpoints import save_checkpoint
 from gradprune.pruning import Augment, distilled, filter_scores, pair_up, unpaired
-from gradprune.pruning.augment import copies_for
 from gradprune.pruning.filters import filters
 from gradprune.search import Change, Part, inflow
 from gradprune.victims import load_victim

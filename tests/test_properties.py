@@ -17,11 +17,12 @@ from gradprune.bench.cells import COLUMNS
 from gradprune.bench.store import SHARES, _line, _parse
 from gradprune.datasets import ImageSet, draw_defense_images
 from gradprune.defenses import DEFENSES
+from gradprune.defenses.in_order import in_order
 from gradprune.evaluation import evaluate
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_checkpoint, load_learned, save_checkpoint
 from gradprune.models.working import lay_out, layout
-from gradprune.pruning import RECIPES, SCORES, FilterMask, filter_scores, fine_tune, in_order, pair_up, silence
+from gradprune.pruning import RECIPES, SCORES, FilterMask, filter_scores, fine_tune, pair_up, silence
 from gradprune.pruning.filters import filters, own_tensors
 from gradprune.pruning.loop import Validation
 from gradprune.search import invert, outliers, perturb
@@ -41,7 +42,8 @@ def noise(seed, count, channels=3, height=16, width=16, classes=4):
 
 def network(seed, blocks=(1,)):
     """A small network as training leaves them."""
-    return lived_in(build("preact_resnet", 4, width=4, blocks=blocks, seed=seed), torch.rand(8, 3, 16, 16))
+    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return lived_in(build("preact_resnet", 4, width=4, blocks=blocks, seed=seed), images)
 
 
 def state(module):
@@ -255,7 +257,7 @@ def test_ctrl_c_while_filters_go_in_order_leaves_no_filter_between(seed, call):
         return Validation(1.0, 0.0, 0.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gradprune.pruning.loop.validate", measured)
+        patch.setattr("gradprune.defenses.in_order.validate", measured)
         result = in_order(model, found, range(6), torch.zeros(len(found)), images, alpha=None, progress=False)
     assert result.interrupted == (call < 6)
     assert result.mask.positions == list(range(min(call, 6))) and len(result.history) == 1 + min(call, 6)

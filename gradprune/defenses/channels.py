@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradprune.attacks.pairs import Pairs
 from gradprune.base.errors import require
 from gradprune.models.inference import batch_normalised, evaluating
 from gradprune.pruning.filters import FilterMask, Filters, silent
 from gradprune.pruning.loop import Pruned, check_limits, row, validate
-from gradprune.pruning.scores import Pairs
 
 STEP = 0.05  # between the thresholds that are tried
 

@@ -23,7 +23,7 @@ from gradprune.models.inference import check_convolutional, check_model, device_
 from gradprune.models.working import hand_back, working_copy
 from gradprune.pruning import Augment, FilterMask, Pairs, Pruned, clean_loss, fine_tune, pair_up, unpaired, validate
 from gradprune.pruning.filters import filters, silent
-from gradprune.pruning.fine_tuning import batches, half_cosine, passes
+from gradprune.pruning.fine_tuning import half_cosine, passes
 from gradprune.pruning.loop import row
 
 
@@ -181,7 +181,7 @@ def endless(pairs: Pairs, generator: torch.Generator, batch_size: int = 128, *,
     renew: makes each pass's images from the given ones, as in `fine_tune`.
     """
     while True:
-        yield from batches(renew(pairs, generator), batch_size, generator)
+        yield from renew(pairs, generator).batches(batch_size, generator)
 
 
 def sgd_then(after: Callable[[], None]) -> Callable[..., torch.optim.SGD]:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradprune.attacks.augment import copies_for
 from gradprune.base.devices import halving
 from gradprune.models.inference import evaluating, predict
 from gradprune.pruning import Augment, Distilled, FilterMask, Pairs, validate
-from gradprune.pruning.augment import copies_for
 from gradprune.pruning.distilled import epochs_for, tune_on_views
 from gradprune.search.changes import FAMILIES, Change, Part, draw, every_wave, inflow, search_changes
 

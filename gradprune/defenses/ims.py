@@ -15,10 +15,9 @@ from tqdm.auto import tqdm
 
 from gradprune.datasets import ImageSet
 from gradprune.defenses.common import Work, override_positive
-from gradprune.defenses.inverse_masks import Masks
+from gradprune.defenses.inverse_masks import Masks, gated
 from gradprune.defenses.result import DefenseResult
 from gradprune.models.inference import check_unwrapped, evaluating
-from gradprune.pruning.scores import gated
 
 DEFAULTS: dict[str, Any] = {
     "steepness": 20.0,    # of the sigmoid in a gate

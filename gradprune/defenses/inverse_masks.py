@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gradprune.pruning.filters import Filters
-from gradprune.pruning.scores import gated
 
 
 def gates(mask: Tensor, kept: Tensor, steepness: float) -> Tensor:
@@ -99,3 +98,20 @@ class Masks:
             best, waited = (loss.item(), 0) if better else (best, waited + 1)
             if waited > self.paper["patience"]:
                 break
+
+
+def gated(model: nn.Module, found: Filters, factors: Tensor) -> dict[str, Tensor]:
+    """Parameters for `torch.func.functional_call` that scale the output of each filter, before any BatchNorm.
+
+    factors: float (number of filters,); they multiply the filters' weights and biases only.
+    Call it with tie_weights=False: every place that shares a weight is listed.
+    """
+    parameters = {}
+    for layer in found.layers:
+        part = factors[layer.start:layer.start + layer.count]
+        for name in dict.fromkeys(name for name, _ in layer.pairs):
+            for kind in ("weight", "bias"):
+                tensor = getattr(model.get_submodule(name), kind)
+                if tensor is not None:
+                    parameters[f"{name}.{kind}"] = tensor.detach() * part.reshape(-1, *[1] * (tensor.ndim - 1))
+    return parameters

@@ -5,16 +5,16 @@ some images exceeds another's on all of them is beaten. It starts with the image
 are beaten after a few.
 """
 
-import operator
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
 from gradprune.models.inference import evaluating
 from gradprune.models.pairing import mixes
+from gradprune.models.tracing import all_values, output_without, trace
 from gradprune.pruning.filters import Filters, keep_filter, silence
 
 if TYPE_CHECKING:
@@ -41,17 +41,13 @@ class CandidateRemovals:
                          for layer in found.layers}  # steps whose output is zero in a filter's channel
         with evaluating(model), torch.inference_mode():
             try:
-                self.graph = _trace(model, found)
+                self.graph = trace(model, {end for layer in found.layers for end in layer.ends})
                 ends = [0, len(found) // 2, len(found) - 1]
                 for mine, whole in zip(self._traced(example, ends), self._whole(example, ends), strict=True):
                     torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-4)
             except Exception:  # foreign code may do what no trace can follow
                 self.graph = None
-
-    @property
-    def traced(self) -> bool:
-        """Whether trials reuse activations."""
-        return self.graph is not None
+        self.traced = self.graph is not None
 
     def logits(self, images: Tensor, positions: Iterable[int]) -> tuple[Tensor, Tensor]:
         """The model's logits as it is, (N, classes), and without each filter, (trials, N, classes).
@@ -67,25 +63,14 @@ class CandidateRemovals:
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], dim=1)
 
     def _traced(self, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
-        """Cache the value of every node; then run, for each trial, the nodes that its filter affects."""
+        """Run the model once; then, for each trial, only the steps that its filter affects."""
         assert self.graph is not None
-        nodes = self.graph.graph.nodes
-        cache: dict[fx.Node, Any] = {}
-        for node in nodes:
-            cache[node] = images if node.op == "placeholder" else _value(self.graph, node, cache)
-        last = next(node for node in nodes if node.op == "output")
+        as_it_is, values = all_values(self.graph, images)
         answers = []
         for position in positions:
             layer = self.found.layer_of(position)
-            changed: dict[fx.Node, Any] = {}
-            for node in nodes:
-                if any(source in changed for source in node.all_input_nodes):
-                    changed[node] = _value(self.graph, node, cache | changed)
-                if node.op == "call_module" and node.target in self.silenced[layer.name]:
-                    changed[node] = changed.get(node, cache[node]).clone()
-                    changed[node][:, position - layer.start] = 0
-            answers.append(changed.get(last, cache[last]))
-        return cache[last], torch.stack(answers) if answers else cache[last].new_empty(0, *cache[last].shape)
+            answers.append(output_without(self.graph, values, self.silenced[layer.name], position - layer.start))
+        return as_it_is, torch.stack(answers) if answers else as_it_is.new_empty(0, *as_it_is.shape)
 
     def _whole(self, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
         """Without a trace: silence, run the model, restore."""
@@ -127,50 +112,3 @@ def fastest_candidate(trials: CandidateRemovals, goal: "Objective", positions: l
             total = terms[running].sum(1)
             lost[running] = total.masked_fill((wrong[running] >= mistakes) | total.isnan(), torch.inf)
     return (lead, terms[lead]) if lost[lead] < torch.inf else None
-
-
-class _Tracer(fx.Tracer):
-    """Treats a convolution or its norm as one step, including a library's own classes, whose code fx would enter."""
-
-    def __init__(self, ends: set[str]) -> None:
-        super().__init__()
-        self.ends = ends
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (isinstance(m, nn.Conv2d | nn.BatchNorm2d) or module_qualified_name in self.ends
-                or super().is_leaf_module(m, module_qualified_name))
-
-
-def _trace(model: nn.Module, found: Filters) -> fx.GraphModule:
-    """The model as a graph in which each layer of filters is one step; raises if there is no such graph."""
-    ends = {end for layer in found.layers for end in layer.ends}
-    tracer = _Tracer(ends)
-    graph = fx.GraphModule(model, tracer.trace(model))
-    steps = {node.target for node in graph.graph.nodes if node.op == "call_module"}
-    if not steps.issuperset(ends):
-        raise ValueError("a layer's weights are used without calling it")
-    return graph
-
-
-def _value(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """Run one node of the graph; inputs that the operation would overwrite are copied first."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
-    if node.op == "output":
-        return args[0]
-    if node.op == "get_attr":
-        return operator.attrgetter(str(node.target))(graph)
-    if _overwrites(graph, node):
-        args = fx.node.map_aggregate(args, lambda value: value.clone() if isinstance(value, Tensor) else value)
-    if node.op == "call_module":
-        return graph.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _overwrites(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether an operation writes into its input: nn.ReLU(inplace=True), x += y, x.add_(y), F.relu_(x)."""
-    if node.op == "call_module":
-        return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
-    name = getattr(node.target, "__name__", str(node.target))
-    return name in ("iadd", "isub", "imul") or name.endswith("_") or bool(node.kwargs.get("inplace"))

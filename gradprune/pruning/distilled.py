@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradprune.attacks.augment import Augment, copies_for
+from gradprune.attacks.pairs import Pairs
 from gradprune.models.inference import predict
-from gradprune.pruning.augment import Augment, copies_for
 from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.fine_tuning import Loss, fine_tune, half_cosine, passes
-from gradprune.pruning.scores import Pairs
 
 STEPS = 160  # approximately, rounded up to whole epochs
 BATCH = 32   # pairs per step

@@ -158,11 +158,10 @@ def own_tensors(model: nn.Module, found: Filters, position: int) -> list[Tensor]
 
 def keep_filter(model: nn.Module, found: Filters, position: int) -> Callable[[], None]:
     """Copy one filter's numbers; the returned function restores them."""
-    tensors = own_tensors(model, found, position)
-    copies = [tensor.clone() for tensor in tensors]
+    kept = [(tensor, tensor.clone()) for tensor in own_tensors(model, found, position)]
 
     def restore() -> None:
-        for tensor, copy in zip(tensors, copies, strict=True):
+        for tensor, copy in kept:
             tensor.copy_(copy)
 
     return restore

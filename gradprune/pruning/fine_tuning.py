@@ -10,17 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from gradprune.attacks.pairs import Pairs
 from gradprune.attacks.training import portions
 from gradprune.base.devices import seeded
 from gradprune.base.errors import InputError, override, require, require_known
 from gradprune.models.inference import batch_normalised, device_of, evaluating
 from gradprune.pruning.filters import FilterMask
 from gradprune.pruning.loop import validate
-from gradprune.pruning.scores import Pairs
 
 Loss = Callable[[nn.Module, Pairs], Tensor]
-STATISTICS = ("moving", "fixed")
-KEEP = ("best", "last")
 
 
 def both_losses(model: nn.Module, batch: Pairs) -> Tensor:
@@ -85,7 +83,7 @@ def fine_tune(model: nn.Module, mask: FilterMask, train: Pairs, validation: Pair
     paper = override("fine-tuning", TUNING, changes)
     require(paper["lr"] > 0 and all(paper[name] >= 1 for name in ("patience", "max_epochs", "batch_size")),
             "lr, patience, max_epochs and batch_size must be positive.")
-    for name, known in (("statistics", STATISTICS), ("keep", KEEP)):
+    for name, known in (("statistics", ("moving", "fixed")), ("keep", ("best", "last"))):
         require_known(name, paper[name], known)
     generator = torch.Generator().manual_seed(seed)
     watched = watch is not None or len(validation.triggered) > 0
@@ -132,7 +130,7 @@ def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, gen
         norm = hasattr(module, "running_mean")
         if fixed or not (norm or paper["dropout"]):
             module.training = False
-    for batch in batches(train, paper["batch_size"], generator):
+    for batch in train.batches(paper["batch_size"], generator):
         def again(batch: Pairs = batch) -> Tensor:  # some optimizers call it twice, such as sharpness-aware ones
             optimizer.zero_grad(set_to_none=True)
             value = loss(model, batch)
@@ -143,15 +141,6 @@ def _epoch(model: nn.Module, optimizer: torch.optim.Optimizer, train: Pairs, gen
 
         optimizer.step(again)  # type: ignore[arg-type]  # torch's stubs want a float
     model.eval()
-
-
-def batches(pairs: Pairs, batch_size: int, generator: torch.Generator) -> list[Pairs]:
-    """All images once, in random order, in batches of `batch_size`; see `portions` for the last one."""
-    count = len(pairs.labels)
-    order = torch.randperm(count, generator=generator).to(pairs.labels.device)
-    triggered = pairs.triggered if len(pairs.triggered) else None
-    return [Pairs(pairs.clean[batch], pairs.clean[:0] if triggered is None else triggered[batch], pairs.labels[batch])
-            for batch in order.split(portions(count, batch_size))]
 
 
 def _row(model: nn.Module, epoch: int, validation: Pairs, watch: Callable[[nn.Module], float] | None

@@ -1,9 +1,8 @@
 """The loop of all recipes: choose a filter, remove it, measure, stop, and return to the best state."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from gradprune.attacks.pairs import Pairs
 from gradprune.base.errors import require
 from gradprune.models.inference import answers
-from gradprune.pruning.filters import FilterMask, Filters, keep_filter, silent
-from gradprune.pruning.scores import Pairs
+from gradprune.pruning.filters import FilterMask, keep_filter
 
 
 class Validation(NamedTuple):
@@ -113,42 +112,11 @@ def remove_in_rounds(model: nn.Module, mask: FilterMask, choose: Callable[[Tenso
         except KeyboardInterrupt:
             result.stopped, result.interrupted = "interrupted", True
         bar.total = bar.n  # a notebook would show an incomplete bar in red, as a failure
-    return undo_to_round(result, kept, undo)
-
-
-def undo_to_round(result: Pruned, round_: int, undo: list[Callable[[], None]]) -> Pruned:
-    """Restore the filters removed after a round, in the model and in the result's mask; returns the result.
-
-    undo: one function per round, see `filters.keep_filter`. The round's history row gets `kept`.
-    """
-    result.history[round_]["kept"] = True
-    for restore in reversed(undo[round_:]):
+    result.history[kept]["kept"] = True
+    for restore in undo[kept:]:
         restore()
-    result.mask = FilterMask(result.mask.filters, result.mask.positions[:round_], result.mask.before)
+    result.mask = FilterMask(mask.filters, mask.positions[:kept], mask.before)
     return result
-
-
-def in_order(model: nn.Module, found: Filters, order: Iterable[int], values: Tensor, validation: Pairs, *,
-             alpha: float | None, progress: bool = True) -> Pruned:
-    """Remove filters in a given order for as long as clean validation accuracy holds; `model` is pruned in place.
-
-    order: positions in the flat list, in the order of removal; filters that are already silent are skipped.
-    values: float (number of filters,), the scores behind the order, for the history.
-    alpha: stop when accuracy has fallen by alpha (0..1) or more, and restore the last filter; None removes all.
-    Ctrl-C keeps what has been removed and measured.
-    """
-    mask = FilterMask(found, before=silent(model, found))
-    waiting = [position for position in order if mask.alive[position]]
-    queue, rounds = iter(waiting), count(0, -1)  # the last round is the best
-
-    def choose(alive: Tensor) -> Chosen:
-        position = next(queue, None)
-        if position is None:
-            return "all filters that the method picked were removed"
-        return position, {"score": float(values[position])}
-
-    return remove_in_rounds(model, mask, choose, lambda: (validate(model, validation), next(rounds), {}),
-                            rounds=len(waiting), alpha=alpha, progress=progress)
 
 
 def fell(start: Validation, now: Validation, alpha: float) -> str:

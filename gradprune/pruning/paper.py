@@ -6,9 +6,10 @@ Source: Dunnett et al., 2024, arXiv:2405.03918.
 import torch
 from torch import Tensor, nn
 
+from gradprune.attacks.pairs import Pairs
 from gradprune.pruning.filters import FilterMask, Filters, silent
 from gradprune.pruning.loop import Chosen, Pruned, Validation, remove_in_rounds, validate
-from gradprune.pruning.scores import Pairs, filter_scores
+from gradprune.pruning.scores import filter_scores
 
 
 def paper(model: nn.Module, found: Filters, train: Pairs, validation: Pairs, *, score: str = "gradient",

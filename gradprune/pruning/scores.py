@@ -6,7 +6,6 @@ filters that implement it.
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from gradprune.base.devices import halving
 from gradprune.base.errors import require, require_known
-from gradprune.datasets import ImageSet
 from gradprune.models.inference import evaluating
 from gradprune.pruning.filters import Filters, Layer
 
@@ -23,34 +21,6 @@ SCORES = {
     "taylor": "sum W * dL/dW: first-order fall of the loss if the weights are removed",
     "gate": "the same at the BatchNorm that follows one-to-one (scale and shift), where there is one",
 }
-
-
-class Pairs(NamedTuple):
-    """The same images clean and triggered, float (N, C, H, W) in [0, 1], with their true labels, int64 (N,).
-
-    `triggered` is empty if the trigger is unknown (see `unpaired`).
-    """
-
-    clean: Tensor
-    triggered: Tensor
-    labels: Tensor
-
-    def joined(self, other: "Pairs") -> "Pairs":
-        """These pairs followed by the others."""
-        return Pairs(*(torch.cat(both) for both in zip(self, other, strict=True)))
-
-
-def pair_up(images: ImageSet, trigger: nn.Module, device: torch.device | str = "cpu") -> Pairs:
-    """Stamp the trigger on every image; raises InputError if that changes the shape or leaves [0, 1]."""
-    images = images.to(device)
-    return Pairs(images.floats(), images.triggered(trigger), images.labels)
-
-
-def unpaired(images: ImageSet, device: torch.device | str = "cpu") -> Pairs:
-    """Clean images for methods with an unknown trigger: `triggered` is empty, (0, C, H, W)."""
-    images = images.to(device)
-    clean = images.floats()
-    return Pairs(clean, clean[:0], images.labels)
 
 
 def unlearning_loss(model: nn.Module, triggered: Tensor, labels: Tensor) -> Tensor:
@@ -116,20 +86,3 @@ def _reduce(tensor: Tensor, gradient: Tensor, score: str) -> Tensor:
     if score == "gradient":
         return gradient.abs().flatten(1).mean(1)
     return (tensor.detach() * gradient).reshape(len(tensor), -1).sum(1)
-
-
-def gated(model: nn.Module, found: Filters, factors: Tensor) -> dict[str, Tensor]:
-    """Parameters for `torch.func.functional_call` that scale the output of each filter, before any BatchNorm.
-
-    factors: float (number of filters,); they multiply the filters' weights and biases only.
-    Call it with tie_weights=False: every place that shares a weight is listed.
-    """
-    parameters = {}
-    for layer in found.layers:
-        part = factors[layer.start:layer.start + layer.count]
-        for name in dict.fromkeys(name for name, _ in layer.pairs):
-            for kind in ("weight", "bias"):
-                tensor = getattr(model.get_submodule(name), kind)
-                if tensor is not None:
-                    parameters[f"{name}.{kind}"] = tensor.detach() * part.reshape(-1, *[1] * (tensor.ndim - 1))
-    return parameters

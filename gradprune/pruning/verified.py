@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradprune.attacks.augment import Augment
+from gradprune.attacks.pairs import Pairs
 from gradprune.base.errors import require
 from gradprune.models.inference import predict
-from gradprune.pruning.augment import Augment
 from gradprune.pruning.candidate_removals import CandidateRemovals, fastest_candidate
 from gradprune.pruning.distilled import distilled_tune, judge
 from gradprune.pruning.filters import FilterMask, Filters, silent
 from gradprune.pruning.loop import Chosen, Pruned, Validation, check_limits, remove_in_rounds, validate
-from gradprune.pruning.scores import Pairs, filter_scores
+from gradprune.pruning.scores import filter_scores
 
 K = 16        # filters on the shortlist
 WEIGHT = 3.0  # of the clean term against the unlearning loss

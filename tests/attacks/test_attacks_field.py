@@ -9,6 +9,7 @@ from toys import Wired
 
 import gradprune as gp
 from gradprune.attacks import TRIGGERS, InputAware, fit, make_trigger, plant, poison
+from gradprune.attacks.pairs import pair_up
 from gradprune.attacks.poisoning import attack_labels, choose
 from gradprune.attacks.training_hook import TrainingHook
 from gradprune.attacks.triggers.bpp import dithered
@@ -19,7 +20,6 @@ from gradprune.attacks.triggers.wanet import bend
 from gradprune.evaluation import evaluate
 from gradprune.models import build, predict
 from gradprune.models.checkpoints import load_learned, save_checkpoint
-from gradprune.pruning.scores import pair_up
 from gradprune.victims import victim as victims
 from gradprune.victims import zoo
 

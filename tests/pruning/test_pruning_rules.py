@@ -14,15 +14,18 @@ from torch import fx, nn
 from toys import FOUND, MODEL, Mixed, Wired, assert_trials, images_of, pairs_of, silenced
 
 from gradprune.datasets import ImageSet
+from gradprune.defenses.in_order import in_order
+from gradprune.defenses.inverse_masks import gated
 from gradprune.models import predict
-from gradprune.pruning import SCORES, Pairs, Validation, filter_scores, gated, in_order, loop, pair_up, paper, unpaired
-from gradprune.pruning.candidate_removals import CandidateRemovals, _overwrites, _trace
-from gradprune.pruning.filters import Filter, FilterMask, Layer, filters, keep_filter, own_tensors, silence, silent
-from gradprune.pruning.loop import undo_to_round, validate
+from gradprune.models.tracing import _overwrites, trace
+from gradprune.pruning import SCORES, Pairs, Validation, filter_scores, loop, pair_up, paper, unpaired
+from gradprune.pruning.candidate_removals import CandidateRemovals
+from gradprune.pruning.filters import Filter, FilterMask, Layer, filters, own_tensors, silence, silent
+from gradprune.pruning.loop import remove_in_rounds, validate
 from gradprune.pruning.verified import Objective, verified
 
 SECOND = (1, torch.tensor([1.0, 2.0]))  # of a race: the place on the list, and what it lost on two images
-PAPER, VERIFIED = (sys.modules[recipe.__module__] for recipe in (paper, verified))  # the package exports the functions
+PAPER, VERIFIED, IN_ORDER = (sys.modules[recipe.__module__] for recipe in (paper, verified, in_order))  # the package exports the functions
 
 
 # --- filters ---
@@ -251,7 +254,7 @@ def figures(monkeypatch):
 
     def give(rows):
         rows = iter(rows)
-        for module in (loop, PAPER, VERIFIED):
+        for module in (PAPER, VERIFIED, IN_ORDER):
             monkeypatch.setattr(module, "validate", lambda *_: Validation(*next(rows)))
         for module in (PAPER, VERIFIED):
             monkeypatch.setattr(module, "filter_scores", lambda *_: (torch.arange(11.0), 2.5))
@@ -369,18 +372,16 @@ def test_interruption_says_so(figures):
         assert (result.stopped, result.interrupted) == ("interrupted", True) and len(result.mask.positions) == 2
 
 
-def test_going_back_restores_the_last_first():
-    """A filter's numbers as they were; two rounds on the same filter show the order."""
-    model, result = Mixed(), loop.Pruned(FilterMask(FOUND, [3, 7, 9], [1]), [{}, {}, {}, {}])
+def test_going_back_restores_what_was_removed_after_the_best_round():
+    model, mask = Mixed(), FilterMask(FOUND, before=[1])
+    mask.apply(model)
     given = copy.deepcopy(model.state_dict())
-    undo = []
-    for position in (3, 7, 7):
-        undo.append(keep_filter(model, FOUND, position))
-        silence(model, FOUND, [position])
-    back = undo_to_round(result, 1, undo)
-    assert [row.get("kept") for row in back.history] == [None, True, None, None]
-    assert back is result and back.mask.positions == [3] and back.mask.before == (1,) and back.mask.filters is FOUND
-    assert silent(model, FOUND) == [3]
+    queue, values = iter([(3, {}), (7, {}), (9, {}), "enough"]), iter([5.0, 1.0, 2.0, 3.0])
+    result = remove_in_rounds(model, mask, lambda alive: next(queue), lambda: (Validation(1, 0, 0), next(values), {}),
+                              rounds=3, alpha=None, progress=False)
+    assert [row.get("kept") for row in result.history] == [None, True, None, None] and result.stopped == "enough"
+    assert result.mask.positions == [3] and result.mask.before == (1,) and result.mask.filters is FOUND
+    assert silent(model, FOUND) == [1, 3]
     assert torch.equal(model.second.weight, given["second.weight"]) and torch.equal(model.second.bias, given["second.bias"])
 
 
@@ -512,7 +513,7 @@ def test_what_overwrites_its_input_is_known(change, writes):
     """A trial computes again from activations that are kept, so nothing may write into them."""
     model = Wired(lambda net, images: net.own(net.conv(images)).mean((2, 3)), conv=nn.Conv2d(3, 2, 1), own=change).eval()
     found = filters(model)
-    graph = _trace(model, found)
+    graph = trace(model, {"conv"})
     assert [_overwrites(graph, node) for node in graph.graph.nodes][2] == writes
     trials = CandidateRemovals(model, found, images_of(2))
     assert trials.traced
@@ -559,7 +560,7 @@ def test_trials_by_hand_traced_and_whole(kind):
         now, none = trials.logits(images, [])
         assert none.shape == (0, 70, 3) and now.shape == (70, 3)
         assert same(before, model)
-        trials.graph = None
+        trials.graph, trials.traced = None, False
 
 
 class Twice(nn.Module):

@@ -13,15 +13,16 @@ from conftest import interrupt_call, refuses, same
 from torch import nn
 from toys import FOUND, MODEL, Mixed, images_of, pairs_of, silenced
 
+from gradprune.attacks import augment as augmenting
 from gradprune.attacks import fit
 from gradprune.attacks.training import portions
 from gradprune.datasets import ImageSet
+from gradprune.defenses.in_order import in_order
 from gradprune.pruning import Augment, Pairs, Validation, distilled, fine_tuning, loop, paper, verified
-from gradprune.pruning import augment as augmenting
 from gradprune.pruning.distilled import Distilled, distilled_tune
 from gradprune.pruning.filters import FilterMask, Filters, filters, silence
-from gradprune.pruning.fine_tuning import batches, both_losses, clean_loss, fine_tune
-from gradprune.pruning.loop import in_order, validate
+from gradprune.pruning.fine_tuning import both_losses, clean_loss, fine_tune
+from gradprune.pruning.loop import validate
 from gradprune.search import invert
 
 # --- fine-tuning ---
@@ -36,17 +37,17 @@ def test_the_two_losses_by_hand():
 
 def test_batches_hold_every_pair_once():
     pairs = pairs_of(8)
-    parts = batches(pairs, 3, torch.Generator().manual_seed(0))
+    parts = pairs.batches(3, torch.Generator().manual_seed(0))
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
     assert [len(part.labels) for part in parts] == [3, 3, 2]
     for whole, pieces in zip(pairs, zip(*parts, strict=True), strict=True):
         assert torch.equal(torch.cat(pieces), whole[order])
-    alone = batches(pairs._replace(triggered=pairs.clean[:0]), 3, torch.Generator().manual_seed(0))
+    alone = pairs._replace(triggered=pairs.clean[:0]).batches(3, torch.Generator().manual_seed(0))
     assert [tuple(part.triggered.shape) for part in alone] == [(0, 3, 4, 4)] * 3
 
 
 def test_a_rest_of_one_joins_the_batch_before_it():
-    parts = batches(pairs_of(7), 3, torch.Generator().manual_seed(0))
+    parts = pairs_of(7).batches(3, torch.Generator().manual_seed(0))
     assert [len(part.labels) for part in parts] == [3, 4]
     assert [portions(count, 3) for count in (0, 1, 2, 3, 4, 5, 6)] == [[], [1], [2], [3], [4], [3, 2], [3, 3]]
     assert portions(3, 1) == [1, 1, 1]  # asked for
@@ -116,7 +117,7 @@ def test_without_a_word_fine_tuning_takes_the_papers_settings():
     fine_tune(two, FilterMask(FOUND), pairs, alone, max_epochs=1, progress=False, seed=1)
     with pytest.MonkeyPatch.context() as patch:
         asked = []
-        patch.setattr(fine_tuning, "batches", lambda pairs, size, generator: asked.append((size, generator.initial_seed())) or [])
+        patch.setattr(Pairs, "batches", lambda pairs, size, generator: asked.append((size, generator.initial_seed())) or [])
         rows = iter([(1.0, 0, 1.0)] + [(1.0, 0, 2.0)] * 200)
         patch.setattr(fine_tuning, "validate", lambda *_: Validation(*next(rows)))
         assert len(fine_tune(one, FilterMask(FOUND), pairs, pairs, progress=False)) == 11, "patience is ten epochs"

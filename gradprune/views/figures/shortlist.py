@@ -5,9 +5,9 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
+from gradprune.attacks.pairs import Pairs
 from gradprune.pruning.candidate_removals import CandidateRemovals
 from gradprune.pruning.filters import Filters
-from gradprune.pruning.scores import Pairs
 from gradprune.pruning.verified import WEIGHT, K, Objective
 from gradprune.views.figures import style
 from gradprune.views.figures.drawing import blank, heading, place

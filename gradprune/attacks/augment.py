@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gradprune.attacks.pairs import Pairs
 from gradprune.attacks.training import shift_and_flip
 from gradprune.models.inference import predict
-from gradprune.pruning.scores import Pairs
 
 ENOUGH = 96   # pairs; with fewer, views are added
 SHIFT = 2     # pixels in each direction, edges mirrored
