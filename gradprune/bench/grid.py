@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,9 +47,11 @@ class Grid:
         every = {"attacks": [name for name in names() if name != "clean"], "defenses": list(DEFENSES)}
         for name in ("attacks", "defenses", "spc", "seeds"):
             given: Any = getattr(self, name)
-            parts = [given] if isinstance(given, str | Path | Integral) else given
+            parts = [given] if isinstance(given, str | Path | Real) else given
             parts = every.get(name, parts) if isinstance(given, str) and given == "all" else parts
             require(len(parts) > 0, f"the grid is empty: {name} names nothing.")
+            require(name in every or all(isinstance(part, Integral) for part in parts),
+                    f"{name} must be whole numbers, got {given!r}.")
             object.__setattr__(self, name, tuple(dict.fromkeys(map(plain, parts))))
         for method in self.defenses:
             defense(method)

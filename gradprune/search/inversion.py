@@ -88,7 +88,7 @@ def invert(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, prog
     images: float (N, C, H, W) in [0, 1], clean, on the model's device.
     changes: any value of `SEARCH`.
     The mask with the lowest L1 norm among the steps that reached the goal is kept; if none did, the last one is.
-    Raises InputError for unknown settings or no images.
+    Raises InputError for unknown settings, no images, or a target that is no class of the model.
     """
     def form(free: list[Tensor]) -> tuple[nn.Module, Tensor]:
         mask, pattern = (0.5 * (tensor.tanh() + 1) for tensor in free)  # tanh keeps both in [0, 1]
@@ -123,6 +123,8 @@ def search(model: nn.Module, images: Tensor, target: int, start: list[Tensor],
             trigger, norm = form(free)
             chosen = torch.randperm(len(images), generator=generator)[: len(labels)].to(images.device)
             logits = model(trigger(images[chosen]))
+            last = logits.shape[1] - 1
+            require(0 <= target <= last, f"the model has classes 0..{last}, got target {target}.")
             loss = F.cross_entropy(logits, labels)
             success = (logits.argmax(1) == target).float().mean().item()
             history.append({"step": step, "loss": loss.item(), "norm": norm.item(), "success": success, "cost": cost})

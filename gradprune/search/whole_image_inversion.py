@@ -46,7 +46,7 @@ def perturb(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, pro
     images: float (N, C, H, W) in [0, 1], clean, on the model's device.
     changes: any value of `WHOLE`.
     The pattern with the lowest L2 norm among the steps that reached the goal is kept; if none did, the last one is.
-    Raises InputError for unknown settings, a bound outside 0..1, or no images.
+    Raises InputError for unknown settings, a bound outside 0..1, or as `invert` does.
     """
     settings = override("search", WHOLE, changes)
     require(0 < settings["bound"] <= 1, f"bound must lie in 0..1, above 0, got {settings['bound']}.")

@@ -325,6 +325,8 @@ def test_an_unreachable_scheduler(small, tmp_path, kind, monkeypatch):
     ({"seeds": 0}, "seeds must be at least 1, got 0"),
     ({"seeds": [-1]}, "seeds must not be negative, got -1"),
     ({"spc": [0]}, "spc .* must be at least 1, got 0"),
+    ({"spc": "2"}, "spc must be whole numbers, got '2'"),
+    ({"seeds": 3.0}, "seeds must be whole numbers, got 3.0"),
     ({"spc": [2, 500]}, "spc=500 needs 500 images of each class"),
 ])
 def test_bad_grids(toys, tmp_path, settings, words, monkeypatch):

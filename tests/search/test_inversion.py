@@ -167,6 +167,8 @@ def test_borders_of_the_settings():
     for kind, more in ((invert, {}), (perturb, {"bound": 1})):
         assert len(kind(Linear(), torch.rand(1, 3, 2, 2), 0, progress=False, steps=1, batch_size=1, **more).history) == 1
     refuses(r"^the search for a trigger needs at least one image\.$", perturb, Linear(), torch.rand(0, 3, 2, 2), 0)
+    for kind, target in ((invert, 4), (perturb, -1)):
+        refuses(rf"^the model has classes 0\.\.3, got target {target}\.$", kind, Linear(), torch.rand(2, 3, 2, 2), target)
 
 
 def test_the_index_does_not_depend_on_the_unit_of_the_norms():
