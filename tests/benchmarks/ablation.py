@@ -3,8 +3,8 @@
     python tests/benchmarks/ablation.py prune|tune FOLDER [spc] [victims] [defence seeds]
 
 FOLDER keeps the victims and their images, which are made on first use: see `tuning_models`, which shares neither with
-anything that is reported. The table `prune` changes one choice of a base that ends when no trial lowers the objective, `tune`
-one of a base that makes 100 steps at a rate of 2e-3. These tables choose, so their figures are no result.
+anything that is reported. Each row changes one choice of the recipe as it is (`base`): of its pruning in the table `prune`,
+of its fine-tuning in `tune`. These tables choose, so their figures are no result.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ import gradprune as gp
 from gradprune.base.paths import write_atomic
 from gradprune.datasets import draw_defense_images
 from gradprune.models import predict
-from gradprune.pruning import Augment, FilterMask, Pairs, distilled_tune, fine_tune, pair_up, verified
+from gradprune.pruning import Augment, FilterMask, Pairs, distilled_tune, fine_tune, judge, pair_up, verified
 from gradprune.pruning.candidate_removals import fastest_candidate
 from gradprune.pruning.filters import own_tensors
 
 RECIPE, DISTILLED = (sys.modules[f"gradprune.pruning.{name}"] for name in ("verified", "distilled"))
 OUT = Path(__file__).resolve().parents[2] / "data/results/ablation"
-KEPT = "go on when no trial helps (kept)"
-PRUNE = {"base": {}, KEPT: {}, "score taylor": {"score": "taylor"}, "score gradient": {"score": "gradient"},
+DOWNHILL = "end when no trial helps"
+PRUNE = {"base": {}, DOWNHILL: {}, "score taylor": {"score": "taylor"}, "score gradient": {"score": "gradient"},
          "k 4": {"k": 4}, "k 48": {"k": 48}, "weight 1": {"weight": 1.0}, "weight 10": {"weight": 10.0},
          "clean term cross-entropy": {}, "no views": {}, "views without light": {}, "filters in blocks alone": {},
          "stop by training objective alone": {}, "validation pooled with training": {}, "backward pass": {}}
-TUNED = "half the rate, 160 steps (kept)"
 TUNE = ("not tuned", "base", "no pruning", "paper's fine-tuning", "neither", "no mixes", "labels, no mixes", "weight 1",
-        "weight 8", "half the rate", "160 steps", TUNED, "best epoch", "statistics fixed")
+        "weight 8", "twice the rate", "half the rate", "100 steps", "320 steps", "last epoch", "statistics fixed")
+UNPRUNED = ("no pruning", "neither")
 
 
 class CrossEntropy(RECIPE.Objective):
@@ -84,16 +84,16 @@ def prune(name, victim, train, validation, seed):
     model = copy.deepcopy(victim.model)
     found = gp.filters(model, train.clean[:1])
     augment = Augment(model, victim.trigger, train)
-    light = 0.0 if name == "views without light" else sys.modules["gradprune.pruning.augment"].LIGHT
+    light = 0.0 if name == "views without light" else sys.modules["gradprune.attacks.augment"].LIGHT
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("gradprune.pruning.augment.LIGHT", light))
+        stack.enter_context(mock.patch("gradprune.attacks.augment.LIGHT", light))
         more = joined(train, validation) if name == "validation pooled with training" else train
         views = more if name == "no views" else augment.add_to(more, seed)
         if name in ("stop by training objective alone", "validation pooled with training"):
             validation = views
         if name == "clean term cross-entropy":
             stack.enter_context(mock.patch.object(RECIPE, "Objective", CrossEntropy))
-        if name != KEPT:
+        if name == DOWNHILL:
             stack.enter_context(mock.patch.object(RECIPE, "fastest_candidate", downhill))
         if name == "filters in blocks alone":
             inside = torch.cat([torch.full((layer.count,), layer.norm is not None) for layer in found.layers])
@@ -115,31 +115,37 @@ class Labels(DISTILLED.Distilled):
         return F.cross_entropy(model(batch.triggered), batch.labels) + self.weight * kept
 
 
+def weighted(other, given, weight=None, make=DISTILLED.Distilled):
+    """The loss with another weight than by default; the validation loss names its own."""
+    return make(given, other if weight is None else weight)
+
+
 def unmixed(augment, pairs, generator):
     """What `Augment.mixed` gives, with no image mixed."""
-    enough = sys.modules["gradprune.pruning.augment"].ENOUGH
+    enough = sys.modules["gradprune.attacks.augment"].ENOUGH
     return joined(pairs, augment(pairs, generator, math.ceil(enough / len(pairs.labels))))
 
 
 def tune(name, victim, train, validation, seed, pruned, mask):
     """One row of the second table: the fine-tuned model."""
-    model = copy.deepcopy(victim.model if name in ("no pruning", "neither") else pruned)
-    mask = FilterMask(mask.filters) if name in ("no pruning", "neither") else mask
+    model = copy.deepcopy(victim.model if name in UNPRUNED else pruned)
+    mask = FilterMask(mask.filters) if name in UNPRUNED else mask
     if name == "not tuned":
         return model
     if name in ("paper's fine-tuning", "neither"):
         fine_tune(model, mask, train, validation, seed=seed, progress=False)
         return model
-    changes = {"LR": 2e-3, "STEPS": 100} | {
-        "half the rate": {"LR": 1e-3}, "160 steps": {"STEPS": 160}, TUNED: {"LR": 1e-3, "STEPS": 160},
-        "statistics fixed": {"STATISTICS": ("fixed",)}, "labels, no mixes": {"Distilled": Labels},
-        "best epoch": {"fine_tune": lambda *given, keep, **settings: fine_tune(*given, **settings)}}.get(name, {})
+    changes = {"LR": DISTILLED.LR} | {
+        "twice the rate": {"LR": 2e-3}, "half the rate": {"LR": 5e-4}, "100 steps": {"STEPS": 100}, "320 steps": {"STEPS": 320},
+        "statistics fixed": {"fine_tune": functools.partial(fine_tune, statistics="fixed")},
+        "labels, no mixes": {"Distilled": Labels}, "last epoch": {"fine_tune": functools.partial(fine_tune, keep="last")}}.get(name, {})
     if name.startswith("weight"):
-        changes |= {"Distilled": functools.partial(DISTILLED.Distilled, weight=float(name.split()[1]))}
+        changes |= {"Distilled": functools.partial(weighted, float(name.split()[1]))}
+    augment = Augment(victim.model, victim.trigger, train)
+    watch = judge(victim.model, validation, augment, seed)
     with mock.patch.multiple(DISTILLED, **changes), \
             mock.patch.object(Augment, "mixed", unmixed if "no mixes" in name else Augment.mixed):
-        distilled_tune(victim.model, model, mask, train, validation, Augment(victim.model, victim.trigger, train),
-                       seed=seed, progress=False)
+        distilled_tune(victim.model, model, mask, train, validation, augment, watch, seed=seed, progress=False)
     return model
 
 
@@ -152,7 +158,7 @@ def rows(table, folder, spc, victims, seeds, done):
                                  for part in draw_defense_images(victim.data.defense, spc, seed))
             waiting = [name for name in (PRUNE if table == "prune" else TUNE) if (victim_name, seed, name) not in done]
             if table == "tune" and waiting:
-                pruned, outcome = prune(KEPT, victim, train, validation, seed)
+                pruned, outcome = prune("base", victim, train, validation, seed)
             for name in waiting:
                 start = time.process_time()
                 if table == "prune":
@@ -160,17 +166,17 @@ def rows(table, folder, spc, victims, seeds, done):
                 else:
                     model = tune(name, victim, train, validation, seed, pruned, outcome.mask)
                 taken = time.process_time() - start
-                figures = victim.evaluate(model)
-                print(f"{victim_name:18} spc {spc} seed {seed} {name:34} {figures} {len(outcome.mask.positions):3} "
+                figures, removed = victim.evaluate(model), 0 if name in UNPRUNED else len(outcome.mask.positions)
+                print(f"{victim_name:18} spc {spc} seed {seed} {name:34} {figures} {removed:3} "
                       f"filters {taken:5.1f} s {outcome.stopped}", flush=True)
                 yield {"victim": victim_name, "spc": spc, "seed": seed, "choice": name,
                        **{key: round(value, 4) for key, value in figures._asdict().items()},
-                       "filters": len(outcome.mask.positions), "cpu_seconds": round(taken, 1),
+                       "filters": removed, "cpu_seconds": round(taken, 1),
                        "stopped": outcome.stopped if table == "prune" else "", "gradprune": gp.__version__,
                        "torch": torch.__version__.split("+")[0], "machine": platform.machine()}
 
 
-def main(table, folder, spc="2", victims="blended_11,sig_11,sig_clean_label_11", seeds="100"):
+def main(table, folder, spc="2", victims="blended_11,low_frequency_11,sig_11,sig_clean_label_11", seeds="100,101"):
     """Add the rows that are missing; delete the file to measure anew."""
     path = OUT / f"{table}_spc{spc}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)

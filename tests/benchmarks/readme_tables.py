@@ -22,7 +22,7 @@ from gradprune.defenses import KNOWS_TRIGGER
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "data/results"
-PAGES = ("README.md", "docs/results.md", "docs/decisions/unknown_trigger.md")
+PAGES = ("README.md", "docs/results.md", "docs/decisions/unknown_trigger.md", "data/results/ablation/README.md")
 FIGURES = ("acc", "asr", "ra")
 
 
@@ -207,6 +207,17 @@ def weights(table):
         print(f"| {title} | {' | '.join(slashed(column.loc[barred, restored]) for column in columns)} |")
 
 
+def ablated(table):
+    """Tuning models: mean ACC / ASR / RA of each choice, and how its DER differs from that of the recipe as it is."""
+    table = table.assign(der=50 * (table["acc"] - table["asr"]))  # up to a constant of the victim
+    runs = {name: rows.set_index(["victim", "seed"]) for name, rows in table.groupby("choice", sort=False)}
+    print(f"| choice | ACC / ASR / RA | DER minus `base` | positive | filters | seconds |\n|{'---|' * 6}")
+    for name, rows in runs.items():
+        apart = rows["der"] - runs["base"]["der"]
+        told = f"{apart.mean():+.2f} ± {apart.std():.2f} | {(apart > 0).sum()} of {len(apart)}" if name != "base" else " | "
+        print(f"| {name} | {slashed(rows[list(FIGURES)].mean())} | {told} | {rows['filters'].mean():.1f} | {rows['cpu_seconds'].mean():.0f} |")
+
+
 def lengths(table):
     """Tuning models: ACC / ASR / RA after `repair` by consistency, by the number of optimiser steps."""
     table = table[table["search_steps"].isin((0, 6)) & (table["spc"] == 10)]
@@ -300,7 +311,7 @@ def whole(table):
 
 
 TABLES = {one.__name__: one for one in (headline, overview, by_defense, by_attack, by_model, pairs, leads, peers, paper_network,
-                                     relearned, ways, driven, strengths, backs, weights, lengths, searches)}
+                                     relearned, ways, driven, strengths, backs, weights, ablated, lengths, searches)}
 UNFOLDED = ("by_model",)  # tables that show what was not run
 
 
