@@ -30,7 +30,7 @@ UNLEARNING: dict[str, Any] = {
     "far": 0.5,           # share of the latter that such a change must lead to the class
     "suspect_lr": 2e-3,   # of SGD with momentum, half a cosine per round
     "suspect_steps": 224,  # optimiser steps per round
-    "strength": 2.5,      # what is unlearned is up to so many times as strong as what was found
+    "strength": 4.0,      # what is unlearned is up to so many times as strong as what was found
 }
 
 
