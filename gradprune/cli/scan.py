@@ -70,8 +70,8 @@ def _card_says(card: dict[str, Any], scanned: "Scan") -> str:
 def _table(scanned: "Scan") -> Table:
     """One row per class: its score, and for mask and whole image the norm, share of images moved and anomaly index."""
     kinds = dict.fromkeys(row.kind for row in scanned.rows)
-    sheet = figures_table("class", "score", *(f"{kind}: {figure}" for kind in kinds
-                                              for figure in ("norm", "moves", "index")))
+    sheet = figures_table("class", "score", *(f"{kind}: {figure}".replace(" ", "\n") for kind in kinds
+                                              for figure in ("norm", "moves", "index")))  # narrow, for the names' sake
     for label, name in enumerate(scanned.classes):
         cells = [text for row in scanned.rows if row.label == label for text in _figures(row)]
         sheet.add_row(plain(name), f"{scanned.scores[label]:.1f}", *cells)
@@ -79,9 +79,9 @@ def _table(scanned: "Scan") -> Table:
 
 
 def _figures(row: Any) -> tuple[str, str, str]:
-    """Norm, success and index of a row as strings."""
+    """Norm (none: nothing leads there), success and index of a row as strings."""
     index = "-" if row.anomaly is None else f"{row.anomaly:.1f}"
-    return (f"{row.norm:.1f}" if row.converged else "not found"), f"{row.success:.0%}", index
+    return (f"{row.norm:.1f}" if row.converged else "none"), f"{row.success:.0%}", index
 
 
 EXAMPLE = more("gradprune scan badnets --out out/scan", "gradprune repair badnets --out out/repaired")
