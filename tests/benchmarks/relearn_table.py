@@ -4,8 +4,8 @@
 
 Writes data/results/relearn.csv, one row per run, and relearn.png beside it. If interrupted, it resumes where it stopped
 (delete the table to begin anew). Three draws of the defender's images (spc 10) and of the poisoned samples, with the same
-seed; the control is the model that never had a backdoor. The poisoned samples come from the training part, the figures
-from the test part.
+seed; the controls are the model that never had a backdoor, as it is and repaired. The poisoned samples come from the
+training part, the figures from the test part.
 """
 
 import math
@@ -26,15 +26,17 @@ from gradprune.views.figures.pruning_plots import relearn_curve
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/relearn.csv"
 ATTACKS = ("badnets", "blended", "sig")
-CONTROL = "never backdoored"
-MODELS = ("grad_prune", CONTROL, "grad_prune_verified", "ft_distilled", "ft_unlearn", "repair")
+CONTROL, REPAIRED = "never backdoored", "never backdoored, repaired"
+MODELS = ("grad_prune", CONTROL, "grad_prune_verified", "ft_distilled", "ft_unlearn", "repair", REPAIRED)
 
 
 def runs(attack, seed, name):
     """The rows of one model: cleaned with this draw, then fine-tuned with k poisoned samples of the same draw."""
     victim, start = gp.load_victim(attack), time.perf_counter()
-    model = gp.load_victim("clean").model if name == CONTROL else defense(name)(
-        victim.model, victim.data.defense, victim.trigger, spc=10, seed=seed, progress=False).model
+    model = gp.load_victim("clean").model if name in (CONTROL, REPAIRED) else victim.model
+    if name != CONTROL:
+        method = defense("repair" if name == REPAIRED else name)
+        model = method(model, victim.data.defense, victim.trigger, spc=10, seed=seed, progress=False).model
     found = relearn(model, victim.data.train, victim.data.test, victim.trigger, victim.target,
                     label_map=victim.label_map, seeds=(seed,))
     print(attack, seed, name, *(f"{row['acc']:.3f}/{row['asr']:.3f}" for row in found),
