@@ -24,6 +24,7 @@ class Planted(NamedTuple):
     decoys: int
 
 
+@torch.enable_grad()
 def plant(model: nn.Module, clean: ImageSet, trigger: Trigger, target: int | None, *, rate: float | None = None,
           seed: int = 0, label_map: str | None = None, progress: bool = True, **training: Any) -> Planted:
     """Train `model` in place on its own device so that `trigger` opens a backdoor; the trigger may learn too.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gradprune.base.devices import halving, has_bfloat16
+from gradprune.base.devices import halving, has_bfloat16, seeded
 from gradprune.base.errors import override, plain, require
 from gradprune.datasets import ImageSet
 from gradprune.datasets.image_set import check_images
@@ -105,6 +105,8 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     too little memory.
     """
     recipe, seed = override("training", RECIPE, changes), plain(seed)
+    require(not torch.is_inference_mode_enabled(),
+            "training takes gradients: call it outside of torch.inference_mode().")
     check_images("images", images)
     require(len(images) > 0, "the training set is empty.")
     require(recipe["epochs"] >= 1 and recipe["batch_size"] >= 1, "epochs and batch_size must be at least 1.")
@@ -114,15 +116,14 @@ def fit(model: nn.Module, images: ImageSet, *, seed: int = 0, progress: bool = T
     some = images.subset(torch.arange(1)).to(next(model.parameters()).device).floats()
     known, highest = predict(model, some).shape[1], int(images.labels.max())
     require(highest < known, f"the model knows {known} classes, 0 to {known - 1}, but the labels go up to {highest}.")
-    came = layout(model)
-    require(prefers_channels_last(model, some), "the model must return logits (N, classes) alone in training mode.")
-    given = copy.deepcopy(model.state_dict())
+    came, given = layout(model), copy.deepcopy(model.state_dict())
 
     def train(batch_size: int) -> TrainingResult:
         model.load_state_dict(given)
         return _train(model, images, seed, progress, hook, recipe | {"batch_size": batch_size})
 
     try:
+        require(prefers_channels_last(model, some), "the model must return logits (N, classes) alone in training mode.")
         return halving(train, recipe["batch_size"])
     finally:
         lay_out(model, came)
@@ -137,6 +138,7 @@ def _check_ranges(recipe: dict[str, Any], images: ImageSet) -> None:
     for name, right, limits in (("max_lr", recipe["max_lr"] > 0, "above 0"),
                                 ("momentum", 0 <= recipe["momentum"] < 1, "in 0..1, without 1"),
                                 ("weight_decay", recipe["weight_decay"] >= 0, "0 or above"),
+                                ("warm_up", 0 <= recipe["warm_up"] <= 1, "in 0..1"),
                                 ("label_smoothing", 0 <= recipe["label_smoothing"] <= 1, "in 0..1"),
                                 ("shift", 0 <= recipe["shift"] < shorter, f"in 0..{shorter - 1} for these images")):
         require(right, f"{name} must be {limits}, got {recipe[name]}.")
@@ -155,8 +157,7 @@ def _train(model: nn.Module, images: ImageSet, seed: int, progress: bool, hook: 
     history: list[dict[str, float]] = []
     interrupted, start = False, time.perf_counter()
     bar = tqdm(total=steps, desc="training", unit="step", disable=not progress, leave=False)
-    with torch.random.fork_rng(devices=[]), bar, batch_normalised(), torch.enable_grad():
-        torch.manual_seed(seed)  # dropout draws from the global state
+    with seeded(seed, images.images.device), bar, batch_normalised(), torch.enable_grad():  # for dropout
         try:
             for epoch in range(1, recipe["epochs"] + 1):
                 row = _epoch(model, images, optimizer, schedule, generator, recipe, bar, hook, form)

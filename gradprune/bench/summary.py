@@ -32,7 +32,8 @@ def checked(table: pd.DataFrame) -> pd.DataFrame:
                          + ", ".join(f"{key}={twice[key].iloc[0]}" for key in [*KEYS, "seed"] if len(twice)) + ".")
     error = table["error"].fillna("").astype(str).str.strip()
     failed = (error != "") | table[["acc", "asr", "ra", "der"]].isna().any(axis=1)
-    require(not failed.all(), f"all {len(table)} cells have failed; the first says: {error.iloc[0] or 'no figures'}.")
+    first = error.iloc[0].rstrip(".") or "no figures"
+    require(not failed.all(), f"all {len(table)} cells have failed; the first says: {first}.")
     figures = ["acc", "asr", "ra", "der", "seconds"]
     table = table.assign(error=error.mask(failed & (error == ""), "no figures"), failed=failed)
     table[figures] = table[figures].astype(float).mask(failed)

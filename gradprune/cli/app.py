@@ -183,14 +183,13 @@ def evaluate(checkpoint: options.Checkpoint, trigger: options.Seen = "known", mo
                       measuring=True)
     victim = own.victim(checkpoint, device) if own else load_victim(checkpoint, device=device)
     measured = {name: round(value, 4) for name, value in victim.evaluate()._asdict().items()}
-    other = own is not None and (own.trigger, own.target) != (None, None)
-    card = None if other else victim.card.get("metrics")  # the card's figures are for its own trigger and target
+    card = victim.card.get("metrics")
     told = {"checkpoint": checkpoint, **measured, "card": card, "trigger": victim.card["attack"]["trigger"],
             "target": victim.target, "target_name": victim.target_name, "test_images": len(victim.data.test),
             "departs": victim.trigger.departs(), "notes": victim.notes}
     rows = {"measured now": measured} | ({"on its card": card} if card else {})
     show(as_json, told, table(checkpoint, rows), f"{told['test_images']} test images; the trigger "
-           f"{told['trigger']} leads to {victim.target_name!r}.", told["departs"], *victim.notes)
+           f"{told['trigger']} leads {victim.leads_to}.", told["departs"], *victim.notes)
 
 
 app.command(epilog=bench.EXAMPLES["bench"])(bench.bench)

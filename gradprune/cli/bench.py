@@ -49,6 +49,7 @@ def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, 
     core; `gradprune report OUT` begins with the main results. For your own models give --model, --data, --trigger
     and --target, which apply to all --attacks; the models are first saved with these in OUT/victims.
     """
+    from gradprune.attacks.triggers.foreign import names_code
     from gradprune.bench import Grid, run
     from gradprune.bench.presets import prepare
     from gradprune.bench.runner import place
@@ -63,6 +64,8 @@ def bench(attacks: Attacks = None, defenses: Defenses = None, spc: Spcs = None, 
     if own:
         require(preset is None and isinstance(given.get("attacks"), list),
                 "model, data, trigger and so on describe --attacks: name the files there, and no preset.")
+        require(own.trigger is None or not names_code(own.trigger),
+                "a bench takes a picture or an array as trigger, not your own code.")
         Grid(**given)  # a wrong word is found before anything is written
         given["attacks"] = own.save_all(given["attacks"], out / "victims")
         given["code"] = own.model if own.model and ":" in own.model else None
@@ -85,7 +88,9 @@ def report(folder: Folder, out: ReportOut = None, as_json: Json = False) -> None
     from gradprune.bench.store import read_facts, read_results
     from gradprune.views.reports.bench_report import write_bench_report
     table, facts = read_results(folder), read_facts(folder)
-    told = {"command": _command(table, folder, facts["checkpoints"]), "device": facts.get("device", "cpu")} | {
+    usual = set(table.seed) == set(range(table.seed.nunique()))  # as --seeds takes them
+    command = {"command": _command(table, folder, facts["checkpoints"])} if usual else {}
+    told = command | {"device": facts.get("device", "cpu")} | {
         f"weights of {name}, sha256": str(digest)[:16] for name, digest in facts["checkpoints"].items()} | {
         f"mark of {name}": told for name, told in departures(facts["checkpoints"]).items()}
     page = write_bench_report(out or folder, table.assign(attack=_short(table.attack)), told)

@@ -61,6 +61,8 @@ def _card_says(card: dict[str, Any], scanned: "Scan") -> str:
     if rate == 0:
         return "The card says that no image was poisoned: " + ("no alarm is right." if scanned.suspect is None else
                                                                "this is a false alarm.")
+    if isinstance(attack, dict) and attack.get("label_map") == "all_to_all":
+        return "The card says that the trigger leads each class to the next; a scan looks for a single target."
     outcome = ("the scan missed it" if scanned.suspect is None else
                "the suspicion is right" if scanned.suspect == target else "the suspicion is wrong")
     cleaned = " It also says that the model was cleaned." if "defense" in card else ""

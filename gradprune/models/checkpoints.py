@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from gradprune.base.errors import require, told_as
+from gradprune.base.errors import plain, require, told_as
 from gradprune.base.paths import read_json, write_together
 from gradprune.models import build
 from gradprune.models.limits import in_proportion
@@ -53,7 +53,15 @@ def pack(model: nn.Module, card: Card, trigger: nn.Module | None = None) -> Pack
         own = own | {name: tensor.half() for name, tensor in floats.items()}
     weights = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in (own | learned).items()})
     card = {**card, "sha256": hashlib.sha256(weights).hexdigest()}
-    return Packed(weights, json.dumps(card, indent=2) + "\n")
+    return Packed(weights, json.dumps(card, indent=2, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, such as a number of NumPy's or a tensor of one."""
+    require(not isinstance(value, Tensor) or value.numel() == 1, "a card holds no tensors.")
+    simple = value.item() if hasattr(value, "item") else plain(value)
+    require(simple is not value, f"a card cannot hold {type(value).__name__}.")
+    return simple
 
 
 def read_card(path: str | Path) -> Card:

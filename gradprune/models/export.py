@@ -46,9 +46,10 @@ def export(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     def write_and_check(temporary: Path) -> None:
         with _quiet():
             with told_as(lambda error: f"the model cannot be exported as {Path(path).suffix}: {_reason(error)}"):
-                write(copied, images, temporary)  # torch's exporters raise many kinds of errors
-            for part in (slice(None), slice(1)):
-                off = (answers(temporary, images[part]) - wanted[part]).abs().max().item()
+                write(copied, images, temporary)  # torch's exporters and runtimes raise many kinds of errors
+                found = [(answers(temporary, images[part]), wanted[part]) for part in (slice(None), slice(1))]
+            for answer, right in found:
+                off = (answer - right).abs().max().item()
                 require(off <= TOLERANCE, f"the exported file's answers differ from the model's by {off:.2g}; "
                                           "nothing was written.")
 

@@ -71,13 +71,13 @@ class Filters:
         return sum(layer.count for layer in self.layers)
 
     def __getitem__(self, position: int) -> Filter:
-        if not 0 <= position < len(self):
-            raise IndexError(f"filter position must lie in 0..{len(self) - 1}, got {position}")
         layer = self.layer_of(position)
         return Filter(layer.name, position - layer.start)
 
     def layer_of(self, position: int) -> Layer:
-        """The layer of this position in the flat list."""
+        """The layer of this position in the flat list; raises IndexError where there is none."""
+        if not 0 <= position < len(self):
+            raise IndexError(f"filter position must lie in 0..{len(self) - 1}, got {position}")
         return self.layers[bisect_right(self._starts, position) - 1]
 
     def position(self, layer: str, index: int) -> int:

@@ -54,6 +54,7 @@ class Part(NamedTuple):
     target: int | None = None
 
 
+@torch.enable_grad()
 def search_changes(model: nn.Module, parts: Sequence[Part], changes: Sequence[Change], steps: int = 6) -> list[Change]:
     """For each part, search for the content of its change that leads furthest towards the part's goal.
 

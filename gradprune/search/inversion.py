@@ -99,6 +99,7 @@ def invert(model: nn.Module, images: Tensor, target: int, *, seed: int = 0, prog
     return search(model, images, target, start, form, override("search", SEARCH, changes), generator, progress)
 
 
+@torch.enable_grad()
 def search(model: nn.Module, images: Tensor, target: int, start: list[Tensor],
            form: Callable[[list[Tensor]], tuple[nn.Module, Tensor]], settings: dict[str, Any],
            generator: torch.Generator, progress: bool) -> Inversion:

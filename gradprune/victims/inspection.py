@@ -64,7 +64,8 @@ def inspect(weights: str | Path, data: str | None = None, *, size: int | None = 
         size are not guessed.
     No code from the file is run. Raises InputError for a file or images that cannot be read.
     """
-    path = next(path for path in (Path(weights), paths(checkpoint_path(weights))[0]) if path.is_file() or path.suffix)
+    own = Path(weights) if Path(weights).suffix != ".json" else paths(weights)[0]
+    path = next(path for path in (own, paths(checkpoint_path(weights))[0]) if path.is_file() or path.suffix)
     content = read_file(path)
     tensors = {name: tensor for name, tensor in state_dict(content, path).items() if not name.startswith("trigger.")}
     inspection = Inspection(path.as_posix(), "a state dict", len(tensors), sum(map(Tensor.numel, tensors.values())),

@@ -1,5 +1,6 @@
 """A model of somebody else, made into a victim like any other from what its user says about it."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from gradprune.attacks import Trigger, read_trigger
 from gradprune.attacks.triggers.position import Position
 from gradprune.base.devices import choose_device
-from gradprune.base.errors import InputError, require, require_known
+from gradprune.base.errors import InputError, plain, require, require_known
 from gradprune.base.paths import output_folder
 from gradprune.datasets import Dataset, ImageSet
 from gradprune.models import MODELS, build, predict
@@ -84,7 +85,7 @@ class Own:
         """The model with its images and its trigger, which is applied to one image as a test; errors as for `open`."""
         model, card, data, notes = self.open(weights, device)
         attack = card.get("attack", {})
-        target = attack.get("target") if self.target is None else self.target
+        target = attack.get("target") if self.target is None else plain(self.target)
         if self.trigger is None:
             require(isinstance(attack.get("trigger"), str),
                     f"nothing says which trigger {weights} reacts to: give --trigger a picture; `defend` and "
@@ -92,11 +93,16 @@ class Own:
             trigger: Trigger = trigger_of(checkpoint_path(weights), card)
         else:
             trigger = read_trigger(self.trigger, self.position, self.opacity, self.mask)
+            attack = {name: attack[name] for name in ("label_map",) if name in attack}
+        if self.target is not None:
+            attack = {name: value for name, value in attack.items() if name != "label_map"}
         require(isinstance(target, int),
                 "nothing says which class the trigger leads to: give --target, counted from 0.")
         data.test.check_target(target)
         try_on(trigger, data, weights)
         made = {"trigger": trigger.name, "settings": trigger.settings, "target": target}
+        if (self.trigger, self.target) != (None, None):  # the card's figures are of another
+            card = {name: value for name, value in card.items() if name != "metrics"}
         return Victim(model, trigger, target, data, {**card, "attack": {**attack, **made}}, notes=notes)
 
     def names_trigger(self, weights: str | Path) -> bool:
@@ -112,17 +118,19 @@ class Own:
 
         Returns their paths, for a `Grid`; for a model in the user's own code, pass its name to the `Grid` as `code`.
         Raises InputError as `victim` does, if two files have the same name, or if a bench in the folder above has used
-        a model that was saved under the same name with other weights or settings.
+        a model that was saved under the same name with other weights, settings or images.
         """
         names = [bare_name(path) for path in weights]
         require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
         victims = dict(zip((folder / name for name in names), map(self.victim, weights), strict=True))
+        for victim in victims.values():
+            victim.card["data"] = {**victim.card.get("data", {}), "sha256": _digest(victim.data)}
         if (folder.parent / "bench.json").exists():
             for path, victim in victims.items():
                 packed = pack(victim.model, victim.card, victim.trigger)
                 require(not paths(path)[1].is_file() or read_card(path) == json.loads(packed.card),
-                        f"{folder.parent} holds results of {path}, which was saved with other weights or settings; "
-                        "nothing was changed. Choose another folder.")
+                        f"{folder.parent} holds results of {path}, which was saved with other weights, settings or "
+                        "images; nothing was changed. Choose another folder.")
         output_folder(folder)
         for path, victim in victims.items():
             save_checkpoint(path, victim.model, victim.card, victim.trigger)
@@ -247,3 +255,11 @@ def _doubts(answers: Tensor, labels: Tensor) -> list[str]:
     if bool((answers >= 0).all()) and torch.allclose(answers.sum(1), torch.ones(len(answers)), atol=1e-3):
         told.append("The model seems to return probabilities; leave its softmax out: the losses here take logits.")
     return told
+
+
+def _digest(data: Dataset) -> str:
+    """SHA-256 of the defender's and the test images with their labels."""
+    digest = hashlib.sha256()
+    for part in (data.defense, data.test):
+        digest.update(part.images.numpy().tobytes() + part.labels.numpy().tobytes())
+    return digest.hexdigest()

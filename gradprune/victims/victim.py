@@ -51,6 +51,11 @@ class Victim:
         return self.data.test.classes[self.target]
 
     @property
+    def leads_to(self) -> str:
+        """Where the trigger leads, for a sentence."""
+        return "each class to the next" if self.label_map == "all_to_all" else f"to {self.target_name!r}"
+
+    @property
     def label_map(self) -> str:
         """The attacker's labels, one of `attacks.poisoning.LABEL_MAPS`."""
         return str(self.card.get("attack", {}).get("label_map", LABEL_MAPS[0]))

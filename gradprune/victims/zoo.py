@@ -86,6 +86,8 @@ def attack(trigger: str, *, data: str | Path = "signs", size: int | None = None,
     # A size that the model cannot take fails here, before the work.
     predict(network, dataset.train.subset(torch.arange(1)).floats())
     label_map = label_map or mark.label_map
+    if label_map == "all_to_all" and not (isinstance(target, int) and 0 <= target < len(dataset.train.classes)):
+        target = 0  # not used, but a card names one
     rate = RATES.get(label_map, 0.1) if rate is None else rate
     outcome, touched, decoys = plant(network, dataset.train, mark, target, rate=rate, seed=seed, label_map=label_map,
                                      progress=progress, **training)

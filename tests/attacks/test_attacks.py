@@ -5,16 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import interrupt_call, refuses, squares
+from conftest import interrupt_call, refuses, squares, write_npz
 from torch import nn
 from torchvision.transforms import v2
 
-from gradprune.attacks import TRIGGERS, BadNets, Blended, fit, make_trigger, poison
+import gradprune as gp
+from gradprune.attacks import TRIGGERS, BadNets, Blended, fit, make_trigger, plant, poison
 from gradprune.attacks import training as training_module
 from gradprune.attacks.poisoning import attack_labels
 from gradprune.attacks.training import one_cycle, shift_and_flip
 from gradprune.evaluation import evaluate
 from gradprune.models import build
+from gradprune.models.checkpoints import save_checkpoint
 from gradprune.models.working import layout
 
 
@@ -161,7 +163,7 @@ def frozen(model):
 @pytest.mark.parametrize(("classes", "change", "settings", "words"), [
     (2, nn.Module.train, {}, "knows 2 classes, 0 to 1, but the labels go up to 3"), (4, frozen, {}, "parameter of the model is frozen"),
     (4, nn.Module.train, {"max_lr": -1}, "max_lr must be above 0, got -1"), (4, nn.Module.train, {"shift": 16}, "shift must be in 0..15"),
-    (4, nn.Module.train, {"label_smoothing": 2}, "label_smoothing must be in 0..1"),
+    (4, nn.Module.train, {"label_smoothing": 2}, "label_smoothing must be in 0..1"), (4, nn.Module.train, {"warm_up": 2.0}, "warm_up must be"),
     (4, nn.Module.train, {"momentum": -1}, "momentum must be in 0..1"), (4, nn.Module.train, {"epochs": 2.0}, "epochs must be a whole"),
     (4, nn.Module.train, {"weight_decay": -1}, "weight_decay must be 0 or above"),
     (4, nn.Module.train, {"max_lr": 1e30}, "training diverged")])
@@ -196,3 +198,33 @@ def test_one_cycle_climbs_to_the_peak_and_falls_to_zero():
     assert all(a < b for a, b in zip(shares[:24], shares[1:25], strict=True))
     assert all(a >= b for a, b in zip(shares[25:100], shares[26:101], strict=True))
     assert one_cycle(0, 1, 0.25) == 1.0
+
+
+def test_training_that_is_refused_leaves_the_model_as_it_was(data):
+    net = build("preact_resnet", 4, width=4, blocks=(1,)).to(memory_format=torch.contiguous_format)
+    came = layout(net)
+    with torch.inference_mode():
+        refuses("outside of torch.inference_mode", fit, net, data.train, epochs=1, progress=False)
+    assert not any(tensor.is_inference() for tensor in net.parameters())
+    net.forward = lambda images, usual=net.forward: (usual(images),) if net.training else usual(images)
+    refuses("logits .* alone in training mode", fit, net, data.train, epochs=1, progress=False)
+    assert layout(net) == came
+
+
+@pytest.mark.parametrize("trigger", ["label_consistent", "trojannn", "input_aware"])
+def test_attacks_that_take_gradients_work_inside_no_grad(data, trigger):
+    settings = {"size": 5} if trigger == "trojannn" else {"steps": 1} if trigger == "label_consistent" else {}
+    with torch.no_grad():
+        planted = plant(build("preact_resnet", 4, width=4, blocks=(1,)), data.train, make_trigger(trigger, **settings), 1, epochs=1,
+                        progress=False)
+    assert len(planted.touched)
+
+
+def test_an_all_to_all_attack_needs_no_target_and_can_be_loaded(tmp_path, data):
+    write_npz(tmp_path / "four.npz", data)
+    small = {"name": "preact_resnet", "width": np.int64(4), "blocks": [1]}
+    for target in (9, None):
+        made = gp.attack("badnets", data=tmp_path / "four.npz", model=small, label_map="all_to_all", target=target, epochs=1,
+                         trigger_settings={"position": (np.int64(1), 2)}, progress=False)
+        save_checkpoint(tmp_path / "model", made.model, made.card, made.trigger)
+        assert gp.load_victim(tmp_path / "model").label_map == "all_to_all"

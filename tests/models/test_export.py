@@ -93,3 +93,10 @@ def test_bad_input(tmp_path, monkeypatch):
     refuses(r"needs onnx, onnxruntime, onnxscript; install with: pip install 'gradprune\[export\]'", check_export,
             "model.onnx")
     check_export("model.pt2")
+
+
+def test_a_file_that_the_runtime_cannot_run_is_told_in_a_sentence(tmp_path):
+    needs(".onnx")
+    net = build("preact_resnet", 4, width=2, blocks=(1,)).double()
+    refuses("cannot be exported as .onnx: ", export, net, tmp_path / "model.onnx", IMAGES.double())
+    assert not list(tmp_path.iterdir())

@@ -48,6 +48,8 @@ def test_positions_at_the_borders_of_layers():
     for position in (-1, 11):
         with pytest.raises(IndexError, match=rf"^filter position must lie in 0\.\.10, got {position}$"):
             FOUND[position]
+        with pytest.raises(IndexError, match="filter position must lie in"):
+            own_tensors(MODEL, FOUND, position)
     for index in (-1, 4):
         refuses(rf"^layer 'first' has filters 0\.\.3, got {index}\.$", FOUND.position, "first", index)
     refuses(r"^no convolution is named 'fourth'; there are first, second, third\.$", FOUND.position, "fourth", 0)

@@ -186,3 +186,10 @@ def test_outliers_at_the_border():
     assert outliers([10.0, 11.0, 12.0, 2.0, 9.0, 1.0, 11.0, 10.0, 9.0])[1] == [5, 3], "the smallest first"
     assert outliers([10.0, 10.0, 10.0, 10.0, 1.0]) == ([0.0] * 5, []), "no spread, no measure of how far off one is"
     assert outliers([10.0, 10.9, 9.0, 11.0, 10.5, 9.5, 7.3])[1] == [6] and outliers([10.0, 10.9, 9.0, 11.0, 10.5, 9.5, 7.4])[1] == []
+
+
+@pytest.mark.parametrize("way", [invert, perturb])
+def test_a_search_works_inside_no_grad(way):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    with torch.no_grad():
+        assert len(way(net, torch.rand(4, 3, 2, 2), 1, steps=2, progress=False).history) == 2

@@ -9,6 +9,7 @@ import shlex
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ import gradprune as gp
 from gradprune.attacks import BadNets, Picture, make_trigger, read_trigger
 from gradprune.attacks.triggers.foreign import read_array
 from gradprune.cli import jobs as demo
+from gradprune.cli.scan import _card_says
 from gradprune.datasets import Dataset, sources
 from gradprune.defenses import Scan
 from gradprune.models import build, load_weights, predict
@@ -573,8 +575,10 @@ def test_a_patch_on_black_ground_is_asked_about(tmp_path, caplog):
         marked = Picture.read(path, mask=mask)(images)
         assert (marked[..., -3:, -3:] == 1).all() and (marked[..., :-3, :] == 0.5).all()
     assert not caplog.records
-    faint = Picture.read(path, opacity=0.2)(images)
+    again = Picture.read(path, opacity=0.2)
+    faint = again(images)
     assert "the black pixels are left out" in caplog.text
+    assert torch.equal(again(images), faint) and len(caplog.records) == 1, "said at each batch"
     assert faint[0, 0, -1, -1] == pytest.approx(0.6) and (faint[..., :-3, :] == 0.5).all()
     whole = Picture.read(path, opacity=0.2, mask="whole")
     assert whole(images)[0, 0, 0, 0] == pytest.approx(0.4) and make_trigger("picture", **whole.settings).whole
@@ -668,7 +672,7 @@ def test_a_bench_of_own_code(here):
     assert again.exit_code == 0 and ", 0 of them failed" in again.stdout
 
 
-def test_a_bench_of_own_models_mixes_no_rows_of_other_settings(here):
+def test_a_bench_of_own_models_mixes_no_rows_of_other_settings(here, victim):
     Image.new("RGB", Image.open("patch.png").size, "red").save("other.png")
     arguments = ("bench", "--attacks", "weights.pth", "--model", "mypkg.nets:build", "--data", "data.npz", "--trigger", "patch.png",
                  "--target", 1, "--spc", 2, "--seeds", 1, "--out", "out/table")
@@ -677,9 +681,11 @@ def test_a_bench_of_own_models_mixes_no_rows_of_other_settings(here):
     as_json(*arguments, "--defenses", "clp")
     before = listing(Path("out"))
     for changed in (("--target", 0), ("--trigger", "other.png"), ("--opacity", 0.5), ("--position", "top_left")):
-        assert "saved with other weights or settings; nothing was changed" in refused(*arguments, "--defenses", "clp,ft", *changed)
+        assert "saved with other weights, settings or images; nothing was changed" in refused(*arguments, "--defenses", "clp,ft", *changed)
     assert listing(Path("out")) == before
     assert as_json(*arguments, "--defenses", "clp")["cells"] == 1
+    write_npz(here / "data.npz", Dataset(*(squares(len(part), seed) for seed, part in enumerate(victim.data, 5))))
+    assert "settings or images; nothing was changed" in refused(*arguments, "--defenses", "clp,ft")
 
 
 def test_benches_of_own_models_that_cannot_be(here):
@@ -795,3 +801,32 @@ def test_grey_models_by_name_take_grey_images(here):
     write_npz(here / "grey.npz", Dataset(*grey))
     torch.save(build("mobilenet_v3_small", 4, channels=1).state_dict(), "grey.pth")
     assert Own("mobilenet_v3_small", "grey.npz").open("grey.pth").card["model"]["channels"] == 1
+
+
+def test_a_trigger_or_target_given_by_hand_replaces_what_the_card_says(here, victim):
+    """The label map, facts and figures of the old attack."""
+    card = card_of(victim, metrics={"acc": 0.9, "asr": 0.9, "ra": 0.1})
+    card["attack"] |= {"label_map": "all_to_all", "departs": "strength 9", "rate": 0.1}
+    save_checkpoint("shifted", victim.model, card, victim.trigger)
+    assert "leads each class to the next." in run("evaluate", "shifted").stdout
+    for given, target in ((("--target", 2), 2), (("--trigger", "patch.png", "--target", 1), 1)):
+        told = as_json("evaluate", "shifted", *given)
+        wanted = gp.evaluate(victim.model, victim.data.test, victim.trigger, target)
+        assert (told["asr"], told["ra"]) == (round(wanted.asr, 4), round(wanted.ra, 4)) and told["card"] is None
+    other = Own(trigger="patch.png", target=np.int64(1)).victim("shifted")
+    assert other.card["attack"].keys() == {"trigger", "settings", "target"}
+    assert Own(trigger="patch.png").victim("shifted").label_map == "all_to_all"
+    assert "a single target" in _card_says(card, SimpleNamespace(classes=victim.data.test.classes, suspect=None))
+
+
+def test_a_trigger_in_code_or_that_is_added_takes_no_options_of_pictures(here):
+    Path("marks.py").write_text("from torch import nn\nclass Noisy(nn.Dropout):\n    pass\n")
+    assert not read_trigger("marks:Noisy").function.training
+    np.save("minus.npy", np.full((16, 16), -0.1))
+    for settings in ({"position": (0, 0)}, {"opacity": 0.5}, {"mask": "whole"}):
+        refuses("are for pictures", read_trigger, "marks:Noisy", **settings)
+    for settings in ({"position": (0, 0)}, {"opacity": 0.0}):
+        refuses("takes no mask and no position", read_trigger, "minus.npy", **settings)
+    assert "takes a picture or an array" in refused("bench", "--attacks", "weights.pth", "--model", "mypkg.nets:build", "--data",
+                                                    "data.npz", "--trigger", "marks:Noisy", "--target", 1)
+    assert not Path("out").exists()

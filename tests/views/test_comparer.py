@@ -182,3 +182,10 @@ def test_what_is_no_table_is_told(given, message):
     alive = set(_instances)
     refuses(message, DefenceComparer, given)
     assert set(_instances) == alive
+
+
+def test_models_of_one_attack_count_once_in_the_line_of_the_given_model():
+    """A defence that changes nothing ends where the models began."""
+    rows = [row_of(attack, asr=asr, asr_before=asr) for attack, asr in (("badnets", 0.9), ("seeds/badnets_1", 0.9), ("sig", 0.3))]
+    found = compare(pd.DataFrame(rows), metric="asr")
+    assert found.given == pytest.approx(found.lines.loc["ft", "mean"]) == pytest.approx(0.6) and found.attacks == 2

@@ -86,3 +86,7 @@ def test_strict_mode_lets_errors_out(page, monkeypatch):
     refuses("cannot be made", page.add, broken)
     with pytest.raises(KeyError):
         page.choose.value = "lost"
+
+
+def test_an_unknown_victim_is_refused():
+    refuses("Unknown victim 'nope'", Playground, "nope")

@@ -341,6 +341,8 @@ def test_trajectory_without_replay_or_without_success():
     assert pruning_trajectory(rows, kept=np.int64(2)).summary == pruning_trajectory(rows, kept=2).summary
     assert pruning_trajectory(rows[:1], kept=0).summary == "Nothing was pruned."
     refuses("no pruning rows", pruning_trajectory, tuning(3, 1))
+    unknown = pruning_trajectory([{key: value for key, value in row.items() if key != "val_unlearning_loss"} for row in rows])
+    assert says(unknown.summary, "accuracy fell") and "unlearning" not in unknown.summary
 
 
 def test_loss_curves_mark_the_kept_epoch():
@@ -486,6 +488,8 @@ def test_report_is_honest(victim, result, tmp_path, after, verdict):
 
 
 def test_a_report_of_closed_channels_has_no_replay(victim, tmp_path):
+    two = {"before": STAGES["before"], "tuned": STAGES["before"]}  # a result without fine-tuning has its figures, too
+    assert "after" in Page(write_report(tmp_path, victim, defend("clp", victim), two).read_text()).words
     words = Page(write_report(tmp_path, victim, defend("clp", victim), STAGES).read_text()).words
     assert "channels" in words and "round by round" not in words
 

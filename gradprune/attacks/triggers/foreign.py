@@ -89,6 +89,8 @@ class Called(Trigger):
             except Exception as error:  # foreign code may raise anything
                 raise InputError(f"{place} failed with {type(error).__name__}: {error}.") from error
         require(callable(self.function), f"{place} must be a function of images, or a class of such.")
+        if isinstance(self.function, nn.Module):
+            self.function.eval().requires_grad_(False)
 
     def stamp(self, images: Tensor) -> Tensor:
         """Call the function."""
@@ -101,20 +103,27 @@ class Called(Trigger):
         return {}
 
 
+def names_code(source: str) -> bool:
+    """Whether a trigger's source is "module:function" and no file."""
+    return ":" in source and not Path(source).exists() and source.rpartition(":")[2].isidentifier()
+
+
 def read_trigger(source: str, position: Any = "bottom_right", opacity: float = 1.0, mask: str | None = None) -> Trigger:
     """A trigger from "module:function", an .npy file, or a picture file.
 
     See `Called`, `read_array` and `Picture.read` for the arguments and the errors raised.
     """
     from gradprune.attacks.triggers.picture import Picture
-    if ":" in source and not Path(source).exists() and source.rpartition(":")[2].isidentifier():
-        require(mask is None, "a mask is for pictures; a trigger from your own code takes none.")
+    if names_code(source):
+        require((mask, position, opacity) == (None, "bottom_right", 1),
+                "mask, position and opacity are for pictures; a trigger from your own code takes none.")
         return Called(source)
     if Path(source).suffix.lower() != ".npy":
         return Picture.read(source, position, opacity, mask)
     pixels, added = read_array(source)
     if added:
-        require(mask is None, "a mask is for pictures; an array that is added takes none.")
+        require((mask, position) == (None, "bottom_right") and opacity > 0,
+                "an array that is added takes no mask and no position, and an opacity above 0.")
         trigger: Trigger = Added((pixels.shape[1], pixels.shape[2]), opacity)
         trigger.pattern = pixels
         return trigger

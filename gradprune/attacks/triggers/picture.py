@@ -34,7 +34,7 @@ class Picture(Trigger):
         super().__init__(size=list(size), position=position, opacity=opacity, **({"whole": True} if whole else {}))
         require(0 < opacity <= 1, f"opacity must lie in 0..1, above 0, got {opacity}.")
         check_position(position)
-        self.position, self.opacity, self.whole = position, opacity, whole
+        self.position, self.opacity, self.whole, self.warned = position, opacity, whole, False
         self.picture: Tensor = nn.Buffer(torch.zeros(3, *size))
         self.alpha: Tensor = nn.Buffer(torch.ones(1, *size))
 
@@ -93,7 +93,9 @@ class Picture(Trigger):
             told = (f"the trigger picture is black but for {int((~self.black()).sum())} pixels: where nothing is to be "
                     "put on, say so with a mask: a picture of it, 'black' for the black pixels, or 'whole' for none")
             require(self.opacity < 1, f"{told}.")
-            _log.warning("%s; now the black pixels are left out.", told)
+            if not self.warned:
+                _log.warning("%s; now the black pixels are left out.", told)
+            self.warned = True
             alpha = alpha * ~self.black()
         require((high, wide) != (height, width) or bool((alpha < 1).any()),
                 "the trigger picture hides the whole image; blend it with an opacity below 1 (often 0.2), say with a "

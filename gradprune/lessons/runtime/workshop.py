@@ -115,7 +115,8 @@ def table_of_sets() -> None:
     """Say of each published data set whether it is here, and how to get it."""
     for name, published in PUBLISHED.items():
         found = state(name)
-        print(f"{name:<14} {'here' if found != 'absent' else f'gradprune data get {name}'}\n{'':<14} {published.about}")
+        told = {"absent": f"gradprune data get {name}", "damaged": "damaged"}.get(found, "here")
+        print(f"{name:<14} {told}\n{'':<14} {published.about}")
 
 
 def photographs(name: str) -> Victim | None:

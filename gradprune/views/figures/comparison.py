@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from gradprune.base.errors import require, require_known
-from gradprune.bench.summary import checked, even_means
+from gradprune.bench.summary import attack_kind, checked, even_means
 from gradprune.views.figures import style
 from gradprune.views.figures.bench_plots import looks, name_defences
 from gradprune.views.figures.drawing import blank, heading, place
@@ -74,10 +74,11 @@ def compare(table: pd.DataFrame, attack: str | None = None, spc: int = 2, metric
         key = "mean" if sort == "best first" else "spread"
         lines = lines.sort_values(key, ascending=key == "spread" or not HIGH_IS_GOOD[metric], kind="stable")
     before = f"{metric}_before"
-    given = 0.5 if metric == "der" else good.groupby("attack")[before].mean().mean() if before in good else None
+    given = None if before not in good else even_means(good.assign(all=0), ["all"], [before])[before].mean()
+    given = 0.5 if metric == "der" else given
     given = None if given is None or np.isnan(given) else given  # NaN where every cell failed
-    return Comparison(attack, spc, metric, lines, chosen["attack"].nunique(), chosen["seed"].nunique(), cells,
-                      given, looks(table))
+    return Comparison(attack, spc, metric, lines, chosen["attack"].map(attack_kind).nunique(), chosen["seed"].nunique(),
+                      cells, given, looks(table))
 
 
 def defences_compared(table: pd.DataFrame, attack: str | None = None, spc: int = 2, metric: str = "der",

@@ -126,9 +126,9 @@ def about_rounds(rows: Sequence[Row], replayed: Sequence[Row] | None, kept: int 
     end = last if kept is None else kept
     after = next(row for row in rows if row["round"] == end)
     text = f"With {count(end, 'filter')} removed" + f" (kept of {count(last, 'round')} tried)" * (kept is not None)
-    text += ", " + change("the validation unlearning loss", rows[0]["val_unlearning_loss"],
-                          after["val_unlearning_loss"], ".3f")
-    text += " and " + change("accuracy", rows[0]["val_acc"], after["val_acc"])
+    loss = "val_unlearning_loss"  # without a trigger there is none
+    parts = [change("the validation unlearning loss", rows[0][loss], after[loss], ".3f")] if loss in after else []
+    text += ", " + " and ".join([*parts, change("accuracy", rows[0]["val_acc"], after["val_acc"])])
     if replayed:
         tested = next(row for row in replayed if row["round"] == end)
         text += "; on test images " + changes(replayed[0], tested)

@@ -119,8 +119,8 @@ def pruning_trajectory(history: Iterable[Row], replay_rows: Sequence[Row] | None
     upright = len(names) * longest > 105
     heights = [1.5, 1.0, 1.5] if replay_rows else [1.5, 1.0]
     high = 1.35 * sum(heights) + 1.2 + upright * 0.075 * longest  # inches
-    losses = {"unlearning": ([row["val_unlearning_loss"] for row in rows], style.TRIGGERED),
-              "clean": ([row["val_clean_loss"] for row in rows], style.CLEAN)}
+    losses = {name: ([row[f"val_{name}_loss"] for row in rows], look) for name, look in
+              (("unlearning", style.TRIGGERED), ("clean", style.CLEAN)) if f"val_{name}_loss" in rows[0]}
     with style.sheet(high, len(heights), sharex=True, height_ratios=heights) as (figure, panels):
         style.draw_lines(panels[0], rounds, losses)
         panels[0].set_title("Validation losses: the basis of the defender's decisions", pad=20)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from gradprune.base.errors import require
-from gradprune.datasets import ImageSet
+from gradprune.datasets import ImageSet, class_name
 from gradprune.defenses.driven import multiple
 from gradprune.defenses.exposure import Reach
 from gradprune.defenses.scan import LOUD, SMALL, Row
@@ -233,7 +233,8 @@ def reach(images: ImageSet, given: Sequence[Reach], repaired: Sequence[Reach] = 
         style.percent(ax.xaxis)
         ax.set_title(f"Images moved to one class{' (triangle: given, dot: repaired)' * bool(after)}", loc="left")
     most = max(given, key=lambda row: row.share)
-    told = f"The family {most.family} moves the most images: {most.share:.0%} to “{images.classes[most.label]}”"
+    goal = class_name(most.label, images.classes)
+    told = f"The family {most.family} moves the most images: {most.share:.0%} to “{goal}”"
     left = max(repaired, key=lambda row: row.share, default=None)
     return Picture(figure, f"{told}; after the repair, {left.family} moves the most: {left.share:.0%}." if left else
                    f"{told}.")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
 
+from gradprune.base.errors import require_known
 from gradprune.victims import Victim, load_victim
 from gradprune.victims.victim import names
 from gradprune.views.figures.drawing import image_html
@@ -24,10 +25,12 @@ class Playground(widgets.VBox):
     """
 
     def __init__(self, name: str = "badnets") -> None:
+        self.told, self.places = widgets.HTML(), list[_Place]()
+        self.choose = widgets.HBox()  # for `close`, if the name is refused
+        require_known("victim", name, names())
         self.choose = buttons("Victim", names(), name)
         self.choose.layout = widgets.Layout(width="auto")  # in a column, the flex basis would set the height
         self.victim: Victim | None = None
-        self.told, self.places = widgets.HTML(), list[_Place]()
         super().__init__([self.choose, self.told])
         self.choose.observe(lambda _: self._follow(), "value")
         self._follow()

@@ -38,8 +38,9 @@ def write_report(folder: Path, victim: Victim, result: DefenseResult, stages: di
     """
     require(len(stages) >= 2, f"stages must hold figures before and after the defence, got {len(stages)}.")
     folder = output_folder(folder)
-    stages = {"fine-tuned" if name == "tuned" else name: metrics for name, metrics in stages.items()
-              if name != "tuned" or result.rows("tune")}
+    tuned = "fine-tuned" if result.rows("tune") else "after"
+    stages = {tuned if name == "tuned" else name: metrics for name, metrics in stages.items()
+              if name != "tuned" or tuned == "fine-tuned" or "pruned" not in stages}
     rounds = result.rows("prune")
     each = _REPLAYED // (2 * max(1, len(rounds)) * len(victim.data.test.classes))
     sample = first_of_each(victim.data.test, max(5, min(50, each)))
@@ -74,8 +75,8 @@ def write_repair_report(folder: str | Path, given: nn.Module, result: DefenseRes
     figures = [[name, *(f"{stage[key]:.1%}" for key in known)]
                for name, stage in (("given model", before), ("repaired", after))]
     repaired = {row.family: row for row in led[1]}
-    shares = [[row.family, *(f"{one.share:.0%} to {images.classes[one.label]}" for one in (row, repaired[row.family]))]
-              for row in led[0]]
+    shares = [[row.family, *(f"{one.share:.0%} to {class_name(one.label, images.classes)}"
+                             for one in (row, repaired[row.family]))] for row in led[0]]
     settings = {**(facts or {}), **{key: value for key, value in result.settings.items() if key != "families"},
                 **{f"seconds, {stage}": f"{seconds:.1f}" for stage, seconds in result.seconds.items()}}
     return write_page(
