@@ -26,7 +26,7 @@ from gradprune.views.figures.pruning_plots import relearn_curve
 
 OUT = Path(__file__).resolve().parents[2] / "data/results/relearn.csv"
 ATTACKS = ("badnets", "blended", "sig")
-CONTROL, REPAIRED = "never backdoored", "never backdoored, repaired"
+CONTROL, REPAIRED = "never backdoored", "clean, repaired"
 MODELS = ("grad_prune", CONTROL, "grad_prune_verified", "ft_distilled", "ft_unlearn", "repair", REPAIRED)
 
 
