@@ -1,6 +1,5 @@
 """A model of somebody else, made into a victim like any other from what its user says about it."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +20,16 @@ from gradprune.models import MODELS, build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, pack, paths, read_card, save_checkpoint
 from gradprune.models.weights import WEIGHTS, bare_name, fit_weights, read_file, state_dict
 from gradprune.victims.backdoorbench import NOT_READ, from_content, is_attack_result
-from gradprune.victims.victim import Victim, checkpoint_path, data_card, images_of, in_color, trigger_of, try_on
+from gradprune.victims.victim import (
+    Victim,
+    checkpoint_path,
+    data_card,
+    digest_of,
+    images_of,
+    in_color,
+    trigger_of,
+    try_on,
+)
 
 STEMS = {"small": True, "stock": False}  # word -> `small` of `models.imported`
 _TRIED = 100  # clean images, to check whether a model and its images fit together
@@ -94,8 +102,7 @@ class Own:
         else:
             trigger = read_trigger(self.trigger, self.position, self.opacity, self.mask)
             attack = {name: attack[name] for name in ("label_map",) if name in attack}
-        if self.target is not None:
-            attack = {name: value for name, value in attack.items() if name != "label_map"}
+        attack = {name: attack[name] for name in attack if self.target is None or name != "label_map"}
         require(isinstance(target, int),
                 "nothing says which class the trigger leads to: give --target, counted from 0.")
         data.test.check_target(target)
@@ -124,7 +131,7 @@ class Own:
         require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
         victims = dict(zip((folder / name for name in names), map(self.victim, weights), strict=True))
         for victim in victims.values():
-            victim.card["data"] = {**victim.card.get("data", {}), "sha256": _digest(victim.data)}
+            victim.card["data"] = {**victim.card.get("data", {}), "sha256": digest_of(victim.data)}
         if (folder.parent / "bench.json").exists():
             for path, victim in victims.items():
                 packed = pack(victim.model, victim.card, victim.trigger)
@@ -255,11 +262,3 @@ def _doubts(answers: Tensor, labels: Tensor) -> list[str]:
     if bool((answers >= 0).all()) and torch.allclose(answers.sum(1), torch.ones(len(answers)), atol=1e-3):
         told.append("The model seems to return probabilities; leave its softmax out: the losses here take logits.")
     return told
-
-
-def _digest(data: Dataset) -> str:
-    """SHA-256 of the defender's and the test images with their labels."""
-    digest = hashlib.sha256()
-    for part in (data.defense, data.test):
-        digest.update(part.images.numpy().tobytes() + part.labels.numpy().tobytes())
-    return digest.hexdigest()

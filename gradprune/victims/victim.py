@@ -1,5 +1,6 @@
 """A victim: an attacked model with its trigger, its data and its card; loaded by zoo name or by path."""
 
+import hashlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,6 +130,14 @@ def data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
     """A card's entry on the images, for `images_of`."""
     size = {"size": told["size"]} if told.get("size") else {}
     return {"name": told["name"], "classes": list(data.test.classes)} | size
+
+
+def digest_of(data: Dataset) -> str:
+    """SHA-256 of the defender's and the test images with their labels."""
+    digest = hashlib.sha256()
+    for part in (data.defense, data.test):
+        digest.update(part.images.numpy().tobytes() + part.labels.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
