@@ -20,16 +20,7 @@ from gradprune.models import MODELS, build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, pack, paths, read_card, save_checkpoint
 from gradprune.models.weights import WEIGHTS, bare_name, fit_weights, read_file, state_dict
 from gradprune.victims.backdoorbench import NOT_READ, from_content, is_attack_result
-from gradprune.victims.victim import (
-    Victim,
-    checkpoint_path,
-    data_card,
-    digest_of,
-    images_of,
-    in_color,
-    trigger_of,
-    try_on,
-)
+from gradprune.victims.victim import Victim, checkpoint_path, data_card, digest, images_of, in_color, trigger_of, try_on
 
 STEMS = {"small": True, "stock": False}  # word -> `small` of `models.imported`
 _TRIED = 100  # clean images, to check whether a model and its images fit together
@@ -131,7 +122,7 @@ class Own:
         require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
         victims = dict(zip((folder / name for name in names), map(self.victim, weights), strict=True))
         for victim in victims.values():
-            victim.card["data"] = {**victim.card.get("data", {}), "sha256": digest_of(victim.data)}
+            victim.card["data"] = {**victim.card.get("data", {}), "sha256": digest(victim.data)}
         if (folder.parent / "bench.json").exists():
             for path, victim in victims.items():
                 packed = pack(victim.model, victim.card, victim.trigger)

@@ -132,12 +132,12 @@ def data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
     return {"name": told["name"], "classes": list(data.test.classes)} | size
 
 
-def digest_of(data: Dataset) -> str:
+def digest(data: Dataset) -> str:
     """SHA-256 of the defender's and the test images with their labels."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for part in (data.defense, data.test):
-        digest.update(part.images.numpy().tobytes() + part.labels.numpy().tobytes())
-    return digest.hexdigest()
+        found.update(part.images.numpy().tobytes() + part.labels.numpy().tobytes())
+    return found.hexdigest()
 
 
 def versions() -> dict[str, str]:
