@@ -99,9 +99,8 @@ class Own:
         data.test.check_target(target)
         try_on(trigger, data, weights)
         made = {"trigger": trigger.name, "settings": trigger.settings, "target": target}
-        if (self.trigger, self.target) != (None, None):  # the card's figures are of another
-            card = {name: value for name, value in card.items() if name != "metrics"}
-        return Victim(model, trigger, target, data, {**card, "attack": {**attack, **made}}, notes=notes)
+        kept = {name: card[name] for name in card if name != "metrics" or (self.trigger, self.target) == (None, None)}
+        return Victim(model, trigger, target, data, {**kept, "attack": {**attack, **made}}, notes=notes)
 
     def names_trigger(self, weights: str | Path) -> bool:
         """Whether the user or the card names the trigger, or the user its target."""
@@ -121,8 +120,8 @@ class Own:
         names = [bare_name(path) for path in weights]
         require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
         victims = dict(zip((folder / name for name in names), map(self.victim, weights), strict=True))
-        for victim in victims.values():
-            victim.card["data"] = {**victim.card.get("data", {}), "sha256": digest(victim.data)}
+        for one in victims.values():
+            one.card["data"] = {**one.card.get("data", {}), "sha256": digest(one.data)}
         if (folder.parent / "bench.json").exists():
             for path, victim in victims.items():
                 packed = pack(victim.model, victim.card, victim.trigger)
