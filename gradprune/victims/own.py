@@ -111,12 +111,8 @@ class Own:
         return isinstance(attack, dict) and isinstance(attack.get("trigger"), str)
 
     def save_all(self, weights: Sequence[str], folder: Path) -> list[str]:
-        """Save several such models with their triggers as checkpoints in `folder`, with everything said here.
-
-        Returns their paths, for a `Grid`; for a model in the user's own code, pass its name to the `Grid` as `code`.
-        Raises InputError as `victim` does, if two files have the same name, or if a bench in the folder above has used
-        a model that was saved under the same name with other weights, settings or images.
-        """
+        """Save several such models in `folder` for a `Grid`; returns their paths. Raises InputError as `victim` does, for
+        equal file names, or if a bench there used other weights, settings or images."""
         names = [bare_name(path) for path in weights]
         require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
         victims = dict(zip((folder / name for name in names), map(self.victim, weights), strict=True))
