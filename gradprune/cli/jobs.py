@@ -158,7 +158,7 @@ def summary(victim: Victim, result: DefenseResult, stages: dict[str, Metrics],
     not done; the settings; a `sentence`.
     """
     seconds = {"train": train_seconds, "prune": result.seconds.get("prune"), "tune": result.seconds.get("tune")}
-    all_to_all = victim.card["attack"].get("label_map") == "all_to_all"
+    all_to_all = victim.label_map == "all_to_all"
     return {
         **dict.fromkeys(STAGES),
         **{stage: {name: round(value, 4) for name, value in figures._asdict().items()}

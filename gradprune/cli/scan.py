@@ -55,13 +55,14 @@ def scan(checkpoint: options.Checkpoint, spc: Spc = 10, seed: Seed = 0, model: o
 def _card_says(card: dict[str, Any], scanned: "Scan") -> str:
     """Whether the card agrees with the verdict; empty if it does not say."""
     attack = card.get("attack")
-    target, rate = (attack.get("target"), attack.get("rate")) if isinstance(attack, dict) else (None, None)
+    attack = attack if isinstance(attack, dict) else {}
+    target, rate = attack.get("target"), attack.get("rate")
     if not isinstance(target, int) or not isinstance(rate, int | float) or not 0 <= target < len(scanned.classes):
         return ""
     if rate == 0:
         return "The card says that no image was poisoned: " + ("no alarm is right." if scanned.suspect is None else
                                                                "this is a false alarm.")
-    if isinstance(attack, dict) and attack.get("label_map") == "all_to_all":
+    if attack.get("label_map") == "all_to_all":
         return "The card says that the trigger leads each class to the next; a scan looks for a single target."
     outcome = ("the scan missed it" if scanned.suspect is None else
                "the suspicion is right" if scanned.suspect == target else "the suspicion is wrong")

@@ -1,5 +1,6 @@
 """Images and labels as two tensors in memory, and the defender's few images drawn from them."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -116,6 +117,13 @@ class Dataset(NamedTuple):
     train: ImageSet
     defense: ImageSet
     test: ImageSet
+
+    def digest(self) -> str:
+        """SHA-256 of the defender's and the test images with their labels."""
+        found = hashlib.sha256()
+        for part in (self.defense, self.test):
+            found.update(part.images.numpy().tobytes() + part.labels.numpy().tobytes())
+        return found.hexdigest()
 
 
 class DefenseImages(NamedTuple):

@@ -20,7 +20,7 @@ from gradprune.models import MODELS, build, predict
 from gradprune.models.checkpoints import Card, load_checkpoint, pack, paths, read_card, save_checkpoint
 from gradprune.models.weights import WEIGHTS, bare_name, fit_weights, read_file, state_dict
 from gradprune.victims.backdoorbench import NOT_READ, from_content, is_attack_result
-from gradprune.victims.victim import Victim, checkpoint_path, data_card, digest, images_of, in_color, trigger_of, try_on
+from gradprune.victims.victim import Victim, checkpoint_path, data_card, doubts, images_of, in_color, trigger_of, try_on
 
 STEMS = {"small": True, "stock": False}  # word -> `small` of `models.imported`
 _TRIED = 100  # clean images, to check whether a model and its images fit together
@@ -77,7 +77,7 @@ class Own:
         require(answers.shape[1] == len(images.classes) == count,
                 f"the model knows {answers.shape[1]} classes, the data has {len(images.classes)}: it must have all the "
                 "model's, in the same order.")
-        opened.notes.extend(_doubts(answers, some.labels))
+        opened.notes.extend(doubts(answers, some.labels))
         return opened
 
     def victim(self, weights: str | Path, device: str = "cpu") -> Victim:
@@ -92,15 +92,23 @@ class Own:
             trigger: Trigger = trigger_of(checkpoint_path(weights), card)
         else:
             trigger = read_trigger(self.trigger, self.position, self.opacity, self.mask)
-            attack = {name: attack[name] for name in ("label_map",) if name in attack}
-        attack = {name: attack[name] for name in attack if self.target is None or name != "label_map"}
         require(isinstance(target, int),
                 "nothing says which class the trigger leads to: give --target, counted from 0.")
         data.test.check_target(target)
         try_on(trigger, data, weights)
         made = {"trigger": trigger.name, "settings": trigger.settings, "target": target}
-        kept = {name: card[name] for name in card if name != "metrics" or (self.trigger, self.target) == (None, None)}
-        return Victim(model, trigger, target, data, {**kept, "attack": {**attack, **made}}, notes=notes)
+        kept = self._still_true(card)
+        return Victim(model, trigger, target, data, {**kept, "attack": {**kept.get("attack", {}), **made}}, notes=notes)
+
+    def _still_true(self, card: Card) -> Card:
+        """The card without the facts and figures of another attack than the user's."""
+        attack = card.get("attack", {})
+        if (self.trigger, self.target) == (None, None) or "trigger" not in attack:  # the user completes the card
+            return card
+        old = {"label_map"} if self.target is not None else set()
+        old |= set() if self.trigger is None else attack.keys() - {"label_map"}
+        kept = {name: entry for name, entry in card.items() if name != "metrics"}
+        return kept | {"attack": {name: attack[name] for name in attack if name not in old}}
 
     def names_trigger(self, weights: str | Path) -> bool:
         """Whether the user or the card names the trigger, or the user its target."""
@@ -111,13 +119,17 @@ class Own:
         return isinstance(attack, dict) and isinstance(attack.get("trigger"), str)
 
     def save_all(self, weights: Sequence[str], folder: Path) -> list[str]:
-        """Save several such models in `folder` for a `Grid`; returns their paths. Raises InputError as `victim` does, for
-        equal file names, or if a bench there used other weights, settings or images."""
+        """Save several such models with their triggers as checkpoints in `folder`, with everything said here.
+
+        Returns their paths, for a `Grid`; for a model in the user's own code, pass its name to the `Grid` as `code`.
+        Raises InputError as `victim` does, if two files have the same name, or if a bench in the folder above has used
+        a model that was saved under the same name with other weights, settings or images.
+        """
         names = [bare_name(path) for path in weights]
         require(len(set(names)) == len(names), f"each model needs a file name of its own, got {', '.join(names)}.")
         victims = dict(zip((folder / name for name in names), map(self.victim, weights), strict=True))
         for one in victims.values():
-            one.card["data"] = {**one.card.get("data", {}), "sha256": digest(one.data)}
+            one.card["data"] = {**one.card.get("data", {}), "sha256": one.data.digest()}
         if (folder.parent / "bench.json").exists():
             for path, victim in victims.items():
                 packed = pack(victim.model, victim.card, victim.trigger)
@@ -235,16 +247,3 @@ def guess_options(model: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     told: dict[str, Any] = {"channels": 1} if 1 in read and 3 not in read else {}
     bare = model.startswith("preact_resnet") and not any(name.endswith("bn.weight") for name in tensors)
     return {**told, "last_norm": False} if bare else told
-
-
-def _doubts(answers: Tensor, labels: Tensor) -> list[str]:
-    """Sentences on why the model and the images may not fit together, from the logits of clean images."""
-    right = int((answers.argmax(1) == labels).sum())
-    told = []
-    if right < len(labels) / 2:
-        told.append(f"Of {len(labels)} clean images the given model gets {right} right. If it should know better: the "
-                    "data's classes must stand in the model's order, its pictures have the size, and its pixels be "
-                    "shifted and scaled (--mean, --std) as in the training.")
-    if bool((answers >= 0).all()) and torch.allclose(answers.sum(1), torch.ones(len(answers)), atol=1e-3):
-        told.append("The model seems to return probabilities; leave its softmax out: the losses here take logits.")
-    return told

@@ -1,13 +1,12 @@
 """A victim: an attacked model with its trigger, its data and its card; loaded by zoo name or by path."""
 
-import hashlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradprune import __version__
 from gradprune.attacks import Trigger, make_trigger
@@ -132,14 +131,6 @@ def data_card(data: Dataset, told: dict[str, Any]) -> dict[str, Any]:
     return {"name": told["name"], "classes": list(data.test.classes)} | size
 
 
-def digest(data: Dataset) -> str:
-    """SHA-256 of the defender's and the test images with their labels."""
-    found = hashlib.sha256()
-    for part in (data.defense, data.test):
-        found.update(part.images.numpy().tobytes() + part.labels.numpy().tobytes())
-    return found.hexdigest()
-
-
 def versions() -> dict[str, str]:
     """The versions of gradprune and torch, as rows, cards and pages name them."""
     return {"gradprune": __version__, "torch": torch.__version__.split("+")[0]}
@@ -160,6 +151,19 @@ def images_of(told: dict[str, Any], path: str | Path, on_card: bool = False) -> 
         raise InputError(f"{error} The card of {path} names these images, {told['name']!r}; --data gives it others."
                          ) from None
     return data
+
+
+def doubts(answers: Tensor, labels: Tensor) -> list[str]:
+    """Sentences on why the model and the images may not fit together, from the logits of clean images."""
+    right = int((answers.argmax(1) == labels).sum())
+    told = []
+    if right < len(labels) / 2:
+        told.append(f"Of {len(labels)} clean images the given model gets {right} right. If it should know better: the "
+                    "data's classes must stand in the model's order, its pictures have the size, and its pixels be "
+                    "shifted and scaled (--mean, --std) as in the training.")
+    if bool((answers >= 0).all()) and torch.allclose(answers.sum(1), torch.ones(len(answers)), atol=1e-3):
+        told.append("The model seems to return probabilities; leave its softmax out: the losses here take logits.")
+    return told
 
 
 def in_color(data: Dataset, model: nn.Module) -> tuple[Dataset, list[str]]:

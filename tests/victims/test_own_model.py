@@ -816,6 +816,8 @@ def test_a_trigger_or_target_given_by_hand_replaces_what_the_card_says(here, vic
     other = Own(trigger="patch.png", target=np.int64(1)).victim("shifted")
     assert other.card["attack"].keys() == {"trigger", "settings", "target"}
     assert Own(trigger="patch.png").victim("shifted").label_map == "all_to_all"
+    save_checkpoint("unnamed", victim.model, card | {"attack": {"target": 1, "poisoned_images": 5}})
+    assert Own(trigger="patch.png").victim("unnamed").card["attack"]["poisoned_images"] == 5, "the user only completes this card"
     assert "a single target" in _card_says(card, SimpleNamespace(classes=victim.data.test.classes, suspect=None))
 
 

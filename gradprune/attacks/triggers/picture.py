@@ -95,7 +95,7 @@ class Picture(Trigger):
             require(self.opacity < 1, f"{told}.")
             if not self.warned:
                 _log.warning("%s; now the black pixels are left out.", told)
-            self.warned = True
+                self.warned = True
             alpha = alpha * ~self.black()
         require((high, wide) != (height, width) or bool((alpha < 1).any()),
                 "the trigger picture hides the whole image; blend it with an opacity below 1 (often 0.2), say with a "

@@ -25,12 +25,12 @@ class Playground(widgets.VBox):
     """
 
     def __init__(self, name: str = "badnets") -> None:
-        self.told, self.places = widgets.HTML(), list[_Place]()
-        self.choose = widgets.HBox()  # for `close`, if the name is refused
+        self.places = list[_Place]()  # first: a refused page is closed, too
         require_known("victim", name, names())
         self.choose = buttons("Victim", names(), name)
         self.choose.layout = widgets.Layout(width="auto")  # in a column, the flex basis would set the height
         self.victim: Victim | None = None
+        self.told = widgets.HTML()
         super().__init__([self.choose, self.told])
         self.choose.observe(lambda _: self._follow(), "value")
         self._follow()
@@ -45,9 +45,9 @@ class Playground(widgets.VBox):
 
     def close(self) -> None:
         """Close all panels too."""
-        for widget in (*self.places, self.choose, self.told):
+        for widget in (*self.places, *self.children):
             widget.close()
-        self.choose.unobserve_all()
+            widget.unobserve_all()
         super().close()
 
     def _follow(self) -> None:

@@ -38,9 +38,9 @@ def write_report(folder: Path, victim: Victim, result: DefenseResult, stages: di
     """
     require(len(stages) >= 2, f"stages must hold figures before and after the defence, got {len(stages)}.")
     folder = output_folder(folder)
-    tuned = "fine-tuned" if result.rows("tune") else "after"
+    tuned = "fine-tuned" if result.rows("tune") else "" if "pruned" in stages else "after"  # "": it repeats "pruned"
     stages = {tuned if name == "tuned" else name: metrics for name, metrics in stages.items()
-              if name != "tuned" or tuned == "fine-tuned" or "pruned" not in stages}
+              if name != "tuned" or tuned}
     rounds = result.rows("prune")
     each = _REPLAYED // (2 * max(1, len(rounds)) * len(victim.data.test.classes))
     sample = first_of_each(victim.data.test, max(5, min(50, each)))
